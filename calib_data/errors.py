@@ -1,0 +1,37 @@
+"""Errors that a user can cause, and the one place that turns them into one line and exit code 2."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import typer
+
+
+class InputError(Exception):
+    """Something the user gave is wrong. The message is one line: it names the file or argument and what to do."""
+
+
+def run_command(app: typer.Typer) -> None:
+    """Run a command line and exit: 0 done, 1 a failed gate, 2 wrong input (one line on stderr), 130 interrupted.
+
+    A command raises `typer.Exit(code)` to choose another code.
+    """
+    import typer
+
+    try:
+        code = app(standalone_mode=False)
+    except typer.TyperException as error:  # what the argument parser itself rejects
+        message = error.format_message() if hasattr(error, "format_message") else str(error)
+        _fail(message)
+    except InputError as error:
+        _fail(str(error))
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str) -> None:
+    sys.stderr.write("error: " + " ".join(message.split()) + "\n")
+    sys.exit(2)

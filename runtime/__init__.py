@@ -1,0 +1,1 @@
+"""Runs an exported model folder on ONNX Runtime. Never imports torch or transformers."""
