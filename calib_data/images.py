@@ -1,0 +1,57 @@
+"""Opening the image files that users bring."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from calib_data.errors import InputError
+
+
+def open_image(path: Path | str) -> Image.Image:
+    """Read an image file whole and upright, as RGB.
+
+    Raises InputError, naming the file, when it is missing, a folder, empty, not an image, damaged, or so large that
+    Pillow takes it for a decompression bomb (about 89 million pixels).
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path}: no such file, give the path of an image")
+    if not path.is_file():
+        raise InputError(f"{path}: is not a file, give the path of an image")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                return to_rgb(_to_8_bits(ImageOps.exif_transpose(image), path))
+    except InputError:
+        raise
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
+        limit = f"{(Image.MAX_IMAGE_PIXELS or 0) // 10**6} million"
+        raise InputError(f"{path}: has more than {limit} pixels, scale it down first") from error
+    except UnidentifiedImageError as error:
+        empty = path.stat().st_size == 0
+        reason = "is empty" if empty else "is not an image of a format that Pillow reads"
+        raise InputError(f"{path}: {reason}, give a PNG, JPEG, TIFF or WebP file") from error
+    except Exception as error:  # decoders raise almost anything on damaged files
+        raise InputError(f"{path}: cannot be read as an image ({error}), it may be damaged") from error
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Convert to RGB as transformers' image processors do: what is transparent shows white paper."""
+    if "A" not in image.getbands() and image.info.get("transparency") is None:
+        return image.convert("RGB")
+    image = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+
+
+def _to_8_bits(image: Image.Image, path: Path) -> Image.Image:
+    """Scale 16-bit grey to 8 bits: Pillow's own conversion clips at 255, which turns such a scan into a white page."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise InputError(f"{path}: has 32-bit pixels of unknown range, save it with 8 or 16 bits")
+    return image

@@ -1,0 +1,108 @@
+"""Opening users' image files: what comes out, and the one line for what is not an image."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+from transformers.image_transforms import convert_to_rgb
+
+from calib_data.errors import InputError
+from calib_data.images import open_image, to_rgb
+
+
+def noise(mode, height=13, width=17):
+    bands = {"1": 1, "L": 1, "P": 1, "LA": 2, "RGB": 3, "YCbCr": 3, "HSV": 3, "LAB": 3, "RGBA": 4, "CMYK": 4}[mode]
+    pixels = np.random.default_rng(bands).integers(0, 256, (height, width, bands), dtype=np.uint8)
+    if mode in ("1", "P"):
+        return Image.fromarray(pixels[..., 0]).convert(mode)
+    return Image.frombytes(mode, (width, height), pixels.tobytes())
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "YCbCr", "HSV", "LAB", "RGBA", "CMYK"])
+def test_conversion_equals_transformers(mode):
+    image = noise(mode)
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), convert_to_rgb(image, return_numpy=True))
+
+
+def test_a_transparent_palette_colour_is_paper():
+    image = noise("P")
+    image.info["transparency"] = image.getpixel((3, 4))
+    np.testing.assert_array_equal(np.asarray(to_rgb(image)), convert_to_rgb(image, return_numpy=True))
+    assert to_rgb(image).getpixel((3, 4)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize(("name", "mode"), [("a.png", "RGBA"), ("a.tif", "CMYK"), ("a.gif", "P"), ("a.bmp", "L")])
+def test_files_come_back_as_rgb(tmp_path, name, mode):
+    image = noise(mode)
+    image.save(tmp_path / name)
+    opened = open_image(tmp_path / name)
+    assert opened.mode == "RGB"
+    np.testing.assert_array_equal(np.asarray(opened), convert_to_rgb(image, return_numpy=True))
+
+
+def test_camera_orientation_is_applied(tmp_path):
+    image = noise("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 270 degrees to see it upright
+    image.save(tmp_path / "turned.png", exif=exif)
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / "turned.png")), np.rot90(np.asarray(image), -1))
+
+
+@pytest.mark.parametrize("name", ["grey.png", "grey.tif"])
+def test_16_bit_grey_keeps_its_shades(tmp_path, name):
+    shades = np.linspace(0, 65535, 64, dtype=np.uint16).reshape(8, 8)
+    Image.fromarray(shades).save(tmp_path / name)
+    np.testing.assert_array_equal(np.asarray(open_image(tmp_path / name))[..., 1], shades // 256)
+
+
+def jpeg():
+    buffer = io.BytesIO()
+    noise("RGB", 64, 64).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+def png_of(width, height):
+    """A valid PNG header that announces width x height pixels, with next to no data."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"just a text file\n", "is not an image"),
+        (jpeg()[:500], "cannot be read as an image"),
+        (png_of(64, 64), "cannot be read as an image"),
+        (png_of(10000, 10000), "has more than 89 million pixels"),  # Pillow only warns
+        (png_of(60000, 60000), "has more than 89 million pixels"),  # Pillow refuses
+    ],
+    ids=["empty", "text", "truncated-jpeg", "damaged-png", "large", "bomb"],
+)
+def test_one_line_for_a_file_that_is_no_image(tmp_path, content, message):
+    path = tmp_path / "document.jpg"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        open_image(path)
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_one_line_for_what_is_no_file(tmp_path):
+    with pytest.raises(InputError, match="is not a file"):
+        open_image(tmp_path)
+    with pytest.raises(InputError, match="no such file"):
+        open_image(tmp_path / "missing.png")
+
+
+def test_32_bit_pixels_are_refused(tmp_path):
+    Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "deep.tif")
+    with pytest.raises(InputError, match="32-bit pixels"):
+        open_image(tmp_path / "deep.tif")
