@@ -1,0 +1,113 @@
+"""Draws rows of text on a page, keeps a box for every character, and wears the picture like a scan."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from . import fonts
+from .content import Row
+
+
+@dataclass(frozen=True)
+class CharBox:
+    """A printed character and its ink box in pixels of the finished picture."""
+
+    char: str
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a page is set: font name, sizes in pixels, grey levels, and how worn the scan is."""
+
+    font: str
+    size: int
+    margin: int
+    pitch: float
+    ink: int
+    paper: int
+    angle: float
+    noise: float
+    jpeg: int | None
+
+
+def width_of(text: str, style: Style, size: int) -> float:
+    """Width of a text in pixels at a font size."""
+    return sum(fonts.load(font, size).getlength(run) for run, font in fonts.runs(text, style.font))
+
+
+def draw(rows: list[Row], style: Style, width: int, height: int, rng: Random) -> tuple[Image.Image, list[CharBox]]:
+    """Draw rows onto a page of width x height; a row that is too wide is set smaller."""
+    page = Image.new("L", (width, height), style.paper)
+    pen = ImageDraw.Draw(page)
+    boxes: list[CharBox] = []
+    free = height - style.pitch * len(rows)
+    top = rng.uniform(0.15, 0.85) * max(free, 0.0)
+    for number, row in enumerate(rows):
+        baseline = top + style.pitch * number + style.pitch / 2 + style.size * 0.36
+        room = width - 2 * style.margin
+        size = style.size
+        while size > 9 and width_of(row.text, style, size) > room:
+            size -= 1
+        for left, text in _places(row, style, size, room):
+            boxes += _write(pen, text, style.margin + left, round(baseline), style, size)
+    return _wear(page, boxes, style, rng)
+
+
+def _places(row: Row, style: Style, size: int, room: float) -> list[tuple[float, str]]:
+    """Left edge (within the margins) and text of each cell."""
+    if row.setting != "spread" or len(row.cells) == 1:
+        slack = max(0.0, room - width_of(row.text, style, size))
+        return [(slack / 2 if row.setting == "center" else 0.0, row.text)]
+    widths = [width_of(cell, style, size) for cell in row.cells]
+    gap = (room - sum(widths)) / (len(widths) - 1)
+    lefts = [sum(widths[:i]) + gap * i for i in range(len(widths))]
+    return list(zip(lefts, row.cells, strict=True))
+
+
+def _write(pen: ImageDraw.ImageDraw, text: str, x: float, y: int, style: Style, size: int) -> list[CharBox]:
+    boxes = []
+    for run, font in fonts.runs(text, style.font):
+        pen.text((x, y), run, fill=style.ink, font=fonts.load(font, size), anchor="ls")
+        for char in run:
+            advance, left, top, right, bottom = fonts.ink(font, size, char)
+            if char != " ":
+                boxes.append(CharBox(char, x + left, y + top, x + right, y + bottom))
+            x += advance
+    return boxes
+
+
+def _wear(page: Image.Image, boxes: list[CharBox], style: Style, rng: Random) -> tuple[Image.Image, list[CharBox]]:
+    """Rotate, add noise, compress."""
+    if style.angle:
+        boxes = [_rotated(box, style.angle, page.size) for box in boxes]
+        page = page.rotate(style.angle, Image.Resampling.BILINEAR, fillcolor=style.paper)
+    if style.noise:
+        grain = np.random.default_rng(rng.getrandbits(64)).standard_normal((page.height, page.width), dtype=np.float32)
+        pixels = np.asarray(page, dtype=np.float32) + style.noise * grain
+        page = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+    if style.jpeg is not None:
+        buffer = io.BytesIO()
+        page.save(buffer, "JPEG", quality=style.jpeg)
+        page = Image.open(buffer)
+    return page.convert("RGB"), boxes
+
+
+def _rotated(box: CharBox, degrees: float, size: tuple[int, int]) -> CharBox:
+    """The box of the same extent around the centre's new place: at a degree or two its corners hardly move."""
+    angle = math.radians(degrees)
+    half_width, half_height = (box.right - box.left) / 2, (box.bottom - box.top) / 2
+    x, y = box.left + half_width - size[0] / 2, box.top + half_height - size[1] / 2
+    # Image rows grow downwards, so a counter-clockwise turn takes y towards -x.
+    new_x = x * math.cos(angle) + y * math.sin(angle) + size[0] / 2
+    new_y = -x * math.sin(angle) + y * math.cos(angle) + size[1] / 2
+    return CharBox(box.char, new_x - half_width, new_y - half_height, new_x + half_width, new_y + half_height)

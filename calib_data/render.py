@@ -1,0 +1,97 @@
+"""Rendered documents: receipts, invoices, forms, tables, letters and single lines, with their ground truth."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from random import Random
+from typing import Literal, get_args
+
+from . import content, draw, fonts, vocabulary
+from .content import Content, Split
+from .document import Document
+from .draw import CharBox, Style
+from .errors import InputError
+
+Kind = Literal["line", "field", "transcription"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+TILE = 28  # pixels of a merged token: sizes are multiples of it, so no processor resizes a rendered page
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A document with everything that the renderer knows about it.
+
+    text: the transcription. fields: field key -> value. boxes: every printed character with its place.
+    thought: a short reasoning that leads to the answer.
+    """
+
+    document: Document
+    text: str
+    fields: dict[str, str]
+    boxes: list[CharBox]
+    thought: str
+
+
+def render(split: Split, seed: int, index: int, kind: Kind | None = None, font: str | None = None) -> Rendered:
+    """Draw one document; the same arguments always give the same pixels.
+
+    kind: what is asked; None draws it by chance. font: a name from `fonts`; None draws one of the training fonts.
+    """
+    rng = Random(f"{split}/{seed}/{kind}/{index}")
+    chosen = kind or rng.choice(KINDS)
+    said = content.line(rng, split) if chosen == "line" else content.document(rng, split, rng.randint(2, 8))
+    image, boxes = page(said, rng, font)
+    prompt, answer, thought = _ask(said, chosen, rng)
+    name = f"{split}/{seed}/{kind or 'mix'}/{index}"
+    return Rendered(Document(image, prompt, answer, name), said.text, said.fields, boxes, thought)
+
+
+def documents(
+    split: str, count: int, seed: int = 0, kind: str | None = None, font: str | None = None
+) -> list[Document]:
+    """Draw `count` documents of a split."""
+    if kind is not None and kind not in KINDS:
+        raise InputError(f"unknown kind {kind!r}: choose one of {', '.join(KINDS)}")
+    if split not in content.SPLITS:
+        raise InputError(f"unknown split {split!r}: choose one of {', '.join(content.SPLITS)}")
+    return [render(split, seed, index, kind, font).document for index in range(count)]  # type: ignore[arg-type]
+
+
+def page(said: Content, rng: Random, font: str | None = None) -> tuple[draw.Image.Image, list[CharBox]]:
+    """Choose a style and a page size for the content, and draw it."""
+    rows = len(said.rows)
+    style = _style(rng, font or rng.choice(fonts.TRAINING_FONTS), single=rows == 1)
+    if rows == 1:
+        width, height = 224, 56 if rng.random() < 0.75 else 112
+    else:
+        widest = max(draw.width_of(row.text, style, style.size) for row in said.rows) + 2 * style.margin
+        width = next((w for w in (224, 280) if w >= widest), 336)
+        height = max(112, math.ceil((rows * style.pitch + 12) / TILE) * TILE)
+    return draw.draw(said.rows, style, width, height, rng)
+
+
+def _style(rng: Random, font: str, single: bool) -> Style:
+    size = rng.randint(18, 25) if single else rng.randint(15, 21)
+    return Style(
+        font=font,
+        size=size,
+        margin=rng.randint(4, 14),
+        pitch=size * rng.uniform(1.3, 1.6),
+        ink=rng.randint(0, 90),
+        paper=rng.randint(205, 255),
+        angle=rng.choice((0.0, rng.uniform(-2, 2) if single else rng.uniform(-1.2, 1.2))),
+        noise=rng.choice((0.0, rng.uniform(2, 12))),
+        jpeg=rng.choice((None, rng.randint(35, 90))),
+    )
+
+
+def _ask(said: Content, kind: Kind, rng: Random) -> tuple[str, str, str]:
+    """Prompt, answer and reasoning."""
+    korean = said.korean
+    if kind != "field":
+        return vocabulary.READ[korean], said.text, vocabulary.THOUGHTS["read"][korean]
+    key = rng.choice(sorted(said.fields))
+    name = vocabulary.LABELS[key][korean][0]
+    thought = vocabulary.THOUGHTS["field"][korean].format(name)
+    return vocabulary.QUESTIONS[key][korean], said.fields[key], thought
