@@ -1,0 +1,121 @@
+"""Choosing the next token from logits."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from calib_data.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+class Sampler(Protocol):
+    """Chooses a token: (logits [V] float32, ids generated so far in this answer) -> id."""
+
+    def __call__(self, logits: NDArray[np.float32], generated: Sequence[int]) -> int:
+        """Return the id of the chosen token."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample; the steps are applied in the order of the fields after the first, as vLLM does.
+
+    seed: of the random generator; None draws a fresh one.
+    presence_penalty: subtracted once from the logit of every token that was already generated, -2 … 2.
+    temperature: divides the logits; 0 takes the most likely token.
+    top_k: keeps the k most likely tokens, and those as likely as the last of them; 0 keeps all.
+    top_p: keeps the fewest of the likeliest tokens whose probabilities add up to p or more.
+
+    Raises InputError for a value outside these ranges.
+    """
+
+    seed: int | None = None
+    presence_penalty: float = 0.0
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.temperature) and self.temperature >= 0):
+            raise InputError(f"--temperature {self.temperature}: must be 0 (greedy) or more")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"--top-p {self.top_p}: must be above 0 and at most 1")
+        if self.top_k < 0:
+            raise InputError(f"--top-k {self.top_k}: must be 0 (off) or more")
+        if not -2 <= self.presence_penalty <= 2:
+            raise InputError(f"--presence-penalty {self.presence_penalty}: must be between -2 and 2")
+        if self.seed is not None and self.seed < 0:
+            raise InputError(f"--seed {self.seed}: must be 0 or more")
+
+    def sampler(self) -> Sampler:
+        """Begin a sequence of draws; two samplers of one seed make the same choices."""
+        random = np.random.Generator(np.random.PCG64(self.seed))
+
+        def sample(logits: NDArray[np.float32], generated: Sequence[int]) -> int:
+            tokens, probabilities = distribution(logits, generated, self)
+            if len(tokens) == 1:
+                return int(tokens[0])
+            cumulative = np.cumsum(probabilities)
+            drawn = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
+            return int(tokens[drawn])
+
+        return sample
+
+
+def greedy(logits: NDArray[np.float32], generated: Sequence[int]) -> int:  # noqa: ARG001
+    """Take the most likely token, the first of several."""
+    _check(logits)
+    return int(logits.argmax())
+
+
+def distribution(
+    logits: NDArray[np.float32], generated: Sequence[int], sampling: Sampling
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Tokens that may come next, [K] int64, and their probabilities, [K] float64, adding up to 1.
+
+    Raises InputError for logits [V] that hold NaN or no finite maximum.
+    """
+    _check(logits)
+    scores = logits.astype(np.float64)
+    if sampling.presence_penalty and len(generated):
+        seen = np.asarray(generated, np.int64)
+        scores[seen] -= sampling.presence_penalty  # once, however often an id is repeated in the index
+    if sampling.temperature == 0:
+        return np.array([scores.argmax()], np.int64), np.ones(1)
+    tokens = np.arange(len(scores), dtype=np.int64)
+    if 0 < sampling.top_k < len(scores):
+        tokens = np.flatnonzero(scores >= np.partition(scores, -sampling.top_k)[-sampling.top_k])
+    scores = scores[tokens]
+    # The largest is subtracted first, so that no temperature, however small, overflows.
+    probabilities = np.exp((scores - scores.max()) / sampling.temperature)
+    probabilities /= probabilities.sum()
+    if sampling.top_p < 1:
+        tokens, probabilities = _nucleus(tokens, probabilities, sampling.top_p)
+    return tokens, probabilities
+
+
+def _nucleus(
+    tokens: NDArray[np.int64], probabilities: NDArray[np.float64], top_p: float
+) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Drop the unlikeliest tokens that together hold no more than 1 - p (Holtzman et al. 2020, section 3.1)."""
+    order = np.argsort(probabilities, kind="stable")
+    kept = order[np.cumsum(probabilities[order]) > 1 - top_p]
+    if not len(kept):  # rounding, at a p near 0
+        kept = order[-1:]
+    return tokens[kept], probabilities[kept] / probabilities[kept].sum()
+
+
+def _check(logits: NDArray[np.float32]) -> None:
+    """Refuse logits without a finite maximum; NaN anywhere makes the maximum NaN."""
+    if not np.isfinite(logits.max()):
+        raise InputError(
+            "--model: the model produced NaN or infinite logits, its weights are damaged or overflow in float16; "
+            "export them again with --dtype bfloat16"
+        )
