@@ -1,0 +1,48 @@
+"""`python -m export`: add ONNX graphs for one target to a model folder."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from calib_data.errors import run_command
+from export.graphs import TargetName, export_folder
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def export(
+    model: Annotated[Path, typer.Option(help="Folder that quantize wrote, or any EXAONE 4.x checkpoint.")] = Path(
+        "reader-w4"
+    ),
+    target: Annotated[TargetName, typer.Option(help="Where the graphs will run.")] = "cpu",
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact", help="CPU: keep activations in float32 (slower, for accuracy studies) instead of int8."
+        ),
+    ] = False,
+) -> None:
+    """Add vision and decoder graphs and runtime.json to a model folder. Weights stay in its safetensors files."""
+    start = time.perf_counter()
+    bundle = export_folder(model, target, exact=exact)
+    entry = bundle.targets[target]
+    table = Table(title=f"{model}: {target}, {entry.dtype} activations" + (", exact" if entry.exact else ""))
+    table.add_column("file")
+    table.add_column("KiB", justify="right")
+    for name in (entry.decoder, entry.vision, *bundle.weights):
+        if name:
+            table.add_row(name, f"{(model / name).stat().st_size / 1024:,.0f}")
+    console = Console()
+    console.print(table)
+    console.print(f"exported in {time.perf_counter() - start:.0f} s; next: python -m runtime generate --model {model}")
+
+
+if __name__ == "__main__":
+    run_command(app)

@@ -1,0 +1,187 @@
+"""Adds the graphs of one target to a model folder, and what the runtime must know about them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from calib_data.errors import InputError
+from export.decoder import Decoder, head_dim
+from export.trace import Axes, save, trace
+from export.vision import VisionEncoder
+from export.weights import Source
+from quantize.checkpoint import DTYPES, Checkpoint, open_checkpoint
+from quantize.family import Family, find_family, model_config
+from runtime import bundle
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import onnx_ir as ir
+    from torch import Tensor
+    from transformers import PreTrainedConfig
+
+TargetName = Literal["cpu", "cuda"]
+_NUMPY_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+def export_folder(folder: Path, target: TargetName, *, exact: bool = False) -> bundle.Bundle:
+    """Trace decoder and vision encoder for a target, write both graphs and `runtime.json`, return its content.
+
+    The folder may be one that quantize wrote or any EXAONE 4.x checkpoint in safetensors. Graphs of another target that
+    are there stay usable. exact: packed weights multiply float32 activations on the CPU, not int8 ones.
+    Raises InputError for a folder that cannot be exported; a failed export leaves no half-written file.
+    """
+    checkpoint = open_checkpoint(folder)
+    family, config = find_family(checkpoint.config), model_config(checkpoint.config)
+    source = Source(checkpoint, load=False, exact=exact or target == "cuda")
+    dtype = activation_dtype(checkpoint, family, target)
+    files: dict[str, str | None] = {"decoder": f"decoder.{target}.onnx", "vision": None}
+    decoder = Decoder(source, family, config)
+    save(trace_decoder(decoder, config, dtype), decoder, folder / f"decoder.{target}.onnx")
+    if family.vision:
+        files["vision"] = f"vision.{target}.onnx"
+        vision = VisionEncoder(source, family, config, on_cuda=target == "cuda", dtype=dtype)
+        save(trace_vision(vision, config), vision, folder / f"vision.{target}.onnx")
+    entry = bundle.Target(
+        dtype=str(dtype).removeprefix("torch."),
+        exact=source.exact,
+        decoder=str(files["decoder"]),
+        vision=files["vision"],
+        versions={name: version(name) for name in ("torch", "transformers", "onnx")},
+    )
+    described = describe(checkpoint, family, config, {**_other_targets(folder, target), target: entry})
+    described.save(folder)
+    return described
+
+
+def activation_dtype(checkpoint: Checkpoint, family: Family, target: TargetName) -> torch.dtype:
+    """float32 on the CPU; on CUDA what the checkpoint stores, which must be 16 bits wide (attention has no other)."""
+    stored = DTYPES[checkpoint.tensors[f"{family.embeddings}.weight"].dtype]
+    if target == "cpu":
+        return torch.float32
+    if stored not in (torch.float16, torch.bfloat16):
+        raise InputError(f"{checkpoint.folder}: stored in {stored}; CUDA graphs need float16 or bfloat16 weights")
+    return stored
+
+
+def trace_decoder(decoder: Decoder, config: PreTrainedConfig, dtype: torch.dtype) -> ir.Model:
+    """The decoder as an ONNX model, its weights still to be bound."""
+    text = config.get_text_config()
+    width, heads = head_dim(text), text.num_key_value_heads
+    batch, tokens, selected, context = 2, 3, 2, 11
+    past: list[Tensor] = []
+    past_axes: list[Axes] = []
+    for window in windows(config):
+        room = 7 if window is None else 5
+        axes = {0: "batch", 2: "room" if window is None else "window_room"}
+        past += [torch.zeros(batch, heads, room, width, dtype=dtype) for _ in range(2)]
+        past_axes += [axes, axes]
+    table = torch.zeros(context, width // 2, dtype=dtype)
+    inputs = [
+        torch.zeros(batch, tokens, text.hidden_size, dtype=dtype),
+        torch.zeros(batch, dtype=torch.int32),
+        torch.zeros((), dtype=torch.int32),
+        torch.zeros(batch, selected, dtype=torch.int64),
+        table,
+        table.clone(),
+        past,
+    ]
+    axes: list[Axes | list[Axes]] = [
+        {0: "batch", 1: "tokens"},
+        {0: "batch"},
+        {},
+        {0: "batch", 1: "selected"},
+        {0: "context"},
+        {0: "context"},
+        past_axes,
+    ]
+    layers = text.num_hidden_layers
+    return trace(decoder, inputs, axes, bundle.decoder_inputs(layers), bundle.decoder_outputs(layers))
+
+
+def trace_vision(vision: VisionEncoder, config: PreTrainedConfig) -> ir.Model:
+    """The vision encoder as an ONNX model, its weights still to be bound."""
+    settings = config.vision_config
+    width = settings.hidden_size // settings.num_heads
+    pixels = settings.in_channels * settings.temporal_patch_size * settings.patch_size**2
+    slots = (settings.window_size // settings.patch_size) ** 2
+    merge, tokens, windows_, frames = settings.spatial_merge_size**2, 6, 3, 2
+
+    def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(shape, dtype=dtype)
+
+    by_name: dict[str, tuple[Tensor, Axes]] = {
+        bundle.PATCHES: (zeros(tokens * merge, pixels), {0: "patches"}),
+        bundle.PATCH_COS: (zeros(tokens * merge, width), {0: "patches"}),
+        bundle.PATCH_SIN: (zeros(tokens * merge, width), {0: "patches"}),
+        bundle.WINDOW_INDEX: (zeros(tokens, dtype=torch.int64), {0: "image_tokens"}),
+        bundle.WINDOW_INVERSE: (zeros(tokens, dtype=torch.int64), {0: "image_tokens"}),
+        bundle.WINDOW_GATHER: (zeros(windows_ * slots, dtype=torch.int64), {0: "slots"}),
+        bundle.WINDOW_SCATTER: (zeros(tokens * merge, dtype=torch.int64), {0: "patches"}),
+        bundle.WINDOW_LENGTHS: (zeros(windows_, dtype=torch.int32), {0: "windows"}),
+        bundle.FRAME_LENGTHS: (zeros(frames, dtype=torch.int32), {0: "frames"}),
+        bundle.FRAME_LENGTH: (zeros(dtype=torch.int32), {}),
+    }
+    inputs, axes = zip(*(by_name[name] for name in bundle.VISION_INPUTS), strict=True)
+    return trace(vision, inputs, axes, bundle.VISION_INPUTS, [bundle.IMAGE_EMBEDS])
+
+
+def windows(config: PreTrainedConfig) -> list[int | None]:
+    """Per decoder layer, how many keys a token sees; None for all of them."""
+    text = config.get_text_config()
+    return [text.sliding_window if kind == "sliding_attention" else None for kind in text.layer_types]
+
+
+def describe(
+    checkpoint: Checkpoint, family: Family, config: PreTrainedConfig, targets: dict[str, bundle.Target]
+) -> bundle.Bundle:
+    """What the runtime must know about a folder."""
+    text = config.get_text_config()
+    embeddings = checkpoint.tensors[f"{family.embeddings}.weight"]
+    vision = None
+    if family.vision:
+        tower = config.vision_config
+        vision = bundle.Vision(
+            patch_size=tower.patch_size,
+            merge_size=tower.spatial_merge_size,
+            window_size=tower.window_size,
+            head_dim=tower.hidden_size // tower.num_heads,
+            rope_theta=tower.rope_parameters["rope_theta"],
+            image_token_id=config.image_token_id,
+        )
+    return bundle.Bundle(
+        text=bundle.Text(
+            hidden_size=text.hidden_size,
+            vocab_size=text.vocab_size,
+            kv_heads=text.num_key_value_heads,
+            head_dim=head_dim(text),
+            context=text.max_position_embeddings,
+            windows=windows(config),
+            rope={
+                "head_dim": head_dim(text),
+                "max_position_embeddings": text.max_position_embeddings,
+                "rope_parameters": dict(text.rope_parameters),
+            },
+        ),
+        vision=vision,
+        embeddings=bundle.StoredArray(
+            file=embeddings.file.name,
+            offset=embeddings.offset,
+            dtype=_NUMPY_NAMES[embeddings.dtype],
+            shape=list(embeddings.shape),
+        ),
+        weights={path.name: bundle.describe_weights(path) for path in checkpoint.files},
+        targets=targets,
+    )
+
+
+def _other_targets(folder: Path, target: str) -> dict[str, bundle.Target]:
+    """Targets exported earlier over the same weights; an unreadable or outdated `runtime.json` has none."""
+    try:
+        earlier = bundle.load_bundle(folder).targets
+    except InputError:
+        return {}
+    return {name: entry for name, entry in earlier.items() if name != target}

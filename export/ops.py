@@ -1,0 +1,262 @@
+"""ONNX Runtime's operators as functions: one node each while a graph is traced, plain torch arithmetic otherwise.
+
+Because both sides of a function live side by side, an exported module also runs in eager mode, and the tests hold
+ONNX Runtime's kernels against the torch arithmetic written here. Schemas: the contrib operators of onnxruntime 1.31
+(docs/ContribOperators.md of that project).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F  # noqa: N812 - the name everybody knows
+
+# The 16 levels of bitsandbytes' NF4 (QLoRA, Dettmers et al. 2023, appendix E).
+NF4_LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+_NF4 = 1  # MatMulBnb4's quant_type
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square normalisation over the last axis, computed in float32; x [..., H], weight [H]."""
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+            "::SimplifiedLayerNormalization",
+            (x, weight),
+            {"axis": -1, "epsilon": eps, "stash_type": 1},
+            dtype=x.dtype,
+            shape=x.shape,
+            version=1,
+        )
+    wide = x.float()
+    return weight * (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x [..., K] times weight [N, K] transposed by a flag: a transposed copy of the weight never exists."""
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+            "com.microsoft::FusedMatMul",
+            (x, weight),
+            {"transA": 0, "transB": 1, "alpha": 1.0},
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], weight.shape[0]),
+            version=1,
+        )
+    return F.linear(x, weight)
+
+
+def split(x: Tensor, widths: list[int]) -> tuple[Tensor, ...]:
+    """Cut the last axis into pieces of these widths (torch's own export makes a sequence, which CUDA has not)."""
+    if torch.onnx.is_in_onnx_export():
+        return tuple(
+            torch.onnx.ops.symbolic_multi_out(
+                "::Split",
+                (x, torch.tensor(widths, dtype=torch.int64)),
+                {"axis": -1},
+                dtypes=[x.dtype] * len(widths),
+                shapes=[(*x.shape[:-1], width) for width in widths],
+                version=18,
+            )
+        )
+    return x.split(widths, dim=-1)
+
+
+def matmul_nbits(x: Tensor, packed: Tensor, scales: Tensor, bits: int, accuracy_level: int) -> Tensor:
+    """x [..., K] times a symmetric 4/8-bit weight, transposed.
+
+    packed: uint8 [N, K/group, group*bits/8], lowest bits first, zero point 2^(bits-1). scales: [N, K/group], x's dtype.
+    accuracy_level: 1 keeps x as it is, 4 lets the CPU kernel round x to int8 per group.
+    """
+    n, groups, blob = packed.shape
+    group_size = blob * 8 // bits
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+            "com.microsoft::MatMulNBits",
+            (x, packed, scales),
+            {
+                "N": n,
+                "K": groups * group_size,
+                "bits": bits,
+                "block_size": group_size,
+                "accuracy_level": accuracy_level,
+            },
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], n),
+            version=1,
+        )
+    codes = packed if bits == 8 else torch.stack((packed & 15, packed >> 4), dim=-1).reshape(n, groups, group_size)
+    weight = (codes.to(scales.dtype) - 2 ** (bits - 1)) * scales.unsqueeze(-1)
+    return F.linear(x, weight.reshape(n, groups * group_size))
+
+
+def matmul_nf4(x: Tensor, packed: Tensor, absmax: Tensor, n: int, k: int, block_size: int) -> Tensor:
+    """x [..., K] times an NF4 weight, transposed.
+
+    packed: uint8 [N*K/2], high nibble first, row-major over [N, K]. absmax: [N*K/block_size], x's dtype.
+    """
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+            "com.microsoft::MatMulBnb4",
+            (x, packed, absmax),
+            {"N": n, "K": k, "block_size": block_size, "quant_type": _NF4},
+            dtype=x.dtype,
+            shape=(*x.shape[:-1], n),
+            version=1,
+        )
+    codes = torch.stack((packed >> 4, packed & 15), dim=-1).reshape(-1, block_size).long()
+    levels = torch.tensor(NF4_LEVELS, dtype=absmax.dtype, device=absmax.device)
+    return F.linear(x, (levels[codes] * absmax.unsqueeze(-1)).reshape(n, k))
+
+
+def _heads(x: Tensor, heads: int) -> Tensor:
+    """[B, T, heads*D] to [B, heads, T, D]."""
+    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
+    """Grouped-query softmax attention, [B, heads, T, D] by [B, kv_heads, S, D] to [B, T, heads*D].
+
+    allowed: bool, broadcast to [B, 1, T, S].
+    """
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+    scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
+    scores = scores.float().masked_fill(~allowed, -math.inf)
+    weights = scores.softmax(-1).nan_to_num()  # a padded row may see no key at all
+    return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(-2)
+
+
+def _rotate(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE in the half-split layout; x [B, heads, T, D], positions [B, T], cos/sin [context, D/2]."""
+    c, s = cos[positions].unsqueeze(1).to(x.dtype), sin[positions].unsqueeze(1).to(x.dtype)
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * c - second * s, second * c + first * s), dim=-1)
+
+
+def cached_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    seqlens_k: Tensor,
+    total_sequence_length: Tensor,
+    rope: tuple[Tensor, Tensor] | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Causal grouped-query attention over a KV buffer that it also extends (GroupQueryAttention).
+
+    q [B, T, heads*D], k and v [B, T, kv_heads*D]; past_key and past_value [B, kv_heads, S, D], S being the buffer's room.
+    seqlens_k int32 [B]: tokens after this step, less one; total_sequence_length int32 scalar: their maximum.
+    rope: cos and sin [context, D/2]; None for a layer without positions. window: how many keys a query sees, itself
+    included; then the buffer keeps the most recent positions from row 0 on, and its room need not exceed the window.
+    Returns the output [B, T, heads*D] and the buffers after the step.
+    """
+    kv_heads, head_dim = past_key.shape[1], past_key.shape[3]
+    heads = q.shape[-1] // head_dim
+    if torch.onnx.is_in_onnx_export():
+        attributes: dict[str, int] = {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": int(rope is not None)}
+        if window is not None:
+            attributes |= {"local_window_size": window, "sliding_window_cache": 1}
+        output, key, value = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            (q, k, v, past_key, past_value, seqlens_k, total_sequence_length, *(rope or ())),
+            attributes,
+            dtypes=(q.dtype, past_key.dtype, past_value.dtype),
+            shapes=(q.shape, past_key.shape, past_value.shape),
+            version=1,
+        )
+        return output, key, value
+    return _cached_attention(_heads(q, heads), _heads(k, kv_heads), _heads(v, kv_heads), past_key, past_value,
+                             seqlens_k, rope, window)  # fmt: skip
+
+
+def _cached_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    seqlens_k: Tensor,
+    rope: tuple[Tensor, Tensor] | None,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The arithmetic of `cached_attention`, one row of the batch at a time; heads are split already."""
+    outputs, new_key, new_value = [], past_key.clone(), past_value.clone()
+    room, tokens = past_key.shape[2], q.shape[2]
+    for row in range(q.shape[0]):
+        total = int(seqlens_k[row]) + 1
+        before = total - tokens
+        positions = torch.arange(before, total).unsqueeze(0)
+        q_row, k_row = q[row : row + 1], k[row : row + 1]
+        if rope is not None:
+            q_row, k_row = _rotate(q_row, positions, *rope), _rotate(k_row, positions, *rope)
+        kept = before if window is None else resident(before, room, window)
+        keys = torch.cat((past_key[row : row + 1, :, :kept], k_row), dim=2)
+        values = torch.cat((past_value[row : row + 1, :, :kept], v[row : row + 1]), dim=2)
+        at = torch.arange(before - kept, total)  # absolute position of each key
+        distance = positions[0].unsqueeze(1) - at
+        allowed = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
+        outputs.append(_attend(q_row, keys, values, allowed))
+        stay = total if window is None else resident(total, room, window)
+        new_key[row, :, :stay], new_value[row, :, :stay] = keys[0, :, -stay:], values[0, :, -stay:]
+    return torch.cat(outputs), new_key, new_value
+
+
+def resident(total: int, room: int, window: int) -> int:
+    """How many of the latest positions a windowed buffer holds after `total` tokens (GroupQueryAttention's L(T))."""
+    if total <= room:
+        return total
+    step = room - window + 1
+    return total - step * -(-(total - room) // step)
+
+
+def padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, longest: Tensor, head_dim: int) -> Tensor:
+    """Attention within right-padded rows, every token of a row seeing the whole row (GroupQueryAttention, causal=0).
+
+    q [rows, T, heads*D], k and v [rows, T, kv_heads*D], lengths int32 [rows], longest int32 scalar = T on the host.
+    Output rows beyond a length are unspecified.
+    """
+    heads, kv_heads = q.shape[-1] // head_dim, k.shape[-1] // head_dim
+    if torch.onnx.is_in_onnx_export():
+        cache_shape = (k.shape[0], kv_heads, k.shape[1], head_dim)
+        output, _, _ = torch.onnx.ops.symbolic_multi_out(
+            "com.microsoft::GroupQueryAttention",
+            (q, k, v, None, None, lengths - 1, longest),
+            {"num_heads": heads, "kv_num_heads": kv_heads, "causal": 0},
+            dtypes=(q.dtype, k.dtype, v.dtype),
+            shapes=(q.shape, cache_shape, cache_shape),
+            version=1,
+        )
+        return output
+    allowed = torch.arange(k.shape[1]) < lengths.unsqueeze(-1)  # [rows, T]
+    return _attend(_heads(q, heads), _heads(k, kv_heads), _heads(v, kv_heads), allowed[:, None, None, :])
+
+
+def dense_attention(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor:
+    """Attention within unpadded rows without an N x N tensor on the CPU (MultiHeadAttention, KV heads repeated).
+
+    q [rows, T, heads*D], k and v [rows, T, kv_heads*D].
+    """
+    heads, kv_heads = q.shape[-1] // head_dim, k.shape[-1] // head_dim
+    if torch.onnx.is_in_onnx_export():
+        k, v = (
+            x.unflatten(-1, (kv_heads, 1, head_dim)).expand(-1, -1, -1, heads // kv_heads, -1).flatten(-3)
+            for x in (k, v)
+        )
+        return torch.onnx.ops.symbolic(  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+            "com.microsoft::MultiHeadAttention",
+            (q, k, v),
+            {"num_heads": heads},
+            dtype=q.dtype,
+            shape=q.shape,
+            version=1,
+        )
+    everything = torch.ones(1, dtype=torch.bool)
+    return _attend(_heads(q, heads), _heads(k, kv_heads), _heads(v, kv_heads), everything)

@@ -1,0 +1,143 @@
+"""The vision encoder's forward pass as ONNX should see it: any image size, windows of unequal size exact.
+
+All index work is done on the host (`runtime.windows`). Windows become rows of a batch, right-padded to a full window;
+frames become rows too, all of one size within a call. Equals transformers' `Exaone4_5_VisionModel`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name everybody knows
+
+from export import ops
+from export.decoder import MLP
+from export.weights import Linear, RMSNorm, Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from quantize.family import Family
+
+_EPS = 1e-6  # fixed in transformers' modules, not a setting of the checkpoint
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """RoPE in float32; x [P, heads*D], cos and sin [P, D] with both halves alike."""
+    width = cos.shape[-1]
+    halves = [width // 2, width // 2]
+    first, second = ops.split(x.unflatten(-1, (-1, width)).float(), halves)
+    c, s = (ops.split(table.unsqueeze(1), halves)[0] for table in (cos, sin))
+    return torch.cat((first * c - second * s, second * c + first * s), dim=-1).flatten(-2).to(x.dtype)
+
+
+class VisionAttention(nn.Module):
+    """Grouped-query attention, within windows or within whole frames."""
+
+    def __init__(self, source: Source, name: str, config: PreTrainedConfig, *, full: bool, on_cuda: bool) -> None:
+        super().__init__()
+        self.full, self.on_cuda = full, on_cuda
+        self.head_dim = config.hidden_size // config.num_heads
+        kv_width = config.num_key_value_heads * self.head_dim
+        self.widths = [config.hidden_size, kv_width, kv_width]
+        self.window_patches = (config.window_size // config.patch_size) ** 2
+        self.qkv = Linear(source, f"{name}.qkv")
+        self.output = Linear(source, f"{name}.proj")
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], windows: tuple[Tensor, ...], frames: tuple[Tensor, ...]
+    ) -> Tensor:
+        """x [P, C] in window order; rope, windows and frames as `VisionEncoder.forward` takes them."""
+        (qkv,) = self.qkv(x)
+        q, k, v = ops.split(qkv, self.widths)
+        q, k = _rotate(q, *rope), _rotate(k, *rope)
+        attended = self._within_frames((q, k, v), *frames) if self.full else self._within_windows((q, k, v), *windows)
+        (output,) = self.output(attended)
+        return output  # type: ignore[no-any-return]
+
+    def _within_windows(self, qkv: tuple[Tensor, ...], gather: Tensor, scatter: Tensor, lengths: Tensor) -> Tensor:
+        rows = [part.index_select(0, gather).unflatten(0, (-1, self.window_patches)) for part in qkv]
+        longest = torch.tensor(self.window_patches, dtype=torch.int32)
+        padded = ops.padded_attention(*rows, lengths, longest, self.head_dim)
+        return padded.flatten(0, 1).index_select(0, scatter)
+
+    def _within_frames(self, qkv: tuple[Tensor, ...], lengths: Tensor, length: Tensor) -> Tensor:
+        rows = [part.unflatten(0, (lengths.shape[0], -1)) for part in qkv]
+        if self.on_cuda:
+            return ops.padded_attention(*rows, lengths, length, self.head_dim).flatten(0, 1)
+        return ops.dense_attention(*rows, self.head_dim).flatten(0, 1)
+
+
+class VisionBlock(nn.Module):
+    """x = x + attention(norm(x)); x = x + mlp(norm(x))."""
+
+    def __init__(self, source: Source, name: str, config: PreTrainedConfig, *, full: bool, on_cuda: bool) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(source, f"{name}.norm1", _EPS)
+        self.mlp_norm = RMSNorm(source, f"{name}.norm2", _EPS)
+        self.attention = VisionAttention(source, f"{name}.attn", config, full=full, on_cuda=on_cuda)
+        self.mlp = MLP(source, f"{name}.mlp")
+
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], windows: tuple[Tensor, ...], frames: tuple[Tensor, ...]
+    ) -> Tensor:
+        """x [P, C] in window order."""
+        x = x + self.attention(self.attention_norm(x), rope, windows, frames)
+        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+
+
+class VisionEncoder(nn.Module):
+    """Patches of one image, or of the frames of one video, to embeddings for the decoder.
+
+    on_cuda: full-attention blocks use GroupQueryAttention, which has no CPU kernel without an N x N tensor; on the CPU
+    they use MultiHeadAttention, which has.
+    """
+
+    def __init__(
+        self, source: Source, family: Family, config: PreTrainedConfig, *, on_cuda: bool, dtype: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.dtype = dtype
+        vision = config.vision_config
+        self.merge = vision.spatial_merge_size**2
+        self.patch_embed = Linear(source, f"{family.patch_embed}.proj")
+        self.blocks = nn.ModuleList(
+            VisionBlock(
+                source,
+                name,
+                vision,
+                full=number in vision.fullatt_block_indexes,
+                on_cuda=on_cuda,
+            )
+            for number, name in enumerate(family.vision_blocks(config))
+        )
+        self.merger_norm = RMSNorm(source, f"{family.merger}.ln_q", _EPS)
+        self.merger_in = Linear(source, f"{family.merger}.mlp.0")
+        self.merger_out = Linear(source, f"{family.merger}.mlp.2")
+
+    def forward(
+        self,
+        patches: Tensor,
+        patch_cos: Tensor,
+        patch_sin: Tensor,
+        window_index: Tensor,
+        window_inverse: Tensor,
+        window_gather: Tensor,
+        window_scatter: Tensor,
+        window_lengths: Tensor,
+        frame_lengths: Tensor,
+        frame_length: Tensor,
+    ) -> Tensor:
+        """Image embeddings [P / merge^2, H] in float32, in reading order; inputs as `runtime.bundle` describes them."""
+        (x,) = self.patch_embed(patches.to(self.dtype))
+        x = x.unflatten(0, (-1, self.merge)).index_select(0, window_index).flatten(0, 1)
+        rope = (patch_cos, patch_sin)
+        windows = (window_gather, window_scatter, window_lengths)
+        for block in self.blocks:
+            x = block(x, rope, windows, (frame_lengths, frame_length))
+        merged = self.merger_norm(x).unflatten(0, (-1, self.merge)).flatten(1)
+        (hidden,) = self.merger_in(merged)
+        (embeds,) = self.merger_out(F.gelu(hidden))
+        return embeds.index_select(0, window_inverse).float()  # type: ignore[no-any-return]

@@ -1,0 +1,190 @@
+"""The contract between export and runtime: names of graph inputs and outputs, and `runtime.json`.
+
+Export writes it, the runtime reads it, nobody else spells a name of an input or output.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from calib_data.errors import InputError
+from runtime.windows import VisionSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = "runtime.json"
+FORMAT = 1
+
+# Decoder: prompt and step are one graph.
+INPUTS_EMBEDS = "inputs_embeds"  # [batch, tokens, hidden], the target's dtype
+SEQLENS_K = "seqlens_k"  # int32 [batch]: tokens in the cache after this call, less one
+TOTAL_SEQUENCE_LENGTH = "total_sequence_length"  # int32 scalar on the host: the longest row's tokens after this call
+LOGIT_INDEX = "logit_index"  # int64 [batch, selected]: positions of this call whose logits are wanted
+ROPE_COS, ROPE_SIN = "rope_cos", "rope_sin"  # [context, head_dim/2], the target's dtype
+LOGITS = "logits"  # float32 [batch, selected, vocabulary]
+
+# Vision: one image, or the frames of one video.
+PATCHES = "patches"  # float32 [patches, channels * temporal * patch * patch], the image processor's order
+PATCH_COS, PATCH_SIN = "patch_cos", "patch_sin"  # float32 [patches, head_dim], window order
+WINDOW_INDEX = "window_index"  # int64 [patches / merge^2]: merged token at each place of the window order
+WINDOW_INVERSE = "window_inverse"  # int64 [patches / merge^2]: its inverse
+WINDOW_GATHER = "window_gather"  # int64 [windows * window_patches]: row of each slot of the padded windows
+WINDOW_SCATTER = "window_scatter"  # int64 [patches]: slot of each row
+WINDOW_LENGTHS = "window_lengths"  # int32 [windows]: patches of each window
+FRAME_LENGTHS = "frame_lengths"  # int32 [frames]: patches of each frame, all equal within a call
+FRAME_LENGTH = "frame_length"  # int32 scalar on the host: the same number
+VISION_INPUTS = (
+    PATCHES,
+    PATCH_COS,
+    PATCH_SIN,
+    WINDOW_INDEX,
+    WINDOW_INVERSE,
+    WINDOW_GATHER,
+    WINDOW_SCATTER,
+    WINDOW_LENGTHS,
+    FRAME_LENGTHS,
+    FRAME_LENGTH,
+)
+IMAGE_EMBEDS = "image_embeds"  # float32 [patches / merge^2, hidden]
+
+
+def past_names(layers: int) -> list[str]:
+    """Names of the KV inputs, key and value of each layer in turn; each [batch, kv_heads, room, head_dim]."""
+    return [f"past_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
+
+
+def present_names(layers: int) -> list[str]:
+    """Names of the KV outputs, in the order of `past_names`; each may be the very buffer of its input."""
+    return [f"present_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
+
+
+def decoder_inputs(layers: int) -> list[str]:
+    """Every input of the decoder graph, in order."""
+    return [
+        INPUTS_EMBEDS,
+        SEQLENS_K,
+        TOTAL_SEQUENCE_LENGTH,
+        LOGIT_INDEX,
+        ROPE_COS,
+        ROPE_SIN,
+        *past_names(layers),
+    ]
+
+
+def decoder_outputs(layers: int) -> list[str]:
+    """Every output of the decoder graph, in order."""
+    return [LOGITS, *present_names(layers)]
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """A tensor inside a .safetensors file of the folder: row-major, `dtype` as numpy or "bfloat16" names it."""
+
+    file: str
+    offset: int
+    dtype: str
+    shape: list[int]
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a weights file looked like when the graphs were made: their offsets hold only for these bytes."""
+
+    bytes: int
+    header_sha256: str
+
+
+@dataclass(frozen=True)
+class Text:
+    """Shape of the decoder. windows: per layer, how many keys a token sees; None for all of them."""
+
+    hidden_size: int
+    vocab_size: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    windows: list[int | None]
+    rope: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vision(VisionSettings):
+    """Shape of the vision encoder, and the token that stands for one of its embeddings in a prompt."""
+
+    image_token_id: int
+
+
+@dataclass(frozen=True)
+class Target:
+    """The graphs of one kind of device. dtype: of activations and KV cache. exact: no int8 activations."""
+
+    dtype: str
+    exact: bool
+    decoder: str
+    vision: str | None
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """All of `runtime.json`."""
+
+    text: Text
+    vision: Vision | None
+    embeddings: StoredArray
+    weights: dict[str, WeightsFile]
+    targets: dict[str, Target]
+
+    def save(self, folder: Path) -> None:
+        """Write `runtime.json`, replacing an older one in one step."""
+        partial = folder / (FILE + ".partial")
+        partial.write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n")
+        partial.replace(folder / FILE)
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read `runtime.json` and check that the weights are still those that it was made for."""
+    path = folder / FILE
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; give a model folder that quantize wrote")
+    if not path.is_file():
+        raise InputError(f"{folder}: not exported yet; run: python -m export --model {folder}")
+    try:
+        data = json.loads(path.read_text())
+        version = data.pop("format")
+        bundle = Bundle(
+            text=Text(**data.pop("text")),
+            vision=Vision(**vision) if (vision := data.pop("vision")) else None,
+            embeddings=StoredArray(**data.pop("embeddings")),
+            weights={name: WeightsFile(**entry) for name, entry in data.pop("weights").items()},
+            targets={name: Target(**entry) for name, entry in data.pop("targets").items()},
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not readable ({error}); run python -m export again") from error
+    if version != FORMAT:
+        raise InputError(f"{path}: format {version}, this version reads {FORMAT}; run python -m export again")
+    for name, expected in bundle.weights.items():
+        if describe_weights(folder / name) != expected:
+            raise InputError(f"{folder / name}: changed since the graphs were made; run python -m export again")
+    return bundle
+
+
+def describe_weights(path: Path) -> WeightsFile:
+    """Size and header hash of a .safetensors file; the header holds every offset, so it is enough."""
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(8)
+            (length,) = struct.unpack("<Q", prefix)
+            size = path.stat().st_size
+            if length > size:
+                raise InputError(f"{path}: truncated: its header alone is longer than the file")
+            digest = hashlib.sha256(prefix + file.read(length)).hexdigest()
+    except (OSError, struct.error) as error:
+        raise InputError(f"{path}: cannot be read as safetensors ({error})") from error
+    return WeightsFile(bytes=size, header_sha256=digest)

@@ -1,0 +1,160 @@
+"""An exported folder as a model that answers: embed the prompt, fill the cache, then one token at a time."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import ml_dtypes
+import numpy as np
+
+from calib_data.errors import InputError
+from runtime import bundle as io
+from runtime.bundle import load_bundle
+from runtime.images import ImageSettings, preprocess
+from runtime.prompt import Chat
+from runtime.sessions import DecoderSession, VisionSession
+from runtime.windows import vision_index
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+    from typing import Any
+
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from runtime.sampling import Sampler
+    from runtime.sessions import Device, KVCache
+
+PROMPT_CHUNK = 1024  # prompt tokens a call: bounds the activations, and the CPU kernel's scores, of a long prompt
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered user turn: token ids [T] int64 and what the decoder reads in their place, [T, H] float32."""
+
+    ids: NDArray[np.int64]
+    embeds: NDArray[np.float32]
+
+
+class Model:
+    """The graphs, tokenizer and settings of one exported folder on one device."""
+
+    def __init__(self, folder: Path, device: Device) -> None:
+        self.folder, self.device = folder, device
+        self.bundle = load_bundle(folder)
+        if device not in self.bundle.targets:
+            raise InputError(
+                f"{folder}: not exported for {device}; run: python -m export --model {folder} --target {device}"
+            )
+        self.target = self.bundle.targets[device]
+        self.chat = Chat(folder)
+        self.generation = _read_generation_config(folder)
+        self.decoder = DecoderSession(folder / self.target.decoder, self.bundle.text, self.target.dtype, device)
+        self._embeddings = _map_embeddings(folder, self.bundle.embeddings)
+
+    @cached_property
+    def _vision(self) -> tuple[io.Vision, VisionSession, ImageSettings]:
+        """Loaded at the first image; a text-only question does without."""
+        if self.bundle.vision is None or self.target.vision is None:
+            raise InputError(f"{self.folder}: this model reads no images; ask without --image")
+        session = VisionSession(self.folder / self.target.vision, self.device)
+        return self.bundle.vision, session, ImageSettings.from_folder(self.folder)
+
+    @property
+    def end_ids(self) -> set[int]:
+        """Tokens that end an answer."""
+        ids = self.generation.get("eos_token_id", [])
+        return set(ids if isinstance(ids, list) else [ids])
+
+    def prompt(self, text: str, images: Sequence[Image.Image] = (), *, thinking: bool = False) -> Prompt:
+        """Render a question about images and look up its embeddings, the images' in place of their placeholders.
+
+        Raises InputError for a prompt that leaves no room for an answer in the model's context.
+        """
+        pictures = [self.embed_image(image) for image in images]
+        ids = self.chat.encode(text, [len(picture) for picture in pictures], thinking=thinking)
+        if len(ids) >= self.bundle.text.context:
+            raise InputError(
+                f"prompt: {len(ids)} tokens, but the model's context is {self.bundle.text.context}; shorten it"
+            )
+        embeds = self.embed_tokens(ids)
+        if pictures:
+            embeds[ids == self._vision[0].image_token_id] = np.concatenate(pictures)
+        return Prompt(ids, embeds)
+
+    def embed_image(self, image: Image.Image) -> NDArray[np.float32]:
+        """Embeddings [tokens, H] of one image."""
+        shape, session, settings = self._vision
+        patches, grid = preprocess(image, settings)
+        return session.run(_vision_feeds(patches, grid, shape))
+
+    def embed_tokens(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Embeddings [T, H] of tokens, read from the weights file where they lie."""
+        return self._embeddings[ids].astype(np.float32)
+
+    def prefill(self, prompt: Prompt, new_tokens: int) -> tuple[KVCache, NDArray[np.float32]]:
+        """A cache with room for `new_tokens` more, filled with the prompt, and the logits [V] after its last token."""
+        cache = self.decoder.new_cache(len(prompt.ids) + new_tokens)
+        for start in range(0, len(prompt.ids), PROMPT_CHUNK):
+            chunk = prompt.embeds[start : start + PROMPT_CHUNK]
+            logits = self.decoder.run(cache, chunk, np.array([len(chunk) - 1]))
+        return cache, logits[0]
+
+    def generate(self, prompt: Prompt, sampler: Sampler, max_new_tokens: int) -> Iterator[int]:
+        """Tokens of the answer as they come, without the one that ends it; fewer where the context is full."""
+        budget = min(max_new_tokens, self.bundle.text.context - len(prompt.ids))
+        cache, logits = self.prefill(prompt, budget)
+        generated: list[int] = []
+        while True:
+            token = sampler(logits, generated)
+            if token in self.end_ids:
+                return
+            generated.append(token)
+            yield token
+            if len(generated) == budget:
+                return
+            logits = self.decoder.run(cache, self.embed_tokens(np.array([token])), np.array([0]))[0]
+
+    def teacher_forced(self, prompt: Prompt, answer: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [len(answer), V]: row i is the prediction of answer[i], given the prompt and answer[:i]."""
+        cache, first = self.prefill(prompt, len(answer) - 1)
+        if len(answer) == 1:
+            return first[None]
+        rest = self.decoder.run(cache, self.embed_tokens(np.array(answer[:-1])), np.arange(len(answer) - 1))
+        return np.concatenate((first[None], rest))
+
+
+def _vision_feeds(
+    patches: NDArray[np.float32], grid: tuple[int, int, int], shape: io.Vision
+) -> dict[str, NDArray[np.generic]]:
+    index = vision_index([grid], shape)
+    return {
+        io.PATCHES: patches,
+        io.PATCH_COS: index.cos,
+        io.PATCH_SIN: index.sin,
+        io.WINDOW_INDEX: index.window_index,
+        io.WINDOW_INVERSE: index.inverse_index,
+        io.WINDOW_GATHER: index.window_gather,
+        io.WINDOW_SCATTER: index.window_scatter,
+        io.WINDOW_LENGTHS: index.window_lengths,
+        io.FRAME_LENGTHS: index.frame_lengths,
+        io.FRAME_LENGTH: np.array(index.frame_lengths[0]),
+    }
+
+
+def _map_embeddings(folder: Path, stored: io.StoredArray) -> NDArray[np.generic]:
+    dtype = ml_dtypes.bfloat16 if stored.dtype == "bfloat16" else stored.dtype
+    return np.memmap(folder / stored.file, dtype, "r", stored.offset, tuple(stored.shape))
+
+
+def _read_generation_config(folder: Path) -> dict[str, Any]:
+    path = folder / "generation_config.json"
+    try:
+        config: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); copy it from the original checkpoint") from error
+    return config
