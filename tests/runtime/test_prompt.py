@@ -7,6 +7,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
+from calib_data import READER
 from calib_data.errors import InputError
 from runtime.prompt import Chat
 
@@ -75,9 +76,9 @@ def write_folder(folder, *, think_tokens=True, image_token=True, template=TEMPLA
     return folder
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return write_folder(tmp_path_factory.mktemp("model"))
+@pytest.fixture(scope="module", params=["reader", "small"])
+def folder(request, tmp_path_factory):
+    return READER if request.param == "reader" else write_folder(tmp_path_factory.mktemp("model"))
 
 
 def message(text, images):
@@ -189,6 +190,14 @@ def test_reasoning_is_separated_from_the_answer(tmp_path, think_tokens):
     assert chat.decode_answer(done, thinking=True) == ("I look for 합계.", "1,200")
     assert chat.decode_answer(cut, thinking=True) == ("I look for", "")
     assert chat.decode_answer(cut, thinking=False) == ("", "I look for")
+
+
+def test_reasoning_marks_may_be_special_tokens():
+    """In the reader's tokenizer they are: decoding skips them, so text alone could not tell the parts apart."""
+    chat = Chat(READER)
+    ids = AutoTokenizer.from_pretrained(READER)("합계 읽는다.\n</think>\n\n1,200<|endofturn|>")["input_ids"]
+    assert "</think>" not in chat.decode(ids)
+    assert chat.decode_answer(ids, thinking=True) == ("합계 읽는다.", "1,200")
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
