@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from random import Random
 from typing import Literal
 
@@ -230,10 +229,18 @@ def document(rng: Random, split: Split, rows: int) -> Content:
 
 def glyphs(rng: Random, rows: int) -> Content:
     """A training page of values and random characters: every glyph in every neighbourhood, to learn reading from."""
-    makers = [partial(value, rng, key, ko, "training") for key in _VALUES for ko in (False, True)]
+    return Content([Row((_glyph_row(rng),)) for _ in range(rows)])
 
-    def noise(alphabet: str) -> str:
-        return "".join(rng.choices(alphabet, k=rng.randint(3, 8)))
 
-    makers += [partial(noise, a) for a in (words.ASCII, words.HANGUL, words.ALPHABET)] * 6
-    return Content([Row((" ".join(rng.choice(makers)() for _ in range(3)),)) for _ in range(rows)])
+def _glyph_row(rng: Random) -> str:
+    """About one row's width of words, of which half are random strings."""
+    width, parts = rng.randint(4, 22), []
+    while width > 0:
+        if rng.random() < 0.5:
+            part = value(rng, rng.choice(list(_VALUES)), rng.random() < 0.5, "training")
+        else:
+            alphabet = rng.choice((words.ASCII, words.HANGUL, words.HANGUL, words.ALPHABET))
+            part = "".join(rng.choices(alphabet, k=rng.randint(2, 7)))
+        parts.append(part)
+        width -= sum(2 if char in words.HANGUL else 1 for char in part) + 1
+    return " ".join(parts)

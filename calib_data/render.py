@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Literal, get_args
 
@@ -42,7 +42,7 @@ def render(split: Split, seed: int, index: int, kind: Kind | None = None, font: 
     chosen = kind or rng.choice(KINDS)
     said = content.line(rng, split) if chosen == "line" else content.document(rng, split, rng.randint(2, 8))
     image, boxes = page(said, rng, font)
-    prompt, answer, thought = _ask(said, chosen, rng)
+    prompt, answer, thought = ask(said, chosen, rng)
     name = f"{split}/{seed}/{kind or 'mix'}/{index}"
     return Rendered(Document(image, prompt, answer, name), said.text, said.fields, boxes, thought)
 
@@ -58,17 +58,21 @@ def documents(
     return [render(split, seed, index, kind, font).document for index in range(count)]  # type: ignore[arg-type]
 
 
-def page(said: Content, rng: Random, font: str | None = None) -> tuple[draw.Image.Image, list[CharBox]]:
-    """Choose a style and a page size for the content, and draw it."""
+def page(
+    said: Content, rng: Random, font: str | None = None, size: tuple[int, int] | None = None
+) -> tuple[draw.Image.Image, list[CharBox]]:
+    """Choose a style, and a page size where none is given, and draw the content."""
     rows = len(said.rows)
     style = _style(rng, font or rng.choice(fonts.TRAINING_FONTS), single=rows == 1)
-    if rows == 1:
-        width, height = 224, 56 if rng.random() < 0.75 else 112
+    if size is not None:
+        style = replace(style, pitch=min(style.pitch, (size[1] - 4) / rows))
+    elif rows == 1:
+        size = 224, 56 if rng.random() < 0.75 else 112
     else:
         widest = max(draw.width_of(row.text, style, style.size) for row in said.rows) + 2 * style.margin
         width = next((w for w in (224, 280) if w >= widest), 336)
-        height = max(112, math.ceil((rows * style.pitch + 12) / TILE) * TILE)
-    return draw.draw(said.rows, style, width, height, rng)
+        size = width, max(112, math.ceil((rows * style.pitch + 12) / TILE) * TILE)
+    return draw.draw(said.rows, style, *size, rng)
 
 
 def _style(rng: Random, font: str, single: bool) -> Style:
@@ -86,7 +90,7 @@ def _style(rng: Random, font: str, single: bool) -> Style:
     )
 
 
-def _ask(said: Content, kind: Kind, rng: Random) -> tuple[str, str, str]:
+def ask(said: Content, kind: Kind, rng: Random) -> tuple[str, str, str]:
     """Prompt, answer and reasoning."""
     korean = said.korean
     if kind != "field":

@@ -1,0 +1,183 @@
+"""Training examples of the reader: a batch is pages of one shape, their character targets, and what to answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from random import Random
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from . import READER, content, render, vocabulary
+from .draw import CharBox
+from .reader_files import PROCESSOR
+
+SLOTS = 6  # characters a merged token may be asked for
+CLASSES = {char: index + 1 for index, char in enumerate(vocabulary.ALPHABET)}  # class 0: no character
+IMAGE = "<|image_pad|>"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pages of one shape.
+
+    patches: [B, P, 588] float32, one frame, in the processor's order. height, width: in patches.
+    characters: [B, P / 4, SLOTS] classes of the characters in each merged token.
+    tokens: [B, T] right-padded, image places included; T = 0 for pages without a question.
+    answer: [B, T] bool, true where a token is to be predicted.
+    """
+
+    patches: Tensor
+    height: int
+    width: int
+    characters: Tensor
+    tokens: Tensor
+    answer: Tensor
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What batches consist of until a step: how often glyph pages, single lines, documents; share of thinking."""
+
+    until: int
+    glyphs: float
+    lines: float
+    thinking: float
+
+
+def patches_of(image: Image.Image) -> NDArray[np.float32]:
+    """One frame of the processor's patches [P, 588], for a page whose sides are multiples of 28."""
+    mean, std = np.float32(PROCESSOR["image_mean"]), np.float32(PROCESSOR["image_std"])
+    pixels = (np.asarray(image, np.float32) / np.float32(255) - mean) / std
+    height, width, _ = pixels.shape
+    blocks = pixels.reshape(height // 28, 2, 14, width // 28, 2, 14, 3)
+    return np.ascontiguousarray(blocks.transpose(0, 3, 1, 4, 6, 2, 5)).reshape(-1, 588)
+
+
+def characters_of(boxes: list[CharBox], width: int, height: int) -> NDArray[np.int64]:
+    """Classes [merged tokens, SLOTS] of the characters whose centres lie in each 28x28 cell, in reading order."""
+    columns, rows = width // 28, height // 28
+    target = np.zeros((rows * columns, SLOTS), np.int64)
+    filled = np.zeros(rows * columns, np.int64)
+    for box in boxes:
+        column, row = int((box.left + box.right) / 56), int((box.top + box.bottom) / 56)
+        cell = row * columns + column
+        if 0 <= column < columns and 0 <= row < rows and filled[cell] < SLOTS:
+            target[cell, filled[cell]] = CLASSES[box.char]
+            filled[cell] += 1
+    return target
+
+
+@cache
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string((READER / "chat_template.jinja").read_text())
+
+
+@cache
+def load_tokenizer() -> Tokenizer:
+    """The reader's tokenizer."""
+    return Tokenizer.from_file(str(READER / "tokenizer.json"))
+
+
+def prompt_text(prompt: str, places: int, thinking: bool) -> str:
+    """The rendered chat of one page and one question, its image place repeated once per merged token."""
+    parts: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": prompt}]
+    messages = [{"role": "user", "content": parts}]
+    text = _template().render(messages=messages, add_generation_prompt=True, enable_thinking=thinking)
+    return text.replace(IMAGE, IMAGE * places)
+
+
+def encode(prompt: str, answer: str, thought: str | None, places: int) -> tuple[list[int], int]:
+    """Token ids of a whole turn, and where the part that the model writes starts."""
+    start = load_tokenizer().encode(prompt_text(prompt, places, thought is not None)).ids
+    reply = answer if thought is None else f"{thought}\n</think>\n\n{answer}"
+    return start + load_tokenizer().encode(f"{reply}<|endofturn|>").ids, len(start)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A page size in pixels, the rows that fit, and how many such pages make a batch."""
+
+    width: int
+    height: int
+    rows: tuple[int, int]
+    pages: int
+
+
+_LINE_SHAPES = (Shape(224, 56, (1, 1), 20), Shape(224, 56, (1, 1), 20), Shape(224, 112, (1, 1), 14))
+_PAGE_SHAPES = (
+    Shape(224, 112, (2, 4), 16), Shape(224, 168, (4, 6), 10), Shape(280, 140, (3, 5), 10),
+    Shape(280, 196, (4, 7), 10), Shape(336, 224, (5, 8), 8),
+)  # fmt: skip
+
+
+class Batches(Dataset[Batch]):
+    """Batch number `step` of the curriculum: depends on the seed and the step only, so that a resumed run goes on."""
+
+    def __init__(self, stages: tuple[Stage, ...], seed: int) -> None:
+        self.stages, self.seed = stages, seed
+
+    def __getitem__(self, step: int) -> Batch:
+        """Draw one batch."""
+        rng = Random(f"train/{self.seed}/{step}")
+        stage = next((stage for stage in self.stages if step < stage.until), self.stages[-1])
+        chance = rng.random()
+        if chance < stage.glyphs:
+            shape = rng.choice(_PAGE_SHAPES[:3])
+            return collate([_glyphs(rng, shape) for _ in range(shape.pages)], shape)
+        shape = rng.choice(_LINE_SHAPES if chance < stage.glyphs + stage.lines else _PAGE_SHAPES)
+        return collate([_question(rng, shape, stage.thinking) for _ in range(shape.pages)], shape)
+
+
+@dataclass(frozen=True)
+class Example:
+    """One page: patches, character classes, token ids and where the answer starts."""
+
+    patches: NDArray[np.float32]
+    characters: NDArray[np.int64]
+    tokens: list[int]
+    start: int
+
+
+def _glyphs(rng: Random, shape: Shape) -> Example:
+    image, boxes = render.page(content.glyphs(rng, rng.randint(*shape.rows)), rng, size=(shape.width, shape.height))
+    return Example(patches_of(image), characters_of(boxes, *image.size), [], 0)
+
+
+def _question(rng: Random, shape: Shape, thinking: float) -> Example:
+    if shape.rows == (1, 1):
+        said, kind = content.line(rng, "training"), "line"
+    else:
+        said, kind = content.document(rng, "training", rng.randint(*shape.rows)), rng.choice(("field", "transcription"))
+    image, boxes = render.page(said, rng, size=(shape.width, shape.height))
+    prompt, answer, thought = render.ask(said, kind, rng)  # type: ignore[arg-type]
+    places = shape.width * shape.height // 28**2
+    tokens, start = encode(prompt, answer, thought if rng.random() < thinking else None, places)
+    return Example(patches_of(image), characters_of(boxes, *image.size), tokens, start)
+
+
+def collate(examples: list[Example], shape: Shape) -> Batch:
+    """Stack examples of one shape; tokens are padded on the right with 0."""
+    length = max(len(example.tokens) for example in examples)
+    tokens = torch.zeros(len(examples), length, dtype=torch.long)
+    answer = torch.zeros(len(examples), length, dtype=torch.bool)
+    for row, example in enumerate(examples):
+        tokens[row, : len(example.tokens)] = torch.tensor(example.tokens, dtype=torch.long)
+        answer[row, example.start : len(example.tokens)] = True
+    return Batch(
+        torch.from_numpy(np.stack([example.patches for example in examples])),
+        shape.height // 14,
+        shape.width // 14,
+        torch.from_numpy(np.stack([example.characters for example in examples])),
+        tokens,
+        answer,
+    )
