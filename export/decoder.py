@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def head_dim(config: PreTrainedConfig) -> int:
     """Width of one attention head; EXAONE 4.x configs leave it implicit."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 class Attention(nn.Module):
@@ -65,7 +65,7 @@ class MLP(nn.Module):
         """x [..., H] to [..., H]."""
         gate, up = self.gate_up(x)
         (output,) = self.down(F.silu(gate) * up)
-        return output  # type: ignore[no-any-return]
+        return output
 
 
 class DecoderLayer(nn.Module):

@@ -76,11 +76,11 @@ def trace_decoder(decoder: Decoder, config: PreTrainedConfig, dtype: torch.dtype
     past_axes: list[Axes] = []
     for window in windows(config):
         room = 7 if window is None else 5
-        axes = {0: "batch", 2: "room" if window is None else "window_room"}
+        buffer_axes = {0: "batch", 2: "room" if window is None else "window_room"}
         past += [torch.zeros(batch, heads, room, width, dtype=dtype) for _ in range(2)]
-        past_axes += [axes, axes]
+        past_axes += [buffer_axes, buffer_axes]
     table = torch.zeros(context, width // 2, dtype=dtype)
-    inputs = [
+    inputs: list[Tensor | list[Tensor]] = [
         torch.zeros(batch, tokens, text.hidden_size, dtype=dtype),
         torch.zeros(batch, dtype=torch.int32),
         torch.zeros((), dtype=torch.int32),
@@ -125,7 +125,8 @@ def trace_vision(vision: VisionEncoder, config: PreTrainedConfig) -> ir.Model:
         bundle.FRAME_LENGTHS: (zeros(frames, dtype=torch.int32), {0: "frames"}),
         bundle.FRAME_LENGTH: (zeros(dtype=torch.int32), {}),
     }
-    inputs, axes = zip(*(by_name[name] for name in bundle.VISION_INPUTS), strict=True)
+    inputs = [by_name[name][0] for name in bundle.VISION_INPUTS]
+    axes = [by_name[name][1] for name in bundle.VISION_INPUTS]
     return trace(vision, inputs, axes, bundle.VISION_INPUTS, [bundle.IMAGE_EMBEDS])
 
 

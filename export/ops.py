@@ -8,6 +8,7 @@ ONNX Runtime's kernels against the torch arithmetic written here. Schemas: the c
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ _NF4 = 1  # MatMulBnb4's quant_type
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square normalisation over the last axis, computed in float32; x [..., H], weight [H]."""
     if torch.onnx.is_in_onnx_export():
-        return torch.onnx.ops.symbolic(  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+        return torch.onnx.ops.symbolic(
             "::SimplifiedLayerNormalization",
             (x, weight),
             {"axis": -1, "epsilon": eps, "stash_type": 1},
@@ -40,7 +41,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def linear(x: Tensor, weight: Tensor) -> Tensor:
     """x [..., K] times weight [N, K] transposed by a flag: a transposed copy of the weight never exists."""
     if torch.onnx.is_in_onnx_export():
-        return torch.onnx.ops.symbolic(  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+        return torch.onnx.ops.symbolic(
             "com.microsoft::FusedMatMul",
             (x, weight),
             {"transA": 0, "transB": 1, "alpha": 1.0},
@@ -76,7 +77,7 @@ def matmul_nbits(x: Tensor, packed: Tensor, scales: Tensor, bits: int, accuracy_
     n, groups, blob = packed.shape
     group_size = blob * 8 // bits
     if torch.onnx.is_in_onnx_export():
-        return torch.onnx.ops.symbolic(  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+        return torch.onnx.ops.symbolic(
             "com.microsoft::MatMulNBits",
             (x, packed, scales),
             {
@@ -101,7 +102,7 @@ def matmul_nf4(x: Tensor, packed: Tensor, absmax: Tensor, n: int, k: int, block_
     packed: uint8 [N*K/2], high nibble first, row-major over [N, K]. absmax: [N*K/block_size], x's dtype.
     """
     if torch.onnx.is_in_onnx_export():
-        return torch.onnx.ops.symbolic(  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+        return torch.onnx.ops.symbolic(
             "com.microsoft::MatMulBnb4",
             (x, packed, absmax),
             {"N": n, "K": k, "block_size": block_size, "quant_type": _NF4},
@@ -152,7 +153,7 @@ def cached_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Causal grouped-query attention over a KV buffer that it also extends (GroupQueryAttention).
 
-    q [B, T, heads*D], k and v [B, T, kv_heads*D]; past_key and past_value [B, kv_heads, S, D], S being the buffer's room.
+    q [B, T, heads*D], k and v [B, T, kv_heads*D]; past_key and past_value [B, kv_heads, S, D], S its room.
     seqlens_k int32 [B]: tokens after this step, less one; total_sequence_length int32 scalar: their maximum.
     rope: cos and sin [context, D/2]; None for a layer without positions. window: how many keys a query sees, itself
     included; then the buffer keeps the most recent positions from row 0 on, and its room need not exceed the window.
@@ -161,7 +162,7 @@ def cached_attention(
     kv_heads, head_dim = past_key.shape[1], past_key.shape[3]
     heads = q.shape[-1] // head_dim
     if torch.onnx.is_in_onnx_export():
-        attributes: dict[str, int] = {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": int(rope is not None)}
+        attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": int(rope is not None)}
         if window is not None:
             attributes |= {"local_window_size": window, "sliding_window_cache": 1}
         output, key, value = torch.onnx.ops.symbolic_multi_out(
@@ -250,7 +251,7 @@ def dense_attention(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor:
             x.unflatten(-1, (kv_heads, 1, head_dim)).expand(-1, -1, -1, heads // kv_heads, -1).flatten(-3)
             for x in (k, v)
         )
-        return torch.onnx.ops.symbolic(  # type: ignore[no-any-return, no-untyped-call, unused-ignore]
+        return torch.onnx.ops.symbolic(
             "com.microsoft::MultiHeadAttention",
             (q, k, v),
             {"num_heads": heads},

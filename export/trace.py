@@ -77,7 +77,7 @@ def save(model: ir.Model, module: nn.Module, path: Path) -> None:
     for name, initializer in model.graph.initializers.items():
         if name in stored:
             span, value = stored[name], initializer.const_value
-            assert value is not None
+            assert value is not None and isinstance(value.shape, ir.Shape)
             initializer.const_value = ir.ExternalTensor(
                 span.file, span.offset, span.nbytes, value.dtype, shape=value.shape, name=name, base_dir=path.parent
             )

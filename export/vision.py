@@ -55,19 +55,19 @@ class VisionAttention(nn.Module):
         q, k = _rotate(q, *rope), _rotate(k, *rope)
         attended = self._within_frames((q, k, v), *frames) if self.full else self._within_windows((q, k, v), *windows)
         (output,) = self.output(attended)
-        return output  # type: ignore[no-any-return]
+        return output
 
     def _within_windows(self, qkv: tuple[Tensor, ...], gather: Tensor, scatter: Tensor, lengths: Tensor) -> Tensor:
-        rows = [part.index_select(0, gather).unflatten(0, (-1, self.window_patches)) for part in qkv]
+        q, k, v = (part.index_select(0, gather).unflatten(0, (-1, self.window_patches)) for part in qkv)
         longest = torch.tensor(self.window_patches, dtype=torch.int32)
-        padded = ops.padded_attention(*rows, lengths, longest, self.head_dim)
+        padded = ops.padded_attention(q, k, v, lengths, longest, self.head_dim)
         return padded.flatten(0, 1).index_select(0, scatter)
 
     def _within_frames(self, qkv: tuple[Tensor, ...], lengths: Tensor, length: Tensor) -> Tensor:
-        rows = [part.unflatten(0, (lengths.shape[0], -1)) for part in qkv]
+        q, k, v = (part.unflatten(0, (lengths.shape[0], -1)) for part in qkv)
         if self.on_cuda:
-            return ops.padded_attention(*rows, lengths, length, self.head_dim).flatten(0, 1)
-        return ops.dense_attention(*rows, self.head_dim).flatten(0, 1)
+            return ops.padded_attention(q, k, v, lengths, length, self.head_dim).flatten(0, 1)
+        return ops.dense_attention(q, k, v, self.head_dim).flatten(0, 1)
 
 
 class VisionBlock(nn.Module):
@@ -85,7 +85,7 @@ class VisionBlock(nn.Module):
     ) -> Tensor:
         """x [P, C] in window order."""
         x = x + self.attention(self.attention_norm(x), rope, windows, frames)
-        return x + self.mlp(self.mlp_norm(x))  # type: ignore[no-any-return]
+        return x + self.mlp(self.mlp_norm(x))
 
 
 class VisionEncoder(nn.Module):
@@ -140,4 +140,4 @@ class VisionEncoder(nn.Module):
         merged = self.merger_norm(x).unflatten(0, (-1, self.merge)).flatten(1)
         (hidden,) = self.merger_in(merged)
         (embeds,) = self.merger_out(F.gelu(hidden))
-        return embeds.index_select(0, window_inverse).float()  # type: ignore[no-any-return]
+        return embeds.index_select(0, window_inverse).float()

@@ -87,6 +87,11 @@ class Chat:
         repeats[is_image] = image_tokens
         return np.repeat(ids, repeats)
 
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of plain text, such as an answer, without any chat markup."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of generated ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)

@@ -124,7 +124,8 @@ class DecoderSession:
         binding.bind_output(io.LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         self._session.run_with_iobinding(binding)
         cache.length = total
-        return logits[0]
+        answer: NDArray[np.float32] = logits[0]
+        return answer
 
 
 class VisionSession:

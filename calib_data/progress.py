@@ -1,0 +1,47 @@
+"""A progress bar on stderr with a rate and the time left; plain lines where stderr is not a terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+Item = TypeVar("Item")
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def track(items: Sequence[Item], label: str) -> Iterator[Item]:
+    """Yield the items and show how far along the caller is; stdout is left to results."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield from _lines(items, label, console)
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task, start = bar.add_task(label, total=len(items), rate=""), time.monotonic()
+        for done, item in enumerate(items, 1):
+            yield item
+            bar.update(task, completed=done, rate=f"{done / (time.monotonic() - start):.1f}/s")
+
+
+def _lines(items: Sequence[Item], label: str, console: Console) -> Iterator[Item]:
+    start = last = time.monotonic()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - last > _SECONDS_BETWEEN_LINES and done < len(items):
+            rate = done / (now - start)
+            left = (len(items) - done) / rate
+            console.print(f"{label}: {done}/{len(items)}, {rate:.1f}/s, {left:.0f} s left", highlight=False)
+            last = now
