@@ -198,7 +198,7 @@ def _stored(name: str, path: Path, entry: Mapping[str, Any], start: int) -> Stor
 
 
 class CheckpointWriter:
-    """Writes tensors to safetensors files in the order given, without holding more than one in memory.
+    """Writes tensors to safetensors files in the order given, without holding more than a block in memory.
 
     The header comes first in the file but is known last, so room is left for it and filled with spaces. A file is full
     when it has `shard_bytes` of data or no room left in its header; tensors of one `write` stay in one file, so that
@@ -211,23 +211,29 @@ class CheckpointWriter:
         self._header_room = header_room
         self._headers: list[dict[str, Any]] = []
         self._file: BinaryIO | None = None
+        self._small: list[tuple[str, torch.Tensor]] = []
+        self.total_bytes = 0
 
-    def write(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Append tensors that belong together, such as one block, in this order."""
-        together = [(name, tensor.detach().cpu().contiguous()) for name, tensor in tensors]
-        entries = {name: self._entry(tensor) for name, tensor in together}
-        if self._file is None or not self._fits(entries):
+    def write(
+        self, tensors: Iterable[tuple[str, torch.Tensor]], small: Iterable[tuple[str, torch.Tensor]] = ()
+    ) -> None:
+        """Append tensors that belong together, such as one block, in this order.
+
+        small: tensors of odd sizes, which go to the end of the file, where they leave the others aligned.
+        """
+        together, ends = list(tensors), list(small)
+        entries = {name: _entry(tensor) for name, tensor in together + ends}
+        written = [name for name in entries if any(name in header for header in self._headers)]
+        if written or len(entries) < len(together) + len(ends):
+            raise ValueError(f"a tensor is written twice: {written}")
+        if self._file is None or self._file.tell() >= self._shard_bytes or not self._has_room(entries):
             self._next_shard()
-        if not self._fits(entries, alone=True):
+        if not self._has_room(entries):
             raise ValueError(f"the header of {len(entries)} tensors does not fit in {self._header_room} bytes")
-        header = self._headers[-1]
-        assert self._file is not None
+        self._headers[-1].update(entries)
         for name, tensor in together:
-            if any(name in earlier for earlier in self._headers):
-                raise ValueError(f"{name} is written twice")
-            start = self._file.tell() - self._header_room
-            self._file.write(tensor.reshape(-1).view(torch.uint8).numpy().data)
-            header[name] = {**entries[name], "data_offsets": [start, start + tensor.nbytes]}
+            self._append(name, tensor)
+        self._small += ends
 
     def finish(self) -> None:
         """Give the files their final names and write the index."""
@@ -238,23 +244,19 @@ class CheckpointWriter:
             name = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
             self._shard(i).rename(self._folder / name)
             weight_map.update(dict.fromkeys((key for key in header if key != "__metadata__"), name))
-        total = sum(self._data_bytes(header) for header in self._headers)
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
         (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
-    @staticmethod
-    def _entry(tensor: torch.Tensor) -> dict[str, Any]:
-        # Offsets of this width stand for any that may come, so that the header never outgrows what was checked.
-        return {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [10**15, 10**15]}
+    def _append(self, name: str, tensor: torch.Tensor) -> None:
+        assert self._file is not None
+        start = self._file.tell() - self._header_room
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        self._file.write(flat.view(torch.uint8).numpy().data)
+        self._headers[-1][name]["data_offsets"] = [start, start + flat.nbytes]
+        self.total_bytes += flat.nbytes
 
-    @staticmethod
-    def _data_bytes(header: Mapping[str, Any]) -> int:
-        return max((entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"), default=0)
-
-    def _fits(self, entries: Mapping[str, Any], alone: bool = False) -> bool:
-        header = self._headers[-1]
-        room = len(json.dumps({**header, **entries}, separators=(",", ":"))) <= self._header_room - 8
-        return room and (alone or len(header) == 1 or self._data_bytes(header) < self._shard_bytes)
+    def _has_room(self, entries: Mapping[str, Any]) -> bool:
+        return len(_header({**self._headers[-1], **entries})) <= self._header_room - 8
 
     def _shard(self, i: int) -> Path:
         return self._folder / f"model-{i + 1:05d}.writing"
@@ -268,9 +270,20 @@ class CheckpointWriter:
     def _close_shard(self) -> None:
         if self._file is None:
             return
+        for name, tensor in self._small:
+            self._append(name, tensor)
+        self._small = []
         length = self._header_room - 8
-        text = json.dumps(self._headers[-1], separators=(",", ":")).encode().ljust(length)
         with self._file as file:
             file.seek(0)
-            file.write(length.to_bytes(8, "little") + text)
+            file.write(length.to_bytes(8, "little") + _header(self._headers[-1]).ljust(length))
         self._file = None
+
+
+def _entry(tensor: torch.Tensor) -> dict[str, Any]:
+    # Offsets of this width stand for any that may come, so that a header never outgrows what was checked.
+    return {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [10**15, 10**15]}
+
+
+def _header(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,0 +1,85 @@
+"""`python -m quantize`: the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path  # noqa: TC003 (typer reads the annotations when it runs)
+from typing import Annotated, Literal
+
+import typer
+
+from calib_data import READER
+from calib_data.errors import run_command
+
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
+def main(
+    model: Annotated[Path, typer.Option(help="Model folder: config.json, safetensors, tokenizer.")] = READER,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder to write.  [default: ./<model>-w4, -w8 or -nf4]", show_default=False)
+    ] = None,
+    bits: Annotated[int, typer.Option(help="Bits of the decoder's weights: 4 or 8.")] = 4,
+    grid: Annotated[
+        Literal["int", "nf4"], typer.Option(help="Integers (compressed-tensors) or the NF4 codebook (bitsandbytes).")
+    ] = "int",
+    solver: Annotated[Literal["gptq", "rtn"], typer.Option(help="GPTQ, or round to nearest.")] = "gptq",
+    group_size: Annotated[
+        int | None, typer.Option(help="Weights that share a scale.  [default: 128; nf4: 64]", show_default=False)
+    ] = None,
+    vision_bits: Annotated[
+        int | None,
+        typer.Option(help="Bits of the vision tower: 8, 16; nf4: 4, 16.  [default: 8; nf4: 16]", show_default=False),
+    ] = None,
+    head_bits: Annotated[
+        int | None,
+        typer.Option(help="Bits of the head: 4, 8, 16; nf4: 4, 16.  [default: 8; nf4: 16]", show_default=False),
+    ] = None,
+    calibration: Annotated[
+        str,
+        typer.Option(help="Documents: `rendered`, a folder of images, a PDF, a JSONL file, a Hugging Face dataset."),
+    ] = "rendered",
+    samples: Annotated[int, typer.Option(help="Calibration documents.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of the choice of documents.")] = 0,
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",
+    dtype: Annotated[
+        Literal["float16", "bfloat16"], typer.Option(help="Of scales and of weights that are not quantized.")
+    ] = "float16",
+) -> None:
+    """Quantize a checkpoint to 4 or 8 bits or to NF4, block by block, calibrated on document images."""
+    from rich.console import Console
+
+    from quantize.report import progress_bar
+    from quantize.settings import Settings
+    from quantize.walk import quantize
+
+    settings = Settings(
+        model=model,
+        output=output,
+        bits=bits,
+        grid=grid,
+        solver=solver,
+        group_size=group_size,
+        vision_bits=vision_bits,
+        head_bits=head_bits,
+        calibration=calibration,
+        samples=samples,
+        seed=seed,
+        device=device,
+        dtype=dtype,
+    )
+    console = Console()
+    with progress_bar(console) as progress:
+        report = quantize(settings, progress)
+    if report is None:
+        console.print(f"{settings.folder} is already finished with these settings")
+        return
+    console.print(report.table())
+    console.print(
+        f"{settings.folder}: {report.bytes / 2**20:.1f} MiB of weights in {report.seconds:.0f} s, "
+        f"calibrated on {report.documents} documents ({report.tokens} tokens)"
+    )
+
+
+if __name__ == "__main__":
+    run_command(app)

@@ -1,0 +1,75 @@
+"""Calibration documents as the model sees them: token ids and image patches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from calib_data.sources import open_documents
+
+from calib_data.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+    from calib_data.document import Document
+    from quantize.settings import Settings
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One document.
+
+    ids [T] int64; patches [P, 3 * 2 * 14 * 14] float32 and their grid [1, 3] (frames, rows, columns), both None for a
+    text-only model.
+    """
+
+    ids: torch.Tensor
+    patches: torch.Tensor | None = None
+    grid: torch.Tensor | None = None
+
+
+def read_samples(settings: Settings, config: PreTrainedConfig) -> Iterator[Sample]:
+    """Render every calibration document with the model's own chat template and image processor, one at a time.
+
+    The turn ends with the true answer where there is one; thinking is on only where there is none, since after
+    `<think>` a model would not answer at once.
+    """
+    from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+
+    documents = open_documents(settings.calibration, split="calibration", count=settings.samples, seed=settings.seed)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.model)
+        image_token_id = getattr(config, "image_token_id", None)
+        images = Qwen2VLImageProcessorPil.from_pretrained(settings.model) if image_token_id is not None else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{settings.model} has no usable tokenizer or image processor: {error}") from None
+    for document in documents:
+        text = _text(tokenizer, document, with_image=images is not None)
+        if images is None:
+            yield Sample(_ids(tokenizer, text))
+            continue
+        features = images(images=[document.image], return_tensors="pt")
+        grid = features["image_grid_thw"]
+        pad = tokenizer.convert_ids_to_tokens(image_token_id)
+        tokens = int(grid.prod()) // images.merge_size**2
+        yield Sample(_ids(tokenizer, text.replace(pad, pad * tokens)), features["pixel_values"], grid)
+
+
+def _text(tokenizer: PreTrainedTokenizerBase, document: Document, with_image: bool) -> str:
+    content = [{"type": "image"}] * with_image + [{"type": "text", "text": document.prompt}]
+    prompt: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": content if with_image else document.prompt}],
+        tokenize=False,
+        add_generation_prompt=True,
+        enable_thinking=document.answer is None,
+    )
+    return prompt if document.answer is None else prompt + document.answer + tokenizer.eos_token
+
+
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
+    ids: torch.Tensor = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
+    return ids

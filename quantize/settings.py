@@ -1,0 +1,109 @@
+"""What a user can choose, checked before anything is read."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from calib_data.errors import InputError
+from quantize.grids import Grid, NF4Grid, UniformGrid
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+Kind = Literal["vision", "decoder", "head"]
+
+GROUP_SIZES = (16, 32, 64, 128, 256)  # the blocks ONNX Runtime's MatMulNBits takes
+NF4_BLOCK = 64  # bitsandbytes' default; its layout has one block size for the whole model
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One quantization. What is None gets the default of the grid; bits of 16 mean: not quantized.
+
+    model: checkpoint folder. output: folder to write; None means `./<model>-w4`, `-w8` or `-nf4`. calibration: a source
+    of `calib_data.sources.open_documents`. samples: documents to calibrate on. dtype: of whatever stays in 16 bits, and
+    of the scales of integer grids. Raises InputError for a combination that does not exist.
+    """
+
+    model: Path
+    output: Path | None = None
+    bits: int = 4
+    grid: Literal["int", "nf4"] = "int"
+    solver: Literal["gptq", "rtn"] = "gptq"
+    group_size: int | None = None
+    vision_bits: int | None = None
+    head_bits: int | None = None
+    calibration: str = "rendered"
+    samples: int = 128
+    seed: int = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+    dtype: Literal["float16", "bfloat16"] = "float16"
+
+    def __post_init__(self) -> None:
+        nf4 = self.grid == "nf4"
+        self._default("group_size", NF4_BLOCK if nf4 else 128)
+        self._default("vision_bits", 16 if nf4 else 8)
+        self._default("head_bits", 16 if nf4 else 8)
+        _choose("--grid", self.grid, ("int", "nf4"))
+        _choose("--solver", self.solver, ("gptq", "rtn"))
+        _choose("--dtype", self.dtype, ("float16", "bfloat16"))
+        _choose("--device", self.device, ("cpu", "cuda"))
+        if nf4:
+            _choose("--bits", self.bits, (4,), "with --grid nf4")
+            _choose("--group-size", self.group_size, (NF4_BLOCK,), "with --grid nf4")
+            _choose("--vision-bits", self.vision_bits, (4, 16), "with --grid nf4")
+            _choose("--head-bits", self.head_bits, (4, 16), "with --grid nf4")
+        else:
+            _choose("--bits", self.bits, (4, 8))
+            _choose("--group-size", self.group_size, GROUP_SIZES)
+            _choose("--vision-bits", self.vision_bits, (8, 16))
+            _choose("--head-bits", self.head_bits, (4, 8, 16))
+        if self.samples < 1:
+            raise InputError(f"--samples is {self.samples}; at least one document is needed")
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
+
+    def _default(self, name: str, value: int) -> None:
+        if getattr(self, name) is None:
+            object.__setattr__(self, name, value)
+
+    @property
+    def folder(self) -> Path:
+        """The folder to write."""
+        if self.output is not None:
+            return self.output
+        from pathlib import Path
+
+        name = self.model.resolve().name
+        return Path(f"{name}-nf4" if self.grid == "nf4" else f"{name}-w{self.bits}")
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype of what stays in 16 bits."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return dtype
+
+    def grid_of(self, kind: Kind) -> Grid | None:
+        """Choose the grid of a part's linears; None where they stay in 16 bits."""
+        bits = {"vision": self.vision_bits, "decoder": self.bits, "head": self.head_bits}[kind]
+        assert bits is not None
+        assert self.group_size is not None
+        if bits == 16:
+            return None
+        return NF4Grid(NF4_BLOCK) if self.grid == "nf4" else UniformGrid(bits, self.group_size, self.torch_dtype)
+
+    def record(self, fingerprint: str) -> dict[str, Any]:
+        """List what decides the result: not where it goes, and the checkpoint by its content."""
+        record = asdict(self)
+        for place in ("output", "device"):
+            del record[place]
+        return {**record, "model": self.model.resolve().name, "checkpoint": fingerprint}
+
+
+def _choose(option: str, value: object, allowed: tuple[object, ...], where: str = "") -> None:
+    if value not in allowed:
+        choices = " or ".join(str(choice) for choice in allowed)
+        raise InputError(f"{option} {value} is not possible{where and ' ' + where}; choose {choices}")
