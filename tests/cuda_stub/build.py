@@ -1,0 +1,111 @@
+"""Stand-in CUDA libraries, so that ONNX Runtime's CUDA provider loads on a machine without a GPU.
+
+With them sessions are created, ONNX Runtime's own code gives every node to a provider, IO binding to 'cuda' works and
+whole decode loops run, with kernels that compute nothing. That shows where nodes land and what crosses between host and
+device. It shows nothing of values or speed.
+
+The provider library lists the symbols it wants from each CUDA library. `cudart.c` defines those whose answer matters;
+all others become functions that return 0, which means success in every CUDA library.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+SUPPORTED = "libcudart.so.13"  # cudart.c knows this version's cudaDeviceProp
+
+
+class CudaStub:
+    """Built stand-in libraries, and a way to run Python with them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def run(self, script: str, *arguments: str | Path, timeout: float = 120) -> object:
+        """Run Python source in a fresh process on the stand-in device; returns the JSON of its last printed line.
+
+        The script finds `arguments` in sys.argv[1:] and may import `traffic`. Raises RuntimeError, with what it wrote
+        to stderr, when it fails.
+        """
+        search = {"LD_LIBRARY_PATH": str(self.folder), "PYTHONPATH": str(HERE)}
+        inherited = {name: f"{path}:{os.environ[name]}" for name, path in search.items() if os.environ.get(name)}
+        done = subprocess.run(
+            [sys.executable, "-c", script, *map(str, arguments)],
+            env={**os.environ, "OMP_NUM_THREADS": "1", **search, **inherited},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+        if done.returncode:
+            raise RuntimeError(f"exit code {done.returncode}:\n{done.stderr[-4000:]}")
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+def missing() -> str | None:
+    """Why the libraries cannot be built here, None when they can."""
+    for tool in ("gcc", "nm", "readelf"):
+        if shutil.which(tool) is None:
+            return f"{tool} is not installed"
+    provider = _provider()
+    if provider is None:
+        return "onnxruntime-gpu is not installed"
+    if SUPPORTED not in _needed(provider):
+        return f"onnxruntime-gpu is not built for {SUPPORTED}"
+    return None
+
+
+def build(folder: Path) -> CudaStub:
+    """Compile the stand-in libraries into `folder`, which must exist."""
+    provider = _provider()
+    assert provider is not None, missing()
+    listing = _output("nm", "-D", "--undefined-only", provider)
+    wanted = re.findall(r"U (\w+)(?:@(\S+))?$", listing, re.MULTILINE)
+    for library in _needed(provider):
+        names = {name for name, version in wanted if version == library}
+        if library == "libcuda.so.1":  # the driver's symbols carry no version
+            names = {name for name, version in wanted if not version and re.match(r"cu[A-Z]", name)}
+        _compile(library, names, folder)
+    return CudaStub(folder)
+
+
+def _provider() -> Path | None:
+    """ONNX Runtime's CUDA provider library."""
+    package = importlib.util.find_spec("onnxruntime")
+    if package is None or package.origin is None:
+        return None
+    library = Path(package.origin).parent / "capi" / "libonnxruntime_providers_cuda.so"
+    return library if library.exists() else None
+
+
+def _needed(provider: Path) -> list[str]:
+    """CUDA libraries that the provider is linked to."""
+    return re.findall(r"\[(libcu[\w.]+)\]", _output("readelf", "-d", provider))
+
+
+def _compile(library: str, names: set[str], folder: Path) -> None:
+    """Make a shared library that defines `names`, with the symbol version the provider asks for."""
+    written = HERE / "cudart.c" if library == SUPPORTED else None
+    defined = set(re.findall(r"\b(\w+)\(", written.read_text())) if written else set()
+    source, versions = folder / f"{library}.c", folder / f"{library}.map"
+    functions = [f"int {name}(void) {{ return 0; }}\n" for name in sorted(names - defined)]
+    source.write_text("".join(functions) or "int stub_nothing_wanted;\n")
+    versions.write_text(f"{library} {{ global: *; }};\n")
+    # The driver's symbols are asked for without a version.
+    versioned = [] if library == "libcuda.so.1" else [f"-Wl,--version-script={versions}"]
+    sources = [source, written] if written else [source]
+    output = ["-o", folder / library, f"-Wl,-soname,{library}"]
+    # The names of library functions are given other types on purpose.
+    _output("gcc", "-O1", "-shared", "-fPIC", "-fno-builtin", *versioned, *output, *sources)
+
+
+def _output(*command: str | Path) -> str:
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
