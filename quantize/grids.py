@@ -71,7 +71,8 @@ class UniformGrid:
         scale = (largest / (2 ** (self.bits - 1) - 0.5)).to(self.dtype)
         # A group of zeros, or one too small for the dtype, still needs a scale that can be divided by: the smallest one
         # (a subnormal one in float16, where it matters: 8 bits of weights up to 0.0078 need it).
-        return scale.clamp(min=2.0**-24 if self.dtype == torch.float16 else 2.0**-126)
+        smallest = 2.0**-24 if self.dtype == torch.float16 else 2.0**-126
+        return torch.clamp(scale, min=smallest)
 
     def round(self, w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Codes of the nearest values, computed with the scale as it is stored."""
