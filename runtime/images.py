@@ -11,17 +11,13 @@ import numpy as np
 from PIL import Image
 
 from calib_data.errors import InputError
-from calib_data.images import open_image, to_rgb
+from calib_data.images import to_rgb
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
-
-__all__ = ["ImageSettings", "load_image", "preprocess", "smart_resize"]
-
-load_image = open_image  # one implementation for calibration and for the runtime
 
 MAX_ASPECT_RATIO = 200
 

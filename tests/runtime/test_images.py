@@ -8,7 +8,8 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from calib_data.errors import InputError
-from runtime.images import ImageSettings, load_image, preprocess, smart_resize
+from calib_data.images import open_image
+from runtime.images import ImageSettings, preprocess, smart_resize
 
 NEW_STYLE = {
     "patch_size": 14,
@@ -102,7 +103,7 @@ def test_a_file(tmp_path):
         assert_equal_to_transformers(image, NEW_STYLE, tmp_path)
         settings = ImageSettings.from_folder(tmp_path)
         assert np.array_equal(
-            preprocess(load_image(tmp_path / "a.png"), settings)[0],
+            preprocess(open_image(tmp_path / "a.png"), settings)[0],
             preprocess(image, settings)[0],
         )
 
