@@ -8,12 +8,14 @@ document holds such a value, no string that is scored in evaluation has been see
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from random import Random
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from . import vocabulary as words
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from random import Random
 
 Split = Literal["training", "calibration", "evaluation"]
 SPLITS: tuple[Split, ...] = ("training", "calibration", "evaluation")
@@ -73,7 +75,7 @@ def _phone(rng: Random, korean: bool) -> str:
     return f"{area}{'-' if korean else ' '}{rng.randint(200, 9999)}-{rng.randint(0, 9999):04}"
 
 
-def _number(rng: Random, korean: bool) -> str:
+def _number(rng: Random, _korean: bool) -> str:
     letters = "".join(rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=rng.randint(1, 3)))
     digits = "".join(rng.choices("0123456789", k=rng.randint(3, 5)))
     return rng.choice((f"{letters}-{digits}", f"{letters}{digits}", f"#{digits}", f"{digits}/{letters}"))

@@ -5,13 +5,17 @@ from __future__ import annotations
 import io
 import math
 from dataclasses import dataclass
-from random import Random
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from . import fonts
-from .content import Row
+
+if TYPE_CHECKING:
+    from random import Random
+
+    from .content import Row
 
 
 @dataclass(frozen=True)

@@ -5,20 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from . import READER, content, render, vocabulary
-from .draw import CharBox
 from .reader_files import PROCESSOR
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from PIL import Image
+
+    from .draw import CharBox
 
 SLOTS = 6  # characters a merged token may be asked for
 CLASSES = {char: index + 1 for index, char in enumerate(vocabulary.ALPHABET)}  # class 0: no character

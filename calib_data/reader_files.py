@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from .vocabulary import HANGUL
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SPECIAL = {
     0: "[PAD]", 1: "[BOS]", 2: "[EOS]", 3: "[UNK]", 50: "<|system|>", 51: "<|user|>", 52: "<|assistant|>",
@@ -81,7 +83,7 @@ GENERATION = {
     "bos_token_id": 1, "eos_token_id": 53, "pad_token_id": 0, "do_sample": True, "temperature": 0.6, "top_p": 0.95,
     "top_k": 20, "presence_penalty": 1.5,
 }  # fmt: skip
-PROCESSOR = {
+PROCESSOR: dict[str, Any] = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "processor_class": "Exaone4_5_Processor",
     "do_convert_rgb": True,
@@ -117,7 +119,7 @@ def config_dict() -> dict[str, Any]:
 
 
 def tokenizer() -> Tokenizer:
-    """Byte-level BPE whose only merges build the Hangul syllables of `vocabulary.HANGUL`; other characters are bytes."""
+    """Byte-level BPE whose only merges build the syllables of `vocabulary.HANGUL` and the won sign."""
     symbols = _byte_symbols()
     names = {index: f"<|reserved_{index}|>" for index in range(FIRST_BYTE)} | SPECIAL
     vocabulary = {symbols[byte]: FIRST_BYTE + byte for byte in range(256)}

@@ -10,22 +10,26 @@ from __future__ import annotations
 import copy
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import Exaone4_5_Config, Exaone4_5_ForConditionalGeneration
-from transformers.models.exaone4.modeling_exaone4 import Exaone4DecoderLayer, Exaone4RMSNorm
+from transformers.models.exaone4.modeling_exaone4 import Exaone4Attention, Exaone4DecoderLayer, Exaone4RMSNorm
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from .reader_files import config_dict
+
+if TYPE_CHECKING:
+    from transformers.models.exaone4.configuration_exaone4 import Exaone4Config
+    from transformers.models.exaone4_5.modeling_exaone4_5 import Exaone4_5_RMSNorm, Exaone4_5_VisionAttention
 
 
 class MtpLayer(nn.Module):
     """Predicts the token after next from the decoder's hidden state and the next token's embedding."""
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Exaone4Config) -> None:
         super().__init__()
         self.pre_fc_norm_embedding = Exaone4RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.pre_fc_norm_hidden = Exaone4RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -55,7 +59,7 @@ class Reader(nn.Module):
 
 @lru_cache(maxsize=64)
 def _page_plan(height: int, width: int) -> tuple[Tensor, list[int], Tensor]:
-    """Window order of merged tokens, window lengths in patches and 2-D positions of a page of height x width patches."""
+    """Window order of merged tokens, window lengths and positions of patches, for a page of height x width patches."""
     grid = torch.tensor([[1, height, width]])
     order, edges = get_vision_window_index(grid, spatial_merge_size=2, window_size=112, patch_size=14)
     positions = get_vision_position_ids(grid, 2)
@@ -74,11 +78,13 @@ def vision(reader: Reader, patches: Tensor, height: int, width: int) -> Tensor:
     cos, sin = (_windowed(table[None], order)[0] for table in visual.rotary_pos_emb(states, positions))
     for number, block in enumerate(visual.blocks):
         full = number in visual.fullatt_block_indexes
-        attended = _vision_attention(block.attn, norm(block.norm1, states), cos, sin, None if full else lengths)
+        attended = _vision_attention(
+            block.attn, norm(block.norm1, states), cos, sin, [states.shape[1]] if full else lengths
+        )
         states = states + attended
         states = states + block.mlp(norm(block.norm2, states))
     merger = visual.merger
-    merged = merger.mlp(norm(merger.ln_q, states).reshape(states.shape[0], -1, merger.hidden_size))
+    merged: Tensor = merger.mlp(norm(merger.ln_q, states).reshape(states.shape[0], -1, merger.hidden_size))
     return merged[:, order.argsort()]
 
 
@@ -88,24 +94,27 @@ def _windowed(states: Tensor, order: Tensor) -> Tensor:
     return states.view(batch, patches // 4, 4, channels)[:, order].reshape(batch, patches, channels)
 
 
-def _vision_attention(attention: Any, states: Tensor, cos: Tensor, sin: Tensor, lengths: list[int] | None) -> Tensor:
+def _vision_attention(
+    attention: Exaone4_5_VisionAttention, states: Tensor, cos: Tensor, sin: Tensor, lengths: list[int]
+) -> Tensor:
+    """Attention within consecutive stretches of the given lengths: states [B, P, C] -> [B, P, C]."""
     batch, patches, _ = states.shape
     sizes = [attention.q_dim, attention.kv_dim, attention.kv_dim]
-    heads = [part.view(batch, patches, -1, attention.head_dim) for part in attention.qkv(states).split(sizes, -1)]
-    query, key = (rotate(part, cos[:, None], sin[:, None]) for part in heads[:2])
-    value = heads[2]
-    if lengths is None:
-        lengths = [patches]
+    query, key, value = (
+        part.view(batch, patches, -1, attention.head_dim) for part in attention.qkv(states).split(sizes, -1)
+    )
+    query, key = rotate(query, cos[:, None], sin[:, None]), rotate(key, cos[:, None], sin[:, None])
     result = torch.empty_like(query)
     starts = [sum(lengths[:i]) for i in range(len(lengths))]
     for length in sorted(set(lengths)):  # at most four sizes: inner, right edge, bottom edge, corner
         index = torch.cat([torch.arange(s, s + length) for s, n in zip(starts, lengths, strict=True) if n == length])
-        parts = [
+        q, k, v = (
             part[:, index].unflatten(1, (-1, length)).flatten(0, 1).transpose(1, 2) for part in (query, key, value)
-        ]
-        out = functional.scaled_dot_product_attention(*parts, enable_gqa=True)
+        )
+        out = functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
         result[:, index] = out.transpose(1, 2).reshape(batch, len(index), *out.shape[1::2])
-    return attention.proj(result.flatten(2))
+    projected: Tensor = attention.proj(result.flatten(2))
+    return projected
 
 
 def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -114,7 +123,7 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return states * cos + torch.cat((-second, first), -1) * sin
 
 
-def norm(layer: Any, states: Tensor) -> Tensor:
+def norm(layer: Exaone4RMSNorm | Exaone4_5_RMSNorm, states: Tensor) -> Tensor:
     """RMSNorm in one fused call."""
     return functional.rms_norm(states, layer.weight.shape, layer.weight, layer.variance_epsilon)
 
@@ -138,9 +147,9 @@ def masks(reader: Reader, length: int) -> Masks:
     return Masks(cos[0], sin[0], full, full.masked_fill(distance >= text.config.sliding_window, float("-inf")))
 
 
-def decoder_layer(layer: Any, states: Tensor, shared: Masks) -> Tensor:
+def decoder_layer(layer: Exaone4DecoderLayer, states: Tensor, shared: Masks) -> Tensor:
     """One post-norm decoder layer: states [B, T, H] -> [B, T, H]."""
-    attention = layer.self_attn
+    attention: Exaone4Attention = layer.self_attn
     batch, length, _ = states.shape
     query, key, value = (
         linear(states).view(batch, length, -1, attention.head_dim).transpose(1, 2)

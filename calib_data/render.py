@@ -5,13 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from random import Random
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from . import content, draw, fonts, vocabulary
-from .content import Content, Split
 from .document import Document
-from .draw import CharBox, Style
-from .errors import InputError
+from .draw import Style
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from .content import Content, Split
+    from .draw import CharBox
 
 Kind = Literal["line", "field", "transcription"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
@@ -39,7 +43,7 @@ def render(split: Split, seed: int, index: int, kind: Kind | None = None, font: 
     kind: what is asked; None draws it by chance. font: a name from `fonts`; None draws one of the training fonts.
     """
     rng = Random(f"{split}/{seed}/{kind}/{index}")
-    chosen = kind or rng.choice(KINDS)
+    chosen = rng.choice(KINDS) if kind is None else kind
     said = content.line(rng, split) if chosen == "line" else content.document(rng, split, rng.randint(2, 8))
     image, boxes = page(said, rng, font)
     prompt, answer, thought = ask(said, chosen, rng)
@@ -48,19 +52,15 @@ def render(split: Split, seed: int, index: int, kind: Kind | None = None, font: 
 
 
 def documents(
-    split: str, count: int, seed: int = 0, kind: str | None = None, font: str | None = None
+    split: Split, count: int, seed: int = 0, kind: Kind | None = None, font: str | None = None
 ) -> list[Document]:
     """Draw `count` documents of a split."""
-    if kind is not None and kind not in KINDS:
-        raise InputError(f"unknown kind {kind!r}: choose one of {', '.join(KINDS)}")
-    if split not in content.SPLITS:
-        raise InputError(f"unknown split {split!r}: choose one of {', '.join(content.SPLITS)}")
-    return [render(split, seed, index, kind, font).document for index in range(count)]  # type: ignore[arg-type]
+    return [render(split, seed, index, kind, font).document for index in range(count)]
 
 
 def page(
     said: Content, rng: Random, font: str | None = None, size: tuple[int, int] | None = None
-) -> tuple[draw.Image.Image, list[CharBox]]:
+) -> tuple[Image.Image, list[CharBox]]:
     """Choose a style, and a page size where none is given, and draw the content."""
     rows = len(said.rows)
     style = _style(rng, font or rng.choice(fonts.TRAINING_FONTS), single=rows == 1)

@@ -13,13 +13,13 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .content import SPLITS
+from .content import SPLITS, Split
 from .document import Document
 from .errors import InputError
 from .images import open_image, to_rgb
-from .render import Kind, documents
+from .render import KINDS, documents
 from .vocabulary import READ
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ _DATASET_FILES = ("*.parquet", "*.arrow", "dataset_dict.json", "dataset_info.jso
 _PROMPTS = ("prompt", "question", "query")
 _ANSWERS = ("answer", "answers", "text", "ground_truth")
 
+Name = TypeVar("Name", bound=str)
 # What can be opened later: the name that decides the split, and how to make the document.
 Item = tuple[str, Callable[[], Document]]
 
@@ -46,16 +47,15 @@ def open_documents(
 
     Raises InputError, naming the source or the file, for whatever cannot be read.
     """
-    if split not in SPLITS:
-        raise InputError(f"unknown split {split!r}: choose one of {', '.join(SPLITS)}")
+    wanted = _one_of(SPLITS, "split", split)
     if count < 1:
         raise InputError(f"{count} documents asked for: give at least 1")
     if source == "rendered":
-        return documents(split, count, seed, _kind(kind))
+        return documents(wanted, count, seed, None if kind is None else _one_of(KINDS, "kind", kind))
     if kind is not None:
         raise InputError(f"kind {kind!r} chooses among rendered documents; {source} has only its own")
     items = _items(source)
-    chosen = [item for item in items if split_of_item(item[0]) == split]
+    chosen = [item for item in items if split_of_item(item[0]) == wanted]
     if not chosen:
         raise InputError(
             f"{source}: none of its {len(items)} documents falls into the {split} split, give a larger source"
@@ -64,19 +64,17 @@ def open_documents(
     return [make() for _, make in chosen[:count]]
 
 
-def split_of_item(name: str) -> str:
+def split_of_item(name: str) -> Split:
     """The split of an item by its name: 20 % training, 40 % calibration, 40 % evaluation."""
     fifth = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) % 5
     return "training" if fifth == 0 else "calibration" if fifth < 3 else "evaluation"
 
 
-def _kind(kind: str | None) -> Kind | None:
-    if kind is None:
-        return None
-    for known in get_args(Kind):
-        if kind == known:
-            return known  # type: ignore[no-any-return]
-    raise InputError(f"unknown kind {kind!r}: choose one of {', '.join(get_args(Kind))}")
+def _one_of(known: tuple[Name, ...], what: str, given: str) -> Name:
+    for name in known:
+        if name == given:
+            return name
+    raise InputError(f"unknown {what} {given!r}: choose one of {', '.join(known)}")
 
 
 def _items(source: str) -> list[Item]:
@@ -194,8 +192,9 @@ def _dataset(source: str) -> list[Item]:
 
     def row(number: int) -> Document:
         cells = table[number]
-        truth = cells[answer] if answer else None
-        truth = truth[0] if isinstance(truth, list) and truth else truth
+        truth: Any = cells[answer] if answer else None
+        if isinstance(truth, list):  # DocVQA keeps every accepted answer
+            truth = truth[0] if truth else None
         asked = cells[prompt] if prompt else READ[0]
         return Document(_dataset_image(cells["image"], source, number), asked, truth, f"{source}/{number}")
 

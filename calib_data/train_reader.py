@@ -9,10 +9,11 @@ minutes, and an exponential average of the weights is what is exported.
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
+from pathlib import Path  # noqa: TC003 - typer reads it
+from typing import Annotated
 
 import torch
 import typer
@@ -23,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from . import READER
 from .errors import InputError, run_command
+from .reader_evaluation import evaluate
 from .reader_examples import CLASSES, SLOTS, Batch, Batches, Stage
 from .reader_files import CONFIG
 from .reader_forward import Reader, decoder, masks, mtp, vision
@@ -64,17 +66,12 @@ def losses(reader: Reader, head: nn.Linear, batch: Batch, with_mtp: bool) -> tup
     loss, accuracy = _token_loss(hidden[:, :-1], reader.lm_head.weight, batch.tokens[:, 1:], batch.answer[:, 1:])
     total, report = total + loss, report | {"text": loss.item(), "token accuracy": accuracy}
     if with_mtp:
-        drafted = mtp(reader, inputs[:, 1:].detach(), hidden[:, :-1].detach(), shared_prefix(shared))
+        drafted = mtp(reader, inputs[:, 1:].detach(), hidden[:, :-1].detach(), masks(reader, inputs.shape[1] - 1))
         weight = reader.lm_head.weight.detach()
         # Position t drafts token t + 2; a draft is only made from an answer token on.
         loss, accuracy = _token_loss(drafted[:, :-1], weight, batch.tokens[:, 2:], batch.answer[:, 2:])
         total, report = total + 0.5 * loss, report | {"draft": loss.item(), "draft accuracy": accuracy}
     return total, report
-
-
-def shared_prefix(shared: Any) -> Any:
-    """Masks and tables for a sequence that is one shorter."""
-    return type(shared)(shared.cos[:-1], shared.sin[:-1], shared.full[:-1, :-1], shared.sliding[:-1, :-1])
 
 
 def _character_loss(scores: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
@@ -126,7 +123,10 @@ def load(state: State, path: Path) -> None:
 
 
 def export(state: State, folder: Path) -> None:
-    """Write the averaged weights in float16, and the loss curve."""
+    """Write a reader folder: the averaged weights in float16, the loss curve, and the files that do not change."""
+    for file in READER.iterdir():
+        if file.is_file() and file.suffix != ".safetensors":
+            shutil.copy(file, folder)
     half = {name: tensor.half().contiguous() for name, tensor in state.average.items()}
     save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "curve.json").write_text(json.dumps(state.curve, indent=0) + "\n")
@@ -193,9 +193,10 @@ def main(
     minutes: Annotated[float, typer.Option(help="How long to train.")] = 60.0,
     decay: Annotated[float, typer.Option(help="Minutes at the end in which the learning rate goes to zero.")] = 0.0,
     scratch: Annotated[bool, typer.Option(help="Start from random weights, not from the committed ones.")] = False,
+    documents: Annotated[int, typer.Option(help="Held-out documents of each kind to read at the end.")] = 64,
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the documents.")] = 0,
 ) -> None:
-    """Train the bundled reader on rendered documents; writes OUTPUT/checkpoint.pt and OUTPUT/model.safetensors."""
+    """Train the bundled reader on rendered documents; OUTPUT becomes a reader folder."""
     if minutes <= 0 or not 0 <= decay <= minutes:
         raise InputError(f"--minutes {minutes} --decay {decay}: minutes must be positive and hold the decay")
     output.mkdir(parents=True, exist_ok=True)
@@ -209,6 +210,8 @@ def main(
         checkpoint.rename(output / "before-decay.pt") if checkpoint.exists() else None
     save(state, checkpoint)
     export(state, output)
+    for name, numbers in evaluate(output, documents).items():
+        typer.echo(f"{name}: " + "  ".join(f"{key} {number}" for key, number in numbers.items()))
 
 
 if __name__ == "__main__":

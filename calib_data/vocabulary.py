@@ -98,7 +98,8 @@ def _strings(value: object) -> list[str]:
 def hangul() -> str:
     """Every Hangul syllable that a rendered document, a question or a reasoning can contain, in code-point order."""
     sources = (
-        LABELS, QUESTIONS, READ, TITLES, ITEMS, NAMES_KO, STORES_KO, CITIES_KO, DISTRICTS_KO, LETTER, THOUGHTS, _EXTRA_KO,
+        LABELS, QUESTIONS, READ, TITLES, ITEMS, NAMES_KO, STORES_KO, CITIES_KO, DISTRICTS_KO, LETTER, THOUGHTS,
+        _EXTRA_KO,
     )  # fmt: skip
     return "".join(sorted({char for text in _strings(sources) for char in text if "가" <= char <= "힣"}))
 
