@@ -124,10 +124,10 @@ def line(rng: Random, split: Split) -> Content:
     """A single row: a value, or a label and a value."""
     korean = rng.random() < 0.5
     key = rng.choice(list(words.QUESTIONS))
-    text = value(rng, key, korean, split)
+    text = said = value(rng, key, korean, split)
     if len(text) < 11 and rng.random() < 0.5:
-        text = f"{label(rng, key, korean)}{rng.choice((' ', ': '))}{text}"
-    return Content([Row((text,))], {key: text}, korean)
+        text = f"{label(rng, key, korean)}{rng.choice((' ', ': '))}{said}"
+    return Content([Row((text,))], {key: said}, korean)
 
 
 class _Writer:
@@ -205,6 +205,8 @@ def _table(w: _Writer, rows: int) -> None:
 
 
 def _letter(w: _Writer, rows: int) -> None:
+    if rows > 4:
+        w.title("letter")
     hello, pay, due, thanks = words.LETTER[w.content.korean]
     w.content.fields["name"] = name = w.value("name")
     w.row(hello.format(name))

@@ -70,7 +70,7 @@ def page(
         size = 224, 56 if rng.random() < 0.75 else 112
     else:
         widest = max(draw.width_of(row.text, style, style.size) for row in said.rows) + 2 * style.margin
-        width = next((w for w in (224, 280) if w >= widest), 336)
+        width = rng.choice([w for w in (224, 280, 336) if w >= widest] or [336])
         size = width, max(112, math.ceil((rows * style.pitch + 12) / TILE) * TILE)
     return draw.draw(said.rows, style, *size, rng)
 
