@@ -47,6 +47,15 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Turn:
+    """A question, its answer, and a reasoning where thinking is on."""
+
+    prompt: str
+    answer: str
+    thought: str | None
+
+
+@dataclass(frozen=True)
 class Stage:
     """What batches consist of until a step: how often glyph pages, single lines, documents; share of thinking."""
 
@@ -93,17 +102,37 @@ def load_tokenizer() -> Tokenizer:
 
 def prompt_text(prompt: str, places: int, thinking: bool) -> str:
     """The rendered chat of one page and one question, its image place repeated once per merged token."""
-    parts: list[dict[str, Any]] = [{"type": "image"}, {"type": "text", "text": prompt}]
-    messages = [{"role": "user", "content": parts}]
-    text = _template().render(messages=messages, add_generation_prompt=True, enable_thinking=thinking)
-    return text.replace(IMAGE, IMAGE * places)
+    return _chat([_user(prompt, with_image=True)], thinking).replace(IMAGE, IMAGE * places)
 
 
-def encode(prompt: str, answer: str, thought: str | None, places: int) -> tuple[list[int], int]:
-    """Token ids of a whole turn, and where the part that the model writes starts."""
-    start = load_tokenizer().encode(prompt_text(prompt, places, thought is not None)).ids
-    reply = answer if thought is None else f"{thought}\n</think>\n\n{answer}"
-    return start + load_tokenizer().encode(f"{reply}<|endofturn|>").ids, len(start)
+def encode(turns: list[Turn], places: int) -> tuple[list[int], list[bool]]:
+    """Token ids of questions about one page and their answers, and which tokens the model writes itself.
+
+    Several questions share the cost of encoding the page. The template drops the reasoning of past turns, so only the
+    last turn may have one.
+    """
+    messages: list[dict[str, Any]] = []
+    text, ids, written = "", list[int](), list[bool]()
+    for turn in turns:
+        messages.append(_user(turn.prompt, with_image=not messages))
+        asked = _chat(messages, thinking=turn.thought is not None)
+        reply = turn.answer if turn.thought is None else f"{turn.thought}\n</think>\n\n{turn.answer}"
+        for part, by_model in ((asked[len(text) :], False), (f"{reply}<|endofturn|>", True)):
+            tokens = load_tokenizer().encode(part.replace(IMAGE, IMAGE * places)).ids
+            ids += tokens
+            written += [by_model] * len(tokens)
+        text = f"{asked}{reply}<|endofturn|>"
+        messages.append({"role": "assistant", "content": turn.answer})
+    return ids, written
+
+
+def _user(prompt: str, with_image: bool) -> dict[str, Any]:
+    parts: list[dict[str, Any]] = [{"type": "image"}] if with_image else []
+    return {"role": "user", "content": [*parts, {"type": "text", "text": prompt}]}
+
+
+def _chat(messages: list[dict[str, Any]], thinking: bool) -> str:
+    return _template().render(messages=messages, add_generation_prompt=True, enable_thinking=thinking)
 
 
 @dataclass(frozen=True)
@@ -119,8 +148,14 @@ class Shape:
 _LINE_SHAPES = (Shape(224, 56, (1, 1), 20), Shape(224, 56, (1, 1), 20), Shape(224, 112, (1, 1), 14))
 _PAGE_SHAPES = (
     Shape(224, 112, (2, 4), 16), Shape(224, 168, (4, 6), 10), Shape(280, 140, (3, 5), 10),
-    Shape(280, 196, (4, 7), 10), Shape(336, 224, (5, 8), 8),
+    Shape(280, 196, (4, 7), 10), Shape(336, 168, (3, 6), 10), Shape(336, 224, (5, 8), 8), Shape(280, 252, (6, 8), 8),
 )  # fmt: skip
+
+
+# What is asked about a document: the transcription comes last, so that no answer can be copied from it.
+_TURNS: list[list[render.Kind]] = [
+    ["transcription"], ["field"], ["field", "field"], ["field", "field", "field"], ["field", "transcription"],
+]  # fmt: skip
 
 
 class Batches(Dataset[Batch]):
@@ -143,29 +178,30 @@ class Batches(Dataset[Batch]):
 
 @dataclass(frozen=True)
 class Example:
-    """One page: patches, character classes, token ids and where the answer starts."""
+    """One page: patches, character classes, token ids and which of them the model writes."""
 
     patches: NDArray[np.float32]
     characters: NDArray[np.int64]
     tokens: list[int]
-    start: int
+    written: list[bool]
 
 
 def _glyphs(rng: Random, shape: Shape) -> Example:
     image, boxes = render.page(content.glyphs(rng, rng.randint(*shape.rows)), rng, size=(shape.width, shape.height))
-    return Example(patches_of(image), characters_of(boxes, *image.size), [], 0)
+    return Example(patches_of(image), characters_of(boxes, *image.size), [], [])
 
 
 def _question(rng: Random, shape: Shape, thinking: float) -> Example:
-    if shape.rows == (1, 1):
-        said, kind = content.line(rng, "training"), "line"
-    else:
-        said, kind = content.document(rng, "training", rng.randint(*shape.rows)), rng.choice(("field", "transcription"))
+    single = shape.rows == (1, 1)
+    said = content.line(rng, "training") if single else content.document(rng, "training", rng.randint(*shape.rows))
     image, boxes = render.page(said, rng, size=(shape.width, shape.height))
-    prompt, answer, thought = render.ask(said, kind, rng)  # type: ignore[arg-type]
-    places = shape.width * shape.height // 28**2
-    tokens, start = encode(prompt, answer, thought if rng.random() < thinking else None, places)
-    return Example(patches_of(image), characters_of(boxes, *image.size), tokens, start)
+    kinds: list[render.Kind] = ["line"] if single else rng.choice(_TURNS)
+    asked = [render.ask(said, kind, rng) for kind in kinds]
+    turns = [Turn(prompt, answer, None) for prompt, answer, _ in asked]
+    if rng.random() < thinking:
+        turns[-1] = Turn(*asked[-1])
+    tokens, written = encode(turns, shape.width * shape.height // 28**2)
+    return Example(patches_of(image), characters_of(boxes, *image.size), tokens, written)
 
 
 def collate(examples: list[Example], shape: Shape) -> Batch:
@@ -175,7 +211,7 @@ def collate(examples: list[Example], shape: Shape) -> Batch:
     answer = torch.zeros(len(examples), length, dtype=torch.bool)
     for row, example in enumerate(examples):
         tokens[row, : len(example.tokens)] = torch.tensor(example.tokens, dtype=torch.long)
-        answer[row, example.start : len(example.tokens)] = True
+        answer[row, : len(example.tokens)] = torch.tensor(example.written, dtype=torch.bool)
     return Batch(
         torch.from_numpy(np.stack([example.patches for example in examples])),
         shape.height // 14,

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
 
 from calib_data import READER, reader_files, render, vocabulary
-from calib_data.reader_examples import Batches, Stage, characters_of, encode, patches_of, prompt_text
+from calib_data.reader_examples import Batches, Stage, Turn, characters_of, encode, patches_of, prompt_text
 from calib_data.reader_forward import Reader, decoder, masks, mtp, norm, vision
 
 
@@ -134,7 +134,7 @@ def test_training_forward_equals_transformers(model, reader, processor, size):
     image = page().document.image.resize(size)
     features = processor(images=[image], return_tensors="pt")
     height, width = features["image_grid_thw"][0, 1:].tolist()
-    tokens, _ = encode("Read the text.", "합계 12,500원", None, height * width // 4)
+    tokens, _ = encode([Turn("Read the text.", "합계 12,500원", None)], height * width // 4)
     ids = torch.tensor([tokens])
     with torch.no_grad():
         expected = model(input_ids=ids, attention_mask=torch.ones_like(ids), **features).logits
@@ -186,10 +186,26 @@ def test_batches_train_on_answers_alone(tokenizer):
     for tokens, wanted in zip(batch.tokens, batch.answer, strict=True):
         text = tokenizer.decode(tokens[wanted])
         assert text.endswith("<|endofturn|>")
+        assert "<|user|>" not in text
         thoughts += "</think>" in text
         prompt = tokenizer.decode(tokens[: int(wanted.nonzero()[0])])
-        assert prompt.endswith("<think>\n" if "</think>" in text else "<think>\n\n</think>\n\n")
+        assert prompt.endswith(("<think>\n", "<think>\n\n</think>\n\n"))
     assert 0 < thoughts < len(batch.tokens)
+
+
+def test_several_turns_are_one_chat_of_the_template(tokenizer):
+    turns = [Turn("What is the tax?", "$1.20", None), Turn("합계는 얼마입니까?", "12,500원", "합계 읽는다.")]
+    ids, written = encode(turns, places=4)
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": turns[0].prompt}]},
+        {"role": "assistant", "content": "$1.20"},
+        {"role": "user", "content": turns[1].prompt},
+    ]
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=True)
+    text += "합계 읽는다.\n</think>\n\n12,500원<|endofturn|>"
+    assert ids == tokenizer.encode(text.replace("<|image_pad|>", "<|image_pad|>" * 4), add_special_tokens=False)
+    answers = tokenizer.decode([token for token, mine in zip(ids, written, strict=True) if mine])
+    assert answers == "$1.20<|endofturn|>합계 읽는다.\n</think>\n\n12,500원<|endofturn|>"
 
 
 def test_cells_name_the_characters_whose_centres_they_hold():
