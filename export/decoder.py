@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
@@ -44,8 +43,8 @@ class Attention(nn.Module):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x [B, T, H]; past: key and value [B, kv_heads, S, D]. Returns the output and the two extended buffers."""
         q, k, v = self.qkv(x)
-        q = self.q_norm(q.unflatten(-1, (-1, self.head_dim))).flatten(-2)
-        k = self.k_norm(k.unflatten(-1, (-1, self.head_dim))).flatten(-2)
+        q = ops.reshape(self.q_norm(ops.reshape(q, 0, 0, -1, self.head_dim)), 0, 0, -1)
+        k = ops.reshape(self.k_norm(ops.reshape(k, 0, 0, -1, self.head_dim)), 0, 0, -1)
         attended, key, value = ops.cached_attention(
             q, k, v, *past, seqlens_k, total, rope if self.has_rope else None, self.window
         )
@@ -117,6 +116,5 @@ class Decoder(nn.Module):
             pair = (past[2 * number], past[2 * number + 1])
             h, key, value = layer(h, pair, seqlens_k, total_sequence_length, (rope_cos, rope_sin))
             present += (key, value)
-        wanted = logit_index.unsqueeze(-1).expand(-1, -1, h.shape[-1])
-        (logits,) = self.head(self.norm(torch.gather(h, 1, wanted)))
+        (logits,) = self.head(self.norm(ops.select_positions(h, logit_index)))
         return logits.float(), *present

@@ -68,6 +68,35 @@ def split(x: Tensor, widths: list[int]) -> tuple[Tensor, ...]:
     return x.split(widths, dim=-1)
 
 
+def reshape(x: Tensor, *shape: int) -> Tensor:
+    """ONNX's Reshape to a constant shape: 0 keeps an axis, -1 takes what is left.
+
+    torch's own export computes dynamic sizes with a handful of nodes, which run on the host.
+    """
+    sizes = [x.shape[axis] if size == 0 else size for axis, size in enumerate(shape)]
+    if -1 in sizes:
+        sizes[sizes.index(-1)] = x.numel() // -math.prod(sizes)
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(
+            "::Reshape", (x, torch.tensor(shape, dtype=torch.int64)), dtype=x.dtype, shape=sizes, version=14
+        )
+    return x.reshape(sizes)
+
+
+def select_positions(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of x [B, T, H] at the positions index [B, L]: [B, L, H]."""
+    if torch.onnx.is_in_onnx_export():
+        return torch.onnx.ops.symbolic(
+            "::GatherND",
+            (x, index.unsqueeze(-1)),
+            {"batch_dims": 1},
+            dtype=x.dtype,
+            shape=(*index.shape, x.shape[-1]),
+            version=13,
+        )
+    return torch.gather(x, 1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+
 def matmul_nbits(x: Tensor, packed: Tensor, scales: Tensor, bits: int, accuracy_level: int) -> Tensor:
     """x [..., K] times a symmetric 4/8-bit weight, transposed.
 

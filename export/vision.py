@@ -1,7 +1,7 @@
 """The vision encoder's forward pass as ONNX should see it: any image size, windows of unequal size exact.
 
 All index work is done on the host (`runtime.windows`). Windows become rows of a batch, right-padded to a full window;
-frames become rows too, all of one size within a call. Equals transformers' `Exaone4_5_VisionModel`.
+frames become rows too, on the CPU all of one size within a call. Equals transformers' `Exaone4_5_VisionModel`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """RoPE in float32; x [P, heads*D], cos and sin [P, D] with both halves alike."""
     width = cos.shape[-1]
     halves = [width // 2, width // 2]
-    first, second = ops.split(x.unflatten(-1, (-1, width)).float(), halves)
+    first, second = ops.split(ops.reshape(x, 0, -1, width).float(), halves)
     c, s = (ops.split(table.unsqueeze(1), halves)[0] for table in (cos, sin))
-    return torch.cat((first * c - second * s, second * c + first * s), dim=-1).flatten(-2).to(x.dtype)
+    return ops.reshape(torch.cat((first * c - second * s, second * c + first * s), dim=-1), 0, -1).to(x.dtype)
 
 
 class VisionAttention(nn.Module):
@@ -58,16 +58,22 @@ class VisionAttention(nn.Module):
         return output
 
     def _within_windows(self, qkv: tuple[Tensor, ...], gather: Tensor, scatter: Tensor, lengths: Tensor) -> Tensor:
-        q, k, v = (part.index_select(0, gather).unflatten(0, (-1, self.window_patches)) for part in qkv)
+        q, k, v = (F.embedding(gather, part) for part in qkv)  # rows of a table: one Gather to [windows, slots, width]
         longest = torch.tensor(self.window_patches, dtype=torch.int32)
-        padded = ops.padded_attention(q, k, v, lengths, longest, self.head_dim)
-        return padded.flatten(0, 1).index_select(0, scatter)
+        return _rows(ops.padded_attention(q, k, v, lengths, longest, self.head_dim), scatter)
 
-    def _within_frames(self, qkv: tuple[Tensor, ...], lengths: Tensor, length: Tensor) -> Tensor:
-        q, k, v = (part.unflatten(0, (lengths.shape[0], -1)) for part in qkv)
+    def _within_frames(
+        self, qkv: tuple[Tensor, ...], gather: Tensor, scatter: Tensor, lengths: Tensor, longest: Tensor
+    ) -> Tensor:
+        q, k, v = (F.embedding(gather, part) for part in qkv)
         if self.on_cuda:
-            return ops.padded_attention(q, k, v, lengths, length, self.head_dim).flatten(0, 1)
-        return ops.dense_attention(q, k, v, self.head_dim).flatten(0, 1)
+            return _rows(ops.padded_attention(q, k, v, lengths, longest, self.head_dim), scatter)
+        return _rows(ops.dense_attention(q, k, v, self.head_dim), scatter)
+
+
+def _rows(padded: Tensor, scatter: Tensor) -> Tensor:
+    """Back from padded rows [rows, slots, width] to [P, width]."""
+    return ops.reshape(padded, -1, padded.shape[-1]).index_select(0, scatter)
 
 
 class VisionBlock(nn.Module):
@@ -127,17 +133,21 @@ class VisionEncoder(nn.Module):
         window_gather: Tensor,
         window_scatter: Tensor,
         window_lengths: Tensor,
+        frame_gather: Tensor,
+        frame_scatter: Tensor,
         frame_lengths: Tensor,
         frame_length: Tensor,
     ) -> Tensor:
         """Image embeddings [P / merge^2, H] in float32, in reading order; inputs as `runtime.bundle` describes them."""
         (x,) = self.patch_embed(patches.to(self.dtype))
-        x = x.unflatten(0, (-1, self.merge)).index_select(0, window_index).flatten(0, 1)
+        width = x.shape[-1]
+        x = ops.reshape(ops.reshape(x, -1, self.merge * width).index_select(0, window_index), -1, width)
         rope = (patch_cos, patch_sin)
         windows = (window_gather, window_scatter, window_lengths)
+        frames = (frame_gather, frame_scatter, frame_lengths, frame_length)
         for block in self.blocks:
-            x = block(x, rope, windows, (frame_lengths, frame_length))
-        merged = self.merger_norm(x).unflatten(0, (-1, self.merge)).flatten(1)
+            x = block(x, rope, windows, frames)
+        merged = ops.reshape(self.merger_norm(x), -1, self.merge * width)
         (hidden,) = self.merger_in(merged)
         (embeds,) = self.merger_out(F.gelu(hidden))
         return embeds.index_select(0, window_inverse).float()

@@ -34,11 +34,13 @@ PATCHES = "patches"  # float32 [patches, channels * temporal * patch * patch], t
 PATCH_COS, PATCH_SIN = "patch_cos", "patch_sin"  # float32 [patches, head_dim], window order
 WINDOW_INDEX = "window_index"  # int64 [patches / merge^2]: merged token at each place of the window order
 WINDOW_INVERSE = "window_inverse"  # int64 [patches / merge^2]: its inverse
-WINDOW_GATHER = "window_gather"  # int64 [windows * window_patches]: row of each slot of the padded windows
+WINDOW_GATHER = "window_gather"  # int64 [windows, window_patches]: row of each slot of the padded windows
 WINDOW_SCATTER = "window_scatter"  # int64 [patches]: slot of each row
 WINDOW_LENGTHS = "window_lengths"  # int32 [windows]: patches of each window
-FRAME_LENGTHS = "frame_lengths"  # int32 [frames]: patches of each frame, all equal within a call
-FRAME_LENGTH = "frame_length"  # int32 scalar on the host: the same number
+FRAME_GATHER = "frame_gather"  # int64 [frames, longest]: row of each slot of the padded frames
+FRAME_SCATTER = "frame_scatter"  # int64 [patches]: slot of each row
+FRAME_LENGTHS = "frame_lengths"  # int32 [frames]: patches of each frame; on the CPU all equal within a call
+FRAME_LENGTH = "frame_length"  # int32 scalar on the host: the longest of them
 VISION_INPUTS = (
     PATCHES,
     PATCH_COS,
@@ -48,6 +50,8 @@ VISION_INPUTS = (
     WINDOW_GATHER,
     WINDOW_SCATTER,
     WINDOW_LENGTHS,
+    FRAME_GATHER,
+    FRAME_SCATTER,
     FRAME_LENGTHS,
     FRAME_LENGTH,
 )

@@ -15,7 +15,7 @@ from runtime import bundle as io
 from runtime.bundle import load_bundle
 from runtime.images import ImageSettings, preprocess
 from runtime.prompt import Chat
-from runtime.sessions import DecoderSession, VisionSession
+from runtime.sessions import DecoderSession, VisionSession, open_session
 from runtime.windows import vision_index
 
 if TYPE_CHECKING:
@@ -53,16 +53,20 @@ class Model:
         self.target = self.bundle.targets[device]
         self.chat = Chat(folder)
         self.generation = _read_generation_config(folder)
-        self.decoder = DecoderSession(folder / self.target.decoder, self.bundle.text, self.target.dtype, device)
+        session = open_session(folder / self.target.decoder, device)
+        self.decoder = DecoderSession(session, self.bundle.text, self.target.dtype, device)
         self._embeddings = _map_embeddings(folder, self.bundle.embeddings)
 
     @cached_property
-    def _vision(self) -> tuple[io.Vision, VisionSession, ImageSettings]:
-        """Loaded at the first image; a text-only question does without."""
-        if self.bundle.vision is None or self.target.vision is None:
+    def vision(self) -> VisionSession:
+        """The vision graph, loaded at the first image; a text-only question does without."""
+        if self.target.vision is None:
             raise InputError(f"{self.folder}: this model reads no images; ask without --image")
-        session = VisionSession(self.folder / self.target.vision, self.device)
-        return self.bundle.vision, session, ImageSettings.from_folder(self.folder)
+        return VisionSession(open_session(self.folder / self.target.vision, self.device))
+
+    @cached_property
+    def _images(self) -> ImageSettings:
+        return ImageSettings.from_folder(self.folder)
 
     @property
     def end_ids(self) -> set[int]:
@@ -83,14 +87,15 @@ class Model:
             )
         embeds = self.embed_tokens(ids)
         if pictures:
-            embeds[ids == self._vision[0].image_token_id] = np.concatenate(pictures)
+            embeds[ids == self.chat.image_token_id] = np.concatenate(pictures)
         return Prompt(ids, embeds)
 
     def embed_image(self, image: Image.Image) -> NDArray[np.float32]:
         """Embeddings [tokens, H] of one image."""
-        shape, session, settings = self._vision
-        patches, grid = preprocess(image, settings)
-        return session.run(_vision_feeds(patches, grid, shape))
+        vision = self.vision
+        assert self.bundle.vision is not None
+        patches, grid = preprocess(image, self._images)
+        return vision.run(vision_feeds(patches, grid, self.bundle.vision))
 
     def embed_tokens(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings [T, H] of tokens, read from the weights file where they lie."""
@@ -128,9 +133,10 @@ class Model:
         return np.concatenate((first[None], rest))
 
 
-def _vision_feeds(
+def vision_feeds(
     patches: NDArray[np.float32], grid: tuple[int, int, int], shape: io.Vision
 ) -> dict[str, NDArray[np.generic]]:
+    """Inputs of the vision graph for patches [P, ...] of one (frames, rows, columns) grid."""
     index = vision_index([grid], shape)
     return {
         io.PATCHES: patches,
@@ -138,11 +144,13 @@ def _vision_feeds(
         io.PATCH_SIN: index.sin,
         io.WINDOW_INDEX: index.window_index,
         io.WINDOW_INVERSE: index.inverse_index,
-        io.WINDOW_GATHER: index.window_gather,
+        io.WINDOW_GATHER: index.window_gather.reshape(len(index.window_lengths), -1),
         io.WINDOW_SCATTER: index.window_scatter,
         io.WINDOW_LENGTHS: index.window_lengths,
+        io.FRAME_GATHER: index.frame_gather.reshape(len(index.frame_lengths), -1),
+        io.FRAME_SCATTER: index.frame_scatter,
         io.FRAME_LENGTHS: index.frame_lengths,
-        io.FRAME_LENGTH: np.array(index.frame_lengths[0]),
+        io.FRAME_LENGTH: np.array(index.frame_lengths.max()),
     }
 
 

@@ -95,8 +95,8 @@ class KVCache:
 class DecoderSession:
     """The decoder graph: tokens in, logits out, the cache extended in place."""
 
-    def __init__(self, path: Path, text: Text, dtype: str, device: Device) -> None:
-        self._session = open_session(path, device)
+    def __init__(self, session: ort.InferenceSession, text: Text, dtype: str, device: Device) -> None:
+        self._session = session
         self._text, self._dtype, self._device = text, dtype, device
 
     def new_cache(self, room: int) -> KVCache:
@@ -131,8 +131,8 @@ class DecoderSession:
 class VisionSession:
     """The vision graph: patches and their indices in, image embeddings out."""
 
-    def __init__(self, path: Path, device: Device) -> None:
-        self._session = open_session(path, device)
+    def __init__(self, session: ort.InferenceSession) -> None:
+        self._session = session
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """Embeddings [P / merge^2, H] of one image or video; feeds by the names of `bundle.VISION_INPUTS`."""

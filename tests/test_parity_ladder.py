@@ -1,0 +1,243 @@
+"""The parity ladder: every rung holds one implementation against the next, from transformers down to the commands.
+
+Tolerances, relative to the largest value of the reference:
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from calib_data import READER
+from calib_data.document import Document
+from calib_data.sources import open_documents
+from export.decoder import Decoder
+from export.vision import VisionEncoder
+from export.weights import Source
+from quantize.checkpoint import open_checkpoint
+from quantize.family import find_family, model_config
+from runtime import bundle as io
+from runtime.generate import Model, vision_feeds
+from runtime.sampling import greedy
+
+EAGER = 1e-5  # the same float32 arithmetic in another order
+ONNX = 1e-5  # as above, with ONNX Runtime's kernels
+CACHED = 1e-5  # sums over keys in other chunks
+PACKED = 2e-5  # weights dequantized inside the kernel, in other block sizes
+INT8_ACTIVATIONS = 0.08  # MatMulNBits at accuracy_level 4 rounds its input to int8: about 6e-3 a linear, 25 in a row
+GRIDS = [(1, 12, 10), (1, 2, 2), (1, 2, 34), (1, 30, 4), (2, 16, 24)]
+
+
+def relative_error(value: np.ndarray | torch.Tensor, reference: np.ndarray | torch.Tensor) -> float:
+    value, reference = np.asarray(value), np.asarray(reference)
+    assert value.shape == reference.shape
+    return float(np.abs(value - reference).max() / np.abs(reference).max())
+
+
+@pytest.fixture(scope="module")
+def documents() -> list[Document]:
+    return open_documents("rendered", split="evaluation", count=20, seed=3)
+
+
+@pytest.fixture(scope="module")
+def reference() -> torch.nn.Module:
+    return AutoModelForImageTextToText.from_pretrained(READER, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def transformers_inputs(document: Document) -> dict[str, torch.Tensor]:
+    """The document as transformers' own tokenizer, template and image processor see it."""
+    tokenizer = AutoTokenizer.from_pretrained(READER)
+    pixels = Qwen2VLImageProcessorPil.from_pretrained(READER)(document.image, return_tensors="pt")
+    message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": document.prompt}]}
+    text = tokenizer.apply_chat_template([message], tokenize=False, add_generation_prompt=True, enable_thinking=False)
+    tokens = int(pixels["image_grid_thw"].prod()) // 4
+    text = text.replace("<|image_pad|>", "<|image_pad|>" * tokens)
+    return {**tokenizer(text, return_tensors="pt", add_special_tokens=False, return_token_type_ids=False), **pixels}
+
+
+def transformers_logits(model: torch.nn.Module, document: Document, answer: list[int]) -> np.ndarray:
+    inputs = transformers_inputs(document)
+    prompt = inputs["input_ids"].shape[1]
+    inputs["input_ids"] = torch.cat((inputs["input_ids"], torch.tensor([answer])), dim=1)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    with torch.no_grad():
+        return model(**inputs).logits[0, prompt - 1 : -1].float().numpy()
+
+
+def eager(folder: Path) -> tuple[Decoder, VisionEncoder]:
+    checkpoint = open_checkpoint(folder)
+    family, config = find_family(checkpoint.config), model_config(checkpoint.config)
+    source = Source(checkpoint, load=True)
+    return (
+        Decoder(source, family, config),
+        VisionEncoder(source, family, config, on_cuda=False, dtype=torch.float32),
+    )
+
+
+@pytest.fixture(scope="module")
+def answered(documents: list[Document], exported: Callable[[str], Path]) -> list[tuple[Document, list[int]]]:
+    chat = Model(exported("fp16"), "cpu").chat
+    return [(document, [*chat.encode_text(document.answer), 53]) for document in documents[:4]]
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+@torch.no_grad()
+def test_vision_transformers_eager_onnx(grid, reference, exported):
+    frames, rows, columns = grid
+    patches = torch.randn(frames * rows * columns, 1176, generator=torch.Generator().manual_seed(0))
+    expected = reference.model.visual(patches, grid_thw=torch.tensor([grid])).pooler_output
+    model = Model(exported("fp16"), "cpu")
+    feeds = vision_feeds(patches.numpy(), grid, model.bundle.vision)
+    _, module = eager(exported("fp16"))
+    in_eager = module(*(torch.from_numpy(feeds[name]) for name in io.VISION_INPUTS))
+    assert relative_error(in_eager, expected) < EAGER
+    assert relative_error(model.vision.run(feeds), in_eager) < ONNX
+
+
+@torch.no_grad()
+def test_decoder_transformers_eager_onnx(reference, exported):
+    tokens = 150  # more than two windows
+    ids = torch.randint(80, 500, (1, tokens), generator=torch.Generator().manual_seed(1))
+    expected = reference(input_ids=ids).logits
+    model = Model(exported("fp16"), "cpu")
+    embeds = torch.from_numpy(model.embed_tokens(ids[0].numpy()))
+    cache = model.decoder.new_cache(tokens)
+    text = model.bundle.text
+    past = [torch.zeros(1, text.kv_heads, window or tokens, text.head_dim) for window in text.windows for _ in range(2)]
+    decoder, _ = eager(exported("fp16"))
+    in_eager, *_ = decoder(
+        embeds[None],
+        torch.tensor([tokens - 1], dtype=torch.int32),
+        torch.tensor(tokens, dtype=torch.int32),
+        torch.arange(tokens)[None],
+        torch.from_numpy(cache.rope_cos.numpy()),
+        torch.from_numpy(cache.rope_sin.numpy()),
+        past,
+    )
+    assert relative_error(in_eager, expected) < EAGER
+    assert relative_error(model.decoder.run(cache, embeds.numpy(), np.arange(tokens)), in_eager[0]) < ONNX
+
+
+@pytest.mark.parametrize("steps", [(150,), (64, 86), (65, 1, 1, 1, 40, 1, 41), (1,) * 150])
+def test_cached_is_uncached(steps, reference, exported):
+    """Prompt, chunks and single tokens in any mixture give the logits of one full forward, past the window too."""
+    model = Model(exported("fp16"), "cpu")
+    ids = np.random.default_rng(2).integers(80, 500, sum(steps))
+    with torch.no_grad():
+        expected = reference(input_ids=torch.from_numpy(ids)[None]).logits[0]
+    embeds, cache, start, logits = model.embed_tokens(ids), model.decoder.new_cache(len(ids)), 0, []
+    for step in steps:
+        logits.append(model.decoder.run(cache, embeds[start : start + step], np.arange(step)))
+        start += step
+    assert relative_error(np.concatenate(logits), expected) < CACHED
+
+
+def test_rope_is_on_sliding_layers_only(reference, exported):
+    """The rung above is sensitive to it: with RoPE on every layer the logits are far away."""
+    decoder, _ = eager(exported("fp16"))
+    assert [layer.attention.has_rope for layer in decoder.layers] == [True, True, True, False]
+    for layer in decoder.layers:
+        layer.attention.has_rope = True
+    tokens = 100
+    ids = torch.randint(80, 500, (1, tokens), generator=torch.Generator().manual_seed(1))
+    model = Model(exported("fp16"), "cpu")
+    cache = model.decoder.new_cache(tokens)
+    past = [torch.zeros(1, 2, window or tokens, 64) for window in model.bundle.text.windows for _ in range(2)]
+    with torch.no_grad():
+        wrong, *_ = decoder(
+            reference.get_input_embeddings()(ids),
+            torch.tensor([tokens - 1], dtype=torch.int32),
+            torch.tensor(tokens, dtype=torch.int32),
+            torch.arange(tokens)[None],
+            torch.from_numpy(cache.rope_cos.numpy()),
+            torch.from_numpy(cache.rope_sin.numpy()),
+            past,
+        )
+        assert relative_error(wrong, reference(input_ids=ids).logits) > 100 * EAGER
+
+
+def test_whole_model_on_documents(reference, answered, exported):
+    model = Model(exported("fp16"), "cpu")
+    for document, answer in answered:
+        logits = model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)
+        assert relative_error(logits, transformers_logits(reference, document, answer)) < ONNX
+
+
+@pytest.mark.parametrize("name", ["w4", "w8"])
+def test_packed_onnx_is_the_folder_in_transformers(name, answered, exported):
+    loaded = AutoModelForImageTextToText.from_pretrained(
+        exported(name), dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    model = Model(exported(name), "cpu")
+    for document, answer in answered:
+        logits = model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)
+        assert relative_error(logits, transformers_logits(loaded, document, answer)) < PACKED
+
+
+def test_nf4_onnx_is_bitsandbytes(answered, exported):
+    """Against a float32 model whose weights bitsandbytes itself dequantized."""
+    model = Model(exported("nf4"), "cpu")
+    filled = nf4_dequantized(exported("nf4"))
+    for document, answer in answered:
+        logits = model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)
+        assert relative_error(logits, transformers_logits(filled, document, answer)) < PACKED
+
+
+def nf4_dequantized(folder: Path) -> torch.nn.Module:
+    import json
+
+    from bitsandbytes.functional import QuantState, dequantize_4bit
+    from safetensors.torch import load_file
+
+    stored: dict[str, torch.Tensor] = {}
+    for path in folder.glob("*.safetensors"):
+        stored |= load_file(path)
+    weights = {}
+    for name, value in stored.items():
+        state = {key: part for key, part in stored.items() if key.startswith(f"{name}.")}
+        if state:
+            shape = json.loads(bytes(state[f"{name}.quant_state.bitsandbytes__nf4"].tolist()))["shape"]
+            state = QuantState.from_dict(state, device="cpu")
+            state.dtype = torch.float32  # else the result would be rounded to float16
+            value = dequantize_4bit(value, state).reshape(shape)
+        if not any(part in name for part in (".absmax", ".quant_map", ".quant_state")):
+            weights[name] = value.float()
+    config = AutoConfig.from_pretrained(READER)
+    config._attn_implementation = "eager"
+    filled = AutoModelForImageTextToText.from_config(config, dtype=torch.float32).eval()
+    missing = filled.load_state_dict(weights, strict=False).missing_keys
+    assert missing == []
+    return filled
+
+
+def test_int8_activations_stay_near(answered, exported, quantized, tmp_path):
+    """The default CPU export, whose kernels round activations, against the exact one of the same folder."""
+    import shutil
+
+    from export.graphs import export_folder
+
+    shutil.copytree(quantized("w4"), tmp_path / "w4", ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
+    assert not export_folder(tmp_path / "w4", "cpu").targets["cpu"].exact
+    exact, fast = Model(exported("w4"), "cpu"), Model(tmp_path / "w4", "cpu")
+    for document, answer in answered:
+        logits = [
+            model.teacher_forced(model.prompt(document.prompt, [document.image]), answer) for model in (exact, fast)
+        ]
+        assert 0 < relative_error(logits[1], logits[0]) < INT8_ACTIVATIONS
+
+
+def test_greedy_tokens_are_those_of_transformers(documents, reference, exported):
+    model = Model(exported("fp16"), "cpu")
+    config = GenerationConfig(do_sample=False, max_new_tokens=40, eos_token_id=53, pad_token_id=0, bos_token_id=1)
+    for document in documents:
+        inputs = transformers_inputs(document)
+        with torch.no_grad():
+            expected = reference.generate(**inputs, generation_config=config)[0, inputs["input_ids"].shape[1] :]
+        prompt = model.prompt(document.prompt, [document.image])
+        assert prompt.ids.tolist() == inputs["input_ids"][0].tolist()
+        tokens = list(model.generate(prompt, greedy, 40))
+        assert tokens == [token for token in expected.tolist() if token != 53], document.name
