@@ -1,0 +1,69 @@
+"""How well one folder reads: its greedy answers on documents with known answers, scored."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from calib_data.errors import InputError
+from calib_data.scores import anls, character_error_rate, exact_match
+from runtime.sampling import greedy
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from calib_data.document import Document
+    from runtime.generate import Model, Prompt
+
+MAX_ANSWER_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One document's answer and its scores, each 0 to 1 (the error rate may exceed 1)."""
+
+    name: str
+    truth: str
+    answer: str
+    tokens: int
+    seconds: float
+    exact_match: float
+    cer: float
+    anls: float
+
+
+def truth_of(document: Document) -> str:
+    """The known answer of a document. Raises InputError where there is none."""
+    if document.answer is None:
+        raise InputError(f"{document.name}: has no known answer, so it cannot be scored; add one")
+    return document.answer
+
+
+def score(model: Model, document: Document, prompt: Prompt | None = None) -> Scored:
+    """Answer a document greedily and compare with the truth; prompt: the document's, where it is embedded already."""
+    truth = truth_of(document)
+    start = time.perf_counter()
+    prompt = prompt or model.prompt(document.prompt, [document.image])
+    tokens = list(model.generate(prompt, greedy, MAX_ANSWER_TOKENS))
+    answer = model.chat.decode_answer(tokens, thinking=False).text
+    return Scored(
+        name=document.name,
+        truth=truth,
+        answer=answer,
+        tokens=len(tokens),
+        seconds=time.perf_counter() - start,
+        exact_match=exact_match(answer, truth),
+        cer=character_error_rate(answer, truth),
+        anls=anls(answer, [truth]),
+    )
+
+
+def summary(scored: Sequence[Scored]) -> dict[str, float]:
+    """Means over documents, and speed."""
+    rows = [asdict(one) for one in scored]
+    means = {name: float(np.mean([row[name] for row in rows])) for name in ("exact_match", "cer", "anls")}
+    seconds, tokens = (float(sum(row[name] for row in rows)) for name in ("seconds", "tokens"))
+    return {"documents": len(rows), **means, "seconds": seconds, "tokens_per_second": tokens / seconds}
