@@ -49,9 +49,7 @@ def main(
     """Quantize a checkpoint to 4 or 8 bits or to NF4, block by block, calibrated on document images."""
     from rich.console import Console
 
-    from quantize.report import progress_bar
     from quantize.settings import Settings
-    from quantize.walk import quantize
 
     settings = Settings(
         model=model,
@@ -68,9 +66,10 @@ def main(
         device=device,
         dtype=dtype,
     )
+    from quantize.walk import quantize  # slow to import: after the settings, which may be wrong
+
+    report = quantize(settings)
     console = Console()
-    with progress_bar(console) as progress:
-        report = quantize(settings, progress)
     if report is None:
         console.print(f"{settings.folder} is already finished with these settings")
         return

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from calib_data.sources import open_documents
-
 from calib_data.errors import InputError
+from calib_data.sources import open_documents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,7 +41,7 @@ def read_samples(settings: Settings, config: PreTrainedConfig) -> Iterator[Sampl
 
     documents = open_documents(settings.calibration, split="calibration", count=settings.samples, seed=settings.seed)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.model)
+        tokenizer = AutoTokenizer.from_pretrained(settings.model, config=config)
         image_token_id = getattr(config, "image_token_id", None)
         images = Qwen2VLImageProcessorPil.from_pretrained(settings.model) if image_token_id is not None else None
     except (OSError, ValueError) as error:

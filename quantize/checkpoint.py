@@ -12,7 +12,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import torch
 
@@ -202,7 +202,7 @@ class CheckpointWriter:
 
     The header comes first in the file but is known last, so room is left for it and filled with spaces. A file is full
     when it has `shard_bytes` of data or no room left in its header; tensors of one `write` stay in one file, so that
-    what is meant to be adjacent is.
+    what is meant to be adjacent is. Use it in a `with` statement: leaving it gives the files their names.
     """
 
     def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES, header_room: int = HEADER_ROOM) -> None:
@@ -235,7 +235,16 @@ class CheckpointWriter:
             self._append(name, tensor)
         self._small += ends
 
-    def finish(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        if error is None:
+            self._finish()
+        elif self._file is not None:
+            self._file.close()
+
+    def _finish(self) -> None:
         """Give the files their final names and write the index."""
         self._close_shard()
         count = len(self._headers)

@@ -11,17 +11,17 @@ from calib_data.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
-Inputs = tuple[tuple[str, ...], ...]
+Linears = tuple[tuple[str, ...], ...]
 """Linears of a block, those that read the same input together, in the order in which data reaches them."""
 
-DECODER_LINEARS: Inputs = (
+DECODER_LINEARS: Linears = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     ("self_attn.o_proj",),
     ("mlp.gate_proj", "mlp.up_proj"),
     ("mlp.down_proj",),
 )
-VISION_LINEARS: Inputs = (("attn.qkv",), ("attn.proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
-MERGER_LINEARS: Inputs = (("mlp.0",), ("mlp.2",))
+VISION_LINEARS: Linears = (("attn.qkv",), ("attn.proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
+MERGER_LINEARS: Linears = (("mlp.0",), ("mlp.2",))
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Family:
     vision: str | None = None
     mtp: str | None = None
     head: str = "lm_head"
-    decoder_linears: Inputs = DECODER_LINEARS
-    vision_linears: Inputs = VISION_LINEARS
-    merger_linears: Inputs = MERGER_LINEARS
+    decoder_linears: Linears = DECODER_LINEARS
+    vision_linears: Linears = VISION_LINEARS
+    merger_linears: Linears = MERGER_LINEARS
 
     @property
     def embeddings(self) -> str:
@@ -63,6 +63,12 @@ class Family:
         """The module that makes the vision tower's hidden states of pixels."""
         return self.vision and f"{self.vision}.patch_embed"
 
+    def tower(self, path: str) -> str:
+        """Tell where a module is: "vision", "decoder" or "head"."""
+        if self.vision and path.startswith(f"{self.vision}."):
+            return "vision"
+        return "head" if path == self.head else "decoder"
+
     def decoder_blocks(self, config: PreTrainedConfig) -> list[str]:
         """List the decoder layers, first to last."""
         return [f"{self.text}.layers.{i}" for i in range(config.get_text_config().num_hidden_layers)]
@@ -79,6 +85,11 @@ class Family:
         with torch.device("meta"):
             model = getattr(transformers, self.auto_class).from_config(config)
         return model.eval().requires_grad_(False)
+
+
+def full_paths(path: str, linears: Linears) -> Linears:
+    """Join the path of a block with those of its linears; "" is the block itself."""
+    return tuple(tuple(f"{path}.{name}" if name else path for name in group) for group in linears)
 
 
 FAMILIES = {

@@ -16,13 +16,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from calib_data.errors import InputError
+from calib_data.progress import track
 from quantize import gptq
 from quantize.calibration import read_samples
 from quantize.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
-from quantize.family import Family, find_family, model_config, repair_config
-from quantize.formats import described, quantization_config, stored
+from quantize.family import Family, find_family, full_paths, model_config
+from quantize.formats import described, stored
 from quantize.grids import Grid, dequantize, round_to_nearest
 from quantize.output import REPORT, copy_companions, is_finished, output_folder, write_json
+from quantize.plan import check, is_tied, output_config, plan_grids
 from quantize.report import LinearReport, Report
 from quantize.streams import DecoderStream, VisionStream
 
@@ -32,11 +34,11 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
 
+    from quantize.family import Linears
     from quantize.settings import Settings
 
-    Progress = Callable[[int, int, str], None]  # steps done, steps in all, what is done next
-    Context = Callable[[int], dict[str, Any]]  # a document -> keyword arguments of the block
-    Linears = tuple[tuple[str, ...], ...]  # linears that read the same input, group by group
+    Context = Callable[[int], dict[str, Any]]  # a document -> what a block wants beside its activations
+    Named = list[tuple[str, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -48,25 +50,27 @@ class Solved:
     grid: Grid
 
 
-def quantize(settings: Settings, progress: Progress = lambda *_: None) -> Report | None:
+def quantize(settings: Settings) -> Report | None:
     """Quantize a checkpoint into `settings.folder`. Returns None when that folder already holds the result.
 
     Raises InputError for whatever is wrong with the input; nothing is left behind then.
     """
     started = time.perf_counter()
     checkpoint = open_checkpoint(settings.model)
+    family, config = find_family(checkpoint.config), model_config(checkpoint.config)
     if "quantization_config" in checkpoint.config:
         raise InputError(f"{settings.model} is quantized already; give the original checkpoint")
-    family, config = find_family(checkpoint.config), model_config(checkpoint.config)
     record = settings.record(checkpoint.fingerprint())
     if is_finished(settings.folder, record):
         return None
-    walk = Walk(settings, checkpoint, family, config, Report(record), progress)
-    walk.check()
+    walk = Walk(settings, checkpoint, family, config, Report(record))
+    check(checkpoint, family, walk.model, walk.grids, walk.tied)
     with output_folder(settings.folder) as folder:
-        walk.run(CheckpointWriter(folder))
+        with CheckpointWriter(folder) as writer:
+            walk.run(writer)
         copy_companions(settings.model, folder)
-        write_json(folder / "config.json", walk.output_config())
+        write_json(folder / "config.json", output_config(settings, checkpoint, family, walk.grids, walk.tied))
+        walk.report.bytes = writer.total_bytes
         walk.report.seconds = time.perf_counter() - started
         write_json(folder / REPORT, walk.report.as_dict())
     return walk.report
@@ -76,151 +80,112 @@ class Walk:
     """One pass over a model, from the pixels to the head."""
 
     def __init__(
-        self,
-        settings: Settings,
-        checkpoint: Checkpoint,
-        family: Family,
-        config: PreTrainedConfig,
-        report: Report,
-        progress: Progress,
+        self, settings: Settings, checkpoint: Checkpoint, family: Family, config: PreTrainedConfig, report: Report
     ) -> None:
         self.settings, self.checkpoint, self.family, self.config = settings, checkpoint, family, config
         self.report = report
         self.device = torch.device(settings.device)
         self.model = family.skeleton(config)
-        self.tied = f"{family.head}.weight" not in checkpoint.tensors and _ties(config)
-        self.grids: dict[str, Grid] = {}
-        self._progress = progress
-        self._done = 0
-        self._written: set[str] = set()
-
-    def check(self) -> None:
-        """Compare the weights with the config, and the widths with the group size. Raises InputError."""
-        for name, parameter in self.model.named_parameters(remove_duplicate=False):
-            if self.tied and name == f"{self.family.head}.weight":
-                continue
-            if name not in self.checkpoint.tensors:
-                raise InputError(f"{self.settings.model}: the checkpoint has no tensor {name}; is it complete?")
-            shape = self.checkpoint.tensors[name].shape
-            if shape != tuple(parameter.shape):
-                raise InputError(f"{name} is {list(shape)} in the checkpoint, {list(parameter.shape)} by config.json")
-        for path, grid in self._all_grids().items():
-            width = self.model.get_submodule(path).in_features
-            if grid is not None and width % grid.group_size:
-                raise InputError(f"--group-size {grid.group_size} does not divide the {width} inputs of {path}")
-
-    def _all_grids(self) -> dict[str, Grid | None]:
-        """The grid of every linear of the model, by its full path."""
-        family = self.family
-        parts: dict[str, Grid | None] = {}
-        for path in family.vision_blocks(self.config):
-            parts.update(dict.fromkeys(_flat(path, family.vision_linears), self.settings.grid_of("vision")))
-        if family.merger:
-            parts.update(dict.fromkeys(_flat(family.merger, family.merger_linears), self.settings.grid_of("vision")))
-        for path in family.decoder_blocks(self.config):
-            parts.update(dict.fromkeys(_flat(path, family.decoder_linears), self.settings.grid_of("decoder")))
-        return {**parts, family.head: self.settings.grid_of("head")}
+        self.tied = is_tied(checkpoint, family, config)
+        self.grids = plan_grids(settings, family, config)
+        self.ids: list[torch.Tensor] = []
+        self.images: list[torch.Tensor] = []
+        self.hidden: list[torch.Tensor] = []
+        self.decoder = DecoderStream(self.model.get_submodule(family.text), self.device, self.hidden)
 
     @torch.no_grad()
     def run(self, writer: CheckpointWriter) -> None:
         """Solve and write everything."""
         self.writer = writer
-        ids, images = self._see()
-        self._decode(self._embed(ids, images))
-        self._copy_rest()
-        self._step("writing the index")
-        writer.finish()
-        self.report.bytes = writer.total_bytes
+        for step in track(self.steps(), "Quantizing"):
+            step()
 
-    def _step(self, what: str) -> None:
-        total = len(self.family.vision_blocks(self.config)) + len(self.family.decoder_blocks(self.config)) + 4
-        self._progress(self._done, total + (self.family.vision is not None), what)
-        self._done += 1
+    def steps(self) -> list[Callable[[], None]]:
+        """List what is to be done, in order: the documents, a step a block, and what is only copied."""
+        return [*self._vision_steps(), *self._decoder_steps(), self._copy_rest]
 
-    def _see(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """Read the documents and run their images through the vision tower: token ids, image embeddings of each."""
-        self._step("reading documents")
-        ids, family = [], self.family
-        vision = patch_embed = None
-        if family.vision and family.patch_embed:
-            vision = VisionStream(self.model.get_submodule(family.vision), self.device)
-            patch_embed = self._load(family.patch_embed)
+    def _vision_steps(self) -> list[Callable[[], None]]:
+        """Read the documents and run their images through the vision tower."""
+        family = self.family
+        if not (family.vision and family.merger and family.patch_embed):
+            return [partial(self._read_documents, None)]
+        vision = VisionStream(self.model.get_submodule(family.vision), self.device)
+        steps = [partial(self._read_documents, vision)]
+        for i, path in enumerate(family.vision_blocks(self.config)):
+            context = partial(vision.context, i)
+            steps.append(partial(self._block, path, family.vision_linears, vision.hidden, context))
+        steps.append(partial(self._block, family.merger, family.merger_linears, vision.hidden, _nothing))
+        return [*steps, partial(self._keep_images, vision)]
+
+    def _decoder_steps(self) -> list[Callable[[], None]]:
+        """Run the documents, image tokens included, through the decoder and into the head."""
+        family = self.family
+        steps: list[Callable[[], None]] = [self._embed]
+        for i, path in enumerate(family.decoder_blocks(self.config)):
+            steps.append(partial(self._block, path, family.decoder_linears, self.hidden, self.decoder_context(i)))
+        return [*steps, partial(self._block, family.norm, (), self.hidden, _nothing), self._head]
+
+    def decoder_context(self, block: int) -> Context:
+        """Give what a decoder layer wants for each document."""
+        return partial(self.decoder.context, block)
+
+    def _read_documents(self, vision: VisionStream | None) -> None:
+        patch_embed = self.load(self.family.patch_embed) if vision and self.family.patch_embed else None
         for sample in read_samples(self.settings, self.config):
-            ids.append(sample.ids)
+            self.ids.append(sample.ids)
             if vision is not None and patch_embed is not None:
                 assert sample.patches is not None
                 assert sample.grid is not None
                 vision.add(patch_embed(sample.patches.to(self.device)), sample.grid)
-        self.report.documents, self.report.tokens = len(ids), sum(len(i) for i in ids)
-        if vision is None or not family.merger or not family.patch_embed:
-            return ids, []
-        self._write_block(family.patch_embed, (), {})
-        grid = self.settings.grid_of("vision")
-        for i, path in enumerate(family.vision_blocks(self.config)):
-            self._block(path, family.vision_linears, grid, vision.hidden, partial(vision.context, i))
-        self._block(family.merger, family.merger_linears, grid, vision.hidden, lambda _: {})
-        return ids, vision.image_tokens()
+        self.report.documents, self.report.tokens = len(self.ids), sum(len(ids) for ids in self.ids)
+        if patch_embed is not None and self.family.patch_embed:
+            self._write_block(self.family.patch_embed, (), {})
 
-    def _embed(self, ids: list[torch.Tensor], images: list[torch.Tensor]) -> list[torch.Tensor]:
+    def _keep_images(self, vision: VisionStream) -> None:
+        self.images = vision.image_tokens()
+        vision.hidden.clear()
+
+    def _embed(self) -> None:
         """Embed the tokens [1, T, width] of every document, image tokens included, and write the embedding."""
         name = f"{self.family.embeddings}.weight"
         table = self._read(name).to(self.settings.torch_dtype)
-        hidden = [table[i].float()[None] for i in ids]
-        for h, i, image in zip(hidden, ids, images, strict=False):
-            h[0, i == self.config.image_token_id] = image.to(h)
+        self.hidden += [table[ids].float()[None] for ids in self.ids]
+        for hidden, ids, image in zip(self.hidden, self.ids, self.images, strict=False):
+            hidden[0, ids == self.config.image_token_id] = image.to(hidden)
         self._write([(name, table)])
-        return hidden
 
-    def _decode(self, hidden: list[torch.Tensor]) -> None:
-        family = self.family
-        decoder = DecoderStream(self.model.get_submodule(family.text), self.device, hidden)
-        grid = self.settings.grid_of("decoder")
-        for i, path in enumerate(family.decoder_blocks(self.config)):
-            self._block(path, family.decoder_linears, grid, hidden, partial(decoder.context, i))
-        self._block(family.norm, (), None, hidden, lambda _: {})
-        grid = self.settings.grid_of("head")
-        if grid is not None or not self.tied:
-            self._block(family.head, (("",),), grid, hidden, lambda _: {}, last=True)
+    def _head(self) -> None:
+        if not self.tied or self.grids[self.family.head]:
+            self._block(self.family.head, (("",),), self.hidden, _nothing, last=True)
 
     def _block(
-        self,
-        path: str,
-        linears: Linears,
-        grid: Grid | None,
-        hidden: list[torch.Tensor],
-        context: Context,
-        last: bool = False,
+        self, path: str, linears: Linears, hidden: list[torch.Tensor], context: Context, last: bool = False
     ) -> None:
         """Solve one block, replace the documents' activations by its outputs (unless `last`), write it and free it."""
-        self._step(path)
-        groups = tuple(tuple(_join(path, name) for name in group) for group in linears)
-        module = self._load(path, quantized=[name for group in groups for name in group] if grid else [])
+        groups = full_paths(path, linears)
+        module = self.load(path)
         solved: dict[str, Solved] = {}
-        if grid is not None:
-            hessians = self._hessians(module, groups, hidden, context)
-            for group in groups:
-                solved.update(self._solve(group, hessians.pop(group[0]), grid))
+        to_solve = {group: grid for group in groups if (grid := self.grids[group[0]]) is not None}
+        if to_solve:
+            hessians = self.hessians(module, to_solve, hidden, context)
+            for group, grid in to_solve.items():
+                solved.update(self._solve(group, hessians.pop(group), grid))
         if not last:
             for i in range(len(hidden)):
                 hidden[i] = module(hidden[i].to(self.device), **context(i)).cpu()
         self._write_block(path, groups, solved)
 
-    def _hessians(
-        self,
-        module: nn.Module,
-        groups: Linears,
-        hidden: list[torch.Tensor],
-        context: Context,
-    ) -> dict[str, torch.Tensor]:
+    def hessians(
+        self, module: nn.Module, groups: Iterable[tuple[str, ...]], hidden: list[torch.Tensor], context: Context
+    ) -> dict[tuple[str, ...], torch.Tensor]:
         """Run all documents through a block and sum up the Hessian of what each group of linears reads."""
         hessians, hooks = {}, []
         for group in groups:
             linear = self.model.get_submodule(group[0])
-            H = torch.zeros(linear.in_features, linear.in_features, device=self.device)
-            hessians[group[0]] = H
+            H = hessians[group] = torch.zeros(linear.in_features, linear.in_features, device=self.device)
 
             def listen(_: nn.Module, inputs: tuple[torch.Tensor, ...], H: torch.Tensor = H) -> None:
-                gptq.add_inputs(H, inputs[0].reshape(-1, H.shape[0]))
+                gptq.add_inputs(H, inputs[0].reshape(-1, len(H)))
 
             hooks.append(linear.register_forward_pre_hook(listen))
         for i in range(len(hidden)):
@@ -232,11 +197,10 @@ class Walk:
     def _solve(self, group: tuple[str, ...], H: torch.Tensor, grid: Grid) -> dict[str, Solved]:
         """Quantize linears that read the same inputs, put the result in their place, and report on it."""
         started = time.perf_counter()
-        weights = [self.model.get_submodule(path).weight for path in group]
+        weights = [self.model.get_parameter(f"{path}.weight") for path in group]
         W = torch.cat(weights)
+        codes, scales = nearest = round_to_nearest(W, grid)
         damping = None
-        nearest = round_to_nearest(W, grid)
-        codes, scales = nearest
         if self.settings.solver == "gptq":
             factor = gptq.factorise(H)
             codes, scales = gptq.solve(W, factor, grid)
@@ -246,52 +210,40 @@ class Walk:
         solved, row = {}, 0
         for path, weight in zip(group, weights, strict=True):
             rows = slice(row, row := row + len(weight))
-            energy = gptq.output_energy(weight, H) or 1.0
+            energy = gptq.output_energy(weight, H) or 1.0  # nothing in, nothing out: no error either
             error = gptq.output_energy(weight - solution[rows], H) / energy
             error_rtn = gptq.output_energy(weight - rounded[rows], H) / energy
+            about = (path, self.family.tower(path), tuple(weight.shape), grid.bits, grid.group_size)
             share = round(seconds * len(weight) / len(W), 3)
-            shape = tuple(weight.shape)
-            self.report.linears.append(
-                LinearReport(
-                    path, self._part(path), shape, grid.bits, grid.group_size, error, error_rtn, damping, share
-                )
-            )
+            self.report.linears.append(LinearReport(*about, error, error_rtn, damping, share))
             weight.copy_(solution[rows])
             solved[path] = Solved(codes[rows], scales[rows], grid)
-            self.grids[path] = grid
         return solved
-
-    def _part(self, path: str) -> str:
-        if path == self.family.head:
-            return "head"
-        return "vision" if self.family.vision and path.startswith(self.family.vision) else "decoder"
 
     def _read(self, name: str) -> torch.Tensor:
         """Read a tensor as it is stored. Raises InputError when it is not finite or the output dtype cannot hold it."""
         if self.tied and name == f"{self.family.head}.weight":
             name = f"{self.family.embeddings}.weight"
-        tensor = self.checkpoint.load(name)
-        if not tensor.is_floating_point():
+        tensor, dtype = self.checkpoint.load(name), self.settings.torch_dtype
+        if not tensor.is_floating_point() or not tensor.numel():
             return tensor
-        if not torch.isfinite(tensor).all():
+        lowest, highest = (float(bound) for bound in tensor.aminmax())
+        if not math.isfinite(highest - lowest):
             file = self.checkpoint.tensors[name].file
             raise InputError(f"{file}: {name} has NaN or infinite values; the checkpoint is damaged, download it again")
-        largest = float(tensor.abs().max()) if tensor.numel() else 0.0
-        if largest > torch.finfo(self.settings.torch_dtype).max:
-            raise InputError(
-                f"{name} reaches {largest:.3g}, which {self.settings.dtype} cannot hold; use --dtype bfloat16"
-            )
+        if max(highest, -lowest) > torch.finfo(dtype).max:
+            largest = f"{max(highest, -lowest):.3g}"
+            raise InputError(f"{name} reaches {largest}, which {self.settings.dtype} cannot hold; use --dtype bfloat16")
         return tensor
 
-    def _load(self, path: str, quantized: Iterable[str] = ()) -> nn.Module:
-        """Fill a module of the skeleton in float32: `quantized` weights as they are, others as they will be stored."""
+    def load(self, path: str) -> nn.Module:
+        """Fill a module of the skeleton in float32: weights to be solved as they are, others as they will be stored."""
         module: nn.Module = self.model.get_submodule(path)
         state = {}
-        precise = {f"{linear}.weight" for linear in quantized}
         for name, _ in module.named_parameters():
             full = f"{path}.{name}"
             tensor = self._read(full)
-            if full not in precise:
+            if self.grids.get(full.removesuffix(".weight")) is None:
                 tensor = tensor.to(self.settings.torch_dtype)
             state[name] = tensor.to(self.device, torch.float32)
         module.load_state_dict(state, assign=True)
@@ -301,69 +253,39 @@ class Walk:
         """Write a block of the skeleton and free it. Linears that read the same inputs lie side by side in the file."""
         dtype, module = self.settings.torch_dtype, self.model.get_submodule(path)
         state = {f"{path}.{name}": tensor for name, tensor in module.named_parameters()}
-        tensors: list[tuple[str, torch.Tensor]] = []
-        small: list[tuple[str, torch.Tensor]] = []
+        tensors: Named = []
+        small: Named = []
         for group in groups:
-            parts = []
+            parts: list[dict[str, torch.Tensor]] = []
             for linear in group:
                 weight, bias = state.pop(f"{linear}.weight"), state.pop(f"{linear}.bias", None)
-                part = {} if linear in solved else {"weight": weight.to(dtype)}
-                if linear in solved:
-                    s = solved[linear]
-                    part = stored(s.codes, s.scales, s.grid)
-                    small += _named(linear, described(s.codes, s.scales, s.grid, dtype))
-                parts.append(part if bias is None else {**part, "bias": bias.to(dtype)})
+                if quantized := solved.get(linear):
+                    parts.append(stored(quantized.codes, quantized.scales, quantized.grid))
+                    about = described(quantized.codes, quantized.scales, quantized.grid, dtype)
+                    small += [(f"{linear}.{key}", tensor) for key, tensor in about.items()]
+                else:
+                    parts.append({"weight": weight.to(dtype)})
+                if bias is not None:
+                    parts[-1]["bias"] = bias.to(dtype)
             for key in parts[0]:
                 tensors += [(f"{linear}.{key}", part[key]) for linear, part in zip(group, parts, strict=True)]
         self._write([*tensors, *((name, tensor.to(dtype)) for name, tensor in state.items())], small)
         module.to("meta")
 
-    def _write(
-        self, tensors: list[tuple[str, torch.Tensor]], small: list[tuple[str, torch.Tensor]] | None = None
-    ) -> None:
+    def _write(self, tensors: Named, small: Named | None = None) -> None:
         self.writer.write(tensors, small or [])
-        self._written.update(name for name, _ in tensors)
 
     def _copy_rest(self) -> None:
         """Copy what transformers does not know, such as the MTP layer, in 16 bits; its neighbours side by side too."""
         known = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         rest = [name for name in self.checkpoint.tensors if name not in known]
-        order = {suffix: i for i, suffix in enumerate(_flat("", self.family.decoder_linears))}
-        rank = {name: next((i for suffix, i in order.items() if f".{suffix}." in name), len(order)) for name in rest}
+        inner = [f".{linear}." for group in self.family.decoder_linears for linear in group]
+        rank = {name: next((i for i, linear in enumerate(inner) if linear in name), len(inner)) for name in rest}
         for name in sorted(rest, key=lambda name: (rank[name], name)):
             tensor = self._read(name)
-            floats = tensor.is_floating_point() and tensor.dtype.itemsize > 1
-            self._write([(name, tensor.to(self.settings.torch_dtype) if floats else tensor)])
-
-    def output_config(self) -> dict[str, Any]:
-        """Make the config.json of the result: repaired, with its dtype and what is quantized how."""
-        raw = repair_config(self.checkpoint.config)
-        for part in (raw, raw.get("text_config"), raw.get("vision_config")):
-            if isinstance(part, dict):
-                for key in ("dtype", "torch_dtype"):
-                    if key in part:
-                        part[key] = self.settings.dtype
-                if self.tied and self.settings.head_bits != 16 and "tie_word_embeddings" in part:
-                    part["tie_word_embeddings"] = False
-        raw["dtype"] = self.settings.dtype
-        raw["tie_word_embeddings"] = self.tied and self.settings.head_bits == 16
-        linears = [name for name, module in self.model.named_modules() if isinstance(module, torch.nn.Linear)]
-        plain = [name for name in linears if name not in self.grids]
-        raw["quantization_config"] = quantization_config(self.settings, self.grids, plain, self.family.vision)
-        return raw
+            convert = tensor.is_floating_point() and tensor.dtype.itemsize > 1
+            self._write([(name, tensor.to(self.settings.torch_dtype) if convert else tensor)])
 
 
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path and name else path or name
-
-
-def _flat(path: str, linears: Linears) -> list[str]:
-    return [_join(path, name) for group in linears for name in group]
-
-
-def _named(linear: str, part: dict[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
-    return [(f"{linear}.{key}", tensor) for key, tensor in part.items()]
-
-
-def _ties(config: PreTrainedConfig) -> bool:
-    return bool(config.tie_word_embeddings or config.get_text_config().tie_word_embeddings)
+def _nothing(_: int) -> dict[str, Any]:
+    return {}

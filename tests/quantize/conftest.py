@@ -1,0 +1,60 @@
+"""One quantization of the bundled reader per format, shared by the tests."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from calib_data import READER
+from quantize.settings import Settings
+from quantize.walk import quantize
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from quantize.report import Report
+
+
+@dataclass(frozen=True)
+class Quantized:
+    settings: Settings
+    report: Report
+
+    @property
+    def folder(self) -> Path:
+        return self.settings.folder
+
+
+def _quantized(tmp_path_factory, name, **options):
+    torch.set_num_threads(1)
+    settings = Settings(READER, tmp_path_factory.mktemp("quantized") / name, samples=12, **options)
+    report = quantize(settings)
+    assert report is not None
+    return Quantized(settings, report)
+
+
+@pytest.fixture(scope="session")
+def w4(tmp_path_factory):
+    """4-bit decoder, 8-bit vision and head: the defaults."""
+    return _quantized(tmp_path_factory, "w4")
+
+
+@pytest.fixture(scope="session")
+def w8(tmp_path_factory):
+    """8-bit decoder, 16-bit vision, 4-bit head, groups of 32, bfloat16."""
+    return _quantized(tmp_path_factory, "w8", bits=8, vision_bits=16, head_bits=4, group_size=32, dtype="bfloat16")
+
+
+@pytest.fixture(scope="session")
+def nf4(tmp_path_factory):
+    """The NF4 defaults."""
+    return _quantized(tmp_path_factory, "nf4", grid="nf4")
+
+
+@pytest.fixture(scope="session")
+def nf4_all(tmp_path_factory):
+    """NF4 everywhere, each weight as bitsandbytes rounds it."""
+    return _quantized(tmp_path_factory, "nf4_all", grid="nf4", vision_bits=4, head_bits=4, solver="rtn")

@@ -1,0 +1,193 @@
+"""The command as a user runs it: a process, its exit code, its one line on stderr, and no folder left behind."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from calib_data import READER
+from calib_data.errors import InputError
+from quantize.__main__ import app
+from quantize.output import output_folder
+from quantize.settings import Settings
+from quantize.walk import quantize
+
+
+def command(*arguments, cwd):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    return subprocess.run(
+        [sys.executable, "-m", "quantize", *map(str, arguments)],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def reader_with(folder, change_tensors=None, change_config=None):
+    """A copy of the reader, damaged."""
+    shutil.copytree(READER, folder)
+    if change_tensors:
+        tensors = load_file(folder / "model.safetensors")
+        change_tensors(tensors)
+        save_file(tensors, folder / "model.safetensors")
+    if change_config:
+        config = json.loads((folder / "config.json").read_text())
+        change_config(config)
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+NAN = "model.language_model.layers.2.mlp.up_proj.weight"
+
+
+def put(name, value):
+    def change(tensors):
+        tensors[name] = tensors[name].float().contiguous()
+        tensors[name].view(-1)[5] = value
+
+    return change
+
+
+def test_bad_input_ends_a_process_with_code_2_and_one_line(tmp_path):
+    """Cases of every stage: parsing, settings, reading, half-way through writing."""
+    reader_with(tmp_path / "nan", put(NAN, float("nan")))
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
+    cases = {
+        ("--solver", "magic"): "magic",
+        ("--bits", "5"): "--bits 5 is not possible; choose 4 or 8",
+        ("--model", "missing"): "missing is not a folder",
+        ("--model", "nan", "--samples", "2"): f"{NAN} has NaN or infinite values",
+        ("--output", "taken"): "taken exists and holds something else",
+    }
+    if not torch.cuda.is_available():
+        cases["--device", "cuda"] = "--device cuda"
+    before = sorted(tmp_path.rglob("*"))
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda arguments: command(*arguments, cwd=tmp_path), cases))
+    for (arguments, says), result in zip(cases.items(), results, strict=True):
+        assert result.returncode == 2, (arguments, result)
+        assert len(result.stderr.strip().splitlines()) == 1, (arguments, result.stderr)
+        assert says in result.stderr, arguments
+        assert result.stdout == "", arguments
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_defaults_run_without_arguments(tmp_path, monkeypatch, capsys):
+    result = command("--samples", "2", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert "self_attn.q_proj" in result.stdout
+    assert "calibrated on 2 documents" in result.stdout
+    assert [path.name for path in tmp_path.iterdir()] == ["reader-w4"]
+    monkeypatch.chdir(tmp_path)
+    app(["--samples", "2"], standalone_mode=False)
+    assert capsys.readouterr().out.strip() == "reader-w4 is already finished with these settings"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"bits": 5}, "--bits 5"),
+        ({"grid": "fp4"}, "--grid fp4"),
+        ({"solver": "magic"}, "--solver magic"),
+        ({"group_size": 48}, "choose 16 or 32 or 64 or 128 or 256"),
+        ({"group_size": 256}, "--group-size 256 does not divide the 128 inputs of model.visual.blocks.0.attn.qkv"),
+        ({"vision_bits": 4}, "--vision-bits 4 is not possible; choose 8 or 16"),
+        ({"head_bits": 5}, "--head-bits 5"),
+        ({"samples": 0}, "--samples is 0"),
+        ({"dtype": "float32"}, "--dtype float32"),
+        ({"grid": "nf4", "bits": 8}, "--bits 8 is not possible with --grid nf4; choose 4"),
+        ({"grid": "nf4", "group_size": 128}, "--group-size 128 is not possible with --grid nf4; choose 64"),
+        ({"grid": "nf4", "vision_bits": 8}, "--vision-bits 8 is not possible with --grid nf4; choose 4 or 16"),
+        ({"grid": "nf4", "head_bits": 8}, "--head-bits 8 is not possible with --grid nf4; choose 4 or 16"),
+        ({"calibration": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"calibration": str(Path(__file__).parent / "data")}, "tests/quantize/data"),  # no document in it
+    ],
+)
+def test_settings_that_do_not_exist(tmp_path, options, says):
+    with pytest.raises(InputError, match=says):
+        quantize(Settings(READER, tmp_path / "out", **options))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tensors", "config", "says"),
+    [
+        (put("mtp.norm.weight", float("inf")), None, "mtp.norm.weight has NaN or infinite values"),
+        (
+            put("lm_head.weight", 1e5),
+            None,
+            "reaches 1e.05, which float16 cannot hold; use --dtype bfloat16",
+        ),
+        (lambda t: t.pop("lm_head.weight"), None, "has no tensor lm_head.weight"),
+        (None, lambda c: c["text_config"].update(intermediate_size=512), "by config.json"),
+        (None, lambda c: c.update(model_type="qwen3_vl"), "'qwen3_vl' is not supported"),
+        (None, lambda c: c.update(quantization_config={}), "is quantized already"),
+    ],
+)
+def test_checkpoints_that_cannot_be_quantized(tmp_path, tensors, config, says):
+    model = reader_with(tmp_path / "model", tensors, config)
+    with pytest.raises(InputError, match=says):
+        quantize(Settings(model, tmp_path / "out", samples=1, vision_bits=16))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_bfloat16_holds_what_float16_cannot(tmp_path):
+    model = reader_with(tmp_path / "model", put("lm_head.weight", 1e5))
+    quantize(Settings(model, tmp_path / "out", samples=1, vision_bits=16, dtype="bfloat16"))
+
+
+@pytest.mark.parametrize("missing", ["tokenizer.json", "preprocessor_config.json"])
+def test_a_folder_without_tokenizer_or_processor(tmp_path, missing):
+    model = reader_with(tmp_path / "model")
+    (model / missing).unlink()
+    with pytest.raises(InputError, match="no usable tokenizer or image processor"):
+        quantize(Settings(model, tmp_path / "out", samples=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_an_output_folder_is_written_by_one_run_at_a_time(tmp_path):
+    output = tmp_path / "out"
+    with output_folder(output) as partial:
+        assert partial.parent == tmp_path
+        with pytest.raises(InputError, match="being written by another run"), output_folder(output):
+            pass
+        (partial / "config.json").write_text("{}")
+    assert [path.name for path in output.iterdir()] == ["config.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_run_left_is_cleared_and_what_others_left_is_not(tmp_path):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="not from this command"), output_folder(tmp_path / "out"):
+        pass
+    assert (partial / "thesis.txt").exists()
+    (partial / ".lock").touch()  # now it is ours
+    with output_folder(tmp_path / "out") as folder:
+        assert not (folder / "thesis.txt").exists()
+
+
+def test_an_interrupted_run_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "out") as partial:
+        (partial / "half").touch()
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_said_in_a_line(tmp_path):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("needs /dev/full")
+    with pytest.raises(InputError, match="disk is full"), output_folder(tmp_path / "out"), full.open("wb", 0) as file:
+        file.write(b"x")
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,307 @@
+"""Whole folders: transformers loads what was solved, and what was solved is what the documents ask for."""
+
+import dataclasses
+import json
+import shutil
+from itertools import pairwise
+
+import pytest
+import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
+from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, Exaone4Config
+
+from calib_data import READER
+from calib_data.errors import InputError
+from quantize.calibration import read_samples
+from quantize.checkpoint import PAGE, CheckpointWriter, open_checkpoint
+from quantize.family import find_family, model_config
+from quantize.plan import plan_grids
+from quantize.report import Report
+from quantize.settings import Settings
+from quantize.walk import Walk, quantize
+
+FOLDERS = ["w4", "w8", "nf4", "nf4_all"]
+
+
+@pytest.fixture(params=FOLDERS)
+def quantized(request):
+    return request.getfixturevalue(request.param)
+
+
+def load(folder, dtype="auto", auto=AutoModelForImageTextToText):
+    model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def weight_of(module):
+    """A linear's weight as transformers computes with it."""
+    if hasattr(module.weight, "quant_state"):
+        return dequantize_4bit(module.weight.data, module.weight.quant_state)
+    return module.weight.data
+
+
+def unpacked(checkpoint, path, grid, dtype):
+    """A stored weight by the published layouts, computed in `dtype` as transformers does."""
+    if f"{path}.weight_packed" in checkpoint.tensors:
+        scale = checkpoint.load(f"{path}.weight_scale")
+        codes = unpack_from_int32(
+            checkpoint.load(f"{path}.weight_packed"), grid.bits, checkpoint.load(f"{path}.weight_shape").tolist()
+        )
+        return codes.to(dtype) * scale.to(dtype).repeat_interleave(grid.group_size, 1)
+    part = {k: checkpoint.load(k) for k in checkpoint.tensors if k.startswith(f"{path}.weight.")}
+    state = QuantState.from_dict(part, device="cpu")
+    return dequantize_4bit(checkpoint.load(f"{path}.weight"), state)
+
+
+def test_transformers_loads_exactly_the_codes_and_scales(quantized):
+    checkpoint = open_checkpoint(quantized.folder)
+    model = load(quantized.folder)
+    dtype = quantized.settings.torch_dtype
+    assert model.dtype == dtype
+    grids = plan_grids(quantized.settings, find_family(checkpoint.config), model.config)
+    with torch.no_grad():
+        model(input_ids=torch.arange(1, 9)[None])  # some loaders unpack at the first call
+    source = open_checkpoint(READER)
+    for name, parameter in source.tensors.items():
+        path = name.removesuffix(".weight")
+        if name.startswith("mtp."):
+            continue
+        loaded = weight_of(model.get_submodule(path)) if name.endswith(".weight") else model.get_parameter(name)
+        if grids.get(path):
+            assert torch.equal(loaded, unpacked(checkpoint, path, grids[path], dtype).view_as(loaded)), name
+        else:
+            assert torch.equal(loaded.float(), source.load(name).to(dtype).float().view_as(loaded)), name
+        assert loaded.shape == parameter.shape
+    assert sum(grid is not None for grid in grids.values()) == len(quantized.report.linears)
+
+
+def test_every_linear_is_better_than_rounded(w4, nf4, w8):
+    for run in (w4, nf4, w8):
+        worse = [linear for linear in run.report.linears if not linear.error < linear.error_rtn]
+        assert not worse
+        assert all(linear.damping == 0.01 for linear in run.report.linears)
+    assert len(w4.report.linears) == 4 * 7 + 4 * 5 + 2 + 1
+    assert len(nf4.report.linears) == 4 * 7
+
+
+def test_rounded_nf4_is_what_bitsandbytes_makes_of_the_checkpoint(nf4_all):
+    source, result = open_checkpoint(READER), open_checkpoint(nf4_all.folder)
+    assert len(nf4_all.report.linears) == 4 * 7 + 4 * 5 + 2 + 1
+    for linear in nf4_all.report.linears:
+        packed, state = quantize_4bit(source.load(f"{linear.name}.weight"), blocksize=64, quant_type="nf4")
+        assert torch.equal(result.load(f"{linear.name}.weight"), packed)
+        assert torch.equal(result.load(f"{linear.name}.weight.absmax"), state.absmax)
+        assert linear.error == linear.error_rtn > 0
+
+
+def inputs_in_transformers(model, samples, paths):
+    """What the linears read when transformers runs each document through its own forward pass."""
+    seen = {path: [] for path in paths}
+    hooks = [
+        model.get_submodule(path).register_forward_pre_hook(
+            lambda _, inputs, path=path: seen[path].append(inputs[0].flatten(0, -2))
+        )
+        for path in paths
+    ]
+    with torch.no_grad():
+        for sample in samples:
+            model(input_ids=sample.ids[None], pixel_values=sample.patches, image_grid_thw=sample.grid)
+    for hook in hooks:
+        hook.remove()
+    return {path: torch.cat(rows) for path, rows in seen.items()}
+
+
+def test_errors_are_those_of_the_documents_in_transformers(w4):
+    """Sequential: a block's inputs come out of the quantized blocks before it, vision tower included.
+
+    The first linears of a block read what the finished folder's model gives them, so their reported error can be
+    computed anew there.
+    """
+    model, source = load(w4.folder, dtype=torch.float32), open_checkpoint(READER)
+    samples = list(read_samples(w4.settings, model.config))
+    errors = {linear.name: linear.error for linear in w4.report.linears}
+    paths = [
+        "model.visual.blocks.0.attn.qkv",
+        "model.visual.blocks.3.attn.qkv",
+        "model.visual.merger.mlp.0",
+        "model.language_model.layers.0.self_attn.v_proj",
+        "model.language_model.layers.2.self_attn.q_proj",
+        "model.language_model.layers.3.self_attn.k_proj",
+        "lm_head",
+    ]
+    for path, X in inputs_in_transformers(model, samples, paths).items():
+        W = source.load(f"{path}.weight", torch.float32)
+        difference = W - model.get_submodule(path).weight
+        expected = float((X @ difference.T).square().sum() / (X @ W.T).square().sum())
+        assert errors[path] == pytest.approx(expected, rel=0.01), path
+
+
+def test_hessians_are_those_of_a_padded_batch_without_its_padding(tmp_path):
+    """The first decoder layer, image and text tokens, against transformers' batch of documents of unequal length."""
+    settings = Settings(READER, tmp_path / "out", vision_bits=16, samples=5, seed=3)
+    checkpoint = open_checkpoint(READER)
+    config = model_config(checkpoint.config)
+    walk = Walk(settings, checkpoint, find_family(checkpoint.config), config, Report({}))
+    with torch.no_grad(), CheckpointWriter(tmp_path) as walk.writer:
+        for step in walk.steps()[: 1 + 4 + 1 + 1 + 1]:  # documents, blocks, merger, images, embedding
+            step()
+        path = "model.language_model.layers.0"
+        family = walk.family
+        groups = [tuple(f"{path}.{name}" for name in group) for group in family.decoder_linears]
+        hessians = walk.hessians(walk.load(path), groups, walk.hidden, walk.decoder_context(0))
+
+    model = load(READER, dtype=torch.float32)
+    samples = list(read_samples(settings, config))
+    longest = max(len(sample.ids) for sample in samples)
+    assert len({len(sample.ids) for sample in samples}) > 1
+    ids = torch.stack([torch.nn.functional.pad(s.ids, (0, longest - len(s.ids))) for s in samples])
+    mask = torch.stack([torch.arange(longest) < len(s.ids) for s in samples])
+    seen = {}
+    for group in groups:
+        model.get_submodule(group[0]).register_forward_pre_hook(lambda _, x, g=group: seen.update({g: x[0]}))
+    with torch.no_grad():
+        model(
+            input_ids=ids,
+            attention_mask=mask.long(),
+            pixel_values=torch.cat([s.patches for s in samples]),
+            image_grid_thw=torch.cat([s.grid for s in samples]),
+        )
+    for group in groups:
+        X = seen[group][mask]
+        assert len(X) == sum(len(s.ids) for s in samples)
+        torch.testing.assert_close(hessians[group], 2 * X.T @ X, rtol=1e-3, atol=1e-4 * float(X.square().sum(0).max()))
+
+
+def test_neighbours_lie_side_by_side_and_data_starts_on_a_page(quantized):
+    tensors = open_checkpoint(quantized.folder).tensors
+    order = list(tensors)
+    first_linear = "model.language_model.layers.0.self_attn.q_proj."
+    suffixes = {key.removeprefix(first_linear) for key in order if key.startswith(first_linear)}
+
+    def follow(names):
+        first = order.index(names[0])
+        assert order[first : first + len(names)] == names
+        assert all(tensors[a].offset + tensors[a].nbytes == tensors[b].offset for a, b in pairwise(names))
+
+    for layer in range(4):
+        path = f"model.language_model.layers.{layer}"
+        for suffix in suffixes & {"weight", "weight_packed", "weight_scale", "weight.absmax"}:
+            follow([f"{path}.self_attn.{x}_proj.{suffix}" for x in "qkv"])
+            follow([f"{path}.mlp.{x}_proj.{suffix}" for x in ("gate", "up")])
+        follow([f"model.visual.blocks.{layer}.mlp.{x}_proj.bias" for x in ("gate", "up")])
+    follow([f"mtp.layers.0.self_attn.{x}_proj.weight" for x in "qkv"])
+    assert min(tensor.offset for tensor in tensors.values()) % PAGE == 0
+    assert all(t.offset % 16 == 0 for t in tensors.values() if t.name.endswith(("weight_packed", "weight_scale")))
+
+
+def test_the_rest_of_the_folder(w4, nf4):
+    for run in (w4, nf4):
+        for name in ("tokenizer.json", "chat_template.jinja", "preprocessor_config.json", "generation_config.json"):
+            assert (run.folder / name).read_bytes() == (READER / name).read_bytes()
+        names = {path.name for path in run.folder.iterdir()}
+        assert not {name for name in names if name.endswith((".md", ".lock", ".writing", ".onnx"))}
+        assert (run.folder / "model.safetensors.index.json").is_file()
+        source, result = open_checkpoint(READER), open_checkpoint(run.folder)
+        mtp = [name for name in source.tensors if name.startswith("mtp.")]
+        assert mtp
+        assert all(torch.equal(source.load(name).half(), result.load(name)) for name in mtp)
+        config = json.loads((run.folder / "config.json").read_text())
+        assert config["dtype"] == "float16"
+    assert config["quantization_config"]["llm_int8_skip_modules"] == ["model.visual", "lm_head"]
+
+
+def test_targets_are_full_paths_and_cover_every_linear_once(w4):
+    config = json.loads((w4.folder / "config.json").read_text())["quantization_config"]
+    targets = [target for group in config["config_groups"].values() for target in group["targets"]]
+    assert sorted(targets) == sorted(linear.name for linear in w4.report.linears)
+    bits = {
+        target: group["weights"]["num_bits"]
+        for group in config["config_groups"].values()
+        for target in group["targets"]
+    }
+    assert bits["model.language_model.layers.0.mlp.gate_proj"] == 4
+    assert bits["model.visual.blocks.0.mlp.gate_proj"] == bits["lm_head"] == 8
+
+
+def test_the_report_on_disk(w4):
+    report = json.loads((w4.folder / "quantization_report.json").read_text())
+    assert report["settings"]["samples"] == report["totals"]["documents"] == 12
+    assert report["totals"]["linears"] == len(report["linears"]) == 51
+    assert report["totals"]["bytes"] == sum(t.nbytes for t in open_checkpoint(w4.folder).tensors.values())
+    assert str(w4.settings.model) not in json.dumps(report)
+    shape = {name: t.shape for name, t in open_checkpoint(READER).tensors.items()}
+    assert all(tuple(linear["shape"]) == shape[f"{linear['name']}.weight"] for linear in report["linears"])
+
+
+def test_the_same_settings_give_the_same_bytes_and_are_not_run_twice(w4, tmp_path):
+    assert quantize(w4.settings) is None
+    again = dataclasses.replace(w4.settings, output=tmp_path / "again")
+    quantize(again)
+    for path in w4.folder.iterdir():
+        if path.name != "quantization_report.json":
+            assert path.read_bytes() == (again.folder / path.name).read_bytes(), path.name
+    with pytest.raises(InputError, match="other settings"):
+        quantize(dataclasses.replace(again, seed=1))
+
+
+@pytest.fixture(scope="session")
+def text_only(tmp_path_factory):
+    """A small EXAONE 4.0 with random weights: no vision, tied embeddings, no sliding window, two files."""
+    folder = tmp_path_factory.mktemp("exaone4") / "text"
+    config = Exaone4Config(
+        vocab_size=512,
+        hidden_size=128,
+        intermediate_size=256,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        sliding_window=None,
+        sliding_window_pattern=None,
+        layer_types=["full_attention"] * 2,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=53,
+        pad_token_id=0,
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
+    model.save_pretrained(folder, max_shard_size="300KB")
+    AutoTokenizer.from_pretrained(READER).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("head_bits", [8, 16])
+def test_a_text_model_with_tied_embeddings(text_only, tmp_path, head_bits):
+    assert len(open_checkpoint(text_only).files) > 1
+    settings = Settings(text_only, tmp_path / "out", samples=4, head_bits=head_bits)
+    report = quantize(settings)
+    assert all(linear.error < linear.error_rtn for linear in report.linears)
+    result = open_checkpoint(tmp_path / "out")
+    assert ("lm_head.weight_packed" in result.tensors) == (head_bits == 8)
+    assert "lm_head.weight" not in result.tensors
+    model = load(tmp_path / "out", auto=AutoModelForCausalLM)
+    assert model.config.tie_word_embeddings == (head_bits == 16)
+    embedding = open_checkpoint(text_only).load("model.embed_tokens.weight").half()
+    with torch.no_grad():
+        model(input_ids=torch.arange(1, 9)[None])
+    assert torch.equal(model.model.embed_tokens.weight, embedding)
+    difference = (model.lm_head.weight - embedding).float().norm() / embedding.float().norm()
+    assert (difference == 0) if head_bits == 16 else (0 < difference < 0.01)
+    assert torch.equal(model.lm_head.weight, embedding) == (head_bits == 16)
+
+
+def test_a_copy_of_the_reader_with_the_released_irregularities(tmp_path):
+    source = tmp_path / "released"
+    shutil.copytree(READER, source)
+    config = json.loads((source / "config.json").read_text())
+    config["text_config"]["model_type"] = "exaone4_5_text"
+    config["text_config"]["layer_types"].append("sliding_attention")
+    config["text_config"]["dtype"] = "bfloat16"
+    (source / "config.json").write_text(json.dumps(config))
+    settings = Settings(source, tmp_path / "out", samples=2, solver="rtn")
+    quantize(settings)
+    model = load(tmp_path / "out")
+    assert len(model.config.text_config.layer_types) == 4
+    assert model.config.text_config.dtype == torch.float16
