@@ -1,0 +1,170 @@
+"""What export leaves in a folder: graphs over the weights that are there, and a description the runtime can trust."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from safetensors import safe_open
+
+from calib_data.errors import InputError
+from export.graphs import export_folder
+from quantize.checkpoint import open_checkpoint
+from runtime.bundle import load_bundle
+
+GRAPHS = ("decoder.cpu.onnx", "vision.cpu.onnx")
+MIB = 1 << 20
+
+
+def external(path: Path) -> Iterator[tuple[onnx.TensorProto, str, int, int]]:
+    """Initializers that lie outside the graph: tensor, file, offset, length."""
+    for tensor in onnx.load(path, load_external_data=False).graph.initializer:
+        if tensor.data_location == onnx.TensorProto.EXTERNAL:
+            entry = {item.key: item.value for item in tensor.external_data}
+            yield tensor, entry["location"], int(entry["offset"]), int(entry["length"])
+
+
+def copy_of(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
+    return to
+
+
+@pytest.mark.parametrize("name", ["fp16", "w4", "nf4"])
+def test_no_weight_is_copied(name, exported: Callable[[str], Path]):
+    """Graphs are small, and all their large initializers are spans of tensors of the checkpoint, byte by byte."""
+    folder = exported(name)
+    tensors = {(t.file.name, t.offset): t for t in open_checkpoint(folder).tensors.values()}
+    ends = {(t.file.name, t.offset + t.nbytes) for t in tensors.values()}
+    for graph in GRAPHS:
+        assert (folder / graph).stat().st_size < 200_000
+        bound = list(external(folder / graph))
+        assert len(bound) > 20
+        for _, file, offset, length in bound:
+            assert (file, offset) in tensors
+            assert (file, offset + length) in ends
+        inside = [t for t in onnx.load(folder / graph, load_external_data=False).graph.initializer if t.raw_data]
+        assert sum(len(t.raw_data) for t in inside) < 2000
+    assert sorted(path.name for path in folder.glob("*.onnx*")) == sorted(GRAPHS)
+
+
+def test_initializer_bytes_are_the_stored_tensor(exported):
+    """One packed matrix of the graph, read at its offset, is what the stock safetensors reader returns."""
+    folder = exported("w4")
+    checkpoint = open_checkpoint(folder)
+    down = checkpoint.tensors["model.language_model.layers.2.mlp.down_proj.weight_packed"]
+    (found,) = [e for e in external(folder / "decoder.cpu.onnx") if (e[1], e[2]) == (down.file.name, down.offset)]
+    tensor, file, offset, length = found
+    assert list(tensor.dims) == [256, 768 // 128, 64]
+    raw = (folder / file).read_bytes()[offset : offset + length]
+    with safe_open(down.file, "np") as reader:
+        assert raw == reader.get_tensor(down.name).tobytes()
+
+
+def test_neighbours_are_one_product(exported):
+    """q, k, v and gate, up of our own folders are fused; in a stock file, whose tensors are sorted, q, k, v are not."""
+    for name, products in (("w4", 4 * 4 + 1), ("fp16", 4 * 6 + 1)):
+        graph = onnx.load(exported(name) / "decoder.cpu.onnx", load_external_data=False).graph
+        assert sum(node.op_type in ("MatMulNBits", "FusedMatMul") for node in graph.node) == products, name
+
+
+def test_a_second_target_leaves_the_first(exported, tmp_path):
+    folder = shutil.copytree(exported("w4"), tmp_path / "w4")
+    first = load_bundle(folder)
+    graphs = {name: (folder / name).read_bytes() for name in GRAPHS}
+    both = export_folder(folder, "cuda")
+    assert both.targets["cpu"] == first.targets["cpu"]
+    assert both.targets["cuda"].dtype == "float16"
+    assert {name: (folder / name).read_bytes() for name in GRAPHS} == graphs
+    assert load_bundle(folder) == both
+
+
+def test_weights_of_another_quantization_drop_old_targets(quantized, exported, tmp_path):
+    folder = shutil.copytree(exported("w4"), tmp_path / "model")
+    for path in folder.glob("*.safetensors*"):
+        path.unlink()
+    for path in quantized("w8").glob("*"):
+        if ".safetensors" in path.name or path.name == "config.json":
+            shutil.copy(path, folder)
+    with pytest.raises(InputError, match="run python -m export again"):
+        load_bundle(folder)
+    assert set(export_folder(folder, "cuda").targets) == {"cuda"}
+
+
+def test_bundle_describes_the_model(exported):
+    folder = exported("w4")
+    bundle = load_bundle(folder)
+    assert bundle.text.windows == [64, 64, 64, None]
+    assert (bundle.text.hidden_size, bundle.text.vocab_size, bundle.text.kv_heads, bundle.text.head_dim) == (
+        256,
+        512,
+        2,
+        64,
+    )
+    assert bundle.targets["cpu"].exact
+    stored = open_checkpoint(folder).load("model.language_model.embed_tokens.weight")
+    mapped = np.memmap(
+        folder / bundle.embeddings.file, "float16", "r", bundle.embeddings.offset, tuple(bundle.embeddings.shape)
+    )
+    np.testing.assert_array_equal(mapped, stored.numpy())
+
+
+def test_exact_chooses_the_accuracy_level(quantized, exported, tmp_path):
+    def levels(folder: Path) -> set[int]:
+        graph = onnx.load(folder / "decoder.cpu.onnx", load_external_data=False).graph
+        nodes = [node for node in graph.node if node.op_type == "MatMulNBits"]
+        return {a.i for node in nodes for a in node.attribute if a.name == "accuracy_level"}
+
+    default = copy_of(quantized("w4"), tmp_path / "w4")
+    export_folder(default, "cpu")
+    assert levels(default) == {4}
+    assert levels(exported("w4")) == {1}
+
+
+def test_sliding_layers_have_rope_and_a_window_cache(exported):
+    graph = onnx.load(exported("fp16") / "decoder.cpu.onnx", load_external_data=False).graph
+    nodes = [node for node in graph.node if node.op_type == "GroupQueryAttention"]
+    found = []
+    for node in nodes:
+        attributes = {a.name: a.i for a in node.attribute}
+        found.append(
+            (attributes["do_rotary"], attributes.get("local_window_size"), attributes.get("sliding_window_cache"))
+        )
+    assert found == [(1, 64, 1)] * 3 + [(0, None, None)]
+
+
+def refused(folder: Path, match: str, target: str = "cpu") -> None:
+    """One line, and nothing new in the folder."""
+    before = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None
+    with pytest.raises(InputError, match=match) as caught:
+        export_folder(folder, target)
+    assert "\n" not in str(caught.value)
+    assert before is None or sorted(path.name for path in folder.iterdir()) == before
+
+
+def test_folders_that_cannot_be_exported(quantized, tmp_path):
+    refused(tmp_path / "absent", "absent")
+    broken = copy_of(quantized("w4"), tmp_path / "broken")
+    (broken / "config.json").write_text('{"model_type": ')
+    refused(broken, "config.json")
+    other = copy_of(quantized("w4"), tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "model_type": "llama"}))
+    refused(other, "llama")
+    short = copy_of(quantized("w4"), tmp_path / "short")
+    (weights,) = short.glob("*.safetensors")
+    os.truncate(weights, weights.stat().st_size - MIB)
+    refused(short, "truncated")
+
+
+def test_float32_weights_have_no_cuda_graph(quantized, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = copy_of(quantized("fp16"), tmp_path / "fp32")
+    weights = {name: value.to(torch.float32) for name, value in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors")
+    refused(folder, "float16 or bfloat16", "cuda")

@@ -1,0 +1,178 @@
+"""Each operator: ONNX Runtime's kernel, through a traced graph, against the torch arithmetic beside it."""
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+
+from export import ops
+from export.trace import trace
+
+TOLERANCE = 2e-6  # float32 sums in another order
+
+
+class Call(torch.nn.Module):
+    def __init__(self, function: Callable[..., torch.Tensor | tuple[torch.Tensor, ...]]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, inputs: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+        return self.function(*inputs)
+
+
+def run_on_cpu(model: ir.Model) -> ort.InferenceSession:
+    return ort.InferenceSession(ir.serde.serialize_model(model).SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def check(function, inputs, axes, count=1, tolerance=TOLERANCE):
+    """Trace with these inputs, run the graph on them, compare every output with eager mode."""
+    names, results = [f"in{i}" for i in range(len(inputs))], [f"out{i}" for i in range(count)]
+    module = Call(function)
+    model = trace(module, [list(inputs)], [list(axes)], names, results)
+    session = run_on_cpu(model)
+    outputs = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+    expected = function(*inputs)
+    for output, reference in zip(outputs, expected if count > 1 else [expected], strict=True):
+        assert output.shape == tuple(reference.shape)
+        np.testing.assert_allclose(
+            output, reference.numpy(), rtol=tolerance, atol=tolerance * float(reference.abs().max())
+        )
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def test_rms_norm():
+    check(lambda x, w: ops.rms_norm(x, w, 1e-5), (torch.randn(2, 3, 64) * 7, torch.rand(64)), ({0: "b"}, {}))
+
+
+def test_linear():
+    check(ops.linear, (torch.randn(2, 3, 32), torch.randn(24, 32)), ({0: "b"}, {}))
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group", [16, 32, 128])
+def test_matmul_nbits(bits, group):
+    packed = torch.randint(0, 256, (24, 256 // group, group * bits // 8), dtype=torch.uint8)
+    scales = torch.rand(24, 256 // group) / 100
+    check(
+        lambda x, p, s: ops.matmul_nbits(x, p, s, bits, accuracy_level=1),
+        (torch.randn(5, 256), packed, scales),
+        ({0: "rows"}, {}, {}),
+    )
+
+
+def test_matmul_nf4():
+    packed, absmax = torch.randint(0, 256, (24 * 128 // 2,), dtype=torch.uint8), torch.rand(24 * 128 // 64)
+    check(
+        lambda x, p, a: ops.matmul_nf4(x, p, a, 24, 128, 64), (torch.randn(5, 128), packed, absmax), ({0: "r"}, {}, {})
+    )
+
+
+def test_nf4_levels_are_those_of_bitsandbytes():
+    from bitsandbytes.functional import get_4bit_type
+
+    assert get_4bit_type("nf4", device="cpu").tolist() == torch.tensor(ops.NF4_LEVELS).tolist()
+
+
+def test_split_reshape_and_selection():
+    x = torch.randn(2, 6, 12)
+    check(lambda x: ops.split(x, [8, 3, 1]), (x,), ({0: "b"},), count=3)
+    check(lambda x: ops.reshape(x, 0, -1, 3), (x,), ({0: "b"},))
+    check(ops.select_positions, (x, torch.tensor([[5, 0], [1, 1]])), ({0: "b"}, {0: "b"}))
+
+
+HEADS, KV_HEADS, WIDTH = 4, 2, 16
+ATTENTION_AXES = [
+    {0: "batch", 1: "tokens"},
+    {0: "batch", 1: "tokens"},
+    {0: "batch", 1: "tokens"},
+    {0: "batch", 2: "room"},
+    {0: "batch", 2: "room"},
+    {0: "batch"},
+    {},
+    {0: "context"},
+    {0: "context"},
+]
+
+
+def attention_inputs(batch, tokens, before, room):
+    """Random inputs; the rows of a batch are 5 tokens apart where there is a past."""
+    totals = before + tokens + torch.arange(batch) * (5 if before else 0)
+    q, k, v = torch.randn(batch, tokens, HEADS * WIDTH), *torch.randn(2, batch, tokens, KV_HEADS * WIDTH)
+    angles = torch.randn(80, WIDTH // 2)
+    past = torch.randn(2, batch, KV_HEADS, room, WIDTH)
+    return [q, k, v, *past, (totals - 1).int(), totals.max().int(), angles.cos(), angles.sin()], totals.tolist()
+
+
+@pytest.mark.parametrize("window", [None, 8])
+@pytest.mark.parametrize("rope", [True, False])
+def test_cached_attention(window, rope):
+    """Prompt, chunk over a past and ragged decode, in buffers that are exactly as long as they must be."""
+
+    def step(q, k, v, key, value, seqlens_k, total, cos, sin):
+        return ops.cached_attention(q, k, v, key, value, seqlens_k, total, (cos, sin) if rope else None, window)
+
+    room = window or 64
+    names = [f"in{i}" for i in range(9)]
+    model = trace(Call(step), [attention_inputs(2, 3, 0, room)[0]], [ATTENTION_AXES], names, ["out", "key", "value"])
+    session = run_on_cpu(model)
+    for batch, tokens, before in [(1, 20, 0), (1, 5, 6), (1, 9, 30), (3, 1, 0), (3, 1, 12)]:
+        inputs, totals = attention_inputs(batch, tokens, before, room)
+        feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
+        output, key, value = session.run(None, feeds)
+        expected, expected_key, expected_value = step(*inputs)
+        np.testing.assert_allclose(output, expected.numpy(), rtol=1e-5, atol=1e-5)
+        for row, total in enumerate(totals):
+            kept = total if window is None else ops.resident(total, room, window)
+            np.testing.assert_allclose(key[row, :, :kept], expected_key[row, :, :kept].numpy(), rtol=1e-5, atol=1e-6)
+            np.testing.assert_array_equal(value[row, :, :kept], expected_value[row, :, :kept].numpy())
+
+
+def test_cached_attention_equals_torch_sdpa():
+    """The arithmetic in eager mode itself, against PyTorch's attention with an explicit mask."""
+    q, k, v = (torch.randn(1, heads, 20, 16) for heads in (4, 2, 2))
+    empty = torch.zeros(1, 2, 64, 16)
+    for window in (None, 6):
+        output, _, _ = ops.cached_attention(
+            *(x.transpose(1, 2).flatten(-2) for x in (q, k, v)),
+            empty, empty, torch.tensor([19]), torch.tensor(20), None, window,
+        )  # fmt: skip
+        distance = torch.arange(20)[:, None] - torch.arange(20)
+        allowed = (distance >= 0) & (distance < (window or 20))
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=allowed, enable_gqa=True)
+        torch.testing.assert_close(output, expected.transpose(1, 2).flatten(-2))
+
+
+def test_padded_attention():
+    """Rows of different length in one call; what lies beyond a length is not compared, nor does it matter."""
+    lengths = torch.tensor([64, 4, 17], dtype=torch.int32)
+    q, k, v = torch.randn(3, 64, 128), *torch.randn(2, 3, 64, 64)
+
+    def function(q, k, v, lengths, longest):
+        return ops.padded_attention(q, k, v, lengths, longest, 32)
+
+    inputs = (q, k, v, lengths, torch.tensor(64, dtype=torch.int32))
+    model = trace(Call(function), [list(inputs)], [[{0: "n"}] * 4 + [{}]], list("qkvln"), ["out"])
+    session = run_on_cpu(model)
+    feeds = dict(zip("qkvln", (value.numpy() for value in inputs), strict=True))
+    (output,) = session.run(None, feeds)
+    expected = function(*inputs)
+    for row, length in enumerate(lengths.tolist()):
+        alone = ops.dense_attention(*(x[row : row + 1, :length] for x in (q, k, v)), 32)[0]
+        torch.testing.assert_close(expected[row, :length], alone)
+        np.testing.assert_allclose(output[row, :length], alone.numpy(), rtol=1e-5, atol=1e-5)
+
+
+def test_dense_attention():
+    check(
+        lambda q, k, v: ops.dense_attention(q, k, v, 32),
+        (torch.randn(2, 50, 128), *torch.randn(2, 2, 50, 64)),
+        ({0: "n", 1: "t"},) * 3,
+        tolerance=1e-5,
+    )
