@@ -1,0 +1,98 @@
+"""`python -m bench.demo`: one held-out document of each kind, read by a model and by its FP16 baseline.
+
+Prints the answers beside the truth, and can draw them beside the documents (README's picture).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from PIL import Image, ImageDraw
+from rich.console import Console
+from rich.table import Table
+
+from calib_data import fonts
+from calib_data.errors import run_command
+from calib_data.render import KINDS
+from calib_data.sources import open_documents
+from runtime.generate import Model
+from runtime.sampling import greedy
+
+if TYPE_CHECKING:
+    from calib_data.document import Document
+
+app = typer.Typer(add_completion=False)
+MARGIN, LINE, WIDTH = 16, 19, 330
+COLUMNS = ("question", "truth", "FP16", "this model")
+
+
+@dataclass(frozen=True)
+class Read:
+    """A document and what both models made of it."""
+
+    document: Document
+    baseline: str
+    answer: str
+
+    def cells(self) -> tuple[str, str, str, str]:
+        """One cell for each of COLUMNS."""
+        return self.document.prompt, self.document.answer or "", self.baseline, self.answer
+
+
+def answer(model: Model, document: Document) -> str:
+    """The model's greedy answer."""
+    tokens = list(model.generate(model.prompt(document.prompt, [document.image]), greedy, 256))
+    return model.chat.decode_answer(tokens, thinking=False).text
+
+
+def draw(rows: list[Read]) -> Image.Image:
+    """All documents below each other, each with its cells to the right."""
+    widest = max(read.document.image.width for read in rows)
+    heights = [
+        max(read.document.image.height, LINE * (1 + max(cell.count("\n") for cell in read.cells()))) for read in rows
+    ]
+    size = (widest + MARGIN * 2 + WIDTH * len(COLUMNS), sum(heights) + MARGIN * (len(rows) + 1) + LINE)
+    picture = Image.new("RGB", size, "white")
+    pen, top = ImageDraw.Draw(picture), MARGIN + LINE
+    left = widest + MARGIN * 2
+    for column, title in enumerate(COLUMNS):
+        pen.text((left + WIDTH * column, MARGIN // 2), title, "black", fonts.load("sans-cjk-bold", 15))
+    for read, height in zip(rows, heights, strict=True):
+        picture.paste(read.document.image, (MARGIN, top))
+        for column, cell in enumerate(read.cells()):
+            wrong = column > 1 and cell != read.document.answer
+            pen.multiline_text(
+                (left + WIDTH * column, top), cell, "firebrick" if wrong else "black", fonts.load("sans-cjk", 14)
+            )
+        top += height + MARGIN
+    return picture
+
+
+@app.command()
+def main(
+    model: Annotated[Path, typer.Option(help="Exported folder.")] = Path("demo/reader-w4"),
+    baseline: Annotated[Path, typer.Option(help="Exported folder of the unquantized model.")] = Path(
+        "demo/reader-fp16"
+    ),
+    seed: Annotated[int, typer.Option(help="Which documents are drawn.")] = 0,
+    picture: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
+) -> None:
+    """Read one held-out document of each kind with a model and with its FP16 baseline."""
+    models = Model(baseline, "cpu"), Model(model, "cpu")
+    drawn = [open_documents("rendered", split="evaluation", count=1, seed=seed, kind=kind)[0] for kind in KINDS]
+    rows = [Read(document, *(answer(one, document) for one in models)) for document in drawn]
+    table = Table(*COLUMNS, show_lines=True)
+    for read in rows:
+        table.add_row(*read.cells())
+    console = Console()
+    console.print(table)
+    if picture is not None:
+        draw(rows).save(picture)
+        console.print(f"drawn: {picture}")
+
+
+if __name__ == "__main__":
+    run_command(app)
