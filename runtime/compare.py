@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calib_data.errors import InputError
 from runtime.evaluate import Scored, score, summary, truth_of
 
 if TYPE_CHECKING:
@@ -32,13 +33,23 @@ class Compared:
     agree: NDArray[np.bool_]
 
 
+def require_same_tokens(baseline: Model, candidate: Model) -> None:
+    """Raise InputError for two models whose logits are not about the same tokens."""
+    folders = (baseline.folder, candidate.folder)
+    sizes = [model.bundle.text.vocab_size for model in (baseline, candidate)]
+    tokenizers = [(folder / "tokenizer.json").read_bytes() for folder in folders]
+    if sizes[0] != sizes[1] or tokenizers[0] != tokenizers[1]:
+        raise InputError(f"{folders[1]}: its tokens are not those of {folders[0]}; give two folders of one model")
+
+
 def compare(baseline: Model, candidate: Model, document: Document) -> Compared:
     """Answer a document with both models, and predict its true answer token by token with both."""
-    models = (baseline, candidate)
-    truth = [*baseline.chat.encode_text(truth_of(document)), min(baseline.end_ids)]
-    prompts = [model.prompt(document.prompt, [document.image]) for model in models]
-    logits = [model.teacher_forced(prompt, truth) for model, prompt in zip(models, prompts, strict=True)]
-    scored = [score(model, document, prompt) for model, prompt in zip(models, prompts, strict=True)]
+    truth = [*baseline.chat.encode_text(truth_of(document)), baseline.end_ids[0]]
+    scored, logits = [], []
+    for model in (baseline, candidate):
+        answer, prompt = score(model, document)
+        scored.append(answer)
+        logits.append(model.teacher_forced(prompt, truth))
     return Compared(
         baseline=scored[0],
         candidate=scored[1],
@@ -58,13 +69,22 @@ def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
     return shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))  # type: ignore[no-any-return]
 
 
-def comparison(compared: Sequence[Compared]) -> dict[str, Any]:
-    """Scores of both models, and over all tokens of all answers the mean KL and the share of equal likeliest tokens."""
+def comparison(compared: Sequence[Compared], max_drop: float) -> dict[str, Any]:
+    """Scores of both models, whether the loss of ANLS passes, and how their predictions differ.
+
+    mean_kl and token_agreement, the share of equal likeliest tokens, are means over all tokens of all true answers.
+    """
+    baseline = summary([one.baseline for one in compared])
+    candidate = summary([one.candidate for one in compared])
+    drop = baseline["anls"] - candidate["anls"]
     return {
         "documents": len(compared),
-        "baseline": summary([one.baseline for one in compared]),
-        "candidate": summary([one.candidate for one in compared]),
+        "baseline": baseline,
+        "candidate": candidate,
         "answers_changed": sum(one.baseline.answer != one.candidate.answer for one in compared),
         "token_agreement": float(np.concatenate([one.agree for one in compared]).mean()),
         "mean_kl": float(np.concatenate([one.kl for one in compared]).mean()),
+        "anls_drop": drop,
+        "max_drop": max_drop,
+        "passed": drop <= max_drop,
     }

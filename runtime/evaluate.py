@@ -23,7 +23,10 @@ MAX_ANSWER_TOKENS = 512
 
 @dataclass(frozen=True)
 class Scored:
-    """One document's answer and its scores, each 0 to 1 (the error rate may exceed 1)."""
+    """One document's answer, its scores, each 0 to 1 (the error rate may exceed 1), and its cost.
+
+    tokens: of the answer. seconds: from the picture to the whole answer.
+    """
 
     name: str
     truth: str
@@ -35,6 +38,13 @@ class Scored:
     anls: float
 
 
+def with_answers(documents: list[Document]) -> list[Document]:
+    """Return the same documents; InputError where one has no known answer."""
+    for document in documents:
+        truth_of(document)
+    return documents
+
+
 def truth_of(document: Document) -> str:
     """The known answer of a document. Raises InputError where there is none."""
     if document.answer is None:
@@ -42,14 +52,14 @@ def truth_of(document: Document) -> str:
     return document.answer
 
 
-def score(model: Model, document: Document, prompt: Prompt | None = None) -> Scored:
-    """Answer a document greedily and compare with the truth; prompt: the document's, where it is embedded already."""
+def score(model: Model, document: Document) -> tuple[Scored, Prompt]:
+    """Answer a document greedily and compare with the truth; its embedded prompt comes too, for further questions."""
     truth = truth_of(document)
     start = time.perf_counter()
-    prompt = prompt or model.prompt(document.prompt, [document.image])
+    prompt = model.prompt(document.prompt, [document.image], names=[document.name])
     tokens = list(model.generate(prompt, greedy, MAX_ANSWER_TOKENS))
     answer = model.chat.decode_answer(tokens, thinking=False).text
-    return Scored(
+    scored = Scored(
         name=document.name,
         truth=truth,
         answer=answer,
@@ -59,6 +69,7 @@ def score(model: Model, document: Document, prompt: Prompt | None = None) -> Sco
         cer=character_error_rate(answer, truth),
         anls=anls(answer, [truth]),
     )
+    return scored, prompt
 
 
 def summary(scored: Sequence[Scored]) -> dict[str, float]:

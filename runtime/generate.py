@@ -41,7 +41,10 @@ class Prompt:
 
 
 class Model:
-    """The graphs, tokenizer and settings of one exported folder on one device."""
+    """The graphs, tokenizer and settings of one exported folder on one device.
+
+    generation: what generation_config.json holds. end_ids: the tokens that end an answer, a turn's own end first.
+    """
 
     def __init__(self, folder: Path, device: Device) -> None:
         self.folder, self.device = folder, device
@@ -52,7 +55,8 @@ class Model:
             )
         self.target = self.bundle.targets[device]
         self.chat = Chat(folder)
-        self.generation = _read_generation_config(folder)
+        self.generation = _read_settings(folder / "generation_config.json")
+        self.end_ids = _end_ids(folder, self.generation)
         session = open_session(folder / self.target.decoder, device)
         self.decoder = DecoderSession(session, self.bundle.text, self.target.dtype, device)
         self._embeddings = _map_embeddings(folder, self.bundle.embeddings)
@@ -68,18 +72,16 @@ class Model:
     def _images(self) -> ImageSettings:
         return ImageSettings.from_folder(self.folder)
 
-    @property
-    def end_ids(self) -> set[int]:
-        """Tokens that end an answer."""
-        ids = self.generation.get("eos_token_id", [])
-        return set(ids if isinstance(ids, list) else [ids])
-
-    def prompt(self, text: str, images: Sequence[Image.Image] = (), *, thinking: bool = False) -> Prompt:
+    def prompt(
+        self, text: str, images: Sequence[Image.Image] = (), *, names: Sequence[str] = (), thinking: bool = False
+    ) -> Prompt:
         """Render a question about images and look up its embeddings, the images' in place of their placeholders.
 
-        Raises InputError for a prompt that leaves no room for an answer in the model's context.
+        names: what an error calls the images. Raises InputError for a prompt that leaves no room for an answer in the
+        model's context, and for an image that cannot be used.
         """
-        pictures = [self.embed_image(image) for image in images]
+        names = names or [f"image {number}" for number in range(1, len(images) + 1)]
+        pictures = [self.embed_image(image, name) for image, name in zip(images, names, strict=True)]
         ids = self.chat.encode(text, [len(picture) for picture in pictures], thinking=thinking)
         if len(ids) >= self.bundle.text.context:
             raise InputError(
@@ -90,11 +92,11 @@ class Model:
             embeds[ids == self.chat.image_token_id] = np.concatenate(pictures)
         return Prompt(ids, embeds)
 
-    def embed_image(self, image: Image.Image) -> NDArray[np.float32]:
-        """Embeddings [tokens, H] of one image."""
+    def embed_image(self, image: Image.Image, name: str) -> NDArray[np.float32]:
+        """Embeddings [tokens, H] of one image; name: what an error calls it."""
         vision = self.vision
         assert self.bundle.vision is not None
-        patches, grid = preprocess(image, self._images)
+        patches, grid = preprocess(image, self._images, name)
         return vision.run(vision_feeds(patches, grid, self.bundle.vision))
 
     def embed_tokens(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -106,7 +108,7 @@ class Model:
         cache = self.decoder.new_cache(len(prompt.ids) + new_tokens)
         for start in range(0, len(prompt.ids), PROMPT_CHUNK):
             chunk = prompt.embeds[start : start + PROMPT_CHUNK]
-            logits = self.decoder.run(cache, chunk, np.array([len(chunk) - 1]))
+            logits = self._decode(cache, chunk, np.array([len(chunk) - 1]))
         return cache, logits[0]
 
     def generate(self, prompt: Prompt, sampler: Sampler, max_new_tokens: int) -> Iterator[int]:
@@ -122,15 +124,31 @@ class Model:
             yield token
             if len(generated) == budget:
                 return
-            logits = self.decoder.run(cache, self.embed_tokens(np.array([token])), np.array([0]))[0]
+            logits = self._decode(cache, self.embed_tokens(np.array([token])), np.array([0]))[0]
 
     def teacher_forced(self, prompt: Prompt, answer: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [len(answer), V]: row i is the prediction of answer[i], given the prompt and answer[:i]."""
+        """Logits [len(answer), V]: row i is the prediction of answer[i], given the prompt and answer[:i].
+
+        Raises InputError where both together are longer than the model's context.
+        """
+        total, context = len(prompt.ids) + len(answer), self.bundle.text.context
+        if total > context:
+            raise InputError(f"prompt and known answer: {total} tokens, the model's context is {context}; shorten them")
         cache, first = self.prefill(prompt, len(answer) - 1)
         if len(answer) == 1:
             return first[None]
-        rest = self.decoder.run(cache, self.embed_tokens(np.array(answer[:-1])), np.arange(len(answer) - 1))
+        rest = self._decode(cache, self.embed_tokens(np.array(answer[:-1])), np.arange(len(answer) - 1))
         return np.concatenate((first[None], rest))
+
+    def _decode(self, cache: KVCache, embeds: NDArray[np.float32], wanted: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Run the decoder and refuse logits without a finite maximum; a NaN anywhere makes the maximum NaN."""
+        logits = self.decoder.run(cache, embeds, wanted)
+        if not np.isfinite(logits.max(-1)).all():
+            raise InputError(
+                f"{self.folder}: gives NaN or infinite logits, its weights are damaged or overflow in float16; "
+                "quantize the checkpoint again with --dtype bfloat16"
+            )
+        return logits
 
 
 def vision_feeds(
@@ -159,10 +177,27 @@ def _map_embeddings(folder: Path, stored: io.StoredArray) -> NDArray[np.generic]
     return np.memmap(folder / stored.file, dtype, "r", stored.offset, tuple(stored.shape))
 
 
-def _read_generation_config(folder: Path) -> dict[str, Any]:
-    path = folder / "generation_config.json"
+def _read_settings(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is no such file, as generation_config.json may be left out of a checkpoint."""
+    if not path.exists():
+        return {}
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
+        settings = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError("not an object")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read ({error}); copy it from the original checkpoint") from error
-    return config
+    return settings
+
+
+def _end_ids(folder: Path, generation: dict[str, Any]) -> list[int]:
+    """Tokens that end an answer, from where transformers looks for them too."""
+    config = _read_settings(folder / "config.json")
+    for settings in (generation, config, config.get("text_config") or {}):
+        found = settings.get("eos_token_id")
+        ids = found if isinstance(found, list) else [] if found is None else [found]
+        if not all(isinstance(token, int) for token in ids):
+            raise InputError(f"{folder}: its eos_token_id is {found!r}; write a token id, or a list of them")
+        if ids:
+            return ids
+    raise InputError(f"{folder / 'generation_config.json'}: has no eos_token_id, so no answer would end; add it")

@@ -71,6 +71,8 @@ class Chat:
         Raises InputError when the images asked for and the places for them differ: the model takes no images, or the
         text itself contains the placeholder.
         """
+        if not _is_utf8(text):
+            raise InputError(f"prompt: {text!r} is not valid UTF-8, check how the text is encoded")
         rendered = self.render(text, len(image_tokens), system=system, thinking=thinking)
         ids = np.array(self._tokenizer.encode(rendered, add_special_tokens=False).ids, np.int64)
         is_image = ids == (-1 if self.image_token_id is None else self.image_token_id)
@@ -116,6 +118,10 @@ class Chat:
         """Begin to decode ids one at a time."""
         return TextStream(self._tokenizer)
 
+    def stream_answer(self, *, thinking: bool) -> AnswerStream:
+        """Begin to decode the ids of an answer for the screen."""
+        return AnswerStream(self, thinking)
+
 
 class TextStream:
     """Decodes ids as they are generated; the pieces joined are the text that decoding all ids at once gives.
@@ -139,6 +145,41 @@ class TextStream:
     def finish(self) -> str:
         """Text held back at the end: bytes that never became a character, shown as U+FFFD."""
         return self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._length :]
+
+
+class AnswerStream:
+    """Decodes an answer as it is generated: the pieces joined are the text of `Chat.decode_answer`.
+
+    With thinking on, the reasoning comes first and a line `</think>` ends it, be that mark a special token or not.
+    """
+
+    def __init__(self, chat: Chat, thinking: bool) -> None:
+        self._chat = chat
+        self._mark = chat.think_end_id if thinking else None
+        self._begin()
+
+    def push(self, token: int) -> str:
+        """Text that `token` completes; white space waits for what follows it, as none may end an answer."""
+        if token != self._mark:
+            return self._strip(self._text.push(token))
+        shown = self.finish()
+        self._mark = None
+        self._begin()
+        return f"{shown}\n{THINK_END}\n\n"
+
+    def finish(self) -> str:
+        """Text held back at the end."""
+        return self._strip(self._text.finish())
+
+    def _begin(self) -> None:
+        self._text = self._chat.stream()
+        self._begun, self._space = False, ""
+
+    def _strip(self, piece: str) -> str:
+        piece = self._space + piece if self._begun else piece.lstrip()
+        shown = piece.rstrip()
+        self._begun, self._space = self._begun or bool(shown), piece[len(shown) :]
+        return shown
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:
@@ -178,6 +219,15 @@ def _load_special_tokens(path: Path) -> dict[str, str]:
     tokens = {name: value for name, value in config.items() if name.endswith("_token")}
     contents = {name: value["content"] if isinstance(value, dict) else value for name, value in tokens.items()}
     return {name: content for name, content in contents.items() if isinstance(content, str)}
+
+
+def _is_utf8(text: str) -> bool:
+    """Bytes on a command line that are no UTF-8 arrive as lone surrogates, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _read(path: Path) -> str:

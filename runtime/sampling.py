@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from calib_data.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -47,12 +47,29 @@ class Sampling:
             raise InputError(f"--temperature {self.temperature}: must be 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
             raise InputError(f"--top-p {self.top_p}: must be above 0 and at most 1")
-        if self.top_k < 0:
-            raise InputError(f"--top-k {self.top_k}: must be 0 (off) or more")
+        if self.top_k < 0 or not isinstance(self.top_k, int):
+            raise InputError(f"--top-k {self.top_k}: must be 0 (off) or a whole number above")
         if not -2 <= self.presence_penalty <= 2:
             raise InputError(f"--presence-penalty {self.presence_penalty}: must be between -2 and 2")
         if self.seed is not None and self.seed < 0:
             raise InputError(f"--seed {self.seed}: must be 0 or more")
+
+    @classmethod
+    def recommended(cls, generation: Mapping[str, Any], chosen: Mapping[str, Any], seed: int | None) -> Sampling:
+        """Take what was chosen, and for the rest what a model's generation_config.json recommends.
+
+        Greedy decoding is the likeliest token and nothing else: it takes no recommended penalty.
+        Raises InputError for recommendations outside the ranges.
+        """
+        names = ("presence_penalty", "temperature", "top_k", "top_p")
+        values = {name: generation[name] for name in names if generation.get(name) is not None}
+        values["temperature"] = values.get("temperature", 1.0) if generation.get("do_sample") else 0.0
+        if chosen.get("temperature", values["temperature"]) == 0:
+            values.pop("presence_penalty", None)
+        try:
+            return cls(seed=seed, **{**values, **chosen})
+        except (InputError, TypeError) as error:
+            raise InputError(f"generation_config.json: what it recommends is not possible ({error})") from error
 
     def sampler(self) -> Sampler:
         """Begin a sequence of draws; two samplers of one seed make the same choices."""
@@ -71,18 +88,13 @@ class Sampling:
 
 def greedy(logits: NDArray[np.float32], generated: Sequence[int]) -> int:  # noqa: ARG001
     """Take the most likely token, the first of several."""
-    _check(logits)
     return int(logits.argmax())
 
 
 def distribution(
     logits: NDArray[np.float32], generated: Sequence[int], sampling: Sampling
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Tokens that may come next, [K] int64, and their probabilities, [K] float64, adding up to 1.
-
-    Raises InputError for logits [V] that hold NaN or no finite maximum.
-    """
-    _check(logits)
+    """Tokens that may come next after logits [V], [K] int64, and their probabilities, [K] float64, adding up to 1."""
     scores = logits.astype(np.float64)
     if sampling.presence_penalty and len(generated):
         seen = np.asarray(generated, np.int64)
@@ -110,12 +122,3 @@ def _nucleus(
     if not len(kept):  # rounding, at a p near 0
         kept = order[-1:]
     return tokens[kept], probabilities[kept] / probabilities[kept].sum()
-
-
-def _check(logits: NDArray[np.float32]) -> None:
-    """Refuse logits without a finite maximum; NaN anywhere makes the maximum NaN."""
-    if not np.isfinite(logits.max()):
-        raise InputError(
-            "--model: the model produced NaN or infinite logits, its weights are damaged or overflow in float16; "
-            "export them again with --dtype bfloat16"
-        )

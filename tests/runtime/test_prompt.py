@@ -227,3 +227,35 @@ def test_a_template_that_fails_is_one_line(tmp_path, template):
     chat = Chat(write_folder(tmp_path, template=template))
     with pytest.raises(InputError, match=r"chat_template\.jinja: cannot be rendered"):
         chat.encode("Hello")
+
+
+@pytest.mark.parametrize("think_tokens", [True, False])
+def test_a_streamed_answer_is_the_decoded_answer(tmp_path, think_tokens):
+    """Reasoning, a line that ends it, the answer; white space around them is dropped, inside it is not."""
+    chat = Chat(write_folder(tmp_path, think_tokens=think_tokens))
+    encode = AutoTokenizer.from_pretrained(tmp_path)
+    texts = ["\n Look for 합계. \n\n Found 🧾.\n</think>\n\n 1,200 \n 원 \n", "</think>", "\n", "", "합계 </think>\n"]
+    for text in texts:
+        ids = encode(text, add_special_tokens=False)["input_ids"]
+        stream = chat.stream_answer(thinking=True)
+        shown = "".join([stream.push(token) for token in ids]) + stream.finish()
+        reasoning, answer = chat.decode_answer(ids, thinking=True)
+        if think_tokens:
+            assert shown == (f"{reasoning}\n</think>\n\n{answer}" if "</think>" in text else reasoning)
+        else:  # the mark is plain text, which stays as the model wrote it
+            assert shown == text.strip()
+        stream = chat.stream_answer(thinking=False)
+        shown = "".join([stream.push(token) for token in ids]) + stream.finish()
+        assert ("", shown) == chat.decode_answer(ids, thinking=False)
+
+
+def test_the_end_of_reasoning_is_shown_where_decoding_skips_its_mark():
+    chat = Chat(READER)
+    ids = [*chat.encode_text("합계 읽는다.\n"), chat.think_end_id, *chat.encode_text("\n\n1,200\n")]
+    stream = chat.stream_answer(thinking=True)
+    assert "".join(stream.push(token) for token in ids) + stream.finish() == "합계 읽는다.\n</think>\n\n1,200"
+
+
+def test_a_prompt_that_is_not_utf8_is_named(folder):
+    with pytest.raises(InputError, match=r"prompt: 'a\\udcff' is not valid UTF-8"):
+        Chat(folder).encode("a\udcff")

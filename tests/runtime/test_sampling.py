@@ -145,19 +145,44 @@ def test_wrong_settings_are_named(wrong, message):
         Sampling(**wrong)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-@pytest.mark.parametrize("sample", [greedy, Sampling().sampler(), Sampling(temperature=1.0).sampler()])
-def test_logits_that_are_no_numbers_are_an_error(sample, value):
-    logits = logits_of(4)
-    logits[17] = value
-    with pytest.raises(InputError, match="NaN or infinite logits"):
-        sample(logits, [])
-
-
 def test_masked_tokens_are_never_drawn():
     logits = np.full(10, -np.inf, np.float32)
     logits[[2, 5]] = 0
     sample = Sampling(seed=1, temperature=1.0).sampler()
     assert {sample(logits, []) for _ in range(50)} == {2, 5}
-    with pytest.raises(InputError, match="NaN or infinite"):
-        sample(np.full(10, -np.inf, np.float32), [])
+
+
+RECOMMENDED = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "presence_penalty": 1.5}
+
+
+@pytest.mark.parametrize(
+    ("generation", "chosen", "expected"),
+    [
+        (RECOMMENDED, {}, Sampling(temperature=0.6, top_p=0.95, top_k=20, presence_penalty=1.5)),
+        (RECOMMENDED, {"top_k": 0, "temperature": 1.0}, Sampling(temperature=1.0, top_p=0.95, presence_penalty=1.5)),
+        ({"do_sample": True, "top_p": 0.9, "top_k": None}, {}, Sampling(temperature=1.0, top_p=0.9)),
+        ({"do_sample": False, "temperature": 0.6}, {}, Sampling(temperature=0.0)),
+        ({}, {}, Sampling(temperature=0.0)),
+        ({"presence_penalty": 1.5}, {"temperature": 0.3}, Sampling(temperature=0.3, presence_penalty=1.5)),
+    ],
+)
+def test_what_is_not_chosen_is_recommended(generation, chosen, expected):
+    assert Sampling.recommended(generation, chosen, None) == expected
+
+
+def test_greedy_takes_a_penalty_only_where_one_is_chosen():
+    def first_and_second(**chosen):
+        sample = Sampling.recommended(RECOMMENDED, {"temperature": 0.0, **chosen}, 1).sampler()
+        logits = np.array([0, 3, 2], np.float32)
+        return sample(logits, []), sample(logits, [1])
+
+    assert first_and_second() == (1, 1)
+    assert first_and_second(presence_penalty=1.5) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"top_p": 1.5}, {"temperature": "hot"}, {"top_k": 2.5}, {"top_k": -3}, {"presence_penalty": [1]}]
+)
+def test_impossible_recommendations_name_their_file(wrong):
+    with pytest.raises(InputError, match=r"^generation_config\.json: "):
+        Sampling.recommended({**RECOMMENDED, **wrong}, {}, None)
