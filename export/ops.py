@@ -14,12 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
-# The 16 levels of bitsandbytes' NF4 (QLoRA, Dettmers et al. 2023, appendix E).
-NF4_LEVELS = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
-    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
-    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
-)  # fmt: skip
+from quantize.grids import NF4_VALUES
+
 _NF4 = 1  # MatMulBnb4's quant_type
 
 
@@ -140,7 +136,7 @@ def matmul_nf4(x: Tensor, packed: Tensor, absmax: Tensor, n: int, k: int, block_
             version=1,
         )
     codes = torch.stack((packed >> 4, packed & 15), dim=-1).reshape(-1, block_size).long()
-    levels = torch.tensor(NF4_LEVELS, dtype=absmax.dtype, device=absmax.device)
+    levels = torch.tensor(NF4_VALUES, dtype=absmax.dtype, device=absmax.device)
     return F.linear(x, (levels[codes] * absmax.unsqueeze(-1)).reshape(n, k))
 
 

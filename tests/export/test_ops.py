@@ -74,12 +74,6 @@ def test_matmul_nf4():
     )
 
 
-def test_nf4_levels_are_those_of_bitsandbytes():
-    from bitsandbytes.functional import get_4bit_type
-
-    assert get_4bit_type("nf4", device="cpu").tolist() == torch.tensor(ops.NF4_LEVELS).tolist()
-
-
 def test_split_reshape_and_selection():
     x = torch.randn(2, 6, 12)
     check(lambda x: ops.split(x, [8, 3, 1]), (x,), ({0: "b"},), count=3)
