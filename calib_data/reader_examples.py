@@ -147,7 +147,7 @@ class Shape:
 
 _LINE_SHAPES = (Shape(224, 56, (1, 1), 20), Shape(224, 56, (1, 1), 20), Shape(224, 112, (1, 1), 14))
 _PAGE_SHAPES = (
-    Shape(224, 112, (2, 4), 16), Shape(224, 168, (4, 6), 10), Shape(280, 140, (3, 5), 10),
+    Shape(224, 112, (2, 4), 16), Shape(224, 112, (2, 3), 16), Shape(224, 168, (4, 6), 10), Shape(280, 140, (3, 5), 10),
     Shape(280, 196, (4, 7), 10), Shape(336, 168, (3, 6), 10), Shape(336, 224, (5, 8), 8), Shape(280, 252, (6, 8), 8),
 )  # fmt: skip
 
@@ -170,7 +170,7 @@ class Batches(Dataset[Batch]):
         stage = next((stage for stage in self.stages if step < stage.until), self.stages[-1])
         chance = rng.random()
         if chance < stage.glyphs:
-            shape = rng.choice(_PAGE_SHAPES[:3])
+            shape = rng.choice(_PAGE_SHAPES[:4])
             return collate([_glyphs(rng, shape) for _ in range(shape.pages)], shape)
         shape = rng.choice(_LINE_SHAPES if chance < stage.glyphs + stage.lines else _PAGE_SHAPES)
         return collate([_question(rng, shape, stage.thinking) for _ in range(shape.pages)], shape)
@@ -192,11 +192,16 @@ def _glyphs(rng: Random, shape: Shape) -> Example:
 
 
 def _question(rng: Random, shape: Shape, thinking: float) -> Example:
-    single = shape.rows == (1, 1)
-    said = content.line(rng, "training") if single else content.document(rng, "training", rng.randint(*shape.rows))
+    single, rows = shape.rows == (1, 1), rng.randint(*shape.rows)
+    nonsense = rows < 4 and rng.random() < 0.3  # nothing can be guessed: it must be read
+    if nonsense:
+        said = content.glyphs(rng, rows)
+    else:
+        said = content.line(rng, "training") if single else content.document(rng, "training", rows)
     image, boxes = render.page(said, rng, size=(shape.width, shape.height))
-    kinds: list[render.Kind] = ["line"] if single else rng.choice(_TURNS)
-    asked = [render.ask(said, kind, rng) for kind in kinds]
+    kinds: list[render.Kind] = ["line"] if single or nonsense else rng.choice(_TURNS)
+    # A question that comes up twice is asked once: the second answer would be a copy of the first.
+    asked = list({ask[0]: ask for ask in (render.ask(said, kind, rng) for kind in kinds)}.values())
     turns = [Turn(prompt, answer, None) for prompt, answer, _ in asked]
     if rng.random() < thinking:
         turns[-1] = Turn(*asked[-1])
