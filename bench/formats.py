@@ -1,0 +1,114 @@
+"""`python -m bench.formats`: what each format costs on the bundled reader. Prints the table of README.
+
+Every row is quantized, exported and compared with FP16 on the same held-out documents, one format after the other in one
+process; speed is of greedy decoding on this machine's CPU, all formats interleaved document by document.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from calib_data import READER
+from calib_data.errors import run_command
+from calib_data.progress import track
+from calib_data.sources import open_documents
+from export.graphs import export_folder
+from quantize.settings import Settings
+from quantize.walk import quantize
+from runtime.compare import Compared, compare, comparison
+from runtime.generate import Model
+
+app = typer.Typer(add_completion=False)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One row: a name, what quantize is told (None: nothing is quantized), and whether activations stay float32."""
+
+    name: str
+    settings: dict[str, Any] | None
+    exact: bool = True
+
+
+FORMATS = (
+    Format("FP16", None),
+    Format("8-bit GPTQ", {"bits": 8}),
+    Format("NF4 GPTQ", {"grid": "nf4"}),
+    Format("NF4 nearest (bitsandbytes)", {"grid": "nf4", "solver": "rtn"}),
+    Format("4-bit GPTQ", {"bits": 4}),
+    Format("4-bit GPTQ, int8 activations", {"bits": 4}, exact=False),
+    Format("4-bit nearest", {"bits": 4, "solver": "rtn"}),
+)
+
+
+def build(row: Format, folder: Path, seed: int, samples: int) -> Model:
+    """Quantize and export one format."""
+    if row.settings is None:
+        shutil.copytree(READER, folder)
+    else:
+        quantize(Settings(READER, folder, seed=seed, samples=samples, **row.settings))
+    export_folder(folder, "cpu", exact=row.exact)
+    return Model(folder, "cpu")
+
+
+def line(row: Format, model: Model, compared: list[Compared]) -> str:
+    """One row of the table."""
+    result = comparison(compared)
+    scores = result["candidate"]
+    weights = sum(entry.bytes for entry in model.bundle.weights.values()) / 2**20
+    low, high = bootstrap([one.kl for one in compared])
+    kl = "–" if row.settings is None else f"{result['mean_kl']:.5f} ({low:.5f}–{high:.5f})"
+    return (
+        f"| {row.name} | {weights:.1f} | {scores['exact_match']:.3f} | {scores['cer']:.4f} | {scores['anls']:.3f} "
+        f"| {kl} | {result['token_agreement']:.4f} | {scores['tokens_per_second']:.0f} |"
+    )
+
+
+def bootstrap(documents: list[np.ndarray], rounds: int = 2000) -> tuple[float, float]:
+    """95 % interval of the mean over all tokens, documents drawn with replacement."""
+    sums, counts = np.array([kl.sum() for kl in documents]), np.array([len(kl) for kl in documents])
+    drawn = np.random.default_rng(0).integers(0, len(documents), (rounds, len(documents)))
+    means = sums[drawn].sum(1) / counts[drawn].sum(1)
+    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+@app.command()
+def main(
+    documents: Annotated[int, typer.Option(min=2, help="Held-out documents.")] = 200,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of both.")] = 0,
+) -> None:
+    """Quantize the bundled reader to every format and compare each with FP16."""
+    drawn = open_documents("rendered", split="evaluation", count=documents, seed=seed)
+    with tempfile.TemporaryDirectory() as place:
+        models = [build(row, Path(place) / str(i), seed, samples) for i, row in enumerate(track(FORMATS, "building"))]
+        compared: list[list[Compared]] = [[] for _ in FORMATS]
+        for document in track(drawn, "comparing"):
+            for model, rows in zip(models, compared, strict=True):
+                rows.append(compare(models[0], model, document))
+        print("| format | MiB | exact match | CER | ANLS | mean KL, nats (95 %) | token agreement | tokens/s |")
+        print("|---|---|---|---|---|---|---|---|")
+        for row, model, rows in zip(FORMATS, models, compared, strict=True):
+            print(line(row, model, rows))
+    packages = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime-gpu", "torch", "transformers"))
+    print(
+        f"\n`python -m bench.formats --documents {documents} --samples {samples} --seed {seed}`, "
+        f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}, {platform.machine()} with {os.cpu_count()} cores, "
+        f"Python {sys.version.split()[0]}, {packages}."
+    )
+
+
+if __name__ == "__main__":
+    run_command(app)
