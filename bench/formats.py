@@ -1,12 +1,12 @@
 """`python -m bench.formats`: what each format costs on the bundled reader. Prints the table of README.
 
-Every row is quantized, exported and compared with FP16 on the same held-out documents, one format after the other in one
+Every row is quantized, exported and compared with FP16 on the same held-out documents, one after the other in one
 process; speed is of greedy decoding on this machine's CPU, all formats interleaved document by document.
 """
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import os
 import platform
 import shutil
@@ -65,7 +65,7 @@ def build(row: Format, folder: Path, seed: int, samples: int) -> Model:
 
 def line(row: Format, model: Model, compared: list[Compared]) -> str:
     """One row of the table."""
-    result = comparison(compared)
+    result = comparison(compared, max_drop=1.0)
     scores = result["candidate"]
     weights = sum(entry.bytes for entry in model.bundle.weights.values()) / 2**20
     low, high = bootstrap([one.kl for one in compared])
@@ -105,7 +105,7 @@ def main(
     packages = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime-gpu", "torch", "transformers"))
     print(
         f"\n`python -m bench.formats --documents {documents} --samples {samples} --seed {seed}`, "
-        f"{datetime.datetime.now(tz=datetime.UTC):%Y-%m-%d}, {platform.machine()} with {os.cpu_count()} cores, "
+        f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {platform.machine()} with {os.cpu_count()} cores, "
         f"Python {sys.version.split()[0]}, {packages}."
     )
 
