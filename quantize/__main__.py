@@ -15,9 +15,9 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def main(
-    model: Annotated[Path, typer.Option(help="Model folder: config.json, safetensors, tokenizer.")] = READER,
+    model: Annotated[Path, typer.Option(help="Model folder.", show_default="the bundled reader")] = READER,
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write.  [default: ./<model>-w4, -w8 or -nf4]", show_default=False)
+        Path | None, typer.Option(help="Folder to write.", show_default="./<model>-w4, -w8 or -nf4")
     ] = None,
     bits: Annotated[int, typer.Option(help="Bits of the decoder's weights: 4 or 8.")] = 4,
     grid: Annotated[
@@ -25,15 +25,15 @@ def main(
     ] = "int",
     solver: Annotated[Literal["gptq", "rtn"], typer.Option(help="GPTQ, or round to nearest.")] = "gptq",
     group_size: Annotated[
-        int | None, typer.Option(help="Weights that share a scale.  [default: 128; nf4: 64]", show_default=False)
+        int | None, typer.Option(help="Weights that share a scale.", show_default="128; nf4: 64")
     ] = None,
     vision_bits: Annotated[
         int | None,
-        typer.Option(help="Bits of the vision tower: 8, 16; nf4: 4, 16.  [default: 8; nf4: 16]", show_default=False),
+        typer.Option(help="Bits of the vision tower: 8, 16; nf4: 4, 16.", show_default="8; nf4: 16"),
     ] = None,
     head_bits: Annotated[
         int | None,
-        typer.Option(help="Bits of the head: 4, 8, 16; nf4: 4, 16.  [default: 8; nf4: 16]", show_default=False),
+        typer.Option(help="Bits of the head: 4, 8, 16; nf4: 4, 16.", show_default="8; nf4: 16"),
     ] = None,
     calibration: Annotated[
         str,

@@ -6,6 +6,7 @@ Weights are matrices W [N, K], one row an output. Every `group_size` consecutive
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import torch
@@ -85,6 +86,13 @@ class UniformGrid:
         return codes.float() * scale.float()
 
 
+@cache
+def _nf4(device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values of the codebook, and the middles between neighbours."""
+    values = torch.tensor(NF4_VALUES, device=device)
+    return values, (values[:-1] + values[1:]) / 2
+
+
 @dataclass(frozen=True)
 class NF4Grid:
     """The NF4 codebook times a float32 scale: bitsandbytes' format without double quantization."""
@@ -98,14 +106,12 @@ class NF4Grid:
 
     def round(self, w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Codes 0..15 of the nearest values, by the arithmetic of bitsandbytes so that ties fall as they do there."""
-        code = torch.tensor(NF4_VALUES, device=w.device)
         unit = (w * (1.0 / scale.clamp(min=1e-38))).clamp_(-1, 1)
-        return torch.bucketize(unit, (code[:-1] + code[1:]) / 2, out_int32=True).to(torch.int8)
+        return torch.bucketize(unit, _nf4(w.device)[1], out_int32=True).to(torch.int8)
 
     def values(self, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Weights that the codes stand for."""
-        values: torch.Tensor = torch.tensor(NF4_VALUES, device=codes.device)[codes.int()] * scale
-        return values
+        return _nf4(codes.device)[0][codes.int()] * scale
 
 
 def round_to_nearest(W: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:

@@ -43,16 +43,17 @@ class VisionStream:
         order, windows = get_vision_window_index(
             grid, tower.config.spatial_merge_size, tower.config.window_size, tower.config.patch_size
         )
-        tables = self._rotary(embedded, get_vision_position_ids(grid, tower.config.spatial_merge_size))
+        positions = get_vision_position_ids(grid, tower.config.spatial_merge_size)
+        tables = self._rotary(embedded, positions.to(self.device))
         self._plans.append(
             {
-                "position_embeddings": tuple(tower.permute_input_for_window_attn(t, order, P) for t in tables),
+                "position_embeddings": tuple(tower.permute_input_for_window_attn(t.cpu(), order, P) for t in tables),
                 "frames": get_vision_cu_seqlens(grid),
                 "windows": windows,
                 "back": torch.argsort(order),
             }
         )
-        self.hidden.append(tower.permute_input_for_window_attn(embedded, order, P))
+        self.hidden.append(tower.permute_input_for_window_attn(embedded.cpu(), order, P))
 
     def context(self, block: int, document: int) -> dict[str, Any]:
         """Keyword arguments of a block for a document."""
