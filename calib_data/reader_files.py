@@ -79,10 +79,8 @@ CONFIG: dict[str, Any] = {
         "out_hidden_size": 256,
     },
 }
-GENERATION = {
-    "bos_token_id": 1, "eos_token_id": 53, "pad_token_id": 0, "do_sample": True, "temperature": 0.6, "top_p": 0.95,
-    "top_k": 20, "presence_penalty": 1.5,
-}  # fmt: skip
+# Greedy: one token a character, so the released model's presence penalty would forbid repeating a letter.
+GENERATION = {"bos_token_id": 1, "eos_token_id": 53, "pad_token_id": 0, "do_sample": False}
 PROCESSOR: dict[str, Any] = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "processor_class": "Exaone4_5_Processor",
