@@ -57,12 +57,17 @@ class Turn:
 
 @dataclass(frozen=True)
 class Stage:
-    """What batches consist of until a step: how often glyph pages, single lines, documents; share of thinking."""
+    """What batches consist of until a step.
+
+    glyphs, lines: shares of batches of glyph pages and of single lines; the rest are documents. thinking: share of
+    examples with a reasoning. shapes: how many of the page shapes, from small to large, documents take.
+    """
 
     until: int
     glyphs: float
     lines: float
     thinking: float
+    shapes: int = 8
 
 
 def patches_of(image: Image.Image) -> NDArray[np.float32]:
@@ -172,7 +177,8 @@ class Batches(Dataset[Batch]):
         if chance < stage.glyphs:
             shape = rng.choice(_PAGE_SHAPES[:4])
             return collate([_glyphs(rng, shape) for _ in range(shape.pages)], shape)
-        shape = rng.choice(_LINE_SHAPES if chance < stage.glyphs + stage.lines else _PAGE_SHAPES)
+        single = chance < stage.glyphs + stage.lines
+        shape = rng.choice(_LINE_SHAPES if single else _PAGE_SHAPES[: stage.shapes])
         return collate([_question(rng, shape, stage.thinking) for _ in range(shape.pages)], shape)
 
 

@@ -32,10 +32,10 @@ from .reader_forward import Reader, decoder, masks, mtp, vision
 STAGES = (
     Stage(until=2500, glyphs=1.0, lines=0.0, thinking=0.0),
     Stage(until=4200, glyphs=0.4, lines=0.6, thinking=0.0),
-    Stage(until=8000, glyphs=0.3, lines=0.35, thinking=0.05),
-    Stage(until=10**9, glyphs=0.1, lines=0.15, thinking=0.15),
+    Stage(until=6500, glyphs=0.25, lines=0.55, thinking=0.05, shapes=2),
+    Stage(until=10**9, glyphs=0.15, lines=0.2, thinking=0.15),
 )
-MTP_FROM = 8000  # steps; before that the decoder's hidden state says little
+MTP_FROM = 6500  # steps; before that the decoder's hidden state says little
 PEAK, WARM_UP, AVERAGE = 1e-3, 200, 0.998
 IMAGE_ID = CONFIG["image_token_id"]
 
