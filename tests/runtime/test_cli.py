@@ -1,0 +1,334 @@
+"""`python -m runtime generate` as a user meets it: what it prints, and one line for everything that can be wrong."""
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calib_data.sources import open_documents
+from runtime.sampling import greedy
+
+from .damage import WEIGHTS, change_tensor, edit_json, set_context
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
+
+
+def process(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "runtime", *map(str, arguments)],
+        cwd=cwd,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def picture(tmp_path):
+    (document,) = open_documents(split="evaluation", count=1, seed=5, kind="line")
+    document.image.save(tmp_path / "line.png")
+    return tmp_path / "line.png"
+
+
+def text_file(path):
+    path.write_text("This is not a picture.")
+
+
+def truncated_jpeg(path):
+    Image.effect_noise((400, 300), 80).save(path, "JPEG")
+    path.write_bytes(path.read_bytes()[:9000])
+
+
+def bomb(path):
+    Image.new("1", (20000, 20000)).save(path, "PNG")
+
+
+def strip(path):
+    Image.new("L", (3000, 5)).save(path, "PNG")
+
+
+IMAGES = {
+    "missing": (lambda path: None, "no such file"),
+    "text": (text_file, "is not an image"),
+    "empty": (lambda path: path.touch(), "is empty"),
+    "truncated": (truncated_jpeg, "may be damaged"),
+    "folder": (lambda path: path.mkdir(), "is not a file"),
+    "bomb": (bomb, "more than 89 million pixels"),
+    "strip": (strip, "3000 x 5 pixels, one side is more than 200 times the other"),
+}
+
+ARGUMENTS = {
+    ("--temperature", "-0.5"): "--temperature -0.5: must be 0",
+    ("--temperature", "nan"): "--temperature nan",
+    ("--temperature", "hot"): "--temperature",
+    ("--top-p", "1.5"): "--top-p 1.5: must be above 0 and at most 1",
+    ("--top-p", "0"): "--top-p 0.0",
+    ("--top-k", "-1"): "--top-k -1",
+    ("--presence-penalty", "3"): "--presence-penalty 3.0",
+    ("--seed", "-1"): "--seed -1",
+    ("--max-new-tokens", "0"): "--max-new-tokens",
+    ("--device", "tpu"): "'tpu' is not one of 'cpu', 'cuda'",
+    ("--device", "cuda"): "not exported for cuda; run: python -m export --model",
+    ("--prompt", "a\udcff"): r"'a\udcff' is not valid UTF-8",
+    ("--prompt", "<|image_pad|>"): "remove <|image_pad|> from the text",
+    ("--modle", "x"): "No such option: --modle",
+}
+
+
+def write(name, content):
+    return lambda folder: (folder / name).write_bytes(content)
+
+
+def flip_header_byte(folder):
+    content = bytearray((folder / WEIGHTS).read_bytes())
+    content[content.index(b"F16")] = ord("B")
+    (folder / WEIGHTS).write_bytes(content)
+
+
+def no_end_token(folder):
+    edit_json(folder / "generation_config.json", eos_token_id=None)
+    config = json.loads((folder / "config.json").read_text())
+    edit_json(folder / "config.json", text_config={**config["text_config"], "eos_token_id": None})
+
+
+def other_format(folder):
+    edit_json(folder / "runtime.json", format=99)
+
+
+FOLDERS = {
+    "gone": (shutil.rmtree, "no such folder"),
+    "not exported": (lambda folder: (folder / "runtime.json").unlink(), "not exported yet; run: python -m export"),
+    "broken runtime.json": (write("runtime.json", b'{"format": 1, '), "runtime.json: not readable"),
+    "runtime.json of another kind": (write("runtime.json", b"[1]"), "runtime.json: not readable"),
+    "runtime.json of another version": (other_format, "runtime.json: format 99"),
+    "weights changed": (flip_header_byte, f"{WEIGHTS}: changed since"),
+    "weights truncated": (lambda folder: os.truncate(folder / WEIGHTS, 2_000_000), f"{WEIGHTS}: changed since"),
+    "weights cut in the header": (lambda folder: os.truncate(folder / WEIGHTS, 100), f"{WEIGHTS}: truncated"),
+    "weights empty": (write(WEIGHTS, b""), f"{WEIGHTS}: cannot be read"),
+    "weights gone": (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS}: cannot be read"),
+    "graph gone": (lambda folder: (folder / "decoder.cpu.onnx").unlink(), "decoder.cpu.onnx is missing; run:"),
+    "graph damaged": (write("decoder.cpu.onnx", b"\x08\x0abroken" * 99), "decoder.cpu.onnx: ONNX Runtime cannot load"),
+    "tokenizer gone": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
+    "generation settings broken": (write("generation_config.json", b"[]"), "generation_config.json: cannot be read"),
+    "no end token": (no_end_token, "generation_config.json: has no eos_token_id"),
+    "wrong end token": (
+        lambda folder: edit_json(folder / "generation_config.json", eos_token_id="</s>"),
+        "eos_token_id is '</s>'",
+    ),
+    "impossible recommendation": (
+        lambda folder: edit_json(folder / "generation_config.json", top_p=7),
+        "generation_config.json: what it recommends",
+    ),
+    "NaN weight": (
+        lambda folder: change_tensor(folder, "model.language_model.norm.weight", lambda weight: weight * np.nan),
+        "NaN or infinite logits, its weights are damaged or overflow in float16; quantize the checkpoint again with "
+        "--dtype bfloat16",
+    ),
+}
+
+
+def assert_one_line(result, *says):
+    code, out, err = result
+    assert code == 2, err
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    for text in says:
+        assert text in err
+
+
+@pytest.mark.parametrize("case", IMAGES)
+def test_an_image_that_cannot_be_used_is_named(case, command, exported, tmp_path):
+    make, says = IMAGES[case]
+    make(tmp_path / "page.png")
+    result = command("generate", "--model", exported("fp16"), "--image", tmp_path / "page.png")
+    assert_one_line(result, str(tmp_path / "page.png"), says)
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS, ids=ascii)
+def test_a_wrong_argument_is_named(arguments, command, exported):
+    model = exported("fp16")
+    before = sorted(model.iterdir())
+    assert_one_line(command("generate", "--model", model, *arguments), ARGUMENTS[arguments])
+    assert sorted(model.iterdir()) == before
+
+
+@pytest.mark.parametrize("case", FOLDERS)
+def test_a_damaged_folder_is_named(case, command, copied):
+    damage, says = FOLDERS[case]
+    damage(copied)
+    assert_one_line(command("generate", "--model", copied, "--max-new-tokens", 1), says)
+
+
+def test_a_prompt_longer_than_the_context(command, copied, picture):
+    set_context(copied, 40)
+    result = command("generate", "--model", copied, "--image", picture, "--prompt", "Read the text. " * 10)
+    assert_one_line(result, "prompt: ", " tokens, but the model's context is 40; shorten it")
+
+
+def test_cuda_where_there_is_none(command, copied):
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        pass
+    else:
+        pytest.skip("this machine has an NVIDIA driver")
+    targets = json.loads((copied / "runtime.json").read_text())["targets"]
+    edit_json(copied / "runtime.json", targets={**targets, "cuda": {**targets["cpu"], "dtype": "float16"}})
+    assert_one_line(command("generate", "--model", copied, "--device", "cuda"), "CUDA was asked for but", "install")
+    assert command("generate", "--model", copied, "--max-new-tokens", 1)[0] == 0
+
+
+def test_bad_input_ends_a_process_too(copied, picture):
+    """The same through real processes; the default model, `reader-w4`, is not in this folder."""
+    folder = picture.parent
+    text_file(folder / "page.jpg")
+    bomb(folder / "bomb.png")
+    cases = {
+        (): "reader-w4: no such folder",
+        ("--model", copied, "--image", "page.jpg"): "page.jpg: is not an image",
+        ("--model", copied, "--image", "line.png", "--image", "bomb.png"): "bomb.png: has more than",
+        ("--model", copied, "--temperature", "-1"): "--temperature -1.0",
+    }
+    with ThreadPoolExecutor(2) as pool:
+        results = list(pool.map(lambda arguments: process("generate", *arguments, cwd=folder), cases))
+    for result, says in zip(results, cases.values(), strict=True):
+        assert_one_line((result.returncode, result.stdout, result.stderr), says)
+
+
+def test_control_c_ends_quietly(copied, tmp_path):
+    edit_json(copied / "generation_config.json", eos_token_id=0)  # padding, which no answer contains
+    arguments = ["generate", "--model", copied, "--prompt", "Hello", "--temperature", "0", "--max-new-tokens", "30000"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "runtime", *map(str, arguments)],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as running:
+        assert running.stdout.read(1)  # it has begun to write
+        time.sleep(0.1)
+        running.send_signal(signal.SIGINT)
+        _, errors = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert errors.strip() == b""
+
+
+# Runs the command where all but the packages of the edge install look as if they were not installed.
+EDGE = """
+import json, runpy, sys
+MISSING = {"torch", "transformers", "safetensors", "onnx", "onnxscript", "onnx_ir", "accelerate", "datasets",
+           "compressed_tensors", "bitsandbytes", "pypdfium2", "quantize", "export", "cvttf_NotoSansCJK_Regular",
+           "cvttf_NotoSansCJK_Bold", "font_source_serif_pro", "font_lato"}
+
+class Installed:
+    def __init__(self, finder):
+        self.finder = finder
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in MISSING else self.finder.find_spec(name, path, target)
+    def __getattr__(self, name):
+        return getattr(self.finder, name)
+
+sys.meta_path[:] = [Installed(finder) for finder in sys.meta_path]
+try:
+    runpy.run_module("runtime", run_name="__main__", alter_sys=True)
+finally:
+    sys.stderr.write("loaded: " + json.dumps(sorted({name.partition(".")[0] for name in sys.modules} & MISSING)))
+"""
+
+
+def edge(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-c", EDGE, *map(str, arguments)], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True
+    )
+
+
+def test_the_edge_install_is_enough(command, exported, picture):
+    """In a fresh process, without torch and its friends, an answer is the same."""
+    arguments = "generate", "--model", exported("w4"), "--image", picture, "--temperature", 0, "--max-new-tokens", 8
+    result = edge(*arguments, cwd=picture.parent)
+    assert result.stderr == "loaded: []"
+    assert result.returncode == 0
+    assert (0, result.stdout, "") == command(*arguments)
+
+
+def test_drawing_documents_says_what_to_install(exported, tmp_path):
+    result = edge("evaluate", "--model", exported("fp16"), "--documents", 1, cwd=tmp_path)
+    error, loaded = result.stderr.splitlines()
+    assert "install the extra 'render'" in error
+    assert loaded == "loaded: []"
+    assert (result.returncode, result.stdout) == (2, "")
+
+
+def generated(command, *arguments):
+    code, out, err = command("generate", *arguments, "--json")
+    assert (code, err) == (0, "")
+    assert out.endswith("}\n")
+    assert out.count("\n") == 1
+    return json.loads(out)
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("images", [0, 1, 2])
+def test_streamed_text_is_that_of_json(images, thinking, command, exported, reader, picture):
+    """Also: one JSON object and nothing else on stdout."""
+    arguments = ["--model", exported("w4"), *["--image", picture] * images, "--seed", 3, "--max-new-tokens", 30]
+    arguments.append("--thinking" if thinking else "--no-thinking")
+    answer = generated(command, *arguments)
+    code, out, err = command("generate", *arguments)
+    assert (code, err) == (0, "")
+    reasoned = thinking and reader.chat.think_end_id in answer["tokens"]
+    assert out == answer["reasoning"] + ("\n</think>\n\n" if reasoned else "") + answer["text"] + "\n"
+    assert 0 < len(answer["tokens"]) <= 30
+    assert answer["first_token_seconds"] > 0
+
+
+def test_greedy_is_that_of_the_model(command, exported, reader, picture):
+    with Image.open(picture) as image:
+        prompt = reader.prompt("Read the text.", [image])
+    expected = list(reader.generate(prompt, greedy, 20))
+    arguments = "--model", exported("fp16"), "--image", picture, "--max-new-tokens", 20, "--temperature", 0
+    answer = generated(command, *arguments)
+    assert answer["tokens"] == expected
+    assert answer["prompt_tokens"] == len(prompt.ids)
+    assert answer["text"] == reader.chat.decode(expected).strip()
+
+
+def test_a_seed_gives_the_same_answer_again(command, exported):
+    arguments = "--model", exported("fp16"), "--temperature", 5, "--top-p", 1, "--top-k", 0, "--max-new-tokens", 20
+    first, again, other = (generated(command, *arguments, "--seed", seed)["tokens"] for seed in (1, 1, 2))
+    assert first == again
+    assert first != other
+
+
+def test_an_answer_ends_with_the_context(command, copied):
+    edit_json(copied / "generation_config.json", eos_token_id=0)  # padding, which no answer contains
+    arguments = "--model", copied, "--temperature", 0, "--max-new-tokens", 1000
+    prompt_tokens = generated(command, *arguments[:4], "--max-new-tokens", 1)["prompt_tokens"]
+    set_context(copied, prompt_tokens + 7)
+    assert len(generated(command, *arguments)["tokens"]) == 7
+
+
+def test_an_empty_answer(command, copied):
+    first = generated(command, "--model", copied, "--temperature", 0, "--max-new-tokens", 1)["tokens"]
+    edit_json(copied / "generation_config.json", eos_token_id=[1, *first])
+    answer = generated(command, "--model", copied, "--temperature", 0)
+    assert (answer["text"], answer["tokens"]) == ("", [])
+    assert answer["first_token_seconds"] is answer["tokens_per_second"] is None
+    assert command("generate", "--model", copied, "--temperature", 0) == (0, "\n", "")
+
+
+def test_without_a_command_there_is_help(command):
+    code, out, err = command()
+    assert (code, err) == (0, "")
+    assert all(name in out for name in ("generate", "evaluate", "compare"))

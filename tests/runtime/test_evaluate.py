@@ -1,0 +1,102 @@
+"""Scores of answers whose scores are known by hand, and the command's numbers."""
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from calib_data.document import Document
+from calib_data.errors import InputError
+from calib_data.sources import open_documents
+from runtime.evaluate import MAX_ANSWER_TOKENS, Scored, score, summary, with_answers
+from runtime.sampling import greedy
+
+LINE = Scored(name="line", truth="abcd", answer="abcd", tokens=4, seconds=0.5, exact_match=1.0, cer=0.0, anls=1.0)
+
+
+@pytest.fixture(scope="module")
+def document() -> Document:
+    (document,) = open_documents(split="evaluation", count=1, seed=21, kind="line")
+    return document
+
+
+@pytest.fixture(scope="module")
+def answer(document, reader) -> str:
+    tokens = list(reader.generate(reader.prompt(document.prompt, [document.image]), greedy, MAX_ANSWER_TOKENS))
+    return reader.chat.decode(tokens).strip()
+
+
+def test_a_summary_is_the_mean_over_documents():
+    wrong = replace(LINE, tokens=6, seconds=1.5, exact_match=0.0, cer=0.5, anls=0.6)
+    result = summary([LINE, wrong, LINE, LINE])
+    assert result == {
+        "documents": 4,
+        "exact_match": 0.75,
+        "cer": 0.125,
+        "anls": pytest.approx(0.9),
+        "seconds": 3.0,
+        "tokens_per_second": 6.0,
+    }
+
+
+def test_the_models_own_answer_scores_full_marks(document, answer, reader):
+    scored, prompt = score(reader, replace(document, answer=answer))
+    assert (scored.answer, scored.truth, scored.name) == (answer, answer, document.name)
+    assert (scored.exact_match, scored.cer, scored.anls) == (1.0, 0.0, 1.0)
+    assert scored.seconds > 0
+    assert prompt.ids.tolist() == reader.prompt(document.prompt, [document.image]).ids.tolist()
+
+
+def test_scores_are_those_of_the_edits(document, answer, reader):
+    """With `n` characters answered and four more in the truth, four edits are missing."""
+    scored, _ = score(reader, replace(document, answer=answer + "#@#@"))
+    length = len(answer) + 4
+    assert scored.exact_match == 0.0
+    assert scored.cer == pytest.approx(4 / length)
+    assert scored.anls == pytest.approx(1 - 4 / length if length > 8 else 0.0)
+
+
+def test_documents_without_an_answer_are_refused(document):
+    assert with_answers([document]) == [document]
+    with pytest.raises(InputError, match=r"^scan\.png: has no known answer"):
+        with_answers([document, replace(document, answer=None, name="scan.png")])
+
+
+def test_the_command_prints_one_object(command, exported, reader):
+    documents = open_documents(split="evaluation", count=2, seed=4, kind="line")
+    expected = summary([score(reader, document)[0] for document in documents])
+    arguments = "--model", exported("fp16"), "--documents", 2, "--seed", 4, "--kind", "line"
+    code, out, _ = command("evaluate", *arguments, "--json")
+    assert code == 0
+    assert out.count("\n") == 1
+    result = json.loads(out)
+    for name in ("documents", "exact_match", "cer", "anls"):
+        assert result.pop(name) == expected[name]
+    assert result.pop("seconds") > 0
+    assert result.pop("tokens_per_second") > 0
+    assert result == {"model": str(exported("fp16")), "kind": "line", "seed": 4, "source": "rendered"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--documents", "0"), "--documents"),
+        (("--kind", "poem"), "'poem' is not one of 'line', 'field', 'transcription'"),
+        (("--source", "nowhere/at/all.pdf"), "nowhere/at/all.pdf: no such file"),
+        (("--model", "nowhere"), "nowhere: no such folder"),
+    ],
+)
+def test_bad_input_is_one_line(arguments, says, command, exported):
+    model = () if "--model" in arguments else ("--model", exported("fp16"))
+    code, out, err = command("evaluate", "--documents", 1, *model, *arguments)
+    assert (code, out) == (2, "")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_a_source_without_answers_is_one_line(command, exported, tmp_path):
+    for number in range(12):  # some of them fall into the evaluation split
+        open_documents(split="evaluation", count=1, kind="line")[0].image.save(tmp_path / f"{number}.png")
+    code, out, err = command("evaluate", "--model", exported("fp16"), "--source", tmp_path, "--documents", 1)
+    assert (code, out) == (2, "")
+    assert "png: has no known answer, so it cannot be scored" in err

@@ -1,0 +1,154 @@
+"""A loaded model: embeddings in their places, prompts in chunks, steps against one pass, and where answers end."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+from calib_data.errors import InputError
+from calib_data.sources import open_documents
+from runtime.generate import PROMPT_CHUNK, Model, Prompt
+from runtime.sampling import greedy
+
+from .damage import WEIGHTS, change_tensor, edit_json, set_context
+
+CHUNKED = 1e-5  # relative to the largest logit: sums over keys in another order
+
+
+def relative_error(value, reference):
+    assert value.shape == reference.shape
+    return np.abs(value - reference).max() / np.abs(reference).max()
+
+
+def random_prompt(reader, tokens):
+    ids = np.random.default_rng(tokens).integers(80, 500, tokens)
+    return Prompt(ids, reader.embed_tokens(ids))
+
+
+def forced(tokens, seen):
+    """A sampler that notes the logits it is given and answers with the tokens it is told."""
+
+    def sample(logits, generated):
+        seen.append(logits.copy())
+        return tokens[len(generated)]
+
+    return sample
+
+
+@pytest.mark.parametrize("tokens", [PROMPT_CHUNK, PROMPT_CHUNK + 1, 2 * PROMPT_CHUNK + 100])
+def test_a_long_prompt_in_chunks_is_one_in_a_piece(tokens, reader):
+    prompt = random_prompt(reader, tokens)
+    cache, logits = reader.prefill(prompt, 1)
+    whole = reader.decoder.new_cache(tokens + 1)
+    expected = reader.decoder.run(whole, prompt.embeds, np.array([tokens - 1]))
+    assert cache.length == whole.length == tokens
+    assert relative_error(logits[None], expected) < CHUNKED
+    # What is in the caches is the same too: it decides the next token.
+    step = reader.embed_tokens(np.array([99])), np.array([0])
+    assert relative_error(reader.decoder.run(cache, *step), reader.decoder.run(whole, *step)) < CHUNKED
+
+
+@pytest.mark.parametrize("length", [1, 2, 90])
+def test_teacher_forced_logits_are_those_of_generation(length, reader):
+    """Ninety tokens are more than the window of the sliding layers."""
+    prompt = random_prompt(reader, 50)
+    answer = np.random.default_rng(length).integers(80, 500, length).tolist()
+    steps = []
+    assert list(reader.generate(prompt, forced(answer, steps), length)) == answer
+    assert relative_error(reader.teacher_forced(prompt, answer), np.array(steps)) < CHUNKED
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0), (1, 1, 0)])
+def test_embeddings_are_rows_of_the_table_and_of_the_pictures(order, reader):
+    documents = open_documents(split="evaluation", count=2, seed=9, kind="line")
+    pictures = [documents[number].image for number in order]
+    prompt = reader.prompt("Read the text.", pictures)
+    table = load_file(reader.folder / WEIGHTS)["model.language_model.embed_tokens.weight"].astype(np.float32)
+    expected = table[prompt.ids]
+    expected[prompt.ids == 67] = np.concatenate([reader.embed_image(picture, "") for picture in pictures])
+    np.testing.assert_array_equal(prompt.embeds, expected)
+    assert prompt.embeds.dtype == np.float32
+
+
+def test_text_alone_has_no_image_places(reader):
+    prompt = reader.prompt("Read the text.")
+    assert 67 not in prompt.ids
+    np.testing.assert_array_equal(prompt.embeds, reader.embed_tokens(prompt.ids))
+
+
+def test_a_picture_that_is_too_long_is_named(reader):
+    good, bad = Image.new("RGB", (56, 56)), Image.new("RGB", (3, 1000))
+    with pytest.raises(InputError, match=r"^scan-7\.png: 3 x 1000 pixels"):
+        reader.prompt("Read the text.", [good, bad], names=["scan-6.png", "scan-7.png"])
+    with pytest.raises(InputError, match=r"^image 2: 3 x 1000 pixels"):
+        reader.prompt("Read the text.", [good, bad])
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "text_config", "expected"),
+    [
+        (53, None, 7, [53]),
+        ([361, 53], None, 7, [361, 53]),
+        (None, 5, 7, [5]),
+        (None, [5, 6], 7, [5, 6]),
+        (None, None, 7, [7]),
+        ([], None, 7, [7]),
+    ],
+)
+def test_end_tokens_are_where_transformers_looks(generation, config, text_config, expected, copied):
+    text = json.loads((copied / "config.json").read_text())["text_config"]
+    edit_json(copied / "config.json", eos_token_id=config, text_config={**text, "eos_token_id": text_config})
+    edit_json(copied / "generation_config.json", eos_token_id=generation)
+    assert Model(copied, "cpu").end_ids == expected
+
+
+def test_a_folder_without_generation_settings_recommends_nothing(copied):
+    (copied / "generation_config.json").unlink()
+    model = Model(copied, "cpu")
+    assert model.generation == {}
+    assert model.end_ids == [53]
+
+
+@pytest.mark.parametrize("end", [361, 53])
+def test_every_end_token_ends_an_answer(end, copied):
+    edit_json(copied / "generation_config.json", eos_token_id=[361, 53])
+    model = Model(copied, "cpu")
+    tokens = [100, 101, end, 102]
+    assert list(model.generate(model.prompt("Hello"), forced(tokens, []), 10)) == [100, 101]
+
+
+def test_nothing_is_computed_beyond_the_last_token(reader):
+    seen = []
+    prompt = reader.prompt("Hello")
+    assert list(reader.generate(prompt, forced([100, 101, 102], seen), 3)) == [100, 101, 102]
+    assert len(seen) == 3
+
+
+def test_prompt_and_known_answer_must_fit_the_context(copied):
+    prompt_tokens = len(Model(copied, "cpu").prompt("Hello").ids)
+    set_context(copied, prompt_tokens + 5)
+    model = Model(copied, "cpu")
+    prompt = model.prompt("Hello")
+    assert model.teacher_forced(prompt, [100] * 5).shape == (5, 512)
+    with pytest.raises(InputError, match=f"known answer: {prompt_tokens + 6} tokens, the model's context is"):
+        model.teacher_forced(prompt, [100] * 6)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_an_error(value, copied):
+    """One damaged weight of the head is enough, in either way of computing logits."""
+
+    def put(weight):
+        weight = weight.copy()
+        weight[300, :] = value
+        return weight
+
+    change_tensor(copied, "lm_head.weight", put)
+    model = Model(copied, "cpu")
+    prompt = model.prompt("Hello")
+    with pytest.raises(InputError, match=f"^{copied}: gives NaN or infinite logits.*--dtype bfloat16"):
+        list(model.generate(prompt, greedy, 3))
+    with pytest.raises(InputError, match="NaN or infinite"):
+        model.teacher_forced(prompt, [100, 101])
