@@ -59,13 +59,15 @@ class Sampling:
         """Take what was chosen, and for the rest what a model's generation_config.json recommends.
 
         Greedy decoding is the likeliest token and nothing else: it takes no recommended penalty.
-        Raises InputError for recommendations outside the ranges.
+        Raises InputError for recommendations outside the ranges, and for a choice among tokens that greedy ignores.
         """
         names = ("presence_penalty", "temperature", "top_k", "top_p")
         values = {name: generation[name] for name in names if generation.get(name) is not None}
         values["temperature"] = values.get("temperature", 1.0) if generation.get("do_sample") else 0.0
         if chosen.get("temperature", values["temperature"]) == 0:
             values.pop("presence_penalty", None)
+            if "temperature" not in chosen and {"top_k", "top_p"} & chosen.keys():
+                raise InputError("--top-p, --top-k: have no effect as this model is greedy; give --temperature too")
         try:
             return cls(seed=seed, **{**values, **chosen})
         except (InputError, TypeError) as error:

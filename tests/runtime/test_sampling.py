@@ -180,6 +180,13 @@ def test_greedy_takes_a_penalty_only_where_one_is_chosen():
     assert first_and_second(presence_penalty=1.5) == (1, 2)
 
 
+@pytest.mark.parametrize("chosen", [{"top_p": 0.9}, {"top_k": 3, "presence_penalty": 1.0}])
+def test_a_choice_that_a_greedy_model_ignores_is_an_error(chosen):
+    with pytest.raises(InputError, match="give --temperature too"):
+        Sampling.recommended({"do_sample": False}, chosen, None)
+    assert Sampling.recommended({}, {"temperature": 0.0, **chosen}, None) == Sampling(temperature=0.0, **chosen)
+
+
 @pytest.mark.parametrize(
     "wrong", [{"top_p": 1.5}, {"temperature": "hot"}, {"top_k": 2.5}, {"top_k": -3}, {"presence_penalty": [1]}]
 )
