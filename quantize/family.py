@@ -30,7 +30,8 @@ class Family:
 
     model_type: of config.json. auto_class: the transformers class that loads it. text: the decoder with `layers`,
     `embed_tokens` and `norm` below it. vision: the tower with `blocks`, `merger` and `patch_embed`; None without one.
-    mtp: the multi-token prediction layer, which transformers drops; None without one.
+    mtp: the multi-token prediction layer, which transformers drops; None without one. post_norm: what decoder linears
+    put out is normalised per token (q and k, attention, MLP), and what they read is not.
     """
 
     model_type: str
@@ -38,6 +39,7 @@ class Family:
     text: str
     vision: str | None = None
     mtp: str | None = None
+    post_norm: bool = True
     head: str = "lm_head"
     decoder_linears: Linears = DECODER_LINEARS
     vision_linears: Linears = VISION_LINEARS
@@ -68,6 +70,10 @@ class Family:
         if self.vision and path.startswith(f"{self.vision}."):
             return "vision"
         return "head" if path == self.head else "decoder"
+
+    def is_post_norm(self, path: str) -> bool:
+        """Tell whether what a linear puts out is normalised per token."""
+        return self.post_norm and self.tower(path) == "decoder"
 
     def decoder_blocks(self, config: PreTrainedConfig) -> list[str]:
         """List the decoder layers, first to last."""

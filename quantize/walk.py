@@ -178,14 +178,22 @@ class Walk:
     def hessians(
         self, module: nn.Module, groups: Iterable[tuple[str, ...]], hidden: list[torch.Tensor], context: Context
     ) -> dict[tuple[str, ...], torch.Tensor]:
-        """Run all documents through a block and sum up the Hessian of what each group of linears reads."""
+        """Run all documents through a block and sum up the Hessian of what each group of linears reads.
+
+        Where norms follow the linears instead of preceding them, a token's error matters relative to the token: image
+        tokens enter EXAONE's decoder many times larger than text, and would be all that its first Hessians see. Tokens
+        are therefore scaled to the same size there.
+        """
         hessians, hooks = {}, []
         for group in groups:
             linear = self.model.get_submodule(group[0])
             H = hessians[group] = torch.zeros(linear.in_features, linear.in_features, device=self.device)
 
-            def listen(_: nn.Module, inputs: tuple[torch.Tensor, ...], H: torch.Tensor = H) -> None:
-                gptq.add_inputs(H, inputs[0].reshape(-1, len(H)))
+            def listen(
+                _: nn.Module, inputs: tuple[torch.Tensor, ...], H: torch.Tensor = H, path: str = group[0]
+            ) -> None:
+                X = inputs[0].reshape(-1, len(H))
+                gptq.add_inputs(H, same_size(X) if self.family.is_post_norm(path) else X)
 
             hooks.append(linear.register_forward_pre_hook(listen))
         for i in range(len(hidden)):
@@ -285,6 +293,11 @@ class Walk:
             tensor = self._read(name)
             convert = tensor.is_floating_point() and tensor.dtype.itemsize > 1
             self._write([(name, tensor.to(self.settings.torch_dtype) if convert else tensor)])
+
+
+def same_size(X: torch.Tensor) -> torch.Tensor:
+    """Scale tokens X [T, K], one a row, to a mean square of one; a token of zeros stays."""
+    return X * X.square().mean(-1, keepdim=True).clamp(min=1e-30).rsqrt()
 
 
 def _nothing(_: int) -> dict[str, Any]:
