@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 class LinearReport:
     """One linear; tower is vision, decoder or head.
 
-    error, error_rtn: ‖(W − Ŵ)X‖² / ‖WX‖² over the calibration tokens (of the same size each
-    in a post-norm decoder), as solved and for round-to-nearest. damping: the
-    share of the Hessian's mean diagonal that was added; None where no Hessian was used.
+    error, error_rtn: ‖(W − Ŵ)X‖² / ‖WX‖² over the calibration tokens (scaled to one size in a post-norm decoder), as
+    solved and for round-to-nearest. damping: the share of the Hessian's mean diagonal that was added; None where no
+    Hessian was used.
     """
 
     name: str

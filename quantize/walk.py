@@ -188,19 +188,16 @@ class Walk:
         for group in groups:
             linear = self.model.get_submodule(group[0])
             H = hessians[group] = torch.zeros(linear.in_features, linear.in_features, device=self.device)
-
-            def listen(
-                _: nn.Module, inputs: tuple[torch.Tensor, ...], H: torch.Tensor = H, path: str = group[0]
-            ) -> None:
-                X = inputs[0].reshape(-1, len(H))
-                gptq.add_inputs(H, same_size(X) if self.family.is_post_norm(path) else X)
-
-            hooks.append(linear.register_forward_pre_hook(listen))
+            hooks.append(linear.register_forward_pre_hook(partial(self._listen, H, group[0])))
         for i in range(len(hidden)):
             module(hidden[i].to(self.device), **context(i))
         for hook in hooks:
             hook.remove()
         return hessians
+
+    def _listen(self, H: torch.Tensor, path: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        X = inputs[0].reshape(-1, len(H))
+        gptq.add_inputs(H, same_size(X) if self.family.is_post_norm(path) else X)
 
     def _solve(self, group: tuple[str, ...], H: torch.Tensor, grid: Grid) -> dict[str, Solved]:
         """Quantize linears that read the same inputs, put the result in their place, and report on it."""

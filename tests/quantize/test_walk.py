@@ -16,6 +16,7 @@ from calib_data.errors import InputError
 from quantize.calibration import read_samples
 from quantize.checkpoint import PAGE, CheckpointWriter, open_checkpoint
 from quantize.family import find_family, model_config
+from quantize.grids import dequantize, round_to_nearest
 from quantize.plan import plan_grids
 from quantize.report import Report
 from quantize.settings import Settings
@@ -137,6 +138,21 @@ def test_errors_are_those_of_the_documents_in_transformers(w4):
         difference = W - model.get_submodule(path).weight
         expected = float((X @ difference.T).square().sum() / (X @ W.T).square().sum())
         assert errors[path] == pytest.approx(expected, rel=0.01), path
+
+
+def test_small_text_tokens_are_not_sacrificed_to_large_image_tokens(w4, nf4):
+    """The decoder's first inputs are not normalised, and an image token's embedding is far larger than a word's."""
+    source, path = open_checkpoint(READER), "model.language_model.layers.0.self_attn.q_proj"
+    model = load(READER, dtype=torch.float32)
+    samples = list(read_samples(dataclasses.replace(w4.settings, seed=5), model.config))
+    X = inputs_in_transformers(model, samples, [path])[path]
+    X = X[torch.cat([sample.ids for sample in samples]) != model.config.image_token_id]
+    W = source.load(f"{path}.weight", torch.float32)
+    for run in (w4, nf4):
+        grid = plan_grids(run.settings, find_family(source.config), model.config)[path]
+        solved = unpacked(open_checkpoint(run.folder), path, grid, torch.float32).float().view_as(W)
+        rounded = dequantize(*round_to_nearest(W, grid), grid)
+        assert (X @ (W - solved).T).square().sum() < 0.5 * (X @ (W - rounded).T).square().sum()
 
 
 def test_hessians_are_those_of_a_padded_batch_without_its_padding(tmp_path):
