@@ -20,13 +20,17 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CharBox:
-    """A printed character and its ink box in pixels of the finished picture."""
+    """A printed character and its ink box in pixels of the finished picture.
+
+    line: height of the row's middle at this character, the same for a comma and a capital.
+    """
 
     char: str
     left: float
     top: float
     right: float
     bottom: float
+    line: float
 
 
 @dataclass(frozen=True)
@@ -85,7 +89,7 @@ def _write(pen: ImageDraw.ImageDraw, text: str, x: float, y: int, style: Style, 
         for char in run:
             advance, left, top, right, bottom = fonts.ink(font, size, char)
             if char != " ":
-                boxes.append(CharBox(char, x + left, y + top, x + right, y + bottom))
+                boxes.append(CharBox(char, x + left, y + top, x + right, y + bottom, y - 0.36 * size))
             x += advance
     return boxes
 
@@ -112,6 +116,7 @@ def _rotated(box: CharBox, degrees: float, size: tuple[int, int]) -> CharBox:
     half_width, half_height = (box.right - box.left) / 2, (box.bottom - box.top) / 2
     x, y = box.left + half_width - size[0] / 2, box.top + half_height - size[1] / 2
     # Image rows grow downwards, so a counter-clockwise turn takes y towards -x.
+    line = -x * math.sin(angle) + (box.line - size[1] / 2) * math.cos(angle) + size[1] / 2
     new_x = x * math.cos(angle) + y * math.sin(angle) + size[0] / 2
     new_y = -x * math.sin(angle) + y * math.cos(angle) + size[1] / 2
-    return CharBox(box.char, new_x - half_width, new_y - half_height, new_x + half_width, new_y + half_height)
+    return CharBox(box.char, new_x - half_width, new_y - half_height, new_x + half_width, new_y + half_height, line)

@@ -57,7 +57,8 @@ def draft_acceptance(folder: Path, documents: Sequence[Document], read: Sequence
     accepted = drafted = 0
     for page, text in zip(documents, read, strict=True):
         width, height = page.image.size
-        ids, written = encode([Turn(page.prompt, text, None)], width * height // 28**2)
+        chat = encode([Turn(page.prompt, text, None)], width * height // 28**2)
+        ids, written = chat.tokens, chat.written
         tokens = torch.tensor([ids])
         with torch.inference_mode():
             seen = vision(reader, torch.from_numpy(patches_of(page.image))[None], height // 14, width // 14)

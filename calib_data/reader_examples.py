@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from . import READER, content, render, vocabulary
-from .reader_files import PROCESSOR
+from .reader_files import CONFIG, PROCESSOR
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,6 +36,7 @@ class Batch:
     characters: [B, P / 4, SLOTS] classes of the characters in each merged token.
     tokens: [B, T] right-padded, image places included; T = 0 for pages without a question.
     answer: [B, T] bool, true where a token is to be predicted.
+    gaze: [B, T] position of the image token that shows the character, or -1.
     """
 
     patches: Tensor
@@ -44,15 +45,20 @@ class Batch:
     characters: Tensor
     tokens: Tensor
     answer: Tensor
+    gaze: Tensor
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A question, its answer, and a reasoning where thinking is on."""
+    """A question, its answer, and a reasoning where thinking is on.
+
+    cells: the merged token of each printed character of the answer, where known.
+    """
 
     prompt: str
     answer: str
     thought: str | None
+    cells: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -80,17 +86,24 @@ def patches_of(image: Image.Image) -> NDArray[np.float32]:
 
 
 def characters_of(boxes: list[CharBox], width: int, height: int) -> NDArray[np.int64]:
-    """Classes [merged tokens, SLOTS] of the characters whose centres lie in each 28x28 cell, in reading order."""
-    columns, rows = width // 28, height // 28
-    target = np.zeros((rows * columns, SLOTS), np.int64)
-    filled = np.zeros(rows * columns, np.int64)
-    for box in boxes:
-        column, row = int((box.left + box.right) / 56), int((box.top + box.bottom) / 56)
-        cell = row * columns + column
-        if 0 <= column < columns and 0 <= row < rows and filled[cell] < SLOTS:
+    """Classes [merged tokens, SLOTS] of the characters in each 28x28 cell, in reading order."""
+    places = width * height // 28**2
+    target = np.zeros((places, SLOTS), np.int64)
+    filled = np.zeros(places, np.int64)
+    for box, cell in zip(boxes, cells_of(boxes, width, height), strict=True):
+        if filled[cell] < SLOTS:
             target[cell, filled[cell]] = CLASSES[box.char]
             filled[cell] += 1
     return target
+
+
+def cells_of(boxes: list[CharBox], width: int, height: int) -> list[int]:
+    """The merged token of each character: the cell that holds its centre on the middle of its row."""
+    columns, rows = width // 28, height // 28
+    return [
+        min(max(int(box.line / 28), 0), rows - 1) * columns + min(max(int((box.left + box.right) / 56), 0), columns - 1)
+        for box in boxes
+    ]
 
 
 @cache
@@ -110,25 +123,49 @@ def prompt_text(prompt: str, places: int, thinking: bool) -> str:
     return _chat([_user(prompt, with_image=True)], thinking).replace(IMAGE, IMAGE * places)
 
 
-def encode(turns: list[Turn], places: int) -> tuple[list[int], list[bool]]:
-    """Token ids of questions about one page and their answers, and which tokens the model writes itself.
+@dataclass(frozen=True)
+class Chat:
+    """Token ids of questions about one page and their answers.
+
+    written: which tokens the model writes itself. gaze: for a token that is a printed character, the position of the
+    image token that shows it, else -1.
+    """
+
+    tokens: list[int]
+    written: list[bool]
+    gaze: list[int]
+
+
+def encode(turns: list[Turn], places: int) -> Chat:
+    """Write questions about one page, and their answers, as the template does.
 
     Several questions share the cost of encoding the page. The template drops the reasoning of past turns, so only the
     last turn may have one.
     """
     messages: list[dict[str, Any]] = []
-    text, ids, written = "", list[int](), list[bool]()
+    text, chat = "", Chat([], [], [])
     for turn in turns:
         messages.append(_user(turn.prompt, with_image=not messages))
         asked = _chat(messages, thinking=turn.thought is not None)
         reply = turn.answer if turn.thought is None else f"{turn.thought}\n</think>\n\n{turn.answer}"
         for part, by_model in ((asked[len(text) :], False), (f"{reply}<|endofturn|>", True)):
             tokens = load_tokenizer().encode(part.replace(IMAGE, IMAGE * places)).ids
-            ids += tokens
-            written += [by_model] * len(tokens)
+            chat.tokens.extend(tokens)
+            chat.written.extend([by_model] * len(tokens))
+            chat.gaze.extend([-1] * len(tokens))
+        _look(chat, turn)
         text = f"{asked}{reply}<|endofturn|>"
         messages.append({"role": "assistant", "content": turn.answer})
-    return ids, written
+    return chat
+
+
+def _look(chat: Chat, turn: Turn) -> None:
+    """Mark where the answer that ends the chat is printed; every printed character is one token."""
+    first = chat.tokens.index(CONFIG["image_token_id"])
+    answer = len(chat.tokens) - 1 - len(turn.answer)
+    printed = [offset for offset, char in enumerate(turn.answer) if not char.isspace()]
+    for offset, cell in zip(printed, turn.cells, strict=False):
+        chat.gaze[answer + offset] = first + cell
 
 
 def _user(prompt: str, with_image: bool) -> dict[str, Any]:
@@ -184,17 +221,16 @@ class Batches(Dataset[Batch]):
 
 @dataclass(frozen=True)
 class Example:
-    """One page: patches, character classes, token ids and which of them the model writes."""
+    """One page: patches, character classes, and what is asked and answered."""
 
     patches: NDArray[np.float32]
     characters: NDArray[np.int64]
-    tokens: list[int]
-    written: list[bool]
+    chat: Chat
 
 
 def _glyphs(rng: Random, shape: Shape) -> Example:
     image, boxes = render.page(content.glyphs(rng, rng.randint(*shape.rows)), rng, size=(shape.width, shape.height))
-    return Example(patches_of(image), characters_of(boxes, *image.size), [], [])
+    return Example(patches_of(image), characters_of(boxes, *image.size), Chat([], [], []))
 
 
 def _question(rng: Random, shape: Shape, thinking: float) -> Example:
@@ -208,21 +244,30 @@ def _question(rng: Random, shape: Shape, thinking: float) -> Example:
     kinds: list[render.Kind] = ["line"] if single or nonsense else rng.choice(_TURNS)
     # A question that comes up twice is asked once: the second answer would be a copy of the first.
     asked = list({ask[0]: ask for ask in (render.ask(said, kind, rng) for kind in kinds)}.values())
-    turns = [Turn(prompt, answer, None) for prompt, answer, _ in asked]
-    if rng.random() < thinking:
-        turns[-1] = Turn(*asked[-1])
-    tokens, written = encode(turns, shape.width * shape.height // 28**2)
-    return Example(patches_of(image), characters_of(boxes, *image.size), tokens, written)
+    cells = cells_of(boxes, *image.size)
+    printed = "".join(box.char for box in boxes)
+    turns = []
+    for prompt, answer, thought in asked:
+        compact = "".join(answer.split())
+        start = printed.index(compact)
+        place = tuple(cells[start : start + len(compact)])
+        thinks = prompt == asked[-1][0] and rng.random() < thinking
+        turns.append(Turn(prompt, answer, thought if thinks else None, place))
+    return Example(
+        patches_of(image), characters_of(boxes, *image.size), encode(turns, shape.width * shape.height // 28**2)
+    )
 
 
 def collate(examples: list[Example], shape: Shape) -> Batch:
     """Stack examples of one shape; tokens are padded on the right with 0."""
-    length = max(len(example.tokens) for example in examples)
+    length = max(len(example.chat.tokens) for example in examples)
     tokens = torch.zeros(len(examples), length, dtype=torch.long)
     answer = torch.zeros(len(examples), length, dtype=torch.bool)
-    for row, example in enumerate(examples):
-        tokens[row, : len(example.tokens)] = torch.tensor(example.tokens, dtype=torch.long)
-        answer[row, : len(example.tokens)] = torch.tensor(example.written, dtype=torch.bool)
+    gaze = torch.full((len(examples), length), -1)
+    for row, chat in enumerate(example.chat for example in examples):
+        tokens[row, : len(chat.tokens)] = torch.tensor(chat.tokens, dtype=torch.long)
+        answer[row, : len(chat.tokens)] = torch.tensor(chat.written, dtype=torch.bool)
+        gaze[row, : len(chat.tokens)] = torch.tensor(chat.gaze, dtype=torch.long)
     return Batch(
         torch.from_numpy(np.stack([example.patches for example in examples])),
         shape.height // 14,
@@ -230,4 +275,5 @@ def collate(examples: list[Example], shape: Shape) -> Batch:
         torch.from_numpy(np.stack([example.characters for example in examples])),
         tokens,
         answer,
+        gaze,
     )

@@ -166,11 +166,32 @@ def decoder_layer(layer: Exaone4DecoderLayer, states: Tensor, shared: Masks) -> 
 
 def decoder(reader: Reader, embeddings: Tensor, shared: Masks) -> Tensor:
     """Input embeddings [B, T, H] -> hidden states after the final norm [B, T, H]."""
+    return decoder_and_last_input(reader, embeddings, shared)[0]
+
+
+def decoder_and_last_input(reader: Reader, embeddings: Tensor, shared: Masks) -> tuple[Tensor, Tensor]:
+    """The decoder's hidden states, and what its last layer, the global one, was given; both [B, T, H]."""
     text = reader.model.language_model
     states = embeddings
-    for layer in text.layers:
+    for layer in text.layers[:-1]:
         states = decoder_layer(layer, states, shared)
-    return norm(text.norm, states)
+    return norm(text.norm, decoder_layer(text.layers[-1], states, shared)), states
+
+
+def gaze(reader: Reader, states: Tensor, rows: Tensor, positions: Tensor, heads: list[int]) -> Tensor:
+    """Log attention of the last layer from chosen tokens to all of their row: [N, heads, T].
+
+    states: the layer's input [B, T, H]. rows, positions: [N], which token of which row looks.
+    """
+    attention: Exaone4Attention = reader.model.language_model.layers[-1].self_attn
+    query = attention.q_proj(states[rows, positions]).unflatten(-1, (-1, attention.head_dim))
+    query = norm(attention.q_norm, query[:, heads])
+    key = attention.k_proj(states).unflatten(-1, (-1, attention.head_dim))
+    key = norm(attention.k_norm, key[:, :, [head // attention.num_key_value_groups for head in heads]])
+    scores = torch.einsum("nhd,nthd->nht", query, key[rows]) * attention.scaling
+    future = torch.arange(states.shape[1])[None] > positions[:, None]
+    hidden: Tensor = scores.masked_fill(future[:, None], float("-inf"))
+    return hidden.log_softmax(-1)
 
 
 def mtp(reader: Reader, embeddings: Tensor, hidden: Tensor, shared: Masks) -> Tensor:

@@ -1,9 +1,10 @@
 """Trains the bundled reader: `python -m calib_data.train_reader --output DIR --minutes 60`.
 
-What makes a small model read is a dense auxiliary loss: every merged image token also names the characters in its
-28x28 cell through a linear layer that is thrown away afterwards. Glyph pages (no question, vision tower only) come
-first, then single lines, then documents with questions; the learning rate stays constant until the last `--decay`
-minutes, and an exponential average of the weights is what is exported.
+What makes a small model read are two auxiliary losses that the renderer's ground truth pays for: every merged image
+token also names the characters in its 28x28 cell, through a linear layer that is thrown away afterwards; and while the
+model writes a character, two heads of its global layer are told which image token shows it. Glyph pages (no question,
+vision tower only) come first, then single lines, then documents with questions; the learning rate stays constant until
+the last `--decay` minutes, and an exponential average of the weights is what is exported.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from .errors import InputError, run_command
 from .reader_evaluation import evaluate
 from .reader_examples import CLASSES, SLOTS, Batch, Batches, Stage
 from .reader_files import CONFIG
-from .reader_forward import Reader, decoder, masks, mtp, vision
+from .reader_forward import Reader, decoder_and_last_input, gaze, masks, mtp, vision
 
 STAGES = (
     Stage(until=2500, glyphs=1.0, lines=0.0, thinking=0.0),
@@ -37,6 +38,7 @@ STAGES = (
 )
 MTP_FROM = 6500  # steps; before that the decoder's hidden state says little
 PEAK, WARM_UP, AVERAGE = 1e-3, 200, 0.998
+GAZE_HEADS = [0, 2]  # one of each key-value head of the global layer
 IMAGE_ID = CONFIG["image_token_id"]
 
 
@@ -62,9 +64,11 @@ def losses(reader: Reader, head: nn.Linear, batch: Batch, with_mtp: bool) -> tup
     inputs = reader.model.language_model.embed_tokens(batch.tokens)
     inputs = inputs.masked_scatter((batch.tokens == IMAGE_ID)[..., None], embeddings)
     shared = masks(reader, batch.tokens.shape[1])
-    hidden = decoder(reader, inputs, shared)
+    hidden, last = decoder_and_last_input(reader, inputs, shared)
     loss, accuracy = _token_loss(hidden[:, :-1], reader.lm_head.weight, batch.tokens[:, 1:], batch.answer[:, 1:])
-    total, report = total + loss, report | {"text": loss.item(), "token accuracy": accuracy}
+    looking = _gaze_loss(reader, last, batch.gaze)
+    total = total + loss + looking
+    report |= {"text": loss.item(), "token accuracy": accuracy, "gaze": looking.item()}
     if with_mtp:
         drafted = mtp(reader, inputs[:, 1:].detach(), hidden[:, :-1].detach(), masks(reader, inputs.shape[1] - 1))
         weight = reader.lm_head.weight.detach()
@@ -80,6 +84,13 @@ def _character_loss(scores: Tensor, target: Tensor) -> tuple[Tensor, dict[str, f
     printed = target.flatten() > 0
     accuracy = (scores.argmax(-1) == target.flatten())[printed].float().mean()
     return 4 * loss, {"characters": loss.item(), "character accuracy": accuracy.item()}
+
+
+def _gaze_loss(reader: Reader, states: Tensor, target: Tensor) -> Tensor:
+    """Teach two heads of the global layer to look at the image token that shows the next character."""
+    rows, positions = (target > 0).nonzero(as_tuple=True)
+    attention = gaze(reader, states, rows, positions - 1, GAZE_HEADS)
+    return -attention[torch.arange(len(rows)), :, target[rows, positions]].mean()
 
 
 def _token_loss(hidden: Tensor, head: Tensor, target: Tensor, wanted: Tensor) -> tuple[Tensor, float]:

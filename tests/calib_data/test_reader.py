@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImag
 
 from calib_data import READER, reader_files, render, vocabulary
 from calib_data.reader_examples import Batches, Stage, Turn, characters_of, encode, patches_of, prompt_text
-from calib_data.reader_forward import Reader, decoder, masks, mtp, norm, vision
+from calib_data.reader_forward import Reader, decoder, gaze, masks, mtp, norm, vision
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_training_forward_equals_transformers(model, reader, processor, size):
     image = page().document.image.resize(size)
     features = processor(images=[image], return_tensors="pt")
     height, width = features["image_grid_thw"][0, 1:].tolist()
-    tokens, _ = encode([Turn("Read the text.", "합계 12,500원", None)], height * width // 4)
+    tokens = encode([Turn("Read the text.", "합계 12,500원", None)], height * width // 4).tokens
     ids = torch.tensor([tokens])
     with torch.no_grad():
         expected = model(input_ids=ids, attention_mask=torch.ones_like(ids), **features).logits
@@ -193,9 +193,44 @@ def test_batches_train_on_answers_alone(tokenizer):
     assert 0 < thoughts < len(batch.tokens)
 
 
+def test_gaze_points_at_the_cell_that_shows_the_character():
+    batch = Batches((Stage(10**9, glyphs=0.0, lines=0.0, thinking=0.3),), 0)[3]
+    rows, positions = (batch.gaze >= 0).nonzero(as_tuple=True)
+    assert len(rows) > 100
+    assert batch.answer[rows, positions].all()
+    first = int((batch.tokens[0] == 67).nonzero()[0])
+    crowded = 0
+    for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
+        target = int(batch.gaze[row, position])
+        assert batch.tokens[row, target] == 67
+        char = Tokenizer.from_file(str(READER / "tokenizer.json")).decode([int(batch.tokens[row, position])])
+        shown = batch.characters[row, target - first]
+        crowded += bool((shown > 0).all())
+        assert vocabulary.ALPHABET.index(char) + 1 in shown or (shown > 0).all()
+    assert crowded < len(rows) / 10
+
+
+def test_gaze_is_the_attention_of_transformers(model, reader):
+    states = torch.randn(2, 30, 256)
+    layer = model.model.language_model.layers[-1].self_attn
+    layer.config._attn_implementation = "eager"
+    hidden = torch.ones(30, 30).triu(1).bool()
+    try:
+        with torch.no_grad():
+            tables = model.model.language_model.rotary_emb(states, torch.arange(30)[None])
+            mask = torch.zeros(1, 1, 30, 30).masked_fill(hidden, float("-inf"))
+            expected = layer(states, tables, mask)[1]  # [B, heads, T, T]
+            mine = gaze(reader, states, torch.tensor([0, 1, 1]), torch.tensor([29, 3, 17]), [0, 2])
+    finally:
+        layer.config._attn_implementation = "sdpa"
+    wanted = torch.stack([expected[0, [0, 2], 29], expected[1, [0, 2], 3], expected[1, [0, 2], 17]])
+    torch.testing.assert_close(mine.exp(), wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_several_turns_are_one_chat_of_the_template(tokenizer):
     turns = [Turn("What is the tax?", "$1.20", None), Turn("합계는 얼마입니까?", "12,500원", "합계 읽는다.")]
-    ids, written = encode(turns, places=4)
+    chat = encode(turns, places=4)
+    ids, written = chat.tokens, chat.written
     messages = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": turns[0].prompt}]},
         {"role": "assistant", "content": "$1.20"},
@@ -216,7 +251,7 @@ def test_cells_name_the_characters_whose_centres_they_hold():
     named = [vocabulary.ALPHABET[index - 1] for index in cells.flatten() if index]
     assert sorted(named) == sorted(box.char for box in drawn.boxes)
     first = drawn.boxes[0]
-    cell = int((first.top + first.bottom) / 56) * (width // 28) + int((first.left + first.right) / 56)
+    cell = int(first.line / 28) * (width // 28) + int((first.left + first.right) / 56)
     assert first.char in {vocabulary.ALPHABET[index - 1] for index in cells[cell] if index}
 
 
