@@ -5,13 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
+
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import torch
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from calib_data.document import Document
@@ -20,26 +21,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """One document.
+    """One document as the model sees it.
 
-    ids [T] int64; patches [P, 3 * 2 * 14 * 14] float32 and their grid [1, 3] (frames, rows, columns), both None for a
-    text-only model.
+    ids [T] int64, of which the last `answer` are the true answer and the end of the turn (0 where it is not known);
+    patches [P, 3 * 2 * 14 * 14] float32 and their grid [1, 3] (frames, rows, columns), both None for a text-only model.
     """
 
     ids: torch.Tensor
+    answer: int
     patches: torch.Tensor | None = None
     grid: torch.Tensor | None = None
 
 
-def read_samples(settings: Settings, config: PreTrainedConfig) -> Iterator[Sample]:
-    """Render every calibration document with the model's own chat template and image processor, one at a time.
+def read_samples(settings: Settings, config: PreTrainedConfig, split: str = "calibration") -> Iterator[Sample]:
+    """Render documents with the model's own chat template and image processor, one at a time.
 
     The turn ends with the true answer where there is one; thinking is on only where there is none, since after
     `<think>` a model would not answer at once.
     """
     from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
-    documents = open_documents(settings.calibration, split="calibration", count=settings.samples, seed=settings.seed)
+    documents = open_documents(settings.calibration, split=split, count=settings.samples, seed=settings.seed)
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.model, config=config)
         image_token_id = getattr(config, "image_token_id", None)
@@ -47,28 +49,29 @@ def read_samples(settings: Settings, config: PreTrainedConfig) -> Iterator[Sampl
     except (OSError, ValueError) as error:
         raise InputError(f"{settings.model} has no usable tokenizer or image processor: {error}") from None
     for document in documents:
-        text = _text(tokenizer, document, with_image=images is not None)
+        prompt = _prompt(tokenizer, document, with_image=images is not None)
+        answer = _ids(tokenizer, "" if document.answer is None else document.answer + tokenizer.eos_token)
         if images is None:
-            yield Sample(_ids(tokenizer, text))
+            yield Sample(torch.cat([_ids(tokenizer, prompt), answer]), len(answer))
             continue
         features = images(images=[document.image], return_tensors="pt")
         grid = features["image_grid_thw"]
         pad = tokenizer.convert_ids_to_tokens(image_token_id)
         tokens = int(grid.prod()) // images.merge_size**2
-        yield Sample(_ids(tokenizer, text.replace(pad, pad * tokens)), features["pixel_values"], grid)
+        ids = torch.cat([_ids(tokenizer, prompt.replace(pad, pad * tokens)), answer])
+        yield Sample(ids, len(answer), features["pixel_values"], grid)
 
 
-def _text(tokenizer: PreTrainedTokenizerBase, document: Document, with_image: bool) -> str:
-    content = [{"type": "image"}] * with_image + [{"type": "text", "text": document.prompt}]
+def _prompt(tokenizer: PreTrainedTokenizerBase, document: Document, with_image: bool) -> str:
+    content = [{"type": "image"}, {"type": "text", "text": document.prompt}] if with_image else document.prompt
     prompt: str = tokenizer.apply_chat_template(
-        [{"role": "user", "content": content if with_image else document.prompt}],
+        [{"role": "user", "content": content}],
         tokenize=False,
         add_generation_prompt=True,
         enable_thinking=document.answer is None,
     )
-    return prompt if document.answer is None else prompt + document.answer + tokenizer.eos_token
+    return prompt
 
 
 def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
-    ids: torch.Tensor = tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"][0]
-    return ids
+    return torch.tensor(tokenizer(text, add_special_tokens=False)["input_ids"], dtype=torch.int64)

@@ -1,0 +1,55 @@
+"""Documents as the model sees them: the chat template, transformers' processor, the true answer."""
+
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+
+from calib_data import READER
+from calib_data.sources import open_documents
+from quantize.calibration import read_samples
+from quantize.checkpoint import open_checkpoint
+from quantize.family import model_config
+from quantize.settings import Settings
+
+
+def test_samples_are_prompt_image_tokens_and_answer():
+    settings = Settings(READER, samples=6, seed=2)
+    config = model_config(open_checkpoint(READER).config)
+    documents = open_documents(split="calibration", count=6, seed=2)
+    tokenizer, images = AutoTokenizer.from_pretrained(READER), Qwen2VLImageProcessorPil.from_pretrained(READER)
+    samples = list(read_samples(settings, config))
+    assert len(samples) == len(documents)
+    for document, sample in zip(documents, samples, strict=True):
+        features = images(images=[document.image], return_tensors="pt")
+        assert torch.equal(sample.patches, features["pixel_values"])
+        assert torch.equal(sample.grid, features["image_grid_thw"])
+        assert int((sample.ids == config.image_token_id).sum()) == len(sample.patches) // 4
+        answer = tokenizer.decode(sample.ids[-sample.answer :])
+        assert answer == document.answer + "<|endofturn|>"
+        text = tokenizer.decode(sample.ids[: -sample.answer])
+        assert text.startswith("<|user|>\n<vision><|image_pad|>")
+        assert document.prompt in text
+        assert text.endswith("<|assistant|>\n<think>\n\n</think>\n\n")
+
+
+def test_a_document_without_an_answer_ends_where_thinking_starts(tmp_path):
+    for i in range(20):  # some of them fall into the calibration split
+        Image.new("RGB", (40 + i, 56), (i * 10, 0, 0)).save(tmp_path / f"{i}.png")
+    settings = Settings(READER, calibration=str(tmp_path), samples=3)
+    samples = list(read_samples(settings, model_config(open_checkpoint(READER).config)))
+    tokenizer = AutoTokenizer.from_pretrained(READER)
+    assert len(samples) == 3
+    for sample in samples:
+        assert sample.answer == 0
+        assert tokenizer.decode(sample.ids).endswith("<|assistant|>\n<think>\n")
+
+
+def test_splits_do_not_meet():
+    config = model_config(open_checkpoint(READER).config)
+    settings = Settings(READER, samples=20)
+    seen = {
+        split: {tuple(s.ids.tolist()) for s in read_samples(settings, config, split)}
+        for split in ("calibration", "evaluation")
+    }
+    assert len(seen["calibration"]) == 20
+    assert not seen["calibration"] & seen["evaluation"]
