@@ -1,14 +1,18 @@
 """The parity ladder: every rung holds one implementation against the next, from transformers down to the commands.
 
-Tolerances, relative to the largest value of the reference:
+One tolerance a rung, relative to the largest value of the reference.
 """
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from bitsandbytes.functional import QuantState, dequantize_4bit
+from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
@@ -16,12 +20,14 @@ from calib_data import READER
 from calib_data.document import Document
 from calib_data.sources import open_documents
 from export.decoder import Decoder
+from export.graphs import export_folder
 from export.vision import VisionEncoder
 from export.weights import Source
 from quantize.checkpoint import open_checkpoint
 from quantize.family import find_family, model_config
 from runtime import bundle as io
 from runtime.generate import Model, vision_feeds
+from runtime.rope import rope_tables
 from runtime.sampling import greedy
 
 EAGER = 1e-5  # the same float32 arithmetic in another order
@@ -98,28 +104,25 @@ def test_vision_transformers_eager_onnx(grid, reference, exported):
     assert relative_error(model.vision.run(feeds), in_eager) < ONNX
 
 
+def run_eager(decoder: Decoder, model: Model, embeds: torch.Tensor) -> torch.Tensor:
+    """Logits [T, V] of all positions of embeds [T, H], in one call over empty buffers."""
+    tokens, text = len(embeds), model.bundle.text
+    cos, sin = (torch.from_numpy(table) for table in rope_tables(text.rope, tokens))
+    past = [torch.zeros(1, text.kv_heads, window or tokens, text.head_dim) for window in text.windows for _ in range(2)]
+    last, total = torch.tensor([tokens - 1], dtype=torch.int32), torch.tensor(tokens, dtype=torch.int32)
+    return decoder(embeds[None], last, total, torch.arange(tokens)[None], cos, sin, past)[0][0]
+
+
 @torch.no_grad()
 def test_decoder_transformers_eager_onnx(reference, exported):
-    tokens = 150  # more than two windows
-    ids = torch.randint(80, 500, (1, tokens), generator=torch.Generator().manual_seed(1))
-    expected = reference(input_ids=ids).logits
+    ids = torch.randint(80, 500, (150,), generator=torch.Generator().manual_seed(1))  # more than two windows
+    expected = reference(input_ids=ids[None]).logits[0]
     model = Model(exported("fp16"), "cpu")
-    embeds = torch.from_numpy(model.embed_tokens(ids[0].numpy()))
-    cache = model.decoder.new_cache(tokens)
-    text = model.bundle.text
-    past = [torch.zeros(1, text.kv_heads, window or tokens, text.head_dim) for window in text.windows for _ in range(2)]
-    decoder, _ = eager(exported("fp16"))
-    in_eager, *_ = decoder(
-        embeds[None],
-        torch.tensor([tokens - 1], dtype=torch.int32),
-        torch.tensor(tokens, dtype=torch.int32),
-        torch.arange(tokens)[None],
-        torch.from_numpy(cache.rope_cos.numpy()),
-        torch.from_numpy(cache.rope_sin.numpy()),
-        past,
-    )
+    embeds = model.embed_tokens(ids.numpy())
+    in_eager = run_eager(eager(exported("fp16"))[0], model, torch.from_numpy(embeds))
     assert relative_error(in_eager, expected) < EAGER
-    assert relative_error(model.decoder.run(cache, embeds.numpy(), np.arange(tokens)), in_eager[0]) < ONNX
+    logits = model.decoder.run(model.decoder.new_cache(len(ids)), embeds, np.arange(len(ids)))
+    assert relative_error(logits, in_eager) < ONNX
 
 
 @pytest.mark.parametrize("steps", [(150,), (64, 86), (65, 1, 1, 1, 40, 1, 41), (1,) * 150])
@@ -136,28 +139,17 @@ def test_cached_is_uncached(steps, reference, exported):
     assert relative_error(np.concatenate(logits), expected) < CACHED
 
 
+@torch.no_grad()
 def test_rope_is_on_sliding_layers_only(reference, exported):
     """The rung above is sensitive to it: with RoPE on every layer the logits are far away."""
     decoder, _ = eager(exported("fp16"))
     assert [layer.attention.has_rope for layer in decoder.layers] == [True, True, True, False]
     for layer in decoder.layers:
         layer.attention.has_rope = True
-    tokens = 100
-    ids = torch.randint(80, 500, (1, tokens), generator=torch.Generator().manual_seed(1))
+    ids = torch.randint(80, 500, (100,), generator=torch.Generator().manual_seed(1))
     model = Model(exported("fp16"), "cpu")
-    cache = model.decoder.new_cache(tokens)
-    past = [torch.zeros(1, 2, window or tokens, 64) for window in model.bundle.text.windows for _ in range(2)]
-    with torch.no_grad():
-        wrong, *_ = decoder(
-            reference.get_input_embeddings()(ids),
-            torch.tensor([tokens - 1], dtype=torch.int32),
-            torch.tensor(tokens, dtype=torch.int32),
-            torch.arange(tokens)[None],
-            torch.from_numpy(cache.rope_cos.numpy()),
-            torch.from_numpy(cache.rope_sin.numpy()),
-            past,
-        )
-        assert relative_error(wrong, reference(input_ids=ids).logits) > 100 * EAGER
+    wrong = run_eager(decoder, model, torch.from_numpy(model.embed_tokens(ids.numpy())))
+    assert relative_error(wrong, reference(input_ids=ids[None]).logits[0]) > 100 * EAGER
 
 
 def test_whole_model_on_documents(reference, answered, exported):
@@ -188,11 +180,6 @@ def test_nf4_onnx_is_bitsandbytes(answered, exported):
 
 
 def nf4_dequantized(folder: Path) -> torch.nn.Module:
-    import json
-
-    from bitsandbytes.functional import QuantState, dequantize_4bit
-    from safetensors.torch import load_file
-
     stored: dict[str, torch.Tensor] = {}
     for path in folder.glob("*.safetensors"):
         stored |= load_file(path)
@@ -216,10 +203,6 @@ def nf4_dequantized(folder: Path) -> torch.nn.Module:
 
 def test_int8_activations_stay_near(answered, exported, quantized, tmp_path):
     """The default CPU export, whose kernels round activations, against the exact one of the same folder."""
-    import shutil
-
-    from export.graphs import export_folder
-
     shutil.copytree(quantized("w4"), tmp_path / "w4", ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
     assert not export_folder(tmp_path / "w4", "cpu").targets["cpu"].exact
     exact, fast = Model(exported("w4"), "cpu"), Model(tmp_path / "w4", "cpu")
