@@ -27,6 +27,8 @@ def run_command(app: typer.Typer) -> None:
         _fail(message)
     except InputError as error:
         _fail(str(error))
+    except ModuleNotFoundError as error:  # the plain install has what `runtime` needs, and no torch
+        _fail(f"the package {error.name} is not installed; run: pip install '.[quantize]'")
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from calib_data.errors import run_command
-from export.graphs import TargetName, export_folder
 
 app = typer.Typer(add_completion=False)
 
@@ -21,7 +20,7 @@ def export(
     model: Annotated[Path, typer.Option(help="Folder that quantize wrote, or any EXAONE 4.x checkpoint.")] = Path(
         "reader-w4"
     ),
-    target: Annotated[TargetName, typer.Option(help="Where the graphs will run.")] = "cpu",
+    target: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the graphs will run.")] = "cpu",
     exact: Annotated[
         bool,
         typer.Option(
@@ -30,6 +29,8 @@ def export(
     ] = False,
 ) -> None:
     """Add vision and decoder graphs and runtime.json to a model folder. Weights stay in its safetensors files."""
+    from export.graphs import export_folder  # torch takes seconds to import, and --help needs none of it
+
     start = time.perf_counter()
     bundle = export_folder(model, target, exact=exact)
     entry = bundle.targets[target]

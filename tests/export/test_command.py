@@ -1,0 +1,47 @@
+"""`python -m export` as a process: what it prints, what it refuses, and how it says so."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+def run(*arguments: str | Path, without: str = "") -> subprocess.CompletedProcess[str]:
+    """Run the command; `without` names a package that is made to look uninstalled."""
+    hide = f"import sys; sys.modules[{without!r}] = None; " if without else ""
+    script = f"{hide}import runpy; runpy.run_module('export', run_name='__main__')"
+    return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_it_exports_and_says_what_comes_next(quantized, tmp_path):
+    folder = shutil.copytree(quantized("w4"), tmp_path / "w4", ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
+    done = run("--model", folder)
+    assert done.returncode == 0, done.stderr
+    assert "int8" not in done.stdout
+    assert "decoder.cpu.onnx" in done.stdout
+    assert "python -m runtime generate" in done.stdout
+    assert (folder / "vision.cpu.onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--model", "nowhere"], "nowhere"),
+        (["--target", "tpu"], "'tpu'"),
+        (["--bits", "4"], "--bits"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, says):
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+
+
+def test_without_torch_it_says_what_to_install(tmp_path):
+    done = run("--model", tmp_path, without="torch")
+    assert done.returncode == 2
+    assert done.stderr == "error: the package torch is not installed; run: pip install '.[quantize]'\n"
