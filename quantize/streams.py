@@ -1,7 +1,7 @@
 """Activations of all calibration documents on their way through a tower, and what its blocks want beside them.
 
 Documents run one at a time, so there is no padding that could leak into a Hessian. Indices, masks and tables are
-transformers' own.
+transformers' own (imported where they are used: that takes seconds, and a wrong argument should be said at once).
 """
 
 from __future__ import annotations
@@ -10,13 +10,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
-from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
 if TYPE_CHECKING:
     from torch import nn
-
-MASKS = {"full_attention": create_causal_mask, "sliding_attention": create_sliding_window_causal_mask}
 
 
 def _alive(rotary: nn.Module, device: torch.device) -> nn.Module:
@@ -39,6 +35,8 @@ class VisionStream:
 
     def add(self, embedded: torch.Tensor, grid: torch.Tensor) -> None:
         """Add a document: embedded patches [P, width] in the processor's order and their grid [images, 3]."""
+        from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
+
         tower, P = self.tower, len(embedded)
         order, windows = get_vision_window_index(
             grid, tower.config.spatial_merge_size, tower.config.window_size, tower.config.patch_size
@@ -82,9 +80,12 @@ class DecoderStream:
 
     def context(self, block: int, document: int) -> dict[str, Any]:
         """Keyword arguments of a layer for a document."""
+        from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
+
         hidden = self.hidden[document].to(self.device)
         positions = torch.arange(hidden.shape[1], device=self.device)[None]
-        make_mask = MASKS[self.decoder.config.layer_types[block]]
+        sliding = self.decoder.config.layer_types[block] == "sliding_attention"
+        make_mask = create_sliding_window_causal_mask if sliding else create_causal_mask
         return {
             "position_embeddings": self._rotary(hidden, positions),
             "attention_mask": make_mask(
