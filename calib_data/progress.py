@@ -32,7 +32,7 @@ def track(items: Sequence[Item], label: str) -> Iterator[Item]:
         task, start = bar.add_task(label, total=len(items), rate=""), time.monotonic()
         for done, item in enumerate(items, 1):
             yield item
-            bar.update(task, completed=done, rate=f"{done / (time.monotonic() - start):.1f}/s")
+            bar.update(task, completed=done, rate=_rate(done / (time.monotonic() - start)))
 
 
 def _lines(items: Sequence[Item], label: str, console: Console) -> Iterator[Item]:
@@ -43,5 +43,9 @@ def _lines(items: Sequence[Item], label: str, console: Console) -> Iterator[Item
         if now - last > _SECONDS_BETWEEN_LINES and done < len(items):
             rate = done / (now - start)
             left = (len(items) - done) / rate
-            console.print(f"{label}: {done}/{len(items)}, {rate:.1f}/s, {left:.0f} s left", highlight=False)
+            console.print(f"{label}: {done}/{len(items)}, {_rate(rate)}, {left:.0f} s left", highlight=False)
             last = now
+
+
+def _rate(per_second: float) -> str:
+    return f"{per_second:.1f}/s" if per_second >= 1 else f"{1 / per_second:.1f} s each"
