@@ -15,7 +15,7 @@ demo: $(READY)  ## quantize the bundled reader to 4 bits, export it, read a docu
 	$(BIN)/python -m runtime compare --model demo/reader-w4 --baseline demo/reader-fp16 --documents 40
 
 test: $(READY)  ## the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(READY)  ## lint, formatting, types, import contracts
 	$(BIN)/ruff check

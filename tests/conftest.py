@@ -1,11 +1,11 @@
-"""Folders that several tests need, each made once a session with the project's own commands."""
+"""Folders that several tests need, each made once with the project's own code, however many test processes there are."""
 
 import shutil
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from calib_data import READER
 from export.graphs import export_folder
@@ -15,39 +15,50 @@ from quantize.walk import quantize
 from .cuda_stub.build import CudaStub, build, missing
 
 CALIBRATION_DOCUMENTS = 24
+MODELS = {
+    "w4": {"bits": 4},
+    "w8": {"bits": 8},
+    "nf4": {"grid": "nf4"},
+    "bf16": {"bits": 4, "dtype": "bfloat16"},
+}
 
 
 @pytest.fixture(scope="session")
-def quantized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Quantized readers by name: fp16 (a copy), w4, w8, nf4, w4-rtn, bf16 (4 bits, the rest in bfloat16)."""
-    choices = {
-        "w4": {"bits": 4},
-        "w8": {"bits": 8},
-        "nf4": {"grid": "nf4"},
-        "w4-rtn": {"bits": 4, "solver": "rtn"},
-        "bf16": {"bits": 4, "dtype": "bfloat16"},
-    }
+def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """One folder for all test processes of a run."""
+    base = tmp_path_factory.getbasetemp()
+    return base if worker_id == "master" else base.parent
 
-    @cache
+
+@pytest.fixture(scope="session")
+def quantized(shared: Path) -> Callable[[str], Path]:
+    """Readers without graphs: fp16 (a copy), or one of MODELS. Not to be written to."""
+
     def folder(name: str) -> Path:
-        path = tmp_path_factory.mktemp("models") / name
-        if name == "fp16":
-            shutil.copytree(READER, path, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
-        else:
-            quantize(Settings(READER, path, samples=CALIBRATION_DOCUMENTS, **choices[name]))
+        path = shared / "quantized" / name
+        with FileLock(shared / f"quantized-{name}.lock"):
+            if name == "fp16" and not path.exists():
+                shutil.copytree(READER, path, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
+            elif name != "fp16":
+                quantize(
+                    Settings(READER, path, samples=CALIBRATION_DOCUMENTS, **MODELS[name])
+                )  # once: then it is there
         return path
 
     return folder
 
 
 @pytest.fixture(scope="session")
-def exported(quantized: Callable[[str], Path]) -> Callable[[str], Path]:
-    """The same folders with exact CPU graphs."""
+def exported(shared: Path, quantized: Callable[[str], Path]) -> Callable[[str], Path]:
+    """The same with exact CPU graphs. Not to be written to."""
 
-    @cache
     def folder(name: str) -> Path:
-        export_folder(quantized(name), "cpu", exact=True)
-        return quantized(name)
+        path = shared / "exported" / name
+        with FileLock(shared / f"exported-{name}.lock"):
+            if not path.exists():
+                shutil.copytree(quantized(name), path)
+                export_folder(path, "cpu", exact=True)
+        return path
 
     return folder
 
