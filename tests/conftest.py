@@ -1,4 +1,4 @@
-"""Folders that several tests need, each made once with the project's own code, however many test processes there are."""
+"""Folders that several tests need, each made once with the project's own code, in however many processes they run."""
 
 import shutil
 from collections.abc import Callable
