@@ -214,9 +214,11 @@ def test_int8_activations_stay_near(answered, exported, quantized, tmp_path):
 
 
 def test_greedy_tokens_are_those_of_transformers(documents, reference, exported):
+    """On 20 documents, and on a picture of 12 x 10 patches, whose windows are of four sizes."""
     model = Model(exported("fp16"), "cpu")
     config = GenerationConfig(do_sample=False, max_new_tokens=40, eos_token_id=53, pad_token_id=0, bos_token_id=1)
-    for document in documents:
+    odd = Document(documents[0].image.resize((140, 168)), documents[0].prompt, None, "12 x 10 patches")
+    for document in (*documents, odd):
         inputs = transformers_inputs(document)
         with torch.no_grad():
             expected = reference.generate(**inputs, generation_config=config)[0, inputs["input_ids"].shape[1] :]
@@ -224,3 +226,4 @@ def test_greedy_tokens_are_those_of_transformers(documents, reference, exported)
         assert prompt.ids.tolist() == inputs["input_ids"][0].tolist()
         tokens = list(model.generate(prompt, greedy, 40))
         assert tokens == [token for token in expected.tolist() if token != 53], document.name
+    assert inputs["image_grid_thw"].tolist() == [[1, 12, 10]]
