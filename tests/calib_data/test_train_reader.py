@@ -1,0 +1,131 @@
+"""Training the reader: losses fall, a resumed run is the uninterrupted one, and the commands do what they say."""
+
+import subprocess
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from calib_data import READER, loss_curve, reader_evaluation, train_reader
+from calib_data.errors import run_command
+from calib_data.reader_examples import Batches, Stage
+from calib_data.train_reader import MTP_FROM, PEAK, WARM_UP, export, learning_rate, load, losses, new_state, save
+
+
+def lines(number):
+    batch = Batches((Stage(10**9, glyphs=0.0, lines=1.0, thinking=0.0),), 0)[number]
+    parts = {name: getattr(batch, name)[:4] for name in ("patches", "characters", "tokens", "answer", "gaze")}
+    return replace(batch, **parts)
+
+
+MODULES = {module.__name__.split(".")[1]: module for module in (train_reader, reader_evaluation, loss_curve)}
+
+
+def step(state, batch, rate=1e-3):
+    for group in state.optimizer.param_groups:
+        group["lr"] = rate
+    loss, report = losses(state.reader, state.characters, batch, with_mtp=True)
+    state.optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_([*state.reader.parameters(), *state.characters.parameters()], 1.0)
+    state.optimizer.step()
+    state.step += 1
+    return report
+
+
+def test_every_loss_falls_on_a_batch_seen_often():
+    state, batch = new_state(None, 0), lines(0)
+    reports = [step(state, batch) for _ in range(8)]
+    for name in ("characters", "text", "draft"):
+        assert reports[-1][name] < 0.8 * reports[0][name], name
+
+
+def test_mtp_teaches_the_mtp_layer_alone():
+    state, batch = new_state(READER / "model.safetensors", 0), lines(1)
+    gradients = []
+    for with_mtp in (False, True):
+        state.reader.zero_grad()
+        losses(state.reader, state.characters, batch, with_mtp)[0].backward()
+        gradients.append({name: p.grad.clone() for name, p in state.reader.named_parameters() if p.grad is not None})
+    assert not any(name.startswith("mtp.") for name in gradients[0])
+    assert gradients[1]["mtp.fc.weight"].abs().max() > 0
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
+    first = new_state(None, 0)
+    step(first, lines(0))
+    first.curve.append({"step": 1, "minutes": 0.5})
+    save(first, tmp_path / "checkpoint.pt")
+    resumed = new_state(None, 1)
+    load(resumed, tmp_path / "checkpoint.pt")
+    assert (resumed.step, resumed.curve) == (1, first.curve)
+    step(first, lines(1))
+    step(resumed, lines(1))
+    for (name, one), other in zip(first.reader.state_dict().items(), resumed.reader.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_the_exported_folder_is_a_reader_with_the_averaged_weights(tmp_path):
+    state = new_state(READER / "model.safetensors", 0)
+    state.average["lm_head.weight"] += 1
+    export(state, tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} >= {"config.json", "tokenizer.json", "chat_template.jinja"}
+    written, committed = load_file(tmp_path / "model.safetensors"), load_file(READER / "model.safetensors")
+    assert torch.equal(written["mtp.fc.weight"], committed["mtp.fc.weight"])
+    torch.testing.assert_close(written["lm_head.weight"], committed["lm_head.weight"] + 1, rtol=1e-3, atol=1e-3)
+
+
+def test_the_learning_rate_warms_up_stays_and_decays():
+    assert learning_rate(0, 1000, 0) == pytest.approx(PEAK / WARM_UP)
+    assert learning_rate(WARM_UP, 1000, 300) == PEAK
+    assert learning_rate(WARM_UP, 150, 300) == pytest.approx(PEAK / 2)
+    assert learning_rate(WARM_UP, -1, 300) == 0
+    assert MTP_FROM > WARM_UP
+
+
+def test_the_command_goes_on_from_its_checkpoint_and_evaluates(tmp_path):
+    state = new_state(READER / "model.safetensors", 0)
+    state.step, state.seconds = 4321, 600.0
+    save(state, tmp_path / "checkpoint.pt")
+    command = [sys.executable, "-m", "calib_data.train_reader", "--output", str(tmp_path)]
+    options = ["--minutes", "0.01", "--documents", "1"]
+    result = subprocess.run(command + options, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("going on from step 4321, 10.0 minutes")
+    assert "transcription: exact_match" in result.stdout
+    load(state, tmp_path / "checkpoint.pt")
+    assert state.step > 4321
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments", "words"),
+    [
+        ("train_reader", ("--output", "{tmp}/new", "--minutes", "-1"), "--minutes -1"),
+        ("reader_evaluation", ("--model", "{tmp}/nowhere"), "nowhere"),
+        ("loss_curve", ("{tmp}/nowhere.json", "{tmp}/curve.png"), "nowhere.json"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, module, arguments, words):
+    monkeypatch.setattr(sys, "argv", [module, *(argument.format(tmp=tmp_path) for argument in arguments)])
+    with pytest.raises(SystemExit) as exit_code:
+        run_command(MODULES[module].app)
+    assert exit_code.value.code == 2
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_curve_is_drawn_in_its_colours():
+    rows = [{"minutes": float(m), "character accuracy": m / 10, "token accuracy": 0.5} for m in range(1, 9)]
+    pixels = np.asarray(loss_curve.draw(rows))
+    red = (pixels == (0xD6, 0x27, 0x28)).all(-1)
+    half = loss_curve.HEIGHT - loss_curve.MARGIN - 0.5 * (loss_curve.HEIGHT - 2 * loss_curve.MARGIN)
+    assert red[int(half) - 1 : int(half) + 2].sum() > 300  # a level line at one half
+    assert not red[int(half) + 20 :].any()
