@@ -1,4 +1,4 @@
-"""`python -m bench.demo`: one held-out document of each kind, read by a model and by its FP16 baseline.
+"""`python -m bench.demo`: held-out documents of each kind, read by a model and by its FP16 baseline.
 
 Prints the answers beside the truth, and can draw them beside the documents (README's picture).
 """
@@ -6,6 +6,7 @@ Prints the answers beside the truth, and can draw them beside the documents (REA
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,8 +26,9 @@ if TYPE_CHECKING:
     from calib_data.document import Document
 
 app = typer.Typer(add_completion=False)
-MARGIN, LINE, WIDTH = 16, 19, 330
-COLUMNS = ("question", "truth", "FP16", "this model")
+MARGIN, LINE = 16, 19
+PER_KIND = 2
+COLUMNS = ("question", "truth", "FP16", "quantized")
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,10 @@ class Read:
         """One cell for each of COLUMNS."""
         return self.document.prompt, self.document.answer or "", self.baseline, self.answer
 
+    def longest(self) -> str:
+        """The cell of most lines."""
+        return max(self.cells(), key=lambda cell: cell.count("\n"))
+
 
 def answer(model: Model, document: Document) -> str:
     """The model's greedy answer."""
@@ -49,26 +55,28 @@ def answer(model: Model, document: Document) -> str:
 
 
 def draw(rows: list[Read]) -> Image.Image:
-    """All documents below each other, each with its cells to the right."""
-    widest = max(read.document.image.width for read in rows)
-    heights = [
-        max(read.document.image.height, LINE * (1 + max(cell.count("\n") for cell in read.cells()))) for read in rows
-    ]
-    size = (widest + MARGIN * 2 + WIDTH * len(COLUMNS), sum(heights) + MARGIN * (len(rows) + 1) + LINE)
-    picture = Image.new("RGB", size, "white")
+    """All documents below each other, each with its cells to the right; wrong answers in red."""
+    bold, plain = fonts.load("sans-cjk-bold", 15), fonts.load("sans-cjk", 14)
+    columns = list(zip(COLUMNS, *(read.cells() for read in rows), strict=True))
+    widths = [max(int(bold.getlength(line)) for cell in column for line in cell.split("\n")) for column in columns]
+    lefts = list(accumulate(widths, lambda x, width: x + width + 2 * MARGIN, initial=max_width(rows) + 3 * MARGIN))
+    heights = [max(read.document.image.height, LINE * (1 + read.longest().count("\n"))) for read in rows]
+    picture = Image.new("RGB", (lefts[-1], sum(heights) + MARGIN * (len(rows) + 1) + LINE), "white")
     pen, top = ImageDraw.Draw(picture), MARGIN + LINE
-    left = widest + MARGIN * 2
-    for column, title in enumerate(COLUMNS):
-        pen.text((left + WIDTH * column, MARGIN // 2), title, "black", fonts.load("sans-cjk-bold", 15))
+    for title, left in zip(COLUMNS, lefts, strict=False):
+        pen.text((left, MARGIN // 2), title, "black", bold)
     for read, height in zip(rows, heights, strict=True):
         picture.paste(read.document.image, (MARGIN, top))
-        for column, cell in enumerate(read.cells()):
+        for column, (cell, left) in enumerate(zip(read.cells(), lefts, strict=False)):
             wrong = column > 1 and cell != read.document.answer
-            pen.multiline_text(
-                (left + WIDTH * column, top), cell, "firebrick" if wrong else "black", fonts.load("sans-cjk", 14)
-            )
+            pen.multiline_text((left, top), cell, "firebrick" if wrong else "black", plain)
         top += height + MARGIN
     return picture
+
+
+def max_width(rows: list[Read]) -> int:
+    """Pixels of the widest document."""
+    return max(read.document.image.width for read in rows)
 
 
 @app.command()
@@ -80,10 +88,10 @@ def main(
     seed: Annotated[int, typer.Option(help="Which documents are drawn.")] = 0,
     picture: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
 ) -> None:
-    """Read one held-out document of each kind with a model and with its FP16 baseline."""
+    """Read two held-out documents of each kind with a model and with its FP16 baseline."""
     models = Model(baseline, "cpu"), Model(model, "cpu")
-    drawn = [open_documents("rendered", split="evaluation", count=1, seed=seed, kind=kind)[0] for kind in KINDS]
-    rows = [Read(document, *(answer(one, document) for one in models)) for document in drawn]
+    drawn = [open_documents("rendered", split="evaluation", count=PER_KIND, seed=seed, kind=kind) for kind in KINDS]
+    rows = [Read(document, *(answer(one, document) for one in models)) for kind in drawn for document in kind]
     table = Table(*COLUMNS, show_lines=True)
     for read in rows:
         table.add_row(*read.cells())
