@@ -1,4 +1,4 @@
-"""The bundled reader: its folder in transformers, tokenizer, template, training forward."""
+"""The bundled reader: its folder in transformers, tokenizer, template, training forward, and that it reads."""
 
 import json
 
@@ -11,8 +11,10 @@ from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
 
 from calib_data import READER, reader_files, render, vocabulary
+from calib_data.reader_evaluation import answers
 from calib_data.reader_examples import Batches, Stage, Turn, characters_of, encode, patches_of, prompt_text
 from calib_data.reader_forward import Reader, decoder, gaze, masks, mtp, norm, vision
+from calib_data.scores import exact_match
 
 
 @pytest.fixture(scope="module")
@@ -259,3 +261,9 @@ def test_prompts_of_training_are_the_templates(tokenizer):
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Read the text."}]}]
     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
     assert prompt_text("Read the text.", 3, thinking=False) == text.replace("<|image_pad|>", "<|image_pad|>" * 3)
+
+
+def test_the_reader_reads_lines_that_it_has_not_seen():
+    documents = render.documents("evaluation", 40, seed=7, kind="line")
+    pairs = zip(answers(READER, documents, tokens=48), documents, strict=True)
+    assert sum(exact_match(answer, document.answer) for answer, document in pairs) / 40 >= 0.5
