@@ -44,13 +44,14 @@ IMAGE_ID = CONFIG["image_token_id"]
 
 @dataclass
 class State:
-    """Everything that a resumed run needs."""
+    """Everything that a resumed run needs. warm_from: the step at which the optimizer began with nothing."""
 
     reader: Reader
     characters: nn.Linear
     average: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     step: int = 0
+    warm_from: int = 0
     seconds: float = 0.0
     curve: list[dict[str, float]] = field(default_factory=list)
 
@@ -113,11 +114,21 @@ def new_state(weights: Path | None, seed: int) -> State:
     return State(reader, head, average, optimizer)
 
 
+def committed_state(seed: int) -> State:
+    """The committed weights at the step that they have reached; the optimizer and the character layer start anew."""
+    state = new_state(READER / "model.safetensors", seed)
+    state.curve = json.loads((READER / "curve.json").read_text())
+    state.step = state.warm_from = int(state.curve[-1]["step"])
+    state.seconds = 60 * state.curve[-1]["minutes"]
+    return state
+
+
 def save(state: State, path: Path) -> None:
     """Write a checkpoint; a kill while writing leaves the previous one."""
     parts = {
         "reader": state.reader.state_dict(), "characters": state.characters.state_dict(), "average": state.average,
-        "optimizer": state.optimizer.state_dict(), "step": state.step, "seconds": state.seconds, "curve": state.curve,
+        "optimizer": state.optimizer.state_dict(), "step": state.step, "warm_from": state.warm_from,
+        "seconds": state.seconds, "curve": state.curve,
     }  # fmt: skip
     torch.save(parts, path.with_suffix(".partial"))
     path.with_suffix(".partial").replace(path)
@@ -129,7 +140,7 @@ def load(state: State, path: Path) -> None:
     state.reader.load_state_dict(parts["reader"])
     state.characters.load_state_dict(parts["characters"])
     state.optimizer.load_state_dict(parts["optimizer"])
-    state.average, state.step = parts["average"], parts["step"]
+    state.average, state.step, state.warm_from = parts["average"], parts["step"], parts["warm_from"]
     state.seconds, state.curve = parts["seconds"], parts["curve"]
 
 
@@ -140,7 +151,7 @@ def export(state: State, folder: Path) -> None:
             shutil.copy(file, folder)
     half = {name: tensor.half().contiguous() for name, tensor in state.average.items()}
     save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "curve.json").write_text(json.dumps(state.curve, indent=0) + "\n")
+    (folder / "curve.json").write_text("[\n" + ",\n".join(map(json.dumps, state.curve)) + "\n]\n")
 
 
 def learning_rate(step: int, left: float, decay: float) -> float:
@@ -162,7 +173,7 @@ def train(state: State, output: Path, seconds: float, decay: float, seed: int) -
         if now - start > seconds:
             break
         for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate(state.step, seconds - (now - start), decay)
+            group["lr"] = learning_rate(state.step - state.warm_from, seconds - (now - start), decay)
         loss, report = losses(state.reader, state.characters, batch, state.step >= MTP_FROM)
         state.optimizer.zero_grad()
         loss.backward()
@@ -216,14 +227,12 @@ def main(
     if minutes <= 0 or decay < 0:
         raise InputError(f"--minutes {minutes} --decay {decay}: give positive numbers")
     output.mkdir(parents=True, exist_ok=True)
-    state = new_state(None if scratch else READER / "model.safetensors", seed)
+    state = new_state(None, seed) if scratch else committed_state(seed)
     checkpoint = output / "checkpoint.pt"
     if checkpoint.exists():
         load(state, checkpoint)
         typer.echo(f"going on from step {state.step}, {state.seconds / 60:.1f} minutes")
     train(state, output, minutes * 60, decay * 60, seed)
-    if decay:
-        checkpoint.rename(output / "before-decay.pt") if checkpoint.exists() else None
     save(state, checkpoint)
     export(state, output)
     for name, numbers in evaluate(output, documents).items():

@@ -1,5 +1,6 @@
 """Training the reader: losses fall, a resumed run is the uninterrupted one, and the commands do what they say."""
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +14,18 @@ from torch import nn
 from calib_data import READER, loss_curve, reader_evaluation, train_reader
 from calib_data.errors import run_command
 from calib_data.reader_examples import Batches, Stage
-from calib_data.train_reader import MTP_FROM, PEAK, WARM_UP, export, learning_rate, load, losses, new_state, save
+from calib_data.train_reader import (
+    MTP_FROM,
+    PEAK,
+    WARM_UP,
+    committed_state,
+    export,
+    learning_rate,
+    load,
+    losses,
+    new_state,
+    save,
+)
 
 
 def lines(number):
@@ -87,6 +99,15 @@ def test_the_learning_rate_warms_up_stays_and_decays():
     assert learning_rate(WARM_UP, 150, 300) == pytest.approx(PEAK / 2)
     assert learning_rate(WARM_UP, -1, 300) == 0
     assert MTP_FROM > WARM_UP
+
+
+def test_committed_weights_go_on_where_they_stopped():
+    state = committed_state(0)
+    rows = json.loads((READER / "curve.json").read_text())
+    assert state.step == state.warm_from == rows[-1]["step"] > MTP_FROM
+    assert state.curve == rows
+    committed = load_file(READER / "model.safetensors")
+    assert torch.equal(state.reader.state_dict()["mtp.fc.weight"], committed["mtp.fc.weight"].float())
 
 
 def test_the_command_goes_on_from_its_checkpoint_and_evaluates(tmp_path):
