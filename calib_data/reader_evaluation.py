@@ -64,7 +64,7 @@ def draft_acceptance(folder: Path, documents: Sequence[Document], read: Sequence
             seen = vision(reader, torch.from_numpy(patches_of(page.image))[None], height // 14, width // 14)
             inputs = reader.model.language_model.embed_tokens(tokens)
             inputs = inputs.masked_scatter((tokens == CONFIG["image_token_id"])[..., None], seen)
-            hidden = decoder(reader, inputs, masks(reader, len(ids)))
+            hidden, _ = decoder(reader, inputs, masks(reader, len(ids)))
             ahead = mtp(reader, inputs[:, 1:], hidden[:, :-1], masks(reader, len(ids) - 1))
             guesses = reader.lm_head(ahead).argmax(-1)[0]  # position t guesses token t + 2
         first = written.index(True)

@@ -73,7 +73,7 @@ class Stage:
     glyphs: float
     lines: float
     thinking: float
-    shapes: int = 8
+    shapes: int = 16
 
 
 def patches_of(image: Image.Image) -> NDArray[np.float32]:
@@ -187,10 +187,12 @@ class Shape:
     pages: int
 
 
-_LINE_SHAPES = (Shape(224, 56, (1, 1), 20), Shape(224, 56, (1, 1), 20), Shape(224, 112, (1, 1), 14))
+_LINE_SHAPES = (Shape(224, 56, (1, 1), 48), Shape(224, 56, (1, 1), 48), Shape(224, 112, (1, 1), 32))
 _PAGE_SHAPES = (
-    Shape(224, 112, (2, 4), 16), Shape(224, 112, (2, 3), 16), Shape(224, 168, (4, 6), 10), Shape(280, 140, (3, 5), 10),
-    Shape(280, 196, (4, 7), 10), Shape(336, 168, (3, 6), 10), Shape(336, 224, (5, 8), 8), Shape(280, 252, (6, 8), 8),
+    Shape(224, 112, (2, 4), 32), Shape(280, 112, (2, 4), 28), Shape(336, 112, (2, 4), 24), Shape(224, 140, (3, 5), 28),
+    Shape(280, 140, (3, 5), 24), Shape(336, 140, (3, 5), 20), Shape(224, 168, (4, 6), 24), Shape(280, 168, (4, 6), 20),
+    Shape(336, 168, (4, 6), 20), Shape(224, 196, (5, 7), 20), Shape(280, 196, (5, 7), 18), Shape(336, 196, (5, 7), 16),
+    Shape(280, 224, (6, 8), 16), Shape(336, 224, (6, 8), 14), Shape(280, 280, (7, 8), 14), Shape(336, 252, (7, 8), 12),
 )  # fmt: skip
 
 

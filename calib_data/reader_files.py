@@ -25,7 +25,7 @@ SPECIAL = {
 FIRST_BYTE = 80
 VOCABULARY = 512
 
-_LAYERS = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+_LAYERS = ["sliding_attention", "full_attention"] * 2
 _ROPE = {
     "rope_type": "llama3", "rope_theta": 1000000, "factor": 16.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
@@ -57,7 +57,7 @@ CONFIG: dict[str, Any] = {
         "pad_token_id": 0,
         "tie_word_embeddings": False,
         "sliding_window": 64,
-        "sliding_window_pattern": "LLLG",
+        "sliding_window_pattern": "LG",
         "layer_types": _LAYERS,
         "num_nextn_predict_layers": 1,
         "rope_parameters": _ROPE,

@@ -65,7 +65,7 @@ def page(
     rows = len(said.rows)
     style = _style(rng, font or rng.choice(fonts.TRAINING_FONTS), single=rows == 1)
     if size is not None:
-        style = replace(style, pitch=min(style.pitch, (size[1] - 4) / rows))
+        style = _fitted(style, said, *size)
     elif rows == 1:
         size = 224, 56 if rng.random() < 0.75 else 112
     else:
@@ -73,6 +73,14 @@ def page(
         width = rng.choice([w for w in (224, 280, 336) if w >= widest] or [336])
         size = width, max(112, math.ceil((rows * style.pitch + 12) / TILE) * TILE)
     return draw.draw(said.rows, style, *size, rng)
+
+
+def _fitted(style: Style, said: Content, width: int, height: int) -> Style:
+    """The style with type and spacing small enough for a page of this size, though not under 13 pixels."""
+    size, room = style.size, width - 2 * style.margin
+    while size > 13 and any(draw.width_of(row.text, style, size) > room for row in said.rows):
+        size -= 1
+    return replace(style, size=size, pitch=min(style.pitch, (height - 4) / len(said.rows)))
 
 
 def _style(rng: Random, font: str, single: bool) -> Style:

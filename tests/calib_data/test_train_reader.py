@@ -9,22 +9,23 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 
 from calib_data import READER, loss_curve, reader_evaluation, train_reader
 from calib_data.errors import run_command
 from calib_data.reader_examples import Batches, Stage
+from calib_data.reader_losses import losses
 from calib_data.train_reader import (
     MTP_FROM,
-    PEAK,
     WARM_UP,
+    Gradients,
     committed_state,
     export,
     learning_rate,
     load,
-    losses,
     new_state,
     save,
+    split,
+    update,
 )
 
 
@@ -37,15 +38,11 @@ def lines(number):
 MODULES = {module.__name__.split(".")[1]: module for module in (train_reader, reader_evaluation, loss_curve)}
 
 
-def step(state, batch, rate=1e-3):
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate
-    loss, report = losses(state.reader, state.characters, batch, with_mtp=True)
-    state.optimizer.zero_grad()
+def step(state, batch):
+    loss, report = losses(state.learner, batch, with_mtp=True)
+    state.learner.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_([*state.reader.parameters(), *state.characters.parameters()], 1.0)
-    state.optimizer.step()
-    state.step += 1
+    update(state, 1.0)
     return report
 
 
@@ -57,16 +54,43 @@ def test_every_loss_falls_on_a_batch_seen_often():
 
 
 def test_mtp_teaches_the_mtp_layer_alone():
-    state, batch = new_state(READER / "model.safetensors", 0), lines(1)
+    learner, batch = new_state(READER / "model.safetensors", 0).learner, lines(1)
     gradients = []
     for with_mtp in (False, True):
-        state.reader.zero_grad()
-        losses(state.reader, state.characters, batch, with_mtp)[0].backward()
-        gradients.append({name: p.grad.clone() for name, p in state.reader.named_parameters() if p.grad is not None})
+        learner.zero_grad()
+        losses(learner, batch, with_mtp)[0].backward()
+        gradients.append({n: p.grad.clone() for n, p in learner.reader.named_parameters() if p.grad is not None})
     assert not any(name.startswith("mtp.") for name in gradients[0])
     assert gradients[1]["mtp.fc.weight"].abs().max() > 0
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_on_two_cores_are_those_of_the_whole_batch_within_bfloat16():
+    learner = new_state(READER / "model.safetensors", 0).learner
+    one, two = split(lines(3), 2)
+    assert torch.equal(torch.cat((one.tokens, two.tokens)), lines(3).tokens)
+    expected = []
+    for part in (one, two):
+        learner.zero_grad()
+        losses(learner, part, with_mtp=True)[0].backward()
+        expected.append([parameter.grad.clone() for parameter in learner.parameters()])
+    learner.zero_grad()
+    Gradients(learner)(lines(3), with_mtp=True)
+    for (name, parameter), first, second in zip(learner.named_parameters(), *expected, strict=True):
+        wanted = (first + second) / 2
+        assert parameter.grad.dtype == torch.float32
+        error = (parameter.grad - wanted).norm() / wanted.norm().clamp(min=1e-4)
+        assert error < 0.15, (name, error)
+
+
+def test_muon_takes_the_matrices_inside_the_model():
+    state = new_state(None, 0)
+    named = {parameter: name for name, parameter in state.learner.named_parameters()}
+    muon, adam = ([named[p] for group in one.param_groups for p in group["params"]] for one in state.optimizers)
+    assert len(muon) + len(adam) == len(named)
+    assert "reader.mtp.fc.weight" in muon
+    assert {"reader.lm_head.weight", "characters.weight", "reader.model.visual.patch_embed.proj.weight"} <= set(adam)
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
@@ -79,7 +103,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     assert (resumed.step, resumed.curve) == (1, first.curve)
     step(first, lines(1))
     step(resumed, lines(1))
-    for (name, one), other in zip(first.reader.state_dict().items(), resumed.reader.state_dict().values(), strict=True):
+    pairs = zip(first.learner.state_dict().items(), resumed.learner.state_dict().values(), strict=True)
+    for (name, one), other in pairs:
         assert torch.equal(one, other), name
 
 
@@ -94,9 +119,9 @@ def test_the_exported_folder_is_a_reader_with_the_averaged_weights(tmp_path):
 
 
 def test_the_learning_rate_warms_up_stays_and_decays():
-    assert learning_rate(0, 1000, 0) == pytest.approx(PEAK / WARM_UP)
-    assert learning_rate(WARM_UP, 1000, 300) == PEAK
-    assert learning_rate(WARM_UP, 150, 300) == pytest.approx(PEAK / 2)
+    assert learning_rate(0, 1000, 0) == pytest.approx(1 / WARM_UP)
+    assert learning_rate(WARM_UP, 1000, 300) == 1
+    assert learning_rate(WARM_UP, 150, 300) == pytest.approx(1 / 2)
     assert learning_rate(WARM_UP, -1, 300) == 0
     assert MTP_FROM > WARM_UP
 
@@ -107,7 +132,7 @@ def test_committed_weights_go_on_where_they_stopped():
     assert state.step == state.warm_from == rows[-1]["step"] > MTP_FROM
     assert state.curve == rows
     committed = load_file(READER / "model.safetensors")
-    assert torch.equal(state.reader.state_dict()["mtp.fc.weight"], committed["mtp.fc.weight"].float())
+    assert torch.equal(state.learner.reader.state_dict()["mtp.fc.weight"], committed["mtp.fc.weight"].float())
 
 
 def test_the_command_goes_on_from_its_checkpoint_and_evaluates(tmp_path):

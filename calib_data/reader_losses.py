@@ -1,0 +1,84 @@
+"""What the reader is trained on: the next token, and what the renderer's ground truth adds to it.
+
+Every merged image token also names the characters in its 28x28 cell, through a linear layer that is thrown away
+afterwards, and two heads of each global layer are told which image token shows the character that was just written, or
+comes next. Without the first, a model this small does not begin to read in hours.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .reader_examples import CLASSES, SLOTS, Batch
+from .reader_files import CONFIG
+from .reader_forward import Masks, Reader, decoder, gaze, masks, mtp, vision
+
+if TYPE_CHECKING:
+    from transformers.models.exaone4.modeling_exaone4 import Exaone4DecoderLayer
+
+GAZE_HEADS = [0, 2]  # one of each key-value head
+GAZE_AHEAD = {1: 0, 3: 1}  # global layer -> how many characters ahead it looks: the one just written, the next one
+IMAGE_ID = CONFIG["image_token_id"]
+
+
+class Learner(nn.Module):
+    """The reader and the layer that names characters: all that is trained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reader = Reader()
+        self.characters = nn.Linear(CONFIG["text_config"]["hidden_size"], SLOTS * (len(CLASSES) + 1))
+
+
+def losses(learner: Learner, batch: Batch, with_mtp: bool) -> tuple[Tensor, dict[str, float]]:
+    """The training loss of one batch, and the numbers to report."""
+    reader = learner.reader
+    embeddings = vision(reader, batch.patches, batch.height, batch.width)
+    total, report = _character_loss(learner.characters(embeddings), batch.characters)
+    if not batch.tokens.shape[1]:
+        return total, report
+    inputs = reader.model.language_model.embed_tokens(batch.tokens)
+    inputs = inputs.masked_scatter((batch.tokens == IMAGE_ID)[..., None], embeddings)
+    shared = masks(reader, batch.tokens.shape[1])
+    hidden, given = decoder(reader, inputs, shared)
+    loss, accuracy = _token_loss(hidden[:, :-1], reader.lm_head.weight, batch.tokens[:, 1:], batch.answer[:, 1:])
+    layers = reader.model.language_model.layers
+    looking = sum(
+        (_gaze_loss(layers[n], given[n], shared, batch.gaze, ahead) for n, ahead in GAZE_AHEAD.items()), torch.zeros(())
+    )
+    total = total + loss + looking
+    report |= {"text": loss.item(), "token accuracy": accuracy, "gaze": looking.item()}
+    if with_mtp:
+        drafted = mtp(reader, inputs[:, 1:].detach(), hidden[:, :-1].detach(), masks(reader, inputs.shape[1] - 1))
+        weight = reader.lm_head.weight.detach()
+        # Position t drafts token t + 2; a draft is only made from an answer token on.
+        loss, accuracy = _token_loss(drafted[:, :-1], weight, batch.tokens[:, 2:], batch.answer[:, 2:])
+        total, report = total + 0.5 * loss, report | {"draft": loss.item(), "draft accuracy": accuracy}
+    return total, report
+
+
+def _character_loss(scores: Tensor, target: Tensor) -> tuple[Tensor, dict[str, float]]:
+    scores, target = scores.float().unflatten(-1, (SLOTS, -1)).flatten(0, -2), target.flatten()
+    loss = functional.cross_entropy(scores, target)
+    printed = target > 0
+    accuracy = (scores.argmax(-1) == target)[printed].float().mean()
+    return 4 * loss, {"characters": loss.item(), "character accuracy": accuracy.item()}
+
+
+def _gaze_loss(layer: Exaone4DecoderLayer, given: Tensor, shared: Masks, target: Tensor, ahead: int) -> Tensor:
+    """Teach two heads of a layer to look at the image token that shows the character `ahead` tokens on.
+
+    given: the layer's input [B, T, H]. target: [B, T], as in Batch.
+    """
+    rows, columns = (target[:, ahead:] > 0).nonzero(as_tuple=True)
+    weights = gaze(layer, given, shared.full, GAZE_HEADS)
+    return -weights[rows, :, columns, target[rows, columns + ahead]].mean()
+
+
+def _token_loss(hidden: Tensor, head: Tensor, target: Tensor, wanted: Tensor) -> tuple[Tensor, float]:
+    scores, target = functional.linear(hidden[wanted], head).float(), target[wanted]
+    return functional.cross_entropy(scores, target), (scores.argmax(-1) == target).float().mean().item()
