@@ -27,12 +27,13 @@ LAZY = 128  # columns updated together: B of algorithm 1
 class Factor:
     """What is needed of a Hessian to solve any weight that reads the same inputs.
 
-    U [K, K]: upper triangular, Uᵀ U = H⁻¹ with rows and columns in `order`. order [K]: columns from the most to the
-    least active ("act-order"), so that those that matter most are rounded while all others can still make up for it.
-    damping: the share of the mean diagonal that was added to the diagonal; infinite where H was no help.
+    V [K, K]: lower triangular, Vᵀ V = H⁻¹ with rows and columns in `order`. order [K]: columns from the least to the
+    most active; they are solved from the last to the first ("act-order"), so that those that matter most are rounded
+    while all others can still make up for it. damping: the share of the mean diagonal that was added to the diagonal;
+    infinite where H was no help.
     """
 
-    U: torch.Tensor
+    V: torch.Tensor
     order: torch.Tensor
     damping: float
 
@@ -45,59 +46,84 @@ def add_inputs(H: torch.Tensor, X: torch.Tensor) -> None:
 def factorise(H: torch.Tensor, damping: float = DAMPING) -> Factor:
     """Order the columns of H [K, K] and factorise its damped inverse (step 3 of the paper), whatever H is.
 
-    The paper inverts H and takes the inverse's Cholesky factor. With J reversing the order, J H J = L Lᵀ gives
-    H = R Rᵀ for the upper triangular R = J L J, so U = R⁻¹: one factorisation less and no inverse that loses digits.
+    The paper inverts H and takes the upper Cholesky factor of the inverse. Solving from the last column to the first,
+    the inverse of the plain lower factor serves: with H = L Lᵀ and V = L⁻¹, Vᵀ V = H⁻¹, and a leading block of V is the
+    factor of what is left of H. That is one factorisation less, no inverse that loses digits, and no matrix of this
+    size beside H, L and V: at 33 B each takes 3 GB for the down projection.
     A column that no token ever used (a dead one) has a zero row in H: with any diagonal it is plainly rounded and moves
     nothing else. (The paper's code sets its weights to zero; a document outside the calibration may need them.)
     A factorisation that fails is repeated with ten times the damping; more damping is closer to plain rounding.
     """
+    K = len(H)
+    diagonal, mean = _without_zeros(H)
+    order = torch.argsort(H.diagonal().clamp(min=0), stable=True)
+    for _ in range(8):
+        A = _permuted(H, order)
+        A.diagonal().copy_(diagonal[order] + damping * mean)
+        L = A.mT  # symmetric, and in the layout that LAPACK works on in place
+        failed = torch.empty((), dtype=torch.int32, device=H.device)
+        torch.linalg.cholesky_ex(L, out=(L, failed))
+        if not failed and bool(torch.isfinite(L.diagonal()).all()):
+            V = torch.eye(K, dtype=H.dtype, device=H.device).mT
+            torch.linalg.solve_triangular(L, V, upper=False, out=V)
+            if bool(torch.isfinite(V).all()):
+                return Factor(V, order, damping)
+        damping *= 10
+    return Factor(torch.eye(K, dtype=H.dtype, device=H.device), order, float("inf"))
+
+
+def damp(H: torch.Tensor, damping: float) -> None:
+    """Add to the diagonal of H, in place, what `factorise` added."""
+    diagonal, mean = _without_zeros(H)
+    H.diagonal().copy_(diagonal + damping * mean)
+
+
+def _without_zeros(H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The diagonal of H, dead columns set to the mean of the others, and that mean."""
     diagonal = H.diagonal().clone()
     dead = ~(diagonal > 0)
-    mean = diagonal[~dead].mean() if not dead.all() else torch.ones((), device=H.device)
+    mean = diagonal[~dead].mean() if not dead.all() else torch.ones((), dtype=H.dtype, device=H.device)
     diagonal[dead] = mean
-    order = torch.argsort(diagonal.masked_fill(dead, 0), descending=True, stable=True)
-    for _ in range(8):
-        A = H[order][:, order]
-        A.diagonal().copy_(diagonal[order] + damping * mean)
-        L, failed = torch.linalg.cholesky_ex(A.flip(0, 1))
-        if not failed and bool(torch.isfinite(L.diagonal()).all()):
-            eye = torch.eye(len(A), dtype=A.dtype, device=A.device)
-            U = torch.linalg.solve_triangular(L.flip(0, 1), eye, upper=True)
-            if bool(torch.isfinite(U).all()):
-                return Factor(U, order, damping)
-        damping *= 10
-    return Factor(torch.eye(len(H), dtype=H.dtype, device=H.device), order, float("inf"))
+    return diagonal, mean
 
 
-def solve(W: torch.Tensor, factor: Factor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    """Codes [N, K] and scales [N, K / group_size] of W [N, K] (float32) by algorithm 1.
+def _permuted(H: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
+    """H with rows and columns in this order, made a stripe at a time so that no second copy lives beside it."""
+    A = torch.empty_like(H)
+    for first in range(0, len(H), 1024):
+        rows = order[first : first + 1024]
+        A[first : first + len(rows)] = H[rows][:, order]
+    return A
 
-    Groups are the grid's, of neighbouring inputs, and their scales are fitted to W before anything is permuted
-    ("static groups"): the result needs no index of groups at run time.
+
+def solve(W: torch.Tensor, factor: Factor, scales: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Codes [N, K] of W [N, K] (float32) for scales [N, K / group_size], by algorithm 1.
+
+    Groups are the grid's, of neighbouring inputs, and their scales are chosen before anything is permuted ("static
+    groups"): the result needs no index of groups at run time.
     """
-    parts = [_solve_rows(rows, factor, grid) for rows in W.split(ROWS)]
-    return torch.cat([codes for codes, _ in parts]), torch.cat([scales for _, scales in parts])
+    parts = zip(W.split(ROWS), scales.split(ROWS), strict=True)
+    return torch.cat([_solve_rows(rows, factor, scale, grid) for rows, scale in parts])
 
 
-def _solve_rows(W: torch.Tensor, factor: Factor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:
-    U, order = factor.U, factor.order
-    scales = grid.fit(W)
+def _solve_rows(W: torch.Tensor, factor: Factor, scales: torch.Tensor, grid: Grid) -> torch.Tensor:
+    V, order = factor.V, factor.order
     # Transposed, so that a column of W is a row in memory.
     T = W.T[order].clone()
     scale = scales.T[order // grid.group_size]
     codes = torch.empty(T.shape, dtype=torch.int8, device=W.device)
-    errors = torch.empty(min(LAZY, len(T)), T.shape[1], dtype=T.dtype, device=W.device)
-    for first in range(0, len(T), LAZY):
-        last = min(first + LAZY, len(T))
-        for i in range(first, last):
+    for last in range(len(T), 0, -LAZY):
+        first = max(last - LAZY, 0)
+        errors = torch.empty(last - first, T.shape[1], dtype=T.dtype, device=W.device)
+        for i in range(last - 1, first - 1, -1):
             codes[i] = grid.round(T[i], scale[i])
-            error = (T[i] - grid.values(codes[i], scale[i])) / U[i, i]  # eq. 2, left, by the rows of U (step 3)
-            T[i:last] -= torch.outer(U[i, i:last], error)  # eq. 2, right: inside the block
+            error = (T[i] - grid.values(codes[i], scale[i])) / V[i, i]  # eq. 2, left, by the rows of V (step 3)
+            T[first : i + 1] -= torch.outer(V[i, first : i + 1], error)  # eq. 2, right: inside the block
             errors[i - first] = error
-        T[last:] -= U[first:last, last:].T @ errors[: last - first]  # eq. 4: the others, once a block
+        T[:first] -= V[first:last, :first].T @ errors  # eq. 4: the others, once a block
     result = torch.empty_like(codes)
     result[order] = codes
-    return result.T.contiguous(), scales
+    return result.T.contiguous()
 
 
 def output_energy(D: torch.Tensor, H: torch.Tensor) -> float:

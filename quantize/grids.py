@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SHARES = tuple(0.5 + 0.025 * i for i in range(25))  # of the scale that covers the largest weight: 0.5 to 1.1
 
 # The 16 quantiles of QLoRA (Dettmers et al. 2023, appendix E), as bitsandbytes stores them.
 NF4_VALUES = (
@@ -46,7 +51,15 @@ class Grid(Protocol):
         ...
 
     def fit(self, W: torch.Tensor) -> torch.Tensor:
-        """Scales [N, K / group_size] of W [N, K], as they are stored."""
+        """Scales [N, K / group_size] of W [N, K], as they are stored, that cover the largest weight of each group."""
+        ...
+
+    def candidates(self, W: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Scales like those of `fit`, and others that clip the largest weights or use one code more, to choose from."""
+        ...
+
+    def stored(self, scale: torch.Tensor) -> torch.Tensor:
+        """Scales as they are stored: in their dtype, and never zero."""
         ...
 
     def round(self, w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -68,12 +81,27 @@ class UniformGrid:
 
     def fit(self, W: torch.Tensor) -> torch.Tensor:
         """Choose scales such that the largest weight of a group is half a step inside the range, rounded to `dtype`."""
-        largest = W.float().reshape(len(W), -1, self.group_size).abs().amax(-1)
-        scale = (largest / (2 ** (self.bits - 1) - 0.5)).to(self.dtype)
-        # A group of zeros, or one too small for the dtype, still needs a scale that can be divided by: the smallest one
-        # (a subnormal one in float16, where it matters: 8 bits of weights up to 0.0078 need it).
+        return self.stored(largest(W, self).abs() / (2 ** (self.bits - 1) - 0.5))
+
+    def candidates(self, W: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Shrink the scales; half of them have the sign that gives the largest weight the code -2^(bits-1).
+
+        There is one negative code more than there are positive ones, and a negative scale lets either side have it.
+        """
+        top = largest(W, self)
+        for share in SHARES:
+            yield self.stored(top.abs() * (share / (2 ** (self.bits - 1) - 0.5)))
+            yield self.stored(top * (-share / 2 ** (self.bits - 1)))
+
+    def stored(self, scale: torch.Tensor) -> torch.Tensor:
+        """Round to `dtype`. A group of zeros, or one too small for it, still needs something to divide by.
+
+        That is the smallest number (a subnormal one in float16, where it matters: 8 bits of weights up to 0.0078 need
+        it).
+        """
         smallest = 2.0**-24 if self.dtype == torch.float16 else 2.0**-126
-        return torch.clamp(scale, min=smallest)
+        rounded = scale.to(self.dtype)
+        return torch.where(rounded.abs() < smallest, torch.full_like(rounded, smallest), rounded)
 
     def round(self, w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Codes of the nearest values, computed with the scale as it is stored."""
@@ -102,16 +130,47 @@ class NF4Grid:
 
     def fit(self, W: torch.Tensor) -> torch.Tensor:
         """Take the largest magnitude of a block as its scale."""
-        return W.float().reshape(len(W), -1, self.group_size).abs().amax(-1)
+        return largest(W, self).abs()
+
+    def candidates(self, W: torch.Tensor) -> Iterator[torch.Tensor]:
+        """Shrink the scales; a negative one mirrors the codebook, which is not symmetric."""
+        top = largest(W, self)
+        for share in SHARES:
+            yield top.abs() * share
+            yield top.abs() * -share
+
+    def stored(self, scale: torch.Tensor) -> torch.Tensor:
+        """Scales are stored in float32."""
+        return scale
 
     def round(self, w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Codes 0..15 of the nearest values, by the arithmetic of bitsandbytes so that ties fall as they do there."""
-        unit = (w * (1.0 / scale.clamp(min=1e-38))).clamp_(-1, 1)
+        unit = (w * (1.0 / torch.where(scale.abs() < 1e-38, 1e-38, scale))).clamp_(-1, 1)
         return torch.bucketize(unit, _nf4(w.device)[1], out_int32=True).to(torch.int8)
 
     def values(self, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Weights that the codes stand for."""
         return _nf4(codes.device)[0][codes.int()] * scale
+
+
+def largest(W: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """The weight of the largest magnitude, with its sign, of every group of W [N, K]: float32 [N, K / group_size]."""
+    groups = W.float().reshape(len(W), -1, grid.group_size)
+    return groups.gather(-1, groups.abs().argmax(-1, keepdim=True))[..., 0]
+
+
+def fit_weighted(W: torch.Tensor, importance: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """Of the grid's candidates, the scales of least Σ importance (w − ŵ)² in each group.
+
+    importance [K]: how much an input is used, the diagonal of its Hessian. Returns [N, K / group_size].
+    """
+    best, least = grid.fit(W), torch.full((len(W), W.shape[1] // grid.group_size), float("inf"), device=W.device)
+    for scales in grid.candidates(W):
+        scale = expand(scales, grid)
+        errors = (W - grid.values(grid.round(W, scale), scale)).square_().mul_(importance)
+        error = errors.unflatten(-1, (-1, grid.group_size)).sum(-1)
+        best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
+    return best
 
 
 def round_to_nearest(W: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:

@@ -20,9 +20,10 @@ from calib_data.progress import track
 from quantize import gptq
 from quantize.calibration import read_samples
 from quantize.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
+from quantize.descent import descend
 from quantize.family import Family, find_family, full_paths, model_config
 from quantize.formats import described, stored
-from quantize.grids import Grid, dequantize, round_to_nearest
+from quantize.grids import Grid, dequantize, fit_weighted, round_to_nearest
 from quantize.output import REPORT, copy_companions, is_finished, output_folder, write_json
 from quantize.plan import check, is_tied, output_config, plan_grids
 from quantize.report import LinearReport, Report
@@ -204,12 +205,8 @@ class Walk:
         started = time.perf_counter()
         weights = [self.model.get_parameter(f"{path}.weight") for path in group]
         W = torch.cat(weights)
-        codes, scales = nearest = round_to_nearest(W, grid)
-        damping = None
-        if self.settings.solver == "gptq":
-            factor = gptq.factorise(H)
-            codes, scales = gptq.solve(W, factor, grid)
-            damping = factor.damping if math.isfinite(factor.damping) else None
+        nearest = round_to_nearest(W, grid)
+        codes, scales, damping = (*nearest, None) if self.settings.solver == "rtn" else solve(W, H, grid)
         rounded, solution = dequantize(*nearest, grid), dequantize(codes, scales, grid)
         seconds = time.perf_counter() - started
         solved, row = {}, 0
@@ -290,6 +287,27 @@ class Walk:
             tensor = self._read(name)
             convert = tensor.is_floating_point() and tensor.dtype.itemsize > 1
             self._write([(name, tensor.to(self.settings.torch_dtype) if convert else tensor)])
+
+
+def solve(W: torch.Tensor, H: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor, float | None]:
+    """Codes [N, K] and scales [N, K / group size] of W [N, K] for the Hessian H [K, K], and the damping that H needed.
+
+    Scales that suit the inputs, then GPTQ, then coordinate descent. Where H is of no use, this is plain rounding and
+    the damping None.
+    """
+    factor = gptq.factorise(H)
+    if not math.isfinite(factor.damping):
+        return *round_to_nearest(W, grid), None
+    # At 8 bits GPTQ moves weights by more than a step, and clipping those costs more than a finer step saves.
+    scales = fit_weighted(W, H.diagonal(), grid) if grid.bits == 4 else grid.fit(W)
+    codes = gptq.solve(W, factor, scales, grid)
+    damping = factor.damping
+    del factor  # as large as H, which is all that is needed from here on
+    undamped = H.diagonal().clone()
+    gptq.damp(H, damping)
+    codes, scales = descend(W, H, codes, scales, grid)
+    H.diagonal().copy_(undamped)
+    return codes, scales, damping
 
 
 def same_size(X: torch.Tensor) -> torch.Tensor:
