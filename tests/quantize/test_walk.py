@@ -62,8 +62,9 @@ def test_transformers_loads_exactly_the_codes_and_scales(quantized):
     dtype = quantized.settings.torch_dtype
     assert model.dtype == dtype
     grids = plan_grids(quantized.settings, find_family(checkpoint.config), model.config)
-    with torch.no_grad():
-        model(input_ids=torch.arange(1, 9)[None])  # some loaders unpack at the first call
+    if quantized.settings.grid == "int":
+        with torch.no_grad():  # compressed-tensors unpacks at the first call; bitsandbytes then repacks on some CPUs
+            model(input_ids=torch.arange(1, 9)[None])
     source = open_checkpoint(READER)
     for name, parameter in source.tensors.items():
         path = name.removesuffix(".weight")
