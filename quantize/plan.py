@@ -44,7 +44,7 @@ CHOICES = (
     Choice("16-bit", "the original checkpoint, exported as it is", None),
     Choice(
         "others",
-        "what other tools load: a 4-bit decoder, the rest in 16 bits, embeddings on the card",
+        "what other tools load, counted as here: a 4-bit decoder, the rest in 16 bits, embeddings on the card",
         {"bits": 4, "vision_bits": 16, "head_bits": 16},
         embeddings_on_card=True,
     ),
