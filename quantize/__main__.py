@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import sys
 from pathlib import Path  # noqa: TC003 (typer reads the annotations when it runs)
 from typing import Annotated, Literal
 
 import typer
 
 from calib_data import READER
-from calib_data.errors import run_command
+from calib_data.errors import InputError, run_command
 
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def main(
+    context: typer.Context,
     model: Annotated[Path, typer.Option(help="Model folder.", show_default="the bundled reader")] = READER,
     output: Annotated[
         Path | None, typer.Option(help="Folder to write.", show_default="./<model>-w4, -w8 or -nf4")
@@ -46,7 +49,13 @@ def main(
         Literal["float16", "bfloat16"], typer.Option(help="Of scales and of weights that are not quantized.")
     ] = "float16",
 ) -> None:
-    """Quantize a checkpoint to 4 or 8 bits or to NF4, block by block, calibrated on document images."""
+    """Quantize a checkpoint to 4 or 8 bits or to NF4, block by block, calibrated on document images.
+
+    The command `plan` says beforehand what fits on a card.
+    """
+    if context.invoked_subcommand is not None:
+        _refuse_options(context)
+        return
     from rich.console import Console
 
     from quantize.settings import Settings
@@ -78,6 +87,42 @@ def main(
         f"{settings.folder}: {report.bytes / 2**20:.1f} MiB of weights in {report.seconds:.0f} s, "
         f"calibrated on {report.documents} documents ({report.tokens} tokens)"
     )
+
+
+@app.command()
+def plan(
+    model: Annotated[
+        Path,
+        typer.Option(help="Model folder or its config.json; weights are not read.", show_default="the bundled reader"),
+    ] = READER,
+    vram: Annotated[
+        str, typer.Option(help="Memory of the card: MB and GB are powers of ten, MiB and GiB of two.")
+    ] = "24GB",
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of prompt and answer.", show_default="32768, or the model's limit")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, sizes in bytes.")] = False,
+) -> None:
+    """Say what fits on a card, from a config alone: weights, KV cache, workspace and the longest context."""
+    from rich.console import Console
+
+    from quantize.plan import make_plan, parse_bytes
+    from quantize.plan_tables import print_plan
+
+    planned = make_plan(model, parse_bytes(vram, "--vram"), context)
+    if as_json:
+        sys.stdout.write(json.dumps(planned.as_dict()) + "\n")
+    else:
+        print_plan(planned, Console())
+
+
+def _refuse_options(context: typer.Context) -> None:
+    """Options of quantizing in front of a command would have no effect. Raises InputError."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option, command = "--" + name.replace("_", "-"), context.invoked_subcommand
+            raise InputError(f"{option} in front of `{command}` has no effect; options of `{command}` follow it")
 
 
 if __name__ == "__main__":

@@ -114,7 +114,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a model folder with config.json and safetensors files")
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     tensors: dict[str, StoredTensor] = {}
     for path, names in _weight_files(folder).items():
         _refuse_outside(path, folder)
@@ -129,7 +129,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 def _weight_files(folder: Path) -> dict[Path, set[str]]:
     """Find the safetensors files, in order, and the tensors expected in each (empty: whatever is there)."""
     if (folder / INDEX).exists():
-        index = _read_json(folder / INDEX)
+        index = read_json(folder / INDEX)
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{folder / INDEX} has no weight_map; download it again")
@@ -154,7 +154,8 @@ def _refuse_outside(path: Path, folder: Path) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a model folder. Raises InputError when it is missing or is none."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -1,81 +1,201 @@
-"""What becomes of a model: which linear gets which grid, whether that is possible, and the config that says so."""
+"""What fits on a card: weights, KV cache and workspace of every way to store a model, from its config alone."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from calib_data.errors import InputError
-from quantize.family import full_paths, repair_config
-from quantize.formats import quantization_config
+from quantize.checkpoint import read_json
+from quantize.grids import NF4Grid
+from quantize.memory import Line, kv_bytes, workspace
+from quantize.scheme import check_groups, plan_grids
+from quantize.settings import Settings
+from quantize.sizes import read_architecture, stored_bytes
 
 if TYPE_CHECKING:
-    from torch import nn
-    from transformers import PreTrainedConfig
-
-    from quantize.checkpoint import Checkpoint
-    from quantize.family import Family
     from quantize.grids import Grid
-    from quantize.settings import Settings
+    from quantize.scheme import Grids
+    from quantize.sizes import Architecture, Part
 
-Grids = dict[str, "Grid | None"]
-"""The grid of every linear, by its full path; None where it stays in 16 bits."""
+KV = Literal["fp16", "int8"]
 
-
-def plan_grids(settings: Settings, family: Family, config: PreTrainedConfig) -> Grids:
-    """Choose the grid of every linear."""
-    vision, decoder = settings.grid_of("vision"), settings.grid_of("decoder")
-    grids: Grids = {}
-    for path in family.vision_blocks(config):
-        grids.update(dict.fromkeys(sum(full_paths(path, family.vision_linears), ()), vision))
-    if family.merger:
-        grids.update(dict.fromkeys(sum(full_paths(family.merger, family.merger_linears), ()), vision))
-    for path in family.decoder_blocks(config):
-        grids.update(dict.fromkeys(sum(full_paths(path, family.decoder_linears), ()), decoder))
-    return {**grids, family.head: settings.grid_of("head")}
+KV_ITEMSIZE: dict[KV, int] = {"fp16": 2, "int8": 1}
+DEFAULT_CONTEXT = 32768
+UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 
 
-def is_tied(checkpoint: Checkpoint, family: Family, config: PreTrainedConfig) -> bool:
-    """Tell whether the head is the embedding."""
-    tied = config.tie_word_embeddings or config.get_text_config().tie_word_embeddings
-    return bool(tied) and f"{family.head}.weight" not in checkpoint.tensors
+@dataclass(frozen=True)
+class Choice:
+    """One way to store a model. options: of `Settings`; None where everything stays in 16 bits."""
+
+    name: str
+    about: str
+    options: dict[str, Any] | None
+    embeddings_on_card: bool = False
 
 
-def check(checkpoint: Checkpoint, family: Family, model: nn.Module, grids: Grids, tied: bool) -> None:
-    """Compare the checkpoint with its config, and the widths of linears with their groups. Raises InputError."""
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if tied and name == f"{family.head}.weight":
-            continue
-        if name not in checkpoint.tensors:
-            raise InputError(f"{checkpoint.folder}: the checkpoint has no tensor {name}; is it complete?")
-        shape = checkpoint.tensors[name].shape
-        if shape != tuple(parameter.shape):
-            wanted = list(parameter.shape)
-            raise InputError(f"{checkpoint.folder}: {name} is {list(shape)} in the weights, {wanted} by config.json")
-    for path, grid in grids.items():
-        width = model.get_parameter(f"{path}.weight").shape[1]
-        if grid is not None and width % grid.group_size:
-            raise InputError(
-                f"--group-size {grid.group_size} does not divide the {width} inputs of {path}; choose a smaller one"
-            )
+CHOICES = (
+    Choice("4-bit", "quantize --bits 4", {"bits": 4}),
+    Choice("8-bit", "quantize --bits 8", {"bits": 8}),
+    Choice("NF4", "quantize --grid nf4", {"grid": "nf4"}),
+    Choice("16-bit", "the original checkpoint, exported as it is", None),
+    Choice(
+        "others",
+        "what other tools load, counted as here: a 4-bit decoder, the rest in 16 bits, embeddings on the card",
+        {"bits": 4, "vision_bits": 16, "head_bits": 16},
+        embeddings_on_card=True,
+    ),
+)
 
 
-def output_config(
-    settings: Settings, checkpoint: Checkpoint, family: Family, grids: Grids, tied: bool
-) -> dict[str, Any]:
-    """Make the config.json of the result: the original, repaired, with its dtype and what is quantized how.
+@dataclass(frozen=True)
+class Footprint:
+    """One choice in bytes.
 
-    A quantized head can no longer be the embedding.
+    formats: of the quantizable parts. stored: of the weights in the folder. weights: on the card, by part. host: of the
+    embeddings where they stay there. total: weights, KV cache and workspace at the plan's context, by KV type. longest:
+    tokens of context that fit, at most the model's limit; 0 where none do. longest_without_mtp: the same when nothing
+    is drafted, so neither the MTP layer nor its ring is on the card.
     """
-    raw = repair_config(checkpoint.config)
-    raw["dtype"] = settings.dtype
-    raw["tie_word_embeddings"] = tied and grids[family.head] is None
-    for part in (raw, raw.get("text_config", {}), raw.get("vision_config", {})):
-        for key, value in (("dtype", settings.dtype), ("torch_dtype", settings.dtype)):
-            if key in part:
-                part[key] = value
-        if "tie_word_embeddings" in part:
-            part["tie_word_embeddings"] = raw["tie_word_embeddings"]
-    quantized = {path: grid for path, grid in grids.items() if grid is not None}
-    plain = [path for path in grids if path not in quantized]
-    raw["quantization_config"] = quantization_config(settings, quantized, plain, family.vision)
-    return raw
+
+    choice: Choice
+    formats: dict[str, str]
+    stored: int
+    weights: dict[Part, int]
+    host: int
+    workspace: list[Line]
+    total: dict[KV, int]
+    longest: dict[KV, int]
+    longest_without_mtp: dict[KV, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every choice on one card. model: as the user named it. vram: bytes. context, limit: tokens. kv: bytes."""
+
+    model: str
+    vram: int
+    context: int
+    limit: int
+    has_mtp: bool
+    kv: dict[int, dict[KV, int]]
+    footprints: list[Footprint]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Everything, for machines; sizes in bytes."""
+        return {
+            "model": self.model,
+            "vram": self.vram,
+            "context": self.context,
+            "context_limit": self.limit,
+            "kv_cache": {str(context): sizes for context, sizes in self.kv.items()},
+            "choices": [_choice_dict(footprint) for footprint in self.footprints],
+        }
+
+
+def _choice_dict(footprint: Footprint) -> dict[str, Any]:
+    values = asdict(footprint)
+    choice = values.pop("choice")
+    return {"name": choice["name"], "about": choice["about"], **values}
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """Bytes of "24GB" (10^9) or "22GiB" (2^30). Raises InputError, naming the option, for what is neither."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) ?([A-Za-z]*)", text.strip())
+    units = {unit.lower(): size for unit, size in UNITS.items()}
+    if not match or match[2].lower() not in units or float(match[1]) == 0:
+        raise InputError(f"{option} {text!r} is no size; write a number and {', '.join(UNITS)}, such as 24GB")
+    return round(float(match[1]) * units[match[2].lower()])
+
+
+def read_config(model: Path) -> dict[str, Any]:
+    """Read a config.json, given itself or by its folder. Raises InputError when there is none."""
+    if not model.exists():
+        raise InputError(f"{model} is not there; give a model folder or its config.json")
+    return read_json(model / "config.json" if model.is_dir() else model)
+
+
+def make_plan(model: Path, vram: int, context: int | None = None) -> Plan:
+    """Plan a model, a folder with a config.json or that file, for a card of `vram` bytes.
+
+    context: tokens; None takes 32768, or the model's limit where that is less. Raises InputError for a config that
+    cannot be used and for a context beyond the model's limit.
+    """
+    architecture = read_architecture(read_config(model))
+    limit = architecture.limit
+    context = min(DEFAULT_CONTEXT, limit) if context is None else context
+    if context > limit:
+        raise InputError(f"--context {context} is beyond the model's limit of {limit}; choose a smaller one")
+    contexts = sorted({2**power for power in range(12, limit.bit_length())} | {context, limit})
+    return Plan(
+        model=str(model),
+        vram=vram,
+        context=context,
+        limit=limit,
+        has_mtp=architecture.mtp_layers > 0,
+        kv={
+            tokens: {kind: kv_bytes(architecture, tokens, KV_ITEMSIZE[kind]) for kind in KV_ITEMSIZE}
+            for tokens in contexts
+        },
+        footprints=[_footprint(choice, architecture, vram, context) for choice in CHOICES],
+    )
+
+
+def grids_of(choice: Choice, model: Architecture) -> Grids:
+    """Choose the grid of every linear as quantize would."""
+    grids = plan_grids(Settings(Path(), **(choice.options or {})), model.family, model.config)
+    return dict.fromkeys(grids) if choice.options is None else grids
+
+
+def _footprint(choice: Choice, model: Architecture, vram: int, context: int) -> Footprint:
+    grids = grids_of(choice, model)
+    check_groups(model.shapes, grids)
+    stored = stored_bytes(model, grids)
+    weights = _on_card(stored, choice)
+
+    def needed(tokens: int, itemsize: int, with_mtp: bool) -> int:
+        lines = workspace(model, grids, tokens, with_mtp=with_mtp)
+        resident = sum(size for part, size in weights.items() if with_mtp or part != "mtp")
+        return resident + kv_bytes(model, tokens, itemsize) + sum(line.bytes for line in lines)
+
+    def longest(itemsize: int, with_mtp: bool) -> int:
+        fixed = needed(0, itemsize, with_mtp)
+        a_token = needed(1, itemsize, with_mtp) - fixed  # all that grows does so linearly
+        return min(model.limit, max(0, vram - fixed) // a_token)
+
+    has_mtp = model.mtp_layers > 0
+    return Footprint(
+        choice=choice,
+        formats=_formats(model, grids),
+        stored=sum(stored.values()),
+        weights=weights,
+        host=0 if choice.embeddings_on_card else stored["embeddings"],
+        workspace=workspace(model, grids, context, with_mtp=has_mtp),
+        total={kind: needed(context, size, has_mtp) for kind, size in KV_ITEMSIZE.items()},
+        longest={kind: longest(size, has_mtp) for kind, size in KV_ITEMSIZE.items()},
+        longest_without_mtp={kind: longest(size, False) for kind, size in KV_ITEMSIZE.items()},
+    )
+
+
+def _on_card(stored: dict[Part, int], choice: Choice) -> dict[Part, int]:
+    """Take off what stays on the host: the embeddings, unless a head that is the embedding reads them on the card."""
+    weights: dict[Part, int] = dict(stored)
+    if not weights["head"]:
+        weights["head"], weights["embeddings"] = weights["embeddings"], 0
+    elif not choice.embeddings_on_card:
+        weights["embeddings"] = 0
+    return weights
+
+
+def _formats(model: Architecture, grids: Grids) -> dict[str, str]:
+    """Name the format of each tower; the linears of one have the same."""
+    return {model.family.tower(path): _format(grid) for path, grid in grids.items()}
+
+
+def _format(grid: Grid | None) -> str:
+    if grid is None:
+        return "16-bit"
+    return f"{'nf' if isinstance(grid, NF4Grid) else 'int'}{grid.bits} g{grid.group_size}"

@@ -25,8 +25,8 @@ from quantize.family import Family, find_family, full_paths, model_config
 from quantize.formats import described, stored
 from quantize.grids import Grid, dequantize, fit_weighted, round_to_nearest
 from quantize.output import REPORT, copy_companions, is_finished, output_folder, write_json
-from quantize.plan import check, is_tied, output_config, plan_grids
 from quantize.report import LinearReport, Report
+from quantize.scheme import check, is_tied, output_config, plan_grids
 from quantize.streams import DecoderStream, VisionStream
 
 if TYPE_CHECKING:

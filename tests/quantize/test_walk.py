@@ -17,8 +17,8 @@ from quantize.calibration import read_samples
 from quantize.checkpoint import PAGE, CheckpointWriter, open_checkpoint
 from quantize.family import find_family, model_config
 from quantize.grids import dequantize, round_to_nearest
-from quantize.plan import plan_grids
 from quantize.report import Report
+from quantize.scheme import plan_grids
 from quantize.settings import Settings
 from quantize.walk import Walk, quantize, same_size
 

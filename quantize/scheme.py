@@ -1,0 +1,93 @@
+"""What becomes of a model: which linear gets which grid, whether that is possible, and the config that says so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from calib_data.errors import InputError
+from quantize.family import full_paths, repair_config
+from quantize.formats import quantization_config
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import nn
+    from transformers import PreTrainedConfig
+
+    from quantize.checkpoint import Checkpoint
+    from quantize.family import Family
+    from quantize.grids import Grid
+    from quantize.settings import Settings
+
+Grids = dict[str, "Grid | None"]
+"""The grid of every linear, by its full path; None where it stays in 16 bits."""
+
+
+def plan_grids(settings: Settings, family: Family, config: PreTrainedConfig) -> Grids:
+    """Choose the grid of every linear."""
+    vision, decoder = settings.grid_of("vision"), settings.grid_of("decoder")
+    grids: Grids = {}
+    for path in family.vision_blocks(config):
+        grids.update(dict.fromkeys(sum(full_paths(path, family.vision_linears), ()), vision))
+    if family.merger:
+        grids.update(dict.fromkeys(sum(full_paths(family.merger, family.merger_linears), ()), vision))
+    for path in family.decoder_blocks(config):
+        grids.update(dict.fromkeys(sum(full_paths(path, family.decoder_linears), ()), decoder))
+    return {**grids, family.head: settings.grid_of("head")}
+
+
+def is_tied(checkpoint: Checkpoint, family: Family, config: PreTrainedConfig) -> bool:
+    """Tell whether the head is the embedding."""
+    return ties_head(config) and f"{family.head}.weight" not in checkpoint.tensors
+
+
+def ties_head(config: PreTrainedConfig) -> bool:
+    """Tell whether the config makes the head the embedding."""
+    return bool(config.tie_word_embeddings or config.get_text_config().tie_word_embeddings)
+
+
+def check(checkpoint: Checkpoint, family: Family, model: nn.Module, grids: Grids, tied: bool) -> None:
+    """Compare the checkpoint with its config, and the widths of linears with their groups. Raises InputError."""
+    shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
+    for name, expected in shapes.items():
+        if tied and name == f"{family.head}.weight":
+            continue
+        if name not in checkpoint.tensors:
+            raise InputError(f"{checkpoint.folder}: the checkpoint has no tensor {name}; is it complete?")
+        shape = checkpoint.tensors[name].shape
+        if shape != expected:
+            found, wanted = list(shape), list(expected)
+            raise InputError(f"{checkpoint.folder}: {name} is {found} in the weights, {wanted} by config.json")
+    check_groups(shapes, grids)
+
+
+def check_groups(shapes: Mapping[str, tuple[int, ...]], grids: Grids) -> None:
+    """Compare the widths of linears with their groups. shapes: of every parameter, by its name. Raises InputError."""
+    for path, grid in grids.items():
+        width = shapes[f"{path}.weight"][1]
+        if grid is not None and width % grid.group_size:
+            raise InputError(
+                f"--group-size {grid.group_size} does not divide the {width} inputs of {path}; choose a smaller one"
+            )
+
+
+def output_config(
+    settings: Settings, checkpoint: Checkpoint, family: Family, grids: Grids, tied: bool
+) -> dict[str, Any]:
+    """Make the config.json of the result: the original, repaired, with its dtype and what is quantized how.
+
+    A quantized head can no longer be the embedding.
+    """
+    raw = repair_config(checkpoint.config)
+    raw["dtype"] = settings.dtype
+    raw["tie_word_embeddings"] = tied and grids[family.head] is None
+    for part in (raw, raw.get("text_config", {}), raw.get("vision_config", {})):
+        for key, value in (("dtype", settings.dtype), ("torch_dtype", settings.dtype)):
+            if key in part:
+                part[key] = value
+        if "tie_word_embeddings" in part:
+            part["tie_word_embeddings"] = raw["tie_word_embeddings"]
+    quantized = {path: grid for path, grid in grids.items() if grid is not None}
+    plain = [path for path in grids if path not in quantized]
+    raw["quantization_config"] = quantization_config(settings, quantized, plain, family.vision)
+    return raw

@@ -1,0 +1,132 @@
+"""Bytes of the weights that quantize writes, part by part, from a config alone.
+
+Shapes are those of transformers' modules on the meta device and formats those of `quantize.formats`: the code that
+writes a folder also measures it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from calib_data.errors import InputError
+from quantize.family import find_family, model_config
+from quantize.formats import stored
+from quantize.scheme import ties_head
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from quantize.family import Family
+    from quantize.grids import Grid
+    from quantize.scheme import Grids
+
+Part = Literal["decoder", "head", "vision", "small", "mtp", "embeddings"]
+Shapes = dict[str, tuple[int, ...]]
+"""The shape of every tensor of the original checkpoint, by its name."""
+
+PARTS: dict[Part, str] = {
+    "decoder": "decoder linears",
+    "head": "head",
+    "vision": "vision tower",
+    "small": "decoder norms",
+    "mtp": "MTP layer",
+    "embeddings": "embeddings",
+}
+HALF = 2  # bytes of float16 and of bfloat16
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model without its weights. shapes: of everything that its checkpoint has, MTP layer included."""
+
+    family: Family
+    config: PreTrainedConfig
+    shapes: Shapes
+
+    @property
+    def text(self) -> PreTrainedConfig:
+        """The decoder's part of the config."""
+        return self.config.get_text_config()
+
+    @property
+    def mtp_layers(self) -> int:
+        """How many layers predict further tokens; 0 without any."""
+        return _mtp_layers(self.family, self.config)
+
+    @property
+    def limit(self) -> int:
+        """The longest context, in tokens."""
+        return int(self.text.max_position_embeddings)
+
+
+def read_architecture(raw: dict[str, Any]) -> Architecture:
+    """Lay out the model of a raw config.json without memory. Raises InputError for a config that cannot be used."""
+    family, config = find_family(raw), model_config(raw)
+    model = family.skeleton(config)
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters(remove_duplicate=False)}
+    block = model.get_submodule(family.decoder_blocks(config)[-1])
+    shapes |= _mtp_shapes(family, config, {name: tuple(tensor.shape) for name, tensor in block.named_parameters()})
+    return Architecture(family, config, shapes)
+
+
+def _mtp_layers(family: Family, config: PreTrainedConfig) -> int:
+    layers = getattr(config.get_text_config(), "num_nextn_predict_layers", None) or 0
+    if not isinstance(layers, int) or layers < 0:
+        raise InputError(f"config.json: num_nextn_predict_layers is {layers!r}; it must be a number, or absent")
+    return layers if family.mtp else 0
+
+
+def _mtp_shapes(family: Family, config: PreTrainedConfig, block: Shapes) -> Shapes:
+    """Shapes of what transformers has no module of: decoder layers behind a linear over token and hidden state.
+
+    block: shapes of a decoder layer.
+    """
+    layers, width = _mtp_layers(family, config), config.get_text_config().hidden_size
+    if not layers:
+        return {}
+    shapes: Shapes = {f"{family.mtp}.fc.weight": (width, 2 * width)}
+    for norm in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"):
+        shapes[f"{family.mtp}.{norm}.weight"] = (width,)
+    for layer in range(layers):
+        shapes |= {f"{family.mtp}.layers.{layer}.{name}": shape for name, shape in block.items()}
+    return shapes
+
+
+def stored_bytes(model: Architecture, grids: Grids) -> dict[Part, int]:
+    """Bytes of each part in the folder.
+
+    The few dozen bytes a quantized linear that describe it to loaders are left out: no graph reads them.
+    """
+    family, tied = model.family, ties_head(model.config)
+    sizes: dict[Part, int] = dict.fromkeys(PARTS, 0)
+    for name, shape in model.shapes.items():
+        path = name.removesuffix(".weight")
+        grid = grids.get(path) if name.endswith(".weight") else None
+        if path == family.head and tied and grid is None:
+            continue  # it is the embedding
+        sizes[part_of(name, family, grids)] += shape[0] * row_bytes(shape[1], grid) if grid else HALF * math.prod(shape)
+    return sizes
+
+
+def part_of(name: str, family: Family, grids: Grids) -> Part:
+    """Tell which part a tensor of the original checkpoint belongs to. The vision tower includes merger and pixels."""
+    path = name.removesuffix(".weight")
+    if family.vision and name.startswith(f"{family.vision}."):
+        return "vision"
+    if family.mtp and name.startswith(f"{family.mtp}."):
+        return "mtp"
+    if path == family.embeddings:
+        return "embeddings"
+    if path == family.head:
+        return "head"
+    return "decoder" if path in grids else "small"
+
+
+def row_bytes(width: int, grid: Grid) -> int:
+    """Bytes of one output's weights, codes and scales; every format stores row after row."""
+    codes = torch.zeros(1, width, dtype=torch.int8)
+    return sum(tensor.nbytes for tensor in stored(codes, grid.fit(codes), grid).values())
