@@ -1,0 +1,120 @@
+"""`python -m bench.reader`: what the bundled reader reads, and that it tells good quantization from bad.
+
+Prints the tables of its model card. Answers are those of `runtime` on exported folders (greedy, float32 activations);
+only the MTP layer, which the runtime does not use yet, is measured in PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import numpy as np
+import typer
+from safetensors.torch import load_file, save_file
+
+from calib_data import READER, fonts, render
+from calib_data.errors import run_command
+from calib_data.progress import track
+from calib_data.reader_evaluation import draft_acceptance
+from calib_data.sources import open_documents
+from export.graphs import export_folder
+from runtime.compare import Compared, compare, comparison
+from runtime.evaluate import Scored, score, summary
+from runtime.generate import Model
+
+from .formats import Format, bootstrap, build
+
+if TYPE_CHECKING:
+    from calib_data.render import Kind
+
+app = typer.Typer(add_completion=False)
+READINGS: dict[str, tuple[Kind, str | None]] = {
+    "one field of a document": ("field", None),
+    "one field, unseen font": ("field", fonts.HELD_OUT_FONT),
+    "transcription": ("transcription", None),
+    "transcription, unseen font": ("transcription", fonts.HELD_OUT_FONT),
+    "single line": ("line", None),
+}
+NEAREST, SOLVED = "4-bit nearest", "4-bit GPTQ"
+CORRUPTED = "model.language_model.layers.2.mlp.down_proj.weight"
+
+
+def reading(model: Model, documents: int, seed: int) -> list[Scored]:
+    """Print one row for each of READINGS; returns the scored transcriptions."""
+    print("| held-out documents | exact match | CER | ANLS |\n|---|---|---|---|")
+    for name, (kind, font) in READINGS.items():
+        drawn = render.documents("evaluation", documents, seed, kind, font)
+        scored = [score(model, document)[0] for document in track(drawn, name)]
+        means = summary(scored)
+        print(f"| {name} | {means['exact_match']:.3f} | {means['cer']:.4f} | {means['anls']:.3f} |", flush=True)
+        if (kind, font) == ("transcription", None):
+            transcribed = scored
+    return transcribed
+
+
+def drafts(transcribed: list[Scored], documents: int, seed: int) -> None:
+    """Print how many greedy tokens of the transcriptions the MTP layer drafts one step ahead."""
+    drawn = render.documents("evaluation", documents, seed, "transcription")
+    share = draft_acceptance(READER, drawn, [scored.answer for scored in transcribed])
+    print(f"\nMTP, one draft token, on the {documents} transcriptions in PyTorch: {share:.3f} accepted\n", flush=True)
+
+
+def corrupted(folder: Path) -> Model:
+    """FP16 but for one layer: the rows of its down projection are out of order."""
+    shutil.copytree(READER, folder)
+    weights = load_file(folder / "model.safetensors")
+    weights[CORRUPTED] = weights[CORRUPTED].roll(1, 0)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    export_folder(folder, "cpu", exact=True)
+    return Model(folder, "cpu")
+
+
+def telling(place: Path, baseline: Model, documents: int, seed: int) -> None:
+    """Print the divergence of nearest, GPTQ and a corrupted layer from FP16, and what the default gate says."""
+    drawn = open_documents("rendered", split="evaluation", count=documents, seed=seed)
+    models = {
+        SOLVED: build(Format(SOLVED, {"bits": 4}), place / "solved", seed, 128),
+        NEAREST: build(Format(NEAREST, {"bits": 4, "solver": "rtn"}), place / "nearest", seed, 128),
+        "one layer corrupted": corrupted(place / "corrupted"),
+    }
+    print("| against FP16 | mean KL, nats (95 %) | ANLS drop | default gate of `compare` |\n|---|---|---|---|")
+    kl: dict[str, float] = {}
+    for name, model in models.items():
+        compared: list[Compared] = [compare(baseline, model, document) for document in track(drawn, name)]
+        result = comparison(compared, max_drop=0.02)
+        low, high = bootstrap([one.kl for one in compared])
+        kl[name] = float(np.concatenate([one.kl for one in compared]).mean())
+        verdict = "passes" if result["passed"] else "fails"
+        print(f"| {name} | {kl[name]:.5f} ({low:.5f}–{high:.5f}) | {result['anls_drop']:.4f} | {verdict} |", flush=True)
+    print(f"\nnearest / GPTQ: {kl[NEAREST] / kl[SOLVED]:.1f}\n")
+
+
+@app.command()
+def main(
+    documents: Annotated[int, typer.Option(min=2, help="Held-out documents of each kind.")] = 500,
+    compared: Annotated[int, typer.Option(min=2, help="Held-out documents to compare folders on.")] = 200,
+    seed: Annotated[int, typer.Option(help="Which documents are drawn.")] = 1,
+) -> None:
+    """Read held-out documents with the bundled reader, and compare good and bad quantizations of it with FP16."""
+    with tempfile.TemporaryDirectory() as place:
+        model = build(Format("FP16", None), Path(place) / "fp16", seed, 1)
+        drafts(reading(model, documents, seed), documents, seed)
+        telling(Path(place), model, compared, seed)
+    packages = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime-gpu", "torch", "transformers"))
+    print(
+        f"`python -m bench.reader --documents {documents} --compared {compared} --seed {seed}`, "
+        f"{datetime.now(tz=UTC):%Y-%m-%d}, {platform.machine()} with {os.cpu_count()} cores, "
+        f"Python {sys.version.split()[0]}, {packages}."
+    )
+
+
+if __name__ == "__main__":
+    run_command(app)
