@@ -22,6 +22,7 @@ DECODER_LINEARS: Linears = (
 )
 VISION_LINEARS: Linears = (("attn.qkv",), ("attn.proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
 MERGER_LINEARS: Linears = (("mlp.0",), ("mlp.2",))
+MTP_LINEARS: Linears = (("fc",),)  # beside those of its decoder layers
 
 
 @dataclass(frozen=True)
@@ -66,14 +67,16 @@ class Family:
         return self.vision and f"{self.vision}.patch_embed"
 
     def tower(self, path: str) -> str:
-        """Tell where a module is: "vision", "decoder" or "head"."""
+        """Tell where a module is: "vision", "decoder", "mtp" or "head"."""
         if self.vision and path.startswith(f"{self.vision}."):
             return "vision"
+        if self.mtp and path.startswith(f"{self.mtp}."):
+            return "mtp"
         return "head" if path == self.head else "decoder"
 
     def is_post_norm(self, path: str) -> bool:
         """Tell whether what a linear puts out is normalised per token."""
-        return self.post_norm and self.tower(path) == "decoder"
+        return self.post_norm and self.tower(path) in ("decoder", "mtp")
 
     def decoder_blocks(self, config: PreTrainedConfig) -> list[str]:
         """List the decoder layers, first to last."""
@@ -83,13 +86,31 @@ class Family:
         """List the vision blocks, first to last."""
         return [f"{self.vision}.blocks.{i}" for i in range(config.vision_config.depth)] if self.vision else []
 
+    def mtp_layers(self, config: PreTrainedConfig) -> int:
+        """Count the layers that predict further tokens. Raises InputError where the config has no number for them."""
+        layers = getattr(config.get_text_config(), "num_nextn_predict_layers", None) or 0
+        if not isinstance(layers, int) or layers < 0:
+            raise InputError(f"config.json: num_nextn_predict_layers is {layers!r}; it must be a number, or absent")
+        return layers if self.mtp else 0
+
+    def mtp_linears(self, config: PreTrainedConfig) -> Linears:
+        """List the linears of the MTP layer, below its path."""
+        layers = range(self.mtp_layers(config))
+        inner = (full_paths(f"layers.{layer}", self.decoder_linears) for layer in layers)
+        return sum(inner, MTP_LINEARS) if layers else ()
+
     def skeleton(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """Build the transformers model on the meta device: every module, no memory."""
+        """Build the transformers model, and the MTP layer in it, on the meta device: every module, no memory."""
         import torch
         import transformers
 
+        from quantize.mtp import MtpLayer
+
         with torch.device("meta"):
             model = getattr(transformers, self.auto_class).from_config(config)
+            if (layers := self.mtp_layers(config)) and self.mtp:
+                text = model.get_submodule(self.text)
+                model.add_module(self.mtp, MtpLayer(text, config.get_text_config(), layers))
         return model.eval().requires_grad_(False)
 
 

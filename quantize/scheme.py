@@ -33,6 +33,8 @@ def plan_grids(settings: Settings, family: Family, config: PreTrainedConfig) -> 
         grids.update(dict.fromkeys(sum(full_paths(family.merger, family.merger_linears), ()), vision))
     for path in family.decoder_blocks(config):
         grids.update(dict.fromkeys(sum(full_paths(path, family.decoder_linears), ()), decoder))
+    if family.mtp:
+        grids.update(dict.fromkeys(sum(full_paths(family.mtp, family.mtp_linears(config)), ()), decoder))
     return {**grids, family.head: settings.grid_of("head")}
 
 

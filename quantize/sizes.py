@@ -1,6 +1,6 @@
 """Bytes of the weights that quantize writes, part by part, from a config alone.
 
-Shapes are those of transformers' modules on the meta device and formats those of `quantize.formats`: the code that
+Shapes are those of modules on the meta device and formats those of `quantize.formats`: the code that
 writes a folder also measures it.
 """
 
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from calib_data.errors import InputError
 from quantize.family import find_family, model_config
 from quantize.formats import stored
 from quantize.scheme import ties_head
@@ -55,7 +54,7 @@ class Architecture:
     @property
     def mtp_layers(self) -> int:
         """How many layers predict further tokens; 0 without any."""
-        return _mtp_layers(self.family, self.config)
+        return self.family.mtp_layers(self.config)
 
     @property
     def limit(self) -> int:
@@ -68,32 +67,7 @@ def read_architecture(raw: dict[str, Any]) -> Architecture:
     family, config = find_family(raw), model_config(raw)
     model = family.skeleton(config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.named_parameters(remove_duplicate=False)}
-    block = model.get_submodule(family.decoder_blocks(config)[-1])
-    shapes |= _mtp_shapes(family, config, {name: tuple(tensor.shape) for name, tensor in block.named_parameters()})
     return Architecture(family, config, shapes)
-
-
-def _mtp_layers(family: Family, config: PreTrainedConfig) -> int:
-    layers = getattr(config.get_text_config(), "num_nextn_predict_layers", None) or 0
-    if not isinstance(layers, int) or layers < 0:
-        raise InputError(f"config.json: num_nextn_predict_layers is {layers!r}; it must be a number, or absent")
-    return layers if family.mtp else 0
-
-
-def _mtp_shapes(family: Family, config: PreTrainedConfig, block: Shapes) -> Shapes:
-    """Shapes of what transformers has no module of: decoder layers behind a linear over token and hidden state.
-
-    block: shapes of a decoder layer.
-    """
-    layers, width = _mtp_layers(family, config), config.get_text_config().hidden_size
-    if not layers:
-        return {}
-    shapes: Shapes = {f"{family.mtp}.fc.weight": (width, 2 * width)}
-    for norm in ("pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm"):
-        shapes[f"{family.mtp}.{norm}.weight"] = (width,)
-    for layer in range(layers):
-        shapes |= {f"{family.mtp}.layers.{layer}.{name}": shape for name, shape in block.items()}
-    return shapes
 
 
 def stored_bytes(model: Architecture, grids: Grids) -> dict[Part, int]:

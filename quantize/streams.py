@@ -80,11 +80,18 @@ class DecoderStream:
 
     def context(self, block: int, document: int) -> dict[str, Any]:
         """Keyword arguments of a layer for a document."""
+        sliding = self.decoder.config.layer_types[block] == "sliding_attention"
+        return self._context(self.hidden[document], sliding)
+
+    def mtp_context(self, document: int) -> dict[str, Any]:
+        """Keyword arguments of the MTP layer's decoder layers for a document, which is one token shorter there."""
+        return self._context(self.hidden[document][:, 1:], self.decoder.config.sliding_window is not None)
+
+    def _context(self, hidden: torch.Tensor, sliding: bool) -> dict[str, Any]:
         from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-        hidden = self.hidden[document].to(self.device)
+        hidden = hidden.to(self.device)
         positions = torch.arange(hidden.shape[1], device=self.device)[None]
-        sliding = self.decoder.config.layer_types[block] == "sliding_attention"
         make_mask = create_sliding_window_causal_mask if sliding else create_causal_mask
         return {
             "position_embeddings": self._rotary(hidden, positions),

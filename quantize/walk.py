@@ -59,6 +59,8 @@ def quantize(settings: Settings) -> Report | None:
     started = time.perf_counter()
     checkpoint = open_checkpoint(settings.model)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
+    if family.mtp and not any(name.startswith(f"{family.mtp}.") for name in checkpoint.tensors):
+        config.get_text_config().num_nextn_predict_layers = 0  # whoever saved it with transformers has lost the layer
     if "quantization_config" in checkpoint.config:
         raise InputError(f"{settings.model} is quantized already; give the original checkpoint")
     record = settings.record(checkpoint.fingerprint())
@@ -124,7 +126,10 @@ class Walk:
         steps: list[Callable[[], None]] = [self._embed]
         for i, path in enumerate(family.decoder_blocks(self.config)):
             steps.append(partial(self._block, path, family.decoder_linears, self.hidden, self.decoder_context(i)))
-        return [*steps, partial(self._block, family.norm, (), self.hidden, _nothing), self._head]
+        steps.append(partial(self._block, family.norm, (), self.hidden, _nothing))
+        if family.mtp_layers(self.config):
+            steps.append(self._mtp)
+        return [*steps, self._head]
 
     def decoder_context(self, block: int) -> Context:
         """Give what a decoder layer wants for each document."""
@@ -147,13 +152,28 @@ class Walk:
         vision.hidden.clear()
 
     def _embed(self) -> None:
-        """Embed the tokens [1, T, width] of every document, image tokens included, and write the embedding."""
+        """Take the documents' embeddings as the decoder's input, and write the table."""
         name = f"{self.family.embeddings}.weight"
-        table = self._read(name).to(self.settings.torch_dtype)
-        self.hidden += [table[ids].float()[None] for ids in self.ids]
-        for hidden, ids, image in zip(self.hidden, self.ids, self.images, strict=False):
-            hidden[0, ids == self.config.image_token_id] = image.to(hidden)
-        self._write([(name, table)])
+        self.hidden += self._embeddings()
+        self._write([(name, self._read(name).to(self.settings.torch_dtype))])
+
+    def _embeddings(self) -> list[torch.Tensor]:
+        """Embeddings [1, T, width] of the tokens of every document, image tokens included."""
+        table = self._read(f"{self.family.embeddings}.weight").to(self.settings.torch_dtype)
+        embedded = [table[ids].float()[None] for ids in self.ids]
+        for states, ids, image in zip(embedded, self.ids, self.images, strict=False):
+            states[0, ids == self.config.image_token_id] = image.to(states)
+        return embedded
+
+    def _mtp(self) -> None:
+        """Solve the MTP layer on the decoder's last hidden states and the embeddings of the tokens that follow."""
+        assert self.family.mtp
+        embedded = self._embeddings()
+
+        def context(document: int) -> dict[str, Any]:
+            return {"embeddings": embedded[document].to(self.device), **self.decoder.mtp_context(document)}
+
+        self._block(self.family.mtp, self.family.mtp_linears(self.config), self.hidden, context, last=True)
 
     def _head(self) -> None:
         if not self.tied or self.grids[self.family.head]:
@@ -278,7 +298,7 @@ class Walk:
         self.writer.write(tensors, small or [])
 
     def _copy_rest(self) -> None:
-        """Copy what transformers does not know, such as the MTP layer, in 16 bits; its neighbours side by side too."""
+        """Copy what no module stands for in 16 bits, neighbours side by side too."""
         known = {name for name, _ in self.model.named_parameters(remove_duplicate=False)}
         rest = [name for name in self.checkpoint.tensors if name not in known]
         inner = [f".{linear}." for group in self.family.decoder_linears for linear in group]

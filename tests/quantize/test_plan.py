@@ -96,7 +96,7 @@ def test_every_part_has_the_bytes_of_the_folder(run, request):
     sizes = folder_bytes(run.folder)
     description = sizes.pop("description")
     assert stored_bytes(model, plan_grids(run.settings, model.family, model.config)) == sizes
-    assert 0 < description < 0.002 * run.report.bytes
+    assert 0 < description < 0.003 * run.report.bytes
 
 
 def test_the_plan_of_the_reader_is_the_size_of_its_folders(w4, w8_default, nf4):
@@ -117,7 +117,7 @@ def test_the_33b_by_hand(plan):
     biases = 28 * (3072 + 2048 + 2 * 5120 + 2048) + 8192 + 5120
     norms = 28 * 2 * 2048 + 2048
     small = 64 * (2 * 5120 + 2 * 128) + 5120
-    mtp = 2 * (layer + 5120 * 10240 + 2 * 5120 + 2 * 128 + 3 * 5120)
+    mtp, mtp_norms = layer + 5120 * 10240, 2 * (2 * 5120 + 2 * 128 + 3 * 5120)
     rest = 2 * (2048 * 1176 + biases + norms)  # of the vision tower: pixels, which never divide by 128, and vectors
     vision = block * 28 + merger
     bits4, bits8, nf4 = 0.5 + 2 / 128, 1 + 2 / 128, 0.5 + 4 / 64
@@ -128,7 +128,7 @@ def test_the_33b_by_hand(plan):
             "head": head * of_head,
             "vision": vision * of_vision + rest,
             "small": 2 * small,
-            "mtp": mtp,
+            "mtp": mtp * decoder + mtp_norms,
             "embeddings": embeddings,
         }
 
@@ -147,7 +147,7 @@ def test_the_33b_by_hand(plan):
 
 
 def test_sizes_known_beforehand(plan, released):
-    """GiB as they were worked out before this code, 8 bits with one scale a row and the MTP layer in 4 bits."""
+    """GiB as they were worked out before this code, 8 bits with one scale a row."""
     planned = by_name(plan)
     assert planned["16-bit"].weights["decoder"] / GIB == pytest.approx(57.7, abs=0.05)
     assert planned["4-bit"].weights["decoder"] / GIB == pytest.approx(14.87, abs=0.006)
@@ -159,9 +159,7 @@ def test_sizes_known_beforehand(plan, released):
     rows = {
         path: UniformGrid(8, released.shapes[f"{path}.weight"][1]) for path, grid in grids.items() if grid.bits == 8
     }
-    mtp = [name.removesuffix(".weight") for name, shape in released.shapes.items() if len(shape) == 2]
-    packed = {path: UniformGrid(4, 128) for path in mtp if path.startswith("mtp.")}
-    sizes = stored_bytes(released, grids | rows | packed)
+    sizes = stored_bytes(released, grids | rows)
     assert sizes["head"] / GIB == pytest.approx(0.733, abs=5e-4)
     assert sizes["vision"] / GIB == pytest.approx(1.201, abs=1e-3)
     assert sizes["mtp"] / GIB == pytest.approx(0.257, abs=6e-4)

@@ -210,7 +210,8 @@ def test_neighbours_lie_side_by_side_and_data_starts_on_a_page(quantized):
             follow([f"{path}.self_attn.{x}_proj.{suffix}" for x in "qkv"])
             follow([f"{path}.mlp.{x}_proj.{suffix}" for x in ("gate", "up")])
         follow([f"model.visual.blocks.{layer}.mlp.{x}_proj.bias" for x in ("gate", "up")])
-    follow([f"mtp.layers.0.self_attn.{x}_proj.weight" for x in "qkv"])
+    for suffix in suffixes & {"weight", "weight_packed", "weight_scale", "weight.absmax"}:
+        follow([f"mtp.layers.0.self_attn.{x}_proj.{suffix}" for x in "qkv"])
     assert min(tensor.offset for tensor in tensors.values()) % PAGE == 0
     assert all(t.offset % 16 == 0 for t in tensors.values() if t.name.endswith(("weight_packed", "weight_scale")))
 
@@ -223,9 +224,9 @@ def test_the_rest_of_the_folder(w4, nf4):
         assert not {name for name in names if name.endswith((".md", ".lock", ".writing", ".onnx"))}
         assert (run.folder / "model.safetensors.index.json").is_file()
         source, result = open_checkpoint(READER), open_checkpoint(run.folder)
-        mtp = [name for name in source.tensors if name.startswith("mtp.")]
-        assert mtp
-        assert all(torch.equal(source.load(name).half(), result.load(name)) for name in mtp)
+        norms = [name for name in source.tensors if name.startswith("mtp.") and source.tensors[name].shape[1:] == ()]
+        assert len(norms) == 7
+        assert all(torch.equal(source.load(name).half(), result.load(name)) for name in norms)
         config = json.loads((run.folder / "config.json").read_text())
         assert config["dtype"] == "float16"
     assert config["quantization_config"]["llm_int8_skip_modules"] == ["model.visual", "lm_head"]
