@@ -40,8 +40,10 @@ def is_tied(checkpoint: Checkpoint, family: Family, config: PreTrainedConfig) ->
     return bool(tied) and f"{family.head}.weight" not in checkpoint.tensors
 
 
-def check(checkpoint: Checkpoint, family: Family, model: nn.Module, grids: Grids, tied: bool) -> None:
-    """Compare the checkpoint with its config, and the widths of linears with their groups. Raises InputError."""
+def check(
+    settings: Settings, checkpoint: Checkpoint, family: Family, model: nn.Module, grids: Grids, tied: bool
+) -> None:
+    """Compare the checkpoint with its config, and the shapes of linears with their groups. Raises InputError."""
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if tied and name == f"{family.head}.weight":
             continue
@@ -52,10 +54,17 @@ def check(checkpoint: Checkpoint, family: Family, model: nn.Module, grids: Grids
             wanted = list(parameter.shape)
             raise InputError(f"{checkpoint.folder}: {name} is {list(shape)} in the weights, {wanted} by config.json")
     for path, grid in grids.items():
-        width = model.get_parameter(f"{path}.weight").shape[1]
-        if grid is not None and width % grid.group_size:
+        if grid is None:
+            continue
+        outputs, inputs = model.get_parameter(f"{path}.weight").shape
+        if inputs % grid.group_size:
             raise InputError(
-                f"--group-size {grid.group_size} does not divide the {width} inputs of {path}; choose a smaller one"
+                f"--group-size {grid.group_size} does not divide the {inputs} inputs of {path}; choose a smaller one"
+            )
+        if settings.format == "gptq" and outputs * grid.bits % 32:
+            raise InputError(
+                f"--format gptq packs outputs by {32 // grid.bits}, which does not divide the {outputs} of {path}; "
+                "use --format compressed-tensors"
             )
 
 
@@ -77,5 +86,5 @@ def output_config(
             part["tie_word_embeddings"] = raw["tie_word_embeddings"]
     quantized = {path: grid for path, grid in grids.items() if grid is not None}
     plain = [path for path in grids if path not in quantized]
-    raw["quantization_config"] = quantization_config(settings, quantized, plain, family.vision)
+    raw["quantization_config"] = quantization_config(settings, quantized, plain, family)
     return raw
