@@ -199,9 +199,8 @@ class Bias(Stored):
 
 def _weight_module(source: Source, names: list[str]) -> Stored:
     if f"{names[0]}.qweight" in source.checkpoint.tensors:
-        method = source.checkpoint.config.get("quantization_config", {}).get("quant_method", "GPTQ or AWQ")
         raise InputError(
-            f"{source.checkpoint.folder}: stored in the {method} format, which is for other tools; for a folder to "
+            f"{source.checkpoint.folder}: stored as qweight (GPTQ or AWQ), a format for other tools; for a folder to "
             "export, run on the original checkpoint: python -m quantize --model ORIGINAL --bits 4"
         )
     if f"{names[0]}.weight_packed" in source.checkpoint.tensors:

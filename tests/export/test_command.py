@@ -52,8 +52,8 @@ def test_a_format_for_other_tools_is_refused_with_the_command_to_run(tmp_path):
     done = run("--model", folder)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        f"error: {folder}: stored in the gptq format, which is for other tools; for a folder to export, run on the "
-        "original checkpoint: python -m quantize --model ORIGINAL --bits 4\n"
+        f"error: {folder}: stored as qweight (GPTQ or AWQ), a format for other tools; for a folder to export, run on "
+        "the original checkpoint: python -m quantize --model ORIGINAL --bits 4\n"
     )
     assert sorted(folder.iterdir()) == before
 

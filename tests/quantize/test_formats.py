@@ -12,8 +12,8 @@ from transformers import AutoModelForImageTextToText, GPTQConfig
 from calib_data import READER
 from calib_data.errors import InputError
 from quantize.checkpoint import INDEX, PAGE, open_checkpoint
-from quantize.family import find_family, model_config
-from quantize.formats import described, stored
+from quantize.family import FAMILIES, find_family, model_config
+from quantize.formats import described, quantization_config, stored
 from quantize.grids import UniformGrid, dequantize, round_to_nearest
 from quantize.plan import check, plan_grids
 from quantize.settings import Settings
@@ -152,6 +152,11 @@ def test_the_config_says_what_is_quantized(pair):
         "block_name_to_quantize": "model.language_model.layers",
         "dynamic": {"-:.*visual.*": {}, "-:.*mtp.*": {}},
     }
+
+
+def test_a_text_model_has_its_blocks_elsewhere_and_nothing_to_exclude():
+    config = quantization_config(Settings(READER, format="gptq"), {}, [], FAMILIES["exaone4"])
+    assert (config["block_name_to_quantize"], config["dynamic"]) == ("model.layers", {})
 
 
 def test_outputs_that_do_not_fill_a_word():
