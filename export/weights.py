@@ -198,6 +198,11 @@ class Bias(Stored):
 
 
 def _weight_module(source: Source, names: list[str]) -> Stored:
+    if f"{names[0]}.qweight" in source.checkpoint.tensors:
+        raise InputError(
+            f"{source.checkpoint.folder}: stored as qweight (GPTQ or AWQ), a format for other tools; for a folder to "
+            "export, run on the original checkpoint: python -m quantize --model ORIGINAL --bits 4"
+        )
     if f"{names[0]}.weight_packed" in source.checkpoint.tensors:
         return _Packed(source, names)
     if f"{names[0]}{_NF4_STATE}" in source.checkpoint.tensors:

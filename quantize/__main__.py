@@ -20,23 +20,25 @@ def main(
     context: typer.Context,
     model: Annotated[Path, typer.Option(help="Model folder.", show_default="the bundled reader")] = READER,
     output: Annotated[
-        Path | None, typer.Option(help="Folder to write.", show_default="./<model>-w4, -w8 or -nf4")
+        Path | None, typer.Option(help="Folder to write.", show_default="./<model>-w4, -w8, -nf4 or -w4-gptq")
     ] = None,
     bits: Annotated[int, typer.Option(help="Bits of the decoder's weights: 4 or 8.")] = 4,
-    grid: Annotated[
-        Literal["int", "nf4"], typer.Option(help="Integers (compressed-tensors) or the NF4 codebook (bitsandbytes).")
-    ] = "int",
+    grid: Annotated[Literal["int", "nf4"], typer.Option(help="Integers, or the NF4 codebook.")] = "int",
+    format: Annotated[  # noqa: A002 (the option's name)
+        Literal["compressed-tensors", "gptq", "bitsandbytes"] | None,
+        typer.Option(help="How weights are stored.", show_default="compressed-tensors; nf4: bitsandbytes"),
+    ] = None,
     solver: Annotated[Literal["gptq", "rtn"], typer.Option(help="GPTQ, or round to nearest.")] = "gptq",
     group_size: Annotated[
         int | None, typer.Option(help="Weights that share a scale.", show_default="128; nf4: 64")
     ] = None,
     vision_bits: Annotated[
         int | None,
-        typer.Option(help="Bits of the vision tower: 8, 16; nf4: 4, 16.", show_default="8; nf4: 16"),
+        typer.Option(help="Bits of the vision tower: 8, 16; nf4: 4, 16; gptq: 16.", show_default="8; nf4, gptq: 16"),
     ] = None,
     head_bits: Annotated[
         int | None,
-        typer.Option(help="Bits of the head: 4, 8, 16; nf4: 4, 16.", show_default="8; nf4: 16"),
+        typer.Option(help="Bits of the head: 4, 8, 16; nf4: 4, 16; gptq: 16.", show_default="8; nf4, gptq: 16"),
     ] = None,
     calibration: Annotated[
         str,
@@ -65,6 +67,7 @@ def main(
         output=output,
         bits=bits,
         grid=grid,
+        format=format,
         solver=solver,
         group_size=group_size,
         vision_bits=vision_bits,

@@ -11,7 +11,7 @@ from calib_data.errors import InputError
 from quantize.checkpoint import read_json
 from quantize.grids import NF4Grid
 from quantize.memory import Line, kv_bytes, workspace
-from quantize.scheme import check_groups, plan_grids
+from quantize.scheme import check_shapes, plan_grids
 from quantize.settings import Settings
 from quantize.sizes import read_architecture, stored_bytes
 
@@ -146,13 +146,17 @@ def make_plan(model: Path, vram: int, context: int | None = None) -> Plan:
 
 def grids_of(choice: Choice, model: Architecture) -> Grids:
     """Choose the grid of every linear as quantize would."""
-    grids = plan_grids(Settings(Path(), **(choice.options or {})), model.family, model.config)
+    grids = plan_grids(_settings(choice), model.family, model.config)
     return dict.fromkeys(grids) if choice.options is None else grids
+
+
+def _settings(choice: Choice) -> Settings:
+    return Settings(Path(), **(choice.options or {}))
 
 
 def _footprint(choice: Choice, model: Architecture, vram: int, context: int) -> Footprint:
     grids = grids_of(choice, model)
-    check_groups(model.shapes, grids)
+    check_shapes(_settings(choice), model.shapes, grids)
     stored = stored_bytes(model, grids)
     weights = _on_card(stored, choice)
 

@@ -34,7 +34,8 @@ def plan_grids(settings: Settings, family: Family, config: PreTrainedConfig) -> 
     for path in family.decoder_blocks(config):
         grids.update(dict.fromkeys(sum(full_paths(path, family.decoder_linears), ()), decoder))
     if family.mtp:
-        grids.update(dict.fromkeys(sum(full_paths(family.mtp, family.mtp_linears(config)), ()), decoder))
+        drafting = None if settings.format == "gptq" else decoder  # no loader of that format quantizes the MTP layer
+        grids.update(dict.fromkeys(sum(full_paths(family.mtp, family.mtp_linears(config)), ()), drafting))
     return {**grids, family.head: settings.grid_of("head")}
 
 
@@ -48,8 +49,10 @@ def ties_head(config: PreTrainedConfig) -> bool:
     return bool(config.tie_word_embeddings or config.get_text_config().tie_word_embeddings)
 
 
-def check(checkpoint: Checkpoint, family: Family, model: nn.Module, grids: Grids, tied: bool) -> None:
-    """Compare the checkpoint with its config, and the widths of linears with their groups. Raises InputError."""
+def check(
+    settings: Settings, checkpoint: Checkpoint, family: Family, model: nn.Module, grids: Grids, tied: bool
+) -> None:
+    """Compare the checkpoint with its config, and linears with their format. Raises InputError."""
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters(remove_duplicate=False)}
     for name, expected in shapes.items():
         if tied and name == f"{family.head}.weight":
@@ -60,16 +63,23 @@ def check(checkpoint: Checkpoint, family: Family, model: nn.Module, grids: Grids
         if shape != expected:
             found, wanted = list(shape), list(expected)
             raise InputError(f"{checkpoint.folder}: {name} is {found} in the weights, {wanted} by config.json")
-    check_groups(shapes, grids)
+    check_shapes(settings, shapes, grids)
 
 
-def check_groups(shapes: Mapping[str, tuple[int, ...]], grids: Grids) -> None:
-    """Compare the widths of linears with their groups. shapes: of every parameter, by its name. Raises InputError."""
+def check_shapes(settings: Settings, shapes: Mapping[str, tuple[int, ...]], grids: Grids) -> None:
+    """Compare the shapes of linears with their groups and format. shapes: of every parameter. Raises InputError."""
     for path, grid in grids.items():
-        width = shapes[f"{path}.weight"][1]
-        if grid is not None and width % grid.group_size:
+        if grid is None:
+            continue
+        outputs, inputs = shapes[f"{path}.weight"]
+        if inputs % grid.group_size:
             raise InputError(
-                f"--group-size {grid.group_size} does not divide the {width} inputs of {path}; choose a smaller one"
+                f"--group-size {grid.group_size} does not divide the {inputs} inputs of {path}; choose a smaller one"
+            )
+        if settings.format == "gptq" and outputs * grid.bits % 32:
+            raise InputError(
+                f"--format gptq packs outputs by {32 // grid.bits}, which does not divide the {outputs} of {path}; "
+                "use --format compressed-tensors"
             )
 
 
@@ -91,5 +101,5 @@ def output_config(
             part["tie_word_embeddings"] = raw["tie_word_embeddings"]
     quantized = {path: grid for path, grid in grids.items() if grid is not None}
     plain = [path for path in grids if path not in quantized]
-    raw["quantization_config"] = quantization_config(settings, quantized, plain, family.vision)
+    raw["quantization_config"] = quantization_config(settings, quantized, plain, family)
     return raw

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 Kind = Literal["vision", "decoder", "head"]
+Format = Literal["compressed-tensors", "gptq", "bitsandbytes"]
 
 GROUP_SIZES = (16, 32, 64, 128, 256)  # the blocks ONNX Runtime's MatMulNBits takes
 NF4_BLOCK = 64  # bitsandbytes' default; its layout has one block size for the whole model
@@ -21,17 +22,19 @@ NF4_BLOCK = 64  # bitsandbytes' default; its layout has one block size for the w
 
 @dataclass(frozen=True)
 class Settings:
-    """One quantization. What is None gets the default of the grid; bits of 16 mean: not quantized.
+    """One quantization. What is None gets the default of the grid and format; bits of 16 mean: not quantized.
 
-    model: checkpoint folder. output: folder to write; None means `./<model>-w4`, `-w8` or `-nf4`. calibration: a source
-    of `calib_data.sources.open_documents`. samples: documents to calibrate on. dtype: of whatever stays in 16 bits, and
-    of the scales of integer grids. Raises InputError for a combination that does not exist.
+    model: checkpoint folder. output: folder to write; None means `./<model>-w4`, `-w8`, `-nf4` or `-w4-gptq`.
+    format: how weights are stored; gptq has the same bits everywhere, and only in the decoder. calibration: a source of
+    `calib_data.sources.open_documents`. samples: documents to calibrate on. dtype: of whatever stays in 16 bits, and of
+    the scales of integer grids. Raises InputError for a combination that does not exist.
     """
 
     model: Path
     output: Path | None = None
     bits: int = 4
     grid: Literal["int", "nf4"] = "int"
+    format: Format | None = None
     solver: Literal["gptq", "rtn"] = "gptq"
     group_size: int | None = None
     vision_bits: int | None = None
@@ -43,30 +46,34 @@ class Settings:
     dtype: Literal["float16", "bfloat16"] = "float16"
 
     def __post_init__(self) -> None:
-        nf4 = self.grid == "nf4"
+        nf4, gptq = self.grid == "nf4", self.format == "gptq"
+        self._default("format", "bitsandbytes" if nf4 else "compressed-tensors")
         self._default("group_size", NF4_BLOCK if nf4 else 128)
-        self._default("vision_bits", 16 if nf4 else 8)
-        self._default("head_bits", 16 if nf4 else 8)
+        self._default("vision_bits", 16 if nf4 or gptq else 8)
+        self._default("head_bits", 16 if nf4 or gptq else 8)
         _choose("--grid", self.grid, ("int", "nf4"))
         _choose("--solver", self.solver, ("gptq", "rtn"))
         _choose("--dtype", self.dtype, ("float16", "bfloat16"))
         _choose("--device", self.device, ("cpu", "cuda"))
         if nf4:
+            _choose("--format", self.format, ("bitsandbytes",), "with --grid nf4")
             _choose("--bits", self.bits, (4,), "with --grid nf4")
             _choose("--group-size", self.group_size, (NF4_BLOCK,), "with --grid nf4")
             _choose("--vision-bits", self.vision_bits, (4, 16), "with --grid nf4")
             _choose("--head-bits", self.head_bits, (4, 16), "with --grid nf4")
         else:
+            _choose("--format", self.format, ("compressed-tensors", "gptq"), "with --grid int")
             _choose("--bits", self.bits, (4, 8))
             _choose("--group-size", self.group_size, GROUP_SIZES)
-            _choose("--vision-bits", self.vision_bits, (8, 16))
-            _choose("--head-bits", self.head_bits, (4, 8, 16))
+            where = "with --format gptq" if gptq else ""
+            _choose("--vision-bits", self.vision_bits, (16,) if gptq else (8, 16), where)
+            _choose("--head-bits", self.head_bits, (16,) if gptq else (4, 8, 16), where)
         if self.samples < 1:
             raise InputError(f"--samples is {self.samples}; at least one document is needed")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
 
-    def _default(self, name: str, value: int) -> None:
+    def _default(self, name: str, value: int | str) -> None:
         if getattr(self, name) is None:
             object.__setattr__(self, name, value)
 
@@ -77,8 +84,8 @@ class Settings:
             return self.output
         from pathlib import Path
 
-        name = self.model.resolve().name
-        return Path(f"{name}-nf4" if self.grid == "nf4" else f"{name}-w{self.bits}")
+        kind = "nf4" if self.grid == "nf4" else f"w{self.bits}"
+        return Path(f"{self.model.resolve().name}-{kind}{'-gptq' if self.format == 'gptq' else ''}")
 
     @property
     def torch_dtype(self) -> torch.dtype:

@@ -14,6 +14,7 @@ import torch
 
 from quantize.family import find_family, model_config
 from quantize.formats import stored
+from quantize.grids import NF4Grid
 from quantize.scheme import ties_head
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from quantize.family import Family
     from quantize.grids import Grid
     from quantize.scheme import Grids
+    from quantize.settings import Format
 
 Part = Literal["decoder", "head", "vision", "small", "mtp", "embeddings"]
 Shapes = dict[str, tuple[int, ...]]
@@ -103,4 +105,5 @@ def part_of(name: str, family: Family, grids: Grids) -> Part:
 def row_bytes(width: int, grid: Grid) -> int:
     """Bytes of one output's weights, codes and scales; every format stores row after row."""
     codes = torch.zeros(1, width, dtype=torch.int8)
-    return sum(tensor.nbytes for tensor in stored(codes, grid.fit(codes), grid).values())
+    form: Format = "bitsandbytes" if isinstance(grid, NF4Grid) else "compressed-tensors"
+    return sum(tensor.nbytes for tensor in stored(codes, grid.fit(codes), grid, form).values())

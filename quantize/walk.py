@@ -67,7 +67,7 @@ def quantize(settings: Settings) -> Report | None:
     if is_finished(settings.folder, record):
         return None
     walk = Walk(settings, checkpoint, family, config, Report(record))
-    check(checkpoint, family, walk.model, walk.grids, walk.tied)
+    check(settings, checkpoint, family, walk.model, walk.grids, walk.tied)
     with output_folder(settings.folder) as folder:
         with CheckpointWriter(folder) as writer:
             walk.run(writer)
@@ -282,8 +282,9 @@ class Walk:
             for linear in group:
                 weight, bias = state.pop(f"{linear}.weight"), state.pop(f"{linear}.bias", None)
                 if quantized := solved.get(linear):
-                    parts.append(stored(quantized.codes, quantized.scales, quantized.grid))
-                    about = described(quantized.codes, quantized.scales, quantized.grid, dtype)
+                    solution = (quantized.codes, quantized.scales, quantized.grid)
+                    parts.append(stored(*solution, self.settings.format))
+                    about = described(*solution, self.settings)
                     small += [(f"{linear}.{key}", tensor) for key, tensor in about.items()]
                 else:
                     parts.append({"weight": weight.to(dtype)})

@@ -7,6 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from calib_data import READER
+from quantize.settings import Settings
+from quantize.walk import quantize
+
 
 def run(*arguments: str | Path, without: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command; `without` names a package that is made to look uninstalled."""
@@ -39,6 +43,19 @@ def test_wrong_input_is_one_line(arguments, says):
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1
     assert says in done.stderr
+
+
+def test_a_format_for_other_tools_is_refused_with_the_command_to_run(tmp_path):
+    folder = tmp_path / "gptq"
+    quantize(Settings(READER, folder, format="gptq", solver="rtn", samples=1))
+    before = sorted(folder.iterdir())
+    done = run("--model", folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"error: {folder}: stored as qweight (GPTQ or AWQ), a format for other tools; for a folder to export, run on "
+        "the original checkpoint: python -m quantize --model ORIGINAL --bits 4\n"
+    )
+    assert sorted(folder.iterdir()) == before
 
 
 def test_without_torch_it_says_what_to_install(tmp_path):

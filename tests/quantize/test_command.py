@@ -66,6 +66,7 @@ def test_bad_input_ends_a_process_with_code_2_and_one_line(tmp_path):
         ("--model", "missing"): "missing is not a folder",
         ("--model", "nan", "--samples", "2"): f"{NAN} has NaN or infinite values",
         ("--output", "taken"): "taken exists and holds something else",
+        ("--format", "gptq", "--head-bits", "8"): "--head-bits 8 is not possible with --format gptq; choose 16",
     }
     before = sorted(tmp_path.rglob("*"))
     with ThreadPoolExecutor(2) as pool:
@@ -91,6 +92,16 @@ def test_the_defaults_run_without_arguments(tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.strip() == "reader-w4 is already finished with these settings"
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gptq_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys, bits):
+    monkeypatch.chdir(tmp_path)
+    app(["--bits", str(bits), "--format", "gptq", "--samples", "1", "--solver", "rtn"], standalone_mode=False)
+    assert f"reader-w{bits}-gptq: " in capsys.readouterr().out
+    config = json.loads((tmp_path / f"reader-w{bits}-gptq" / "config.json").read_text())["quantization_config"]
+    assert (config["quant_method"], config["bits"]) == ("gptq", bits)
+    assert [path.name for path in tmp_path.iterdir()] == [f"reader-w{bits}-gptq"]
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -107,6 +118,14 @@ def test_the_defaults_run_without_arguments(tmp_path, monkeypatch, capsys):
         ({"grid": "nf4", "group_size": 128}, "--group-size 128 is not possible with --grid nf4; choose 64"),
         ({"grid": "nf4", "vision_bits": 8}, "--vision-bits 8 is not possible with --grid nf4; choose 4 or 16"),
         ({"grid": "nf4", "head_bits": 8}, "--head-bits 8 is not possible with --grid nf4; choose 4 or 16"),
+        ({"format": "gptq", "grid": "nf4"}, "--format gptq is not possible with --grid nf4; choose bitsandbytes"),
+        (
+            {"format": "bitsandbytes"},
+            "--format bitsandbytes is not possible with --grid int; choose compressed-tensors or",
+        ),
+        ({"format": "gptq", "bits": 3}, "--bits 3 is not possible; choose 4 or 8"),
+        ({"format": "gptq", "vision_bits": 8}, "--vision-bits 8 is not possible with --format gptq; choose 16"),
+        ({"format": "gptq", "head_bits": 4}, "--head-bits 4 is not possible with --format gptq; choose 16"),
         ({"calibration": "/nowhere/at/all"}, "/nowhere/at/all"),
         ({"calibration": str(Path(__file__).parent / "data")}, "tests/quantize/data"),  # no document in it
     ],

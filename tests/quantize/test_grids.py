@@ -8,8 +8,10 @@ from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import quantize as ct_quantize
 from compressed_tensors.quantization.utils import calculate_qparams
 
+from calib_data import READER
 from quantize.formats import described, stored
 from quantize.grids import NF4Grid, UniformGrid, dequantize, pack_nibbles, round_to_nearest, unpack_nibbles
+from quantize.settings import Settings
 
 
 def weights(N=48, K=256, seed=0):
@@ -53,11 +55,11 @@ def test_no_weight_moves_by_more_than_half_a_step(bits, dtype):
 def test_the_format_unpacks_with_compressed_tensors(bits):
     W, grid = weights(), UniformGrid(bits, 128)
     codes, scales = round_to_nearest(W, grid)
-    parts = stored(codes, scales, grid)
+    parts = stored(codes, scales, grid, "compressed-tensors")
     assert torch.equal(unpack_from_int32(parts["weight_packed"], bits, W.shape), codes)
     assert parts["weight_packed"].shape == (48, 256 * bits // 32)
     assert torch.equal(parts["weight_scale"], scales)
-    assert described(codes, scales, grid, torch.float16)["weight_shape"].tolist() == [48, 256]
+    assert described(codes, scales, grid, Settings(READER))["weight_shape"].tolist() == [48, 256]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
@@ -65,7 +67,7 @@ def test_nf4_is_bitsandbytes_bit_for_bit(dtype):
     W, grid = weights().to(dtype), NF4Grid()
     packed, state = quantize_4bit(W, blocksize=64, quant_type="nf4")
     codes, scales = round_to_nearest(W.float(), grid)
-    parts = stored(codes, scales, grid)
+    parts = stored(codes, scales, grid, "bitsandbytes")
     assert torch.equal(parts["weight"], packed)
     assert torch.equal(parts["weight.absmax"], state.absmax)
     # our own rounding, which the solver uses, is the same

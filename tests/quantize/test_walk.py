@@ -22,6 +22,7 @@ from quantize.scheme import plan_grids
 from quantize.settings import Settings
 from quantize.walk import Walk, quantize, same_size
 
+MTP = 8  # linears of the MTP layer
 FOLDERS = ["w4", "w8", "nf4", "nf4_all"]
 
 
@@ -84,13 +85,13 @@ def test_every_linear_is_better_than_rounded(w4, nf4, w8):
         worse = [linear for linear in run.report.linears if not linear.error < linear.error_rtn]
         assert not worse
         assert all(linear.damping == 0.01 for linear in run.report.linears)
-    assert len(w4.report.linears) == 4 * 7 + 4 * 5 + 2 + 1
-    assert len(nf4.report.linears) == 4 * 7
+    assert len(w4.report.linears) == 4 * 7 + 4 * 5 + 2 + 1 + MTP
+    assert len(nf4.report.linears) == 4 * 7 + MTP
 
 
 def test_rounded_nf4_is_what_bitsandbytes_makes_of_the_checkpoint(nf4_all):
     source, result = open_checkpoint(READER), open_checkpoint(nf4_all.folder)
-    assert len(nf4_all.report.linears) == 4 * 7 + 4 * 5 + 2 + 1
+    assert len(nf4_all.report.linears) == 4 * 7 + 4 * 5 + 2 + 1 + MTP
     for linear in nf4_all.report.linears:
         packed, state = quantize_4bit(source.load(f"{linear.name}.weight"), blocksize=64, quant_type="nf4")
         assert torch.equal(result.load(f"{linear.name}.weight"), packed)
@@ -248,7 +249,7 @@ def test_targets_are_full_paths_and_cover_every_linear_once(w4):
 def test_the_report_on_disk(w4):
     report = json.loads((w4.folder / "quantization_report.json").read_text())
     assert report["settings"]["samples"] == report["totals"]["documents"] == 12
-    assert report["totals"]["linears"] == len(report["linears"]) == 51
+    assert report["totals"]["linears"] == len(report["linears"]) == 51 + MTP
     assert report["totals"]["bytes"] == sum(t.nbytes for t in open_checkpoint(w4.folder).tensors.values())
     assert str(w4.settings.model) not in json.dumps(report)
     shape = {name: t.shape for name, t in open_checkpoint(READER).tensors.items()}
