@@ -35,6 +35,11 @@ def track(items: Sequence[Item], label: str) -> Iterator[Item]:
             bar.update(task, completed=done, rate=_rate(done / (time.monotonic() - start)))
 
 
+def say(line: str) -> None:
+    """Print a line where progress is shown."""
+    Console(stderr=True, soft_wrap=True).print(line, highlight=False)
+
+
 def _lines(items: Sequence[Item], label: str, console: Console) -> Iterator[Item]:
     start = last = time.monotonic()
     for done, item in enumerate(items, 1):

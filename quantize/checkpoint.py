@@ -1,8 +1,7 @@
-"""A checkpoint folder on disk: read one tensor at a time, written one block at a time.
+"""A checkpoint folder on disk, read one tensor at a time.
 
 The safetensors format is 8 bytes of header length, a JSON header, then the data without holes. Files are read here
-without a map over them, so that memory holds one tensor, and written here because the order and the alignment of
-tensors matter to us: neighbours in the file become one ONNX initializer, and the data starts on a page.
+without a map over them, so that memory holds one tensor.
 """
 
 from __future__ import annotations
@@ -12,20 +11,18 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from calib_data.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PAGE = 4096
-HEADER_ROOM = 32 * PAGE  # bytes kept free in front of the data of a file we write: about 900 tensors
-SHARD_BYTES = 4 << 30
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -196,104 +193,3 @@ def _stored(name: str, path: Path, entry: Mapping[str, Any], start: int) -> Stor
     if first < 0 or last - first != math.prod(shape) * DTYPES[entry["dtype"]].itemsize:
         raise ValueError(f"the size of {name} does not fit its shape")
     return StoredTensor(name, path, entry["dtype"], shape, start + first, last - first)
-
-
-class CheckpointWriter:
-    """Writes tensors to safetensors files in the order given, without holding more than a block in memory.
-
-    The header comes first in the file but is known last, so room is left for it and filled with spaces. A file is full
-    when it has `shard_bytes` of data or no room left in its header; tensors of one `write` stay in one file, so that
-    what is meant to be adjacent is. Use it in a `with` statement: leaving it gives the files their names.
-    """
-
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES, header_room: int = HEADER_ROOM) -> None:
-        self._folder = folder
-        self._shard_bytes = shard_bytes
-        self._header_room = header_room
-        self._headers: list[dict[str, Any]] = []
-        self._file: BinaryIO | None = None
-        self._small: list[tuple[str, torch.Tensor]] = []
-        self.total_bytes = 0
-
-    def write(
-        self, tensors: Iterable[tuple[str, torch.Tensor]], small: Iterable[tuple[str, torch.Tensor]] = ()
-    ) -> None:
-        """Append tensors that belong together, such as one block, in this order.
-
-        small: tensors of odd sizes, which go to the end of the file, where they leave the others aligned.
-        """
-        together, ends = list(tensors), list(small)
-        entries = {name: _entry(tensor) for name, tensor in together + ends}
-        written = [name for name in entries if any(name in header for header in self._headers)]
-        if written or len(entries) < len(together) + len(ends):
-            raise ValueError(f"a tensor is written twice: {written}")
-        if self._file is None or self._file.tell() >= self._shard_bytes or not self._has_room(entries):
-            self._next_shard()
-        if not self._has_room(entries):
-            raise ValueError(f"the header of {len(entries)} tensors does not fit in {self._header_room} bytes")
-        self._headers[-1].update(entries)
-        for name, tensor in together:
-            self._append(name, tensor)
-        self._small += ends
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
-        if error is None:
-            self._finish()
-        elif self._file is not None:
-            self._file.close()
-
-    def _finish(self) -> None:
-        """Give the files their final names and write the index."""
-        self._close_shard()
-        count = len(self._headers)
-        weight_map: dict[str, str] = {}
-        for i, header in enumerate(self._headers):
-            name = f"model-{i + 1:05d}-of-{count:05d}.safetensors"
-            self._shard(i).rename(self._folder / name)
-            weight_map.update(dict.fromkeys((key for key in header if key != "__metadata__"), name))
-        index = {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
-        (self._folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-    def _append(self, name: str, tensor: torch.Tensor) -> None:
-        assert self._file is not None
-        start = self._file.tell() - self._header_room
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        self._file.write(flat.view(torch.uint8).numpy().data)
-        self._headers[-1][name]["data_offsets"] = [start, start + flat.nbytes]
-        self.total_bytes += flat.nbytes
-
-    def _has_room(self, entries: Mapping[str, Any]) -> bool:
-        return len(_header({**self._headers[-1], **entries})) <= self._header_room - 8
-
-    def _shard(self, i: int) -> Path:
-        return self._folder / f"model-{i + 1:05d}.writing"
-
-    def _next_shard(self) -> None:
-        self._close_shard()
-        self._headers.append({"__metadata__": {"format": "pt"}})
-        self._file = self._shard(len(self._headers) - 1).open("wb")
-        self._file.write(b" " * self._header_room)
-
-    def _close_shard(self) -> None:
-        if self._file is None:
-            return
-        for name, tensor in self._small:
-            self._append(name, tensor)
-        self._small = []
-        length = self._header_room - 8
-        with self._file as file:
-            file.seek(0)
-            file.write(length.to_bytes(8, "little") + _header(self._headers[-1]).ljust(length))
-        self._file = None
-
-
-def _entry(tensor: torch.Tensor) -> dict[str, Any]:
-    # Offsets of this width stand for any that may come, so that a header never outgrows what was checked.
-    return {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [10**15, 10**15]}
-
-
-def _header(header: Mapping[str, Any]) -> bytes:
-    return json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()

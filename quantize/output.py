@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from calib_data.errors import InputError
+from quantize.journal import LOCK, Journal, read_journal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 REPORT = "quantization_report.json"
-LOCK = ".lock"
+TIMES = "quantization_times.json"
 
 # What a source folder may hold that is not the result's: weights, graphs, results of other runs, the model card.
 NOT_COPIED_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".data", ".npz", ".lock", ".md"}
-NOT_COPIED = {"config.json", "model.safetensors.index.json", "runtime.json", "kv_scales.json", REPORT}
+NOT_COPIED = {"config.json", "model.safetensors.index.json", "runtime.json", "kv_scales.json", REPORT, TIMES}
 
 
 def is_finished(output: Path, settings: dict[str, Any]) -> bool:
@@ -44,40 +45,45 @@ def is_finished(output: Path, settings: dict[str, Any]) -> bool:
 
 
 @contextmanager
-def output_folder(output: Path) -> Iterator[Path]:
-    """Give `<output>.partial` to work in, locked; it becomes `output` on success and is removed on an error.
+def output_folder(output: Path, settings: dict[str, Any]) -> Iterator[tuple[Path, Journal]]:
+    """Give `<output>.partial` to work in, locked, and how far a run with these settings has come in it.
 
-    Raises InputError when another run works in it, when it is not ours, or when the disk is full.
+    It becomes `output` on success. Wrong input removes it. After anything else, such as a kill or a full disk, it
+    stays, and the same command finds it again. Raises InputError when another run works in it, when it is not ours or
+    has other settings, or when the disk is full.
     """
-    partial = output.with_name(output.name + ".partial")
-    if partial.exists() and not (partial / LOCK).exists():
-        raise InputError(f"{partial} is in the way and not from this command; remove it")
-    lock = FileLock(partial / LOCK)
+    folder = output.with_name(output.name + ".partial")
+    if folder.exists() and not (folder / LOCK).exists():
+        raise InputError(f"{folder} is in the way and not from this command; remove it")
+    lock = FileLock(folder / LOCK)
     try:
-        partial.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise InputError(f"{partial} is being written by another run; wait for it or give another --output") from None
+        raise InputError(f"{folder} is being written by another run; wait for it or give another --output") from None
     except OSError as error:
-        raise InputError(f"{partial} cannot be written: {error.strerror}") from None
+        raise InputError(f"{folder} cannot be written: {error.strerror}") from None
     try:
-        for left in partial.iterdir():  # of a run that was killed
-            if left.name != LOCK:
-                left.unlink()
-        yield partial
-    except BaseException as error:
-        _remove(partial, lock)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise InputError(f"the disk is full while writing {partial}; make room or give another --output") from None
+        journal = read_journal(folder, settings)
+    except InputError:
+        lock.release()
         raise
-    lock.release()
-    (partial / LOCK).unlink(missing_ok=True)
-    partial.rename(output)
-
-
-def _remove(partial: Path, lock: FileLock) -> None:
-    lock.release()
-    shutil.rmtree(partial)
+    try:
+        yield folder, journal
+    except InputError:
+        lock.release()
+        shutil.rmtree(folder)
+        raise
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise InputError(
+            f"the disk is full while writing {folder}; make room and give the same command, which goes on from here"
+        ) from None
+    finally:
+        lock.release()
+    (folder / LOCK).unlink(missing_ok=True)
+    folder.rename(output)
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -27,7 +27,15 @@ class LinearReport:
     error: float
     error_rtn: float
     damping: float | None
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One step of a run: a block, or what lies between. peak_mib: the most memory that the process had held by then."""
+
+    name: str
     seconds: float
+    peak_mib: int
 
 
 @dataclass
@@ -36,19 +44,27 @@ class Report:
 
     settings: dict[str, Any]
     linears: list[LinearReport] = field(default_factory=list)
+    steps: list[StepReport] = field(default_factory=list)
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
-    seconds: float = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long all steps took, those of a run that was killed included."""
+        return sum(step.seconds for step in self.steps)
+
+    def times(self) -> dict[str, Any]:
+        """How long it took and how much memory, for quantization_times.json: all that differs from run to run."""
+        return {"seconds": round(self.seconds, 2), "steps": [asdict(step) for step in self.steps]}
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for quantization_report.json."""
+        """What the result is, for quantization_report.json."""
         totals = {
             "documents": self.documents,
             "tokens": self.tokens,
             "linears": len(self.linears),
             "bytes": self.bytes,
-            "seconds": round(self.seconds, 2),
         }
         packages = ("torch", "transformers", "compressed-tensors", "bitsandbytes", "safetensors")
         return {

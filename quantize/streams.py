@@ -1,4 +1,4 @@
-"""Activations of all calibration documents on their way through a tower, and what its blocks want beside them.
+"""What the blocks of a tower want beside the hidden states of a calibration document.
 
 Documents run one at a time, so there is no padding that could leak into a Hessian. Indices, masks and tables are
 transformers' own (imported where they are used: that takes seconds, and a wrong argument should be said at once).
@@ -23,57 +23,60 @@ def _alive(rotary: nn.Module, device: torch.device) -> nn.Module:
 
 @dataclass
 class VisionStream:
-    """Patches [P, width] of every document in front of the next vision block, in the tower's order of windows."""
+    """Documents by the grids [images, 3] of their pictures. Patches [P, width] pass in the tower's order of windows."""
 
     tower: Any  # transformers' module, on the meta device
     device: torch.device
-    hidden: list[torch.Tensor] = field(default_factory=list)
+    grids: list[torch.Tensor] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._rotary = _alive(self.tower.rotary_pos_emb, self.device)
-        self._plans: list[dict[str, Any]] = []
 
-    def add(self, embedded: torch.Tensor, grid: torch.Tensor) -> None:
-        """Add a document: embedded patches [P, width] in the processor's order and their grid [images, 3]."""
-        from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
-
-        tower, P = self.tower, len(embedded)
-        order, windows = get_vision_window_index(
-            grid, tower.config.spatial_merge_size, tower.config.window_size, tower.config.patch_size
-        )
-        positions = get_vision_position_ids(grid, tower.config.spatial_merge_size)
-        tables = self._rotary(embedded, positions.to(self.device))
-        self._plans.append(
-            {
-                "position_embeddings": tuple(tower.permute_input_for_window_attn(t.cpu(), order, P) for t in tables),
-                "frames": get_vision_cu_seqlens(grid),
-                "windows": windows,
-                "back": torch.argsort(order),
-            }
-        )
-        self.hidden.append(tower.permute_input_for_window_attn(embedded.cpu(), order, P))
+    def windowed(self, embedded: torch.Tensor, document: int) -> torch.Tensor:
+        """Put embedded patches [P, width], which are in the processor's order, in the tower's."""
+        order, _ = self._windows(document)
+        windowed: torch.Tensor = self.tower.permute_input_for_window_attn(embedded.cpu(), order, len(embedded))
+        return windowed
 
     def context(self, block: int, document: int) -> dict[str, Any]:
         """Keyword arguments of a block for a document."""
-        plan = self._plans[document]
-        full = block in self.tower.config.fullatt_block_indexes
+        from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids
+
+        grid, full = self.grids[document], block in self.tower.config.fullatt_block_indexes
+        order, windows = self._windows(document)
+        positions = get_vision_position_ids(grid, self.tower.config.spatial_merge_size).to(self.device)
+        tables = self._rotary(torch.empty(0, device=self.device), positions)
+        patches = int(grid.prod(-1).sum())
         return {
-            "cu_seqlens": plan["frames" if full else "windows"],
-            "position_embeddings": tuple(table.to(self.device) for table in plan["position_embeddings"]),
+            "cu_seqlens": get_vision_cu_seqlens(grid) if full else windows,
+            "position_embeddings": tuple(
+                self.tower.permute_input_for_window_attn(table.cpu(), order, patches).to(self.device)
+                for table in tables
+            ),
         }
 
-    def image_tokens(self) -> list[torch.Tensor]:
-        """Image embeddings [P / 4, width] of every document in reading order, once the merger has run."""
-        return [merged[plan["back"]] for merged, plan in zip(self.hidden, self._plans, strict=True)]
+    def image_tokens(self, merged: torch.Tensor, document: int) -> torch.Tensor:
+        """Put image embeddings [P / 4, width] as the merger gives them in reading order."""
+        order, _ = self._windows(document)
+        return merged[torch.argsort(order)]
+
+    def _windows(self, document: int) -> tuple[torch.Tensor, torch.Tensor]:
+        from transformers.vision_utils import get_vision_window_index
+
+        config = self.tower.config
+        order, edges = get_vision_window_index(
+            self.grids[document], config.spatial_merge_size, config.window_size, config.patch_size
+        )
+        return order, edges
 
 
 @dataclass
 class DecoderStream:
-    """Hidden states [1, T, width] of every document in front of the next decoder layer."""
+    """Documents by their numbers of tokens. Hidden states pass as [1, T, width]."""
 
     decoder: Any  # transformers' module, on the meta device
     device: torch.device
-    hidden: list[torch.Tensor]
+    lengths: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self._rotary = _alive(self.decoder.rotary_emb, self.device)
@@ -81,23 +84,23 @@ class DecoderStream:
     def context(self, block: int, document: int) -> dict[str, Any]:
         """Keyword arguments of a layer for a document."""
         sliding = self.decoder.config.layer_types[block] == "sliding_attention"
-        return self._context(self.hidden[document], sliding)
+        return self._context(self.lengths[document], sliding)
 
     def mtp_context(self, document: int) -> dict[str, Any]:
         """Keyword arguments of the MTP layer's decoder layers for a document, which is one token shorter there."""
-        return self._context(self.hidden[document][:, 1:], self.decoder.config.sliding_window is not None)
+        return self._context(self.lengths[document] - 1, self.decoder.config.sliding_window is not None)
 
-    def _context(self, hidden: torch.Tensor, sliding: bool) -> dict[str, Any]:
+    def _context(self, length: int, sliding: bool) -> dict[str, Any]:
         from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
-        hidden = hidden.to(self.device)
-        positions = torch.arange(hidden.shape[1], device=self.device)[None]
+        like = torch.empty(1, length, 1, device=self.device)  # whose shape, type and place masks and tables take
+        positions = torch.arange(length, device=self.device)[None]
         make_mask = create_sliding_window_causal_mask if sliding else create_causal_mask
         return {
-            "position_embeddings": self._rotary(hidden, positions),
+            "position_embeddings": self._rotary(like, positions),
             "attention_mask": make_mask(
                 config=self.decoder.config,
-                inputs_embeds=hidden,
+                inputs_embeds=like,
                 attention_mask=None,
                 past_key_values=None,
                 position_ids=positions,

@@ -1,36 +1,40 @@
 """From a checkpoint to a quantized one, a block at a time.
 
-The memory rule lives here: one block's weights, its Hessians and the activations of the calibration documents are in
-memory, however many layers the model has. A block is loaded, the documents run through it, its linears are solved, the
-documents run through what it has become, and it is written and freed.
+The memory rule lives here: one block's weights and its Hessians are in memory, however many layers the model has; the
+hidden states of the calibration documents are in files. A block is loaded, the documents run through it, its linears
+are solved, the documents run through what it has become, and it is written and freed. After every step the journal
+says how far the run has come, so that a run that was killed goes on there.
 """
 
 from __future__ import annotations
 
 import math
+import resource
 import time
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from calib_data.errors import InputError
-from calib_data.progress import track
+from calib_data.progress import say, track
 from quantize import gptq
+from quantize.activations import Activations, Layout
 from quantize.calibration import read_samples
-from quantize.checkpoint import Checkpoint, CheckpointWriter, open_checkpoint
-from quantize.descent import descend
+from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.family import Family, find_family, full_paths, model_config
 from quantize.formats import described, stored
-from quantize.grids import Grid, dequantize, fit_weighted, round_to_nearest
-from quantize.output import REPORT, copy_companions, is_finished, output_folder, write_json
-from quantize.report import LinearReport, Report
+from quantize.journal import JOURNAL, Journal
+from quantize.output import REPORT, TIMES, copy_companions, is_finished, output_folder, write_json
+from quantize.report import LinearReport, Report, StepReport
 from quantize.scheme import check, is_tied, output_config, plan_grids
+from quantize.solver import Solved, same_size, solve_together
 from quantize.streams import DecoderStream, VisionStream
+from quantize.writer import CheckpointWriter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from pathlib import Path
 
     from torch import nn
     from transformers import PreTrainedConfig
@@ -38,25 +42,17 @@ if TYPE_CHECKING:
     from quantize.family import Linears
     from quantize.settings import Settings
 
-    Context = Callable[[int], dict[str, Any]]  # a document -> what a block wants beside its activations
+    Context = Callable[[int], dict[str, Any]]  # a document -> what a block wants beside its hidden states
     Named = list[tuple[str, torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class Solved:
-    """A quantized linear: codes [N, K] int8, scales [N, K / group size]."""
-
-    codes: torch.Tensor
-    scales: torch.Tensor
-    grid: Grid
+    Steps = list[tuple[str, Callable[[], None]]]
 
 
 def quantize(settings: Settings) -> Report | None:
     """Quantize a checkpoint into `settings.folder`. Returns None when that folder already holds the result.
 
-    Raises InputError for whatever is wrong with the input; nothing is left behind then.
+    A run that was killed goes on where it was. Raises InputError for whatever is wrong with the input; nothing is left
+    behind then.
     """
-    started = time.perf_counter()
     checkpoint = open_checkpoint(settings.model)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
     if family.mtp and not any(name.startswith(f"{family.mtp}.") for name in checkpoint.tensors):
@@ -66,140 +62,188 @@ def quantize(settings: Settings) -> Report | None:
     record = settings.record(checkpoint.fingerprint())
     if is_finished(settings.folder, record):
         return None
-    walk = Walk(settings, checkpoint, family, config, Report(record))
+    walk = Walk(settings, checkpoint, family, config)
     check(settings, checkpoint, family, walk.model, walk.grids, walk.tied)
-    with output_folder(settings.folder) as folder:
+    with output_folder(settings.folder, record) as (folder, journal):
         with CheckpointWriter(folder) as writer:
-            walk.run(writer)
+            walk.run(folder, writer, journal)
+            writer.finish()
         copy_companions(settings.model, folder)
         write_json(folder / "config.json", output_config(settings, checkpoint, family, walk.grids, walk.tied))
-        walk.report.bytes = writer.total_bytes
-        walk.report.seconds = time.perf_counter() - started
-        write_json(folder / REPORT, walk.report.as_dict())
-    return walk.report
+        report = walk.report(writer.total_bytes)
+        write_json(folder / REPORT, report.as_dict())
+        write_json(folder / TIMES, report.times())
+        walk.clear()
+    return report
 
 
 class Walk:
     """One pass over a model, from the pixels to the head."""
 
-    def __init__(
-        self, settings: Settings, checkpoint: Checkpoint, family: Family, config: PreTrainedConfig, report: Report
-    ) -> None:
+    def __init__(self, settings: Settings, checkpoint: Checkpoint, family: Family, config: PreTrainedConfig) -> None:
         self.settings, self.checkpoint, self.family, self.config = settings, checkpoint, family, config
-        self.report = report
         self.device = torch.device(settings.device)
         self.model = family.skeleton(config)
         self.tied = is_tied(checkpoint, family, config)
         self.grids = plan_grids(settings, family, config)
         self.ids: list[torch.Tensor] = []
-        self.images: list[torch.Tensor] = []
-        self.hidden: list[torch.Tensor] = []
-        self.decoder = DecoderStream(self.model.get_submodule(family.text), self.device, self.hidden)
+        self.decoder = DecoderStream(self.model.get_submodule(family.text), self.device)
+        self.vision = VisionStream(self.model.get_submodule(family.vision), self.device) if family.vision else None
 
     @torch.no_grad()
-    def run(self, writer: CheckpointWriter) -> None:
-        """Solve and write everything."""
-        self.writer = writer
-        for step in track(self.steps(), "Quantizing"):
-            step()
+    def run(self, folder: Path, writer: CheckpointWriter, journal: Journal) -> None:
+        """Do the steps that are not done yet: solve and write everything."""
+        steps = self.begin(folder, writer, journal)
+        done = len(journal.steps)
+        say(f"{done} of {len(steps)} steps are done, going on" if done else self._disk_needed())
+        for name, step in track(steps[done:], "Quantizing"):
+            self.do(name, step)
 
-    def steps(self) -> list[Callable[[], None]]:
-        """List what is to be done, in order: the documents, a step a block, and what is only copied."""
-        return [*self._vision_steps(), *self._decoder_steps(), self._copy_rest]
+    def begin(self, folder: Path, writer: CheckpointWriter, journal: Journal) -> Steps:
+        """Read the documents, go to where the journal is, and list all steps."""
+        self.folder, self.writer, self.journal = folder, writer, journal
+        if journal.writer:
+            writer.resume(journal.writer)
+        self._read_documents()
+        return [*self._vision_steps(), *self._decoder_steps(), ("the rest", self._copy_rest)]
 
-    def _vision_steps(self) -> list[Callable[[], None]]:
-        """Read the documents and run their images through the vision tower."""
-        family = self.family
-        if not (family.vision and family.merger and family.patch_embed):
-            return [partial(self._read_documents, None)]
-        vision = VisionStream(self.model.get_submodule(family.vision), self.device)
-        steps = [partial(self._read_documents, vision)]
+    def do(self, name: str, step: Callable[[], None]) -> None:
+        """Do one step and say so in the journal."""
+        self._clear_states()  # those of a step that was not finished, too
+        started = time.perf_counter()
+        step()
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        self.journal.steps.append(StepReport(name, round(time.perf_counter() - started, 3), peak))
+        self.journal.writer = self.writer.state()
+        self.journal.save(self.folder)
+
+    def report(self, total_bytes: int) -> Report:
+        """Say what came out, once everything has run."""
+        tokens = sum(len(ids) for ids in self.ids)
+        journal = self.journal
+        return Report(journal.settings, journal.linears, journal.steps, len(self.ids), tokens, total_bytes)
+
+    def _vision_steps(self) -> Steps:
+        """Run the documents' images through the vision tower."""
+        family, vision = self.family, self.vision
+        if vision is None or family.merger is None or family.patch_embed is None:
+            return []
+        steps: Steps = [(family.patch_embed, partial(self._embed_patches, family.patch_embed, vision))]
         for i, path in enumerate(family.vision_blocks(self.config)):
-            context = partial(vision.context, i)
-            steps.append(partial(self._block, path, family.vision_linears, vision.hidden, context))
-        steps.append(partial(self._block, family.merger, family.merger_linears, vision.hidden, _nothing))
-        return [*steps, partial(self._keep_images, vision)]
+            steps.append((path, partial(self._block, path, family.vision_linears, partial(vision.context, i))))
+        steps.append((family.merger, partial(self._block, family.merger, family.merger_linears, _nothing)))
+        return [*steps, ("image tokens", partial(self._keep_images, vision))]
 
-    def _decoder_steps(self) -> list[Callable[[], None]]:
+    def _decoder_steps(self) -> Steps:
         """Run the documents, image tokens included, through the decoder and into the head."""
         family = self.family
-        steps: list[Callable[[], None]] = [self._embed]
+        steps: Steps = [(family.embeddings, self._embed)]
         for i, path in enumerate(family.decoder_blocks(self.config)):
-            steps.append(partial(self._block, path, family.decoder_linears, self.hidden, self.decoder_context(i)))
-        steps.append(partial(self._block, family.norm, (), self.hidden, _nothing))
-        if family.mtp_layers(self.config):
-            steps.append(self._mtp)
-        return [*steps, self._head]
+            steps.append((path, partial(self._block, path, family.decoder_linears, partial(self.decoder.context, i))))
+        steps.append((family.norm, partial(self._block, family.norm, (), _nothing)))
+        if family.mtp and family.mtp_layers(self.config):
+            steps.append((family.mtp, partial(self._mtp, family.mtp)))
+        return [*steps, (family.head, self._head)]
 
-    def decoder_context(self, block: int) -> Context:
-        """Give what a decoder layer wants for each document."""
-        return partial(self.decoder.context, block)
-
-    def _read_documents(self, vision: VisionStream | None) -> None:
-        patch_embed = self.load(self.family.patch_embed) if vision and self.family.patch_embed else None
+    def _read_documents(self) -> None:
+        """Tokens and grids of all documents; their pixels are read again when their turn comes."""
         for sample in read_samples(self.settings, self.config):
             self.ids.append(sample.ids)
-            if vision is not None and patch_embed is not None:
-                assert sample.patches is not None
+            self.decoder.lengths.append(len(sample.ids))
+            if self.vision is not None:
                 assert sample.grid is not None
-                vision.add(patch_embed(sample.patches.to(self.device)), sample.grid)
-        self.report.documents, self.report.tokens = len(self.ids), sum(len(ids) for ids in self.ids)
-        if patch_embed is not None and self.family.patch_embed:
-            self._write_block(self.family.patch_embed, (), {})
+                self.vision.grids.append(sample.grid)
+
+    def _disk_needed(self) -> str:
+        """Say how much the hidden states take: those that a block reads and those that it writes, and the images."""
+        widest = sum(self.decoder.lengths) * self.config.get_text_config().hidden_size
+        if self.vision is not None:
+            patches = sum(int(grid.prod(-1).sum()) for grid in self.vision.grids)
+            widest = max(widest, patches * self.config.vision_config.hidden_size)
+        needed = 2 * widest * self.settings.torch_dtype.itemsize
+        return f"{len(self.ids)} documents; their hidden states take up to {needed / 2**20:.0f} MiB in {self.folder}"
+
+    def _embed_patches(self, path: str, vision: VisionStream) -> None:
+        patch_embed = self.load(path)
+        lengths = [int(grid.prod(-1).sum()) for grid in vision.grids]
+        states = self._new_states(lengths, self.config.vision_config.hidden_size)
+        for i, sample in enumerate(read_samples(self.settings, self.config)):
+            assert sample.patches is not None
+            states[i] = vision.windowed(patch_embed(sample.patches.to(self.device)), i)
+        self.journal.states = states.layout
+        self._write_block(path, (), {})
 
     def _keep_images(self, vision: VisionStream) -> None:
-        self.images = vision.image_tokens()
-        vision.hidden.clear()
+        """Put image tokens in reading order, in a file that stays until the end."""
+        merged = self._states()
+        images = self._new_states(merged.layout.lengths, merged.layout.width)
+        for i in range(len(merged)):
+            images[i] = vision.image_tokens(merged[i], i)
+        self.journal.states, self.journal.images = None, images.layout
 
     def _embed(self) -> None:
         """Take the documents' embeddings as the decoder's input, and write the table."""
-        name = f"{self.family.embeddings}.weight"
-        self.hidden += self._embeddings()
-        self._write([(name, self._read(name).to(self.settings.torch_dtype))])
+        table, embedded = self._embeddings()
+        states = self._new_states(self.decoder.lengths, table.shape[1])
+        for i in range(len(self.ids)):
+            states[i] = embedded(i)
+        self.journal.states = states.layout
+        self._write([(f"{self.family.embeddings}.weight", table)])
 
-    def _embeddings(self) -> list[torch.Tensor]:
-        """Embeddings [1, T, width] of the tokens of every document, image tokens included."""
+    def _embeddings(self) -> tuple[torch.Tensor, Callable[[int], torch.Tensor]]:
+        """The table as it is stored, and what gives a document's embeddings [T, width], image tokens included."""
         table = self._read(f"{self.family.embeddings}.weight").to(self.settings.torch_dtype)
-        embedded = [table[ids].float()[None] for ids in self.ids]
-        for states, ids, image in zip(embedded, self.ids, self.images, strict=False):
-            states[0, ids == self.config.image_token_id] = image.to(states)
-        return embedded
+        images = None if self.journal.images is None else self._open(self.journal.images)
 
-    def _mtp(self) -> None:
+        def embedded(document: int) -> torch.Tensor:
+            ids = self.ids[document]
+            states = table[ids].float()
+            if images is not None:
+                states[ids == self.config.image_token_id] = images[document]
+            return states
+
+        return table, embedded
+
+    def _mtp(self, path: str) -> None:
         """Solve the MTP layer on the decoder's last hidden states and the embeddings of the tokens that follow."""
-        assert self.family.mtp
-        embedded = self._embeddings()
+        _, embedded = self._embeddings()
 
         def context(document: int) -> dict[str, Any]:
-            return {"embeddings": embedded[document].to(self.device), **self.decoder.mtp_context(document)}
+            return {"embeddings": embedded(document)[None].to(self.device), **self.decoder.mtp_context(document)}
 
-        self._block(self.family.mtp, self.family.mtp_linears(self.config), self.hidden, context, last=True)
+        self._block(path, self.family.mtp_linears(self.config), context, last=True)
 
     def _head(self) -> None:
         if not self.tied or self.grids[self.family.head]:
-            self._block(self.family.head, (("",),), self.hidden, _nothing, last=True)
+            self._block(self.family.head, (("",),), _nothing, last=True)
 
-    def _block(
-        self, path: str, linears: Linears, hidden: list[torch.Tensor], context: Context, last: bool = False
-    ) -> None:
-        """Solve one block, replace the documents' activations by its outputs (unless `last`), write it and free it."""
+    def _block(self, path: str, linears: Linears, context: Context, last: bool = False) -> None:
+        """Solve one block, put its outputs in the place of the hidden states (unless `last`), write it and free it."""
         groups = full_paths(path, linears)
         module = self.load(path)
         solved: dict[str, Solved] = {}
         to_solve = {group: grid for group in groups if (grid := self.grids[group[0]]) is not None}
         if to_solve:
-            hessians = self.hessians(module, to_solve, hidden, context)
+            hessians = self.hessians(path, to_solve, context)
             for group, grid in to_solve.items():
-                solved.update(self._solve(group, hessians.pop(group), grid))
+                weights = [self.model.get_parameter(f"{linear}.weight") for linear in group]
+                found = solve_together(weights, hessians.pop(group), grid, self.settings.solver)
+                for linear, weight, one in zip(group, weights, found, strict=True):
+                    weight.copy_(one.weight)
+                    self._report(linear, one)
+                    solved[linear] = one
         if not last:
-            for i in range(len(hidden)):
-                hidden[i] = module(hidden[i].to(self.device), **context(i)).cpu()
+            self._advance(module, path, context)
         self._write_block(path, groups, solved)
 
+    def _report(self, path: str, solved: Solved) -> None:
+        about = (path, self.family.tower(path), tuple(solved.codes.shape), solved.grid.bits, solved.grid.group_size)
+        self.journal.linears.append(LinearReport(*about, solved.error, solved.error_rtn, solved.damping))
+
     def hessians(
-        self, module: nn.Module, groups: Iterable[tuple[str, ...]], hidden: list[torch.Tensor], context: Context
+        self, path: str, groups: Iterable[tuple[str, ...]], context: Context
     ) -> dict[tuple[str, ...], torch.Tensor]:
-        """Run all documents through a block and sum up the Hessian of what each group of linears reads.
+        """Run all documents through a block and sum up the Hessian of what each group of its linears reads.
 
         Where norms follow the linears instead of preceding them, a token's error matters relative to the token: image
         tokens enter EXAONE's decoder many times larger than text, and would be all that its first Hessians see. Tokens
@@ -210,8 +254,9 @@ class Walk:
             linear = self.model.get_submodule(group[0])
             H = hessians[group] = torch.zeros(linear.in_features, linear.in_features, device=self.device)
             hooks.append(linear.register_forward_pre_hook(partial(self._listen, H, group[0])))
-        for i in range(len(hidden)):
-            module(hidden[i].to(self.device), **context(i))
+        module, states = self.model.get_submodule(path), self._states()
+        for i in range(len(states)):
+            module(self._input(path, states, i), **context(i))
         for hook in hooks:
             hook.remove()
         return hessians
@@ -220,27 +265,45 @@ class Walk:
         X = inputs[0].reshape(-1, len(H))
         gptq.add_inputs(H, same_size(X) if self.family.is_post_norm(path) else X)
 
-    def _solve(self, group: tuple[str, ...], H: torch.Tensor, grid: Grid) -> dict[str, Solved]:
-        """Quantize linears that read the same inputs, put the result in their place, and report on it."""
-        started = time.perf_counter()
-        weights = [self.model.get_parameter(f"{path}.weight") for path in group]
-        W = torch.cat(weights)
-        nearest = round_to_nearest(W, grid)
-        codes, scales, damping = (*nearest, None) if self.settings.solver == "rtn" else solve(W, H, grid)
-        rounded, solution = dequantize(*nearest, grid), dequantize(codes, scales, grid)
-        seconds = time.perf_counter() - started
-        solved, row = {}, 0
-        for path, weight in zip(group, weights, strict=True):
-            rows = slice(row, row := row + len(weight))
-            energy = gptq.output_energy(weight, H) or 1.0  # nothing in, nothing out: no error either
-            error = gptq.output_energy(weight - solution[rows], H) / energy
-            error_rtn = gptq.output_energy(weight - rounded[rows], H) / energy
-            about = (path, self.family.tower(path), tuple(weight.shape), grid.bits, grid.group_size)
-            share = round(seconds * len(weight) / len(W), 3)
-            self.report.linears.append(LinearReport(*about, error, error_rtn, damping, share))
-            weight.copy_(solution[rows])
-            solved[path] = Solved(codes[rows], scales[rows], grid)
-        return solved
+    def _advance(self, module: nn.Module, path: str, context: Context) -> None:
+        """Run all documents through a finished block."""
+        states, following = self._states(), None
+        for i in range(len(states)):
+            out = module(self._input(path, states, i), **context(i))
+            out = out.reshape(-1, out.shape[-1])
+            if following is None:
+                shrunk = len(states[i]) // len(out)  # a merger makes one token of several patches
+                following = self._new_states([length // shrunk for length in states.layout.lengths], out.shape[-1])
+            following[i] = out
+        assert following is not None
+        self.journal.states = following.layout
+
+    def _input(self, path: str, states: Activations, document: int) -> torch.Tensor:
+        """What a block reads: patches [P, width] in the vision tower, a batch of one [1, T, width] elsewhere."""
+        hidden = states[document].to(self.device)
+        return hidden if self.family.tower(path) == "vision" else hidden[None]
+
+    def _states(self) -> Activations:
+        assert self.journal.states is not None
+        return self._open(self.journal.states)
+
+    def _open(self, layout: Layout) -> Activations:
+        return Activations(self.folder, layout, self.settings.torch_dtype)
+
+    def _new_states(self, lengths: list[int], width: int) -> Activations:
+        return self._open(Layout(f"activations-{len(self.journal.steps)}", lengths, width))
+
+    def _clear_states(self, *, keep: bool = True) -> None:
+        """Remove hidden states that no step will read."""
+        used = {layout.file for layout in (self.journal.states, self.journal.images) if layout and keep}
+        for path in self.folder.glob("activations-*"):
+            if path.name not in used:
+                path.unlink()
+
+    def clear(self) -> None:
+        """Remove what only an unfinished run needs."""
+        self._clear_states(keep=False)
+        (self.folder / JOURNAL).unlink()
 
     def _read(self, name: str) -> torch.Tensor:
         """Read a tensor as it is stored. Raises InputError when it is not finite or the output dtype cannot hold it."""
@@ -308,32 +371,6 @@ class Walk:
             tensor = self._read(name)
             convert = tensor.is_floating_point() and tensor.dtype.itemsize > 1
             self._write([(name, tensor.to(self.settings.torch_dtype) if convert else tensor)])
-
-
-def solve(W: torch.Tensor, H: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor, float | None]:
-    """Codes [N, K] and scales [N, K / group size] of W [N, K] for the Hessian H [K, K], and the damping that H needed.
-
-    Scales that suit the inputs, then GPTQ, then coordinate descent. Where H is of no use, this is plain rounding and
-    the damping None.
-    """
-    factor = gptq.factorise(H)
-    if not math.isfinite(factor.damping):
-        return *round_to_nearest(W, grid), None
-    # At 8 bits GPTQ moves weights by more than a step, and clipping those costs more than a finer step saves.
-    scales = fit_weighted(W, H.diagonal(), grid) if grid.bits == 4 else grid.fit(W)
-    codes = gptq.solve(W, factor, scales, grid)
-    damping = factor.damping
-    del factor  # as large as H, which is all that is needed from here on
-    undamped = H.diagonal().clone()
-    gptq.damp(H, damping)
-    codes, scales = descend(W, H, codes, scales, grid)
-    H.diagonal().copy_(undamped)
-    return codes, scales, damping
-
-
-def same_size(X: torch.Tensor) -> torch.Tensor:
-    """Scale tokens X [T, K], one a row, to a mean square of one; a token of zeros stays."""
-    return X * X.square().mean(-1, keepdim=True).clamp(min=1e-30).rsqrt()
 
 
 def _nothing(_: int) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from calib_data.errors import InputError
-from quantize.checkpoint import DTYPES, PAGE, CheckpointWriter, open_checkpoint
+from quantize.checkpoint import DTYPES, PAGE, open_checkpoint
+from quantize.writer import CheckpointWriter
 
 
 def some_tensors(blocks=4):
@@ -30,6 +31,7 @@ def written(folder, **options):
     with CheckpointWriter(folder, **options) as writer:
         for i, block in enumerate(some_tensors()):
             writer.write(block, small=[(f"{i}.shape", torch.tensor([7, 5]))])
+        writer.finish()
     (folder / "config.json").write_text('{"model_type": "any"}')
     return writer
 
@@ -70,12 +72,43 @@ def test_a_full_header_starts_a_new_file_and_never_overflows(tmp_path):
     with CheckpointWriter(tmp_path, header_room=PAGE) as writer:
         for i in range(100):
             writer.write([(f"tensor.number.{i}", torch.full((2,), float(i)))])
+        writer.finish()
     (tmp_path / "config.json").write_text("{}")
     checkpoint = open_checkpoint(tmp_path)
     assert 1 < len(checkpoint.files) < 10
     assert all(float(checkpoint.load(f"tensor.number.{i}")[1]) == i for i in range(100))
     with pytest.raises(ValueError, match="does not fit"), CheckpointWriter(tmp_path, header_room=64) as writer:
         writer.write([("a", torch.ones(2))])
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 1000])
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_writer_that_was_killed_goes_on_and_makes_the_same_bytes(tmp_path, shard_bytes, finished):
+    """Killed with a block half written, at any block, or after the files had got their names."""
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    written(whole, shard_bytes=shard_bytes)
+    blocks = list(some_tensors())
+    for stop in range(1, 5):
+        folder = tmp_path / f"{stop}"
+        folder.mkdir()
+        with CheckpointWriter(folder, shard_bytes) as writer:
+            for i in range(stop):
+                writer.write(blocks[i], small=[(f"{i}.shape", torch.tensor([7, 5]))])
+            state = json.loads(json.dumps(writer.state()))
+            if stop < 4:  # what was written later than the state
+                writer.write(blocks[stop][:3], small=[(f"{stop}.shape", torch.tensor([0, 0]))])
+            elif finished:
+                writer.finish()
+        with CheckpointWriter(folder, shard_bytes) as writer:
+            writer.resume(state)
+            for i in range(stop, 4):
+                writer.write(blocks[i], small=[(f"{i}.shape", torch.tensor([7, 5]))])
+            writer.finish()
+        (folder / "config.json").write_text('{"model_type": "any"}')
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+            path.name: path.read_bytes() for path in whole.iterdir()
+        }
 
 
 @pytest.mark.parametrize("names", ["a", "bb"])

@@ -1,10 +1,14 @@
 """The command as a user runs it: a process, its exit code, its one line on stderr, and no folder left behind."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,6 +20,7 @@ from calib_data import READER
 from calib_data.errors import InputError
 from quantize.__main__ import app
 from quantize.output import output_folder
+from quantize.report import StepReport
 from quantize.settings import Settings
 from quantize.walk import quantize
 
@@ -74,7 +79,7 @@ def test_bad_input_ends_a_process_with_code_2_and_one_line(tmp_path):
     for (arguments, says), result in zip(cases.items(), results, strict=True):
         assert result.returncode == 2, (arguments, result)
         *progress, line = result.stderr.strip().splitlines()
-        assert all(row.startswith("Quantizing: ") for row in progress), result.stderr  # on a slow machine
+        assert all(row.startswith(("Quantizing: ", "2 documents")) for row in progress), result.stderr
         assert line.startswith("error: ")
         assert says in line, arguments
         assert result.stdout == "", arguments
@@ -180,38 +185,92 @@ def test_a_folder_without_tokenizer_or_processor(tmp_path, missing):
 
 def test_an_output_folder_is_written_by_one_run_at_a_time(tmp_path):
     output = tmp_path / "out"
-    with output_folder(output) as partial:
+    with output_folder(output, {}) as (partial, _):
         assert partial.parent == tmp_path
-        with pytest.raises(InputError, match="being written by another run"), output_folder(output):
+        with pytest.raises(InputError, match="being written by another run"), output_folder(output, {}):
             pass
         (partial / "config.json").write_text("{}")
     assert [path.name for path in output.iterdir()] == ["config.json"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-def test_what_a_killed_run_left_is_cleared_and_what_others_left_is_not(tmp_path):
+def test_what_a_killed_run_left_without_a_journal_is_cleared_and_what_others_left_is_not(tmp_path):
     partial = tmp_path / "out.partial"
     partial.mkdir()
     (partial / "thesis.txt").write_text("mine")
-    with pytest.raises(InputError, match="not from this command"), output_folder(tmp_path / "out"):
+    with pytest.raises(InputError, match="not from this command"), output_folder(tmp_path / "out", {}):
         pass
     assert (partial / "thesis.txt").exists()
     (partial / ".lock").touch()  # now it is ours
-    with output_folder(tmp_path / "out") as folder:
+    with output_folder(tmp_path / "out", {}) as (folder, journal):
         assert not (folder / "thesis.txt").exists()
+        assert journal.steps == []
 
 
-def test_an_interrupted_run_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), output_folder(tmp_path / "out") as partial:
-        (partial / "half").touch()
-        raise KeyboardInterrupt
+def unfinished(output, settings, error):
+    """A run that gets one step done and then ends like this."""
+    with output_folder(output, settings) as (folder, journal):
+        journal.steps.append(StepReport("first", 1.0, 2))
+        journal.save(folder)
+        raise error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), RuntimeError("a bug")])
+def test_an_interrupted_run_goes_on_and_only_with_the_same_settings(tmp_path, error):
+    expected = InputError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected, match="disk is full.*goes on from here" if expected is InputError else None):
+        unfinished(tmp_path / "out", {"bits": 4, "seed": 0}, error)
+    other = r"out.partial holds an unfinished run of other settings \(seed\)"
+    for _ in range(2):  # being refused destroys nothing
+        with pytest.raises(InputError, match=other), output_folder(tmp_path / "out", {"bits": 4, "seed": 1}):
+            pass
+    with output_folder(tmp_path / "out", {"bits": 4, "seed": 0}) as (_, journal):
+        assert journal.steps == [StepReport("first", 1.0, 2)]
+
+
+def test_wrong_input_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match="no document"):
+        unfinished(tmp_path / "out", {}, InputError("no document"))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_is_said_in_a_line(tmp_path):
-    full = Path("/dev/full")
-    if not full.exists():
-        pytest.skip("needs /dev/full")
-    with pytest.raises(InputError, match="disk is full"), output_folder(tmp_path / "out"), full.open("wb", 0) as file:
-        file.write(b"x")
-    assert not list(tmp_path.iterdir())
+def contents(folder):
+    """All bytes of a folder, but for the times, which no two runs share."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "quantization_times.json"}
+
+
+def test_a_run_killed_again_and_again_makes_the_same_folder(tmp_path):
+    """SIGKILL to the real command as soon as it has done a few more steps, in whatever it is doing then."""
+    options = ["--samples", "2", "--vision-bits", "16", "--model", READER]
+    whole = command(*options, "--output", "whole", cwd=tmp_path)
+    assert whole.returncode == 0, whole.stderr
+    partial, done, kills = tmp_path / "out.partial", 0, 0
+    arguments = [sys.executable, "-m", "quantize", *map(str, options), "--output", "out"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for wanted in (1, 4, 7, 11, 14):
+        process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
+        while process.poll() is None and done < wanted:
+            time.sleep(0.005)
+            with contextlib.suppress(FileNotFoundError):
+                done = len(json.loads((partial / ".journal.json").read_text())["steps"])
+        process.kill()
+        kills += process.wait() == -signal.SIGKILL
+    assert kills == 5
+    last = command(*options, "--output", "out", cwd=tmp_path)
+    assert last.returncode == 0, last.stderr
+    assert "steps are done, going on" in last.stderr
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+
+
+def test_a_full_disk_while_hidden_states_are_laid_out(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    settings = Settings(READER, tmp_path / "out", samples=1, vision_bits=16)
+    with monkeypatch.context() as disk, pytest.raises(InputError, match="disk is full"):
+        disk.setattr(os, "posix_fallocate", full)
+        quantize(settings)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.partial"]
+    assert quantize(settings) is not None
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

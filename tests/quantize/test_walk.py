@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -14,13 +15,15 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 from calib_data import READER
 from calib_data.errors import InputError
 from quantize.calibration import read_samples
-from quantize.checkpoint import PAGE, CheckpointWriter, open_checkpoint
+from quantize.checkpoint import PAGE, open_checkpoint
 from quantize.family import find_family, model_config
 from quantize.grids import dequantize, round_to_nearest
-from quantize.report import Report
+from quantize.journal import Journal
 from quantize.scheme import plan_grids
 from quantize.settings import Settings
-from quantize.walk import Walk, quantize, same_size
+from quantize.solver import same_size
+from quantize.walk import Walk, quantize
+from quantize.writer import CheckpointWriter
 
 MTP = 8  # linears of the MTP layer
 FOLDERS = ["w4", "w8", "nf4", "nf4_all"]
@@ -162,14 +165,15 @@ def test_hessians_are_those_of_a_padded_batch_without_its_padding(tmp_path):
     settings = Settings(READER, tmp_path / "out", vision_bits=16, samples=5, seed=3)
     checkpoint = open_checkpoint(READER)
     config = model_config(checkpoint.config)
-    walk = Walk(settings, checkpoint, find_family(checkpoint.config), config, Report({}))
-    with torch.no_grad(), CheckpointWriter(tmp_path) as walk.writer:
-        for step in walk.steps()[: 1 + 4 + 1 + 1 + 1]:  # documents, blocks, merger, images, embedding
-            step()
+    walk = Walk(settings, checkpoint, find_family(checkpoint.config), config)
+    with torch.no_grad(), CheckpointWriter(tmp_path) as writer:
+        for name, step in walk.begin(tmp_path, writer, Journal({}))[: 1 + 4 + 1 + 1 + 1]:
+            walk.do(name, step)
+        assert name == "model.language_model.embed_tokens"  # behind pixels, blocks, merger and image tokens
         path = "model.language_model.layers.0"
-        family = walk.family
-        groups = [tuple(f"{path}.{name}" for name in group) for group in family.decoder_linears]
-        hessians = walk.hessians(walk.load(path), groups, walk.hidden, walk.decoder_context(0))
+        groups = [tuple(f"{path}.{name}" for name in group) for group in walk.family.decoder_linears]
+        walk.load(path)
+        hessians = walk.hessians(path, groups, partial(walk.decoder.context, 0))
 
     model = load(READER, dtype=torch.float32)
     samples = list(read_samples(settings, config))

@@ -1,0 +1,70 @@
+"""How far a run has come: written after every step, read by the same command when it goes on after a kill."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from calib_data.errors import InputError
+from quantize.activations import Layout
+from quantize.report import LinearReport, StepReport
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+JOURNAL = ".journal.json"
+LOCK = ".lock"
+
+
+@dataclass
+class Journal:
+    """What the steps done so far have left. settings: of the run, as they are recorded in its report.
+
+    states, images: hidden states in front of the next block, and image tokens, by their files. writer: state of the
+    checkpoint writer.
+    """
+
+    settings: dict[str, Any]
+    steps: list[StepReport] = field(default_factory=list)
+    states: Layout | None = None
+    images: Layout | None = None
+    linears: list[LinearReport] = field(default_factory=list)
+    writer: dict[str, Any] | None = None
+
+    def save(self, folder: Path) -> None:
+        """Replace the file in one instant: whoever reads it finds the old one or the new one, whole."""
+        path, draft = folder / JOURNAL, folder / f"{JOURNAL}.new"
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(asdict(self), file, ensure_ascii=False)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+
+
+def read_journal(folder: Path, settings: dict[str, Any]) -> Journal:
+    """Read the journal of a run with these settings; a new one, in a cleared folder, where none has been written.
+
+    Raises InputError where the run had other settings.
+    """
+    if not (folder / JOURNAL).exists():
+        for left in folder.iterdir():
+            if left.name != LOCK:
+                left.unlink()
+        return Journal(settings)
+    found = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
+    if found["settings"] != settings:
+        names = sorted(key for key in settings if found["settings"].get(key) != settings[key])
+        raise InputError(
+            f"{folder} holds an unfinished run of other settings ({', '.join(names)}); "
+            "give another --output, or remove it"
+        )
+    return Journal(
+        settings,
+        [StepReport(**step) for step in found["steps"]],
+        found["states"] and Layout(**found["states"]),
+        found["images"] and Layout(**found["images"]),
+        [LinearReport(**linear | {"shape": tuple(linear["shape"])}) for linear in found["linears"]],
+        found["writer"],
+    )

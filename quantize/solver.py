@@ -1,0 +1,78 @@
+"""Linears that read the same inputs: from their weights and their Hessian to codes and scales."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from quantize import gptq
+from quantize.descent import descend
+from quantize.grids import Grid, dequantize, fit_weighted, round_to_nearest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+@dataclass(frozen=True)
+class Solved:
+    """A quantized linear: codes [N, K] int8, scales [N, K / group size].
+
+    error, error_rtn: ‖(W − Ŵ)X‖² / ‖WX‖² as solved, and for round-to-nearest. damping: as in LinearReport.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    grid: Grid
+    error: float
+    error_rtn: float
+    damping: float | None
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The weight [N, K] (float32) that the codes stand for."""
+        return dequantize(self.codes, self.scales, self.grid)
+
+
+def solve_together(weights: Sequence[torch.Tensor], H: torch.Tensor, grid: Grid, solver: str) -> list[Solved]:
+    """Quantize weights [N, K] (float32) that read the same inputs, of Hessian H [K, K]: one factorisation for all."""
+    W = torch.cat(list(weights))
+    nearest = round_to_nearest(W, grid)
+    codes, scales, damping = (*nearest, None) if solver == "rtn" else solve(W, H, grid)
+    rounded, solution = dequantize(*nearest, grid), dequantize(codes, scales, grid)
+    solved, first = [], 0
+    for weight in weights:
+        rows = slice(first, first := first + len(weight))
+        energy = gptq.output_energy(weight, H) or 1.0  # nothing in, nothing out: no error either
+        error = gptq.output_energy(weight - solution[rows], H) / energy
+        error_rtn = gptq.output_energy(weight - rounded[rows], H) / energy
+        solved.append(Solved(codes[rows], scales[rows], grid, error, error_rtn, damping))
+    return solved
+
+
+def solve(W: torch.Tensor, H: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor, float | None]:
+    """Codes [N, K] and scales [N, K / group size] of W [N, K] for the Hessian H [K, K], and the damping that H needed.
+
+    Scales that suit the inputs, then GPTQ, then coordinate descent. Where H is of no use, this is plain rounding and
+    the damping None.
+    """
+    factor = gptq.factorise(H)
+    if not math.isfinite(factor.damping):
+        return *round_to_nearest(W, grid), None
+    # At 8 bits GPTQ moves weights by more than a step, and clipping those costs more than a finer step saves.
+    scales = fit_weighted(W, H.diagonal(), grid) if grid.bits == 4 else grid.fit(W)
+    codes = gptq.solve(W, factor, scales, grid)
+    damping = factor.damping
+    del factor  # as large as H, which is all that is needed from here on
+    undamped = H.diagonal().clone()
+    gptq.damp(H, damping)
+    codes, scales = descend(W, H, codes, scales, grid)
+    H.diagonal().copy_(undamped)
+    return codes, scales, damping
+
+
+def same_size(X: torch.Tensor) -> torch.Tensor:
+    """Scale tokens X [T, K], one a row, to a mean square of one; a token of zeros stays."""
+    return X * X.square().mean(-1, keepdim=True).clamp(min=1e-30).rsqrt()
