@@ -265,7 +265,7 @@ def test_the_same_settings_give_the_same_bytes_and_are_not_run_twice(w4, tmp_pat
     again = dataclasses.replace(w4.settings, output=tmp_path / "again")
     quantize(again)
     for path in w4.folder.iterdir():
-        if path.name != "quantization_report.json":
+        if path.name != "quantization_times.json":
             assert path.read_bytes() == (again.folder / path.name).read_bytes(), path.name
     with pytest.raises(InputError, match="other settings"):
         quantize(dataclasses.replace(again, seed=1))
