@@ -37,7 +37,7 @@ def draw(curve: list[dict[str, float]]) -> Image.Image:
     for quarter in range(5):
         x, y = place(last * quarter / 4, 0)
         pen.text((x, y + 8), f"{last * quarter / 4:.0f}", fill="black", font=font, anchor="mt")
-    pen.text((WIDTH / 2, HEIGHT - 18), "minutes on one CPU core", fill="black", font=font, anchor="mm")
+    pen.text((WIDTH / 2, HEIGHT - 18), "minutes on two CPU cores", fill="black", font=font, anchor="mm")
     for number, (key, (name, colour)) in enumerate(LINES.items()):
         points = [place(row["minutes"], row[key]) for row in curve if key in row]
         if len(points) > 1:

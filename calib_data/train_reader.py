@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from . import READER
+from . import READER, reader_files
 from .errors import InputError, run_command
 from .reader_evaluation import evaluate
 from .reader_examples import Batch, Batches, Stage
@@ -76,6 +76,8 @@ def _optimizers(learner: Learner) -> tuple[torch.optim.Optimizer, ...]:
 
 def committed_state(seed: int) -> State:
     """The committed weights at the step that they have reached; optimizers and character layer start anew."""
+    if json.loads((READER / "config.json").read_text()) != reader_files.CONFIG:
+        raise InputError(f"{READER}: its weights are of another architecture than this code's; give --scratch")
     state = new_state(READER / "model.safetensors", seed)
     state.curve = json.loads((READER / "curve.json").read_text())
     state.step = state.warm_from = int(state.curve[-1]["step"])
@@ -106,9 +108,9 @@ def load(state: State, path: Path) -> None:
 
 def export(state: State, folder: Path) -> None:
     """Write a reader folder: the averaged weights in float16, the loss curve, and the files that do not change."""
-    for file in READER.iterdir():
-        if file.is_file() and file.suffix != ".safetensors":
-            shutil.copy(file, folder)
+    reader_files.write(folder)
+    for name in ("chat_template.jinja", "README.md"):
+        shutil.copy(READER / name, folder)
     half = {name: tensor.half().contiguous() for name, tensor in state.average.items()}
     save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "curve.json").write_text("[\n" + ",\n".join(map(json.dumps, state.curve)) + "\n]\n")
@@ -130,8 +132,8 @@ class Gradients:
 
     def __call__(self, batch: Batch, with_mtp: bool) -> dict[str, float]:
         """Set `.grad` of every parameter to the mean over the parts; return the mean of what they report."""
-        parts = self.threads.map(lambda one, part: self._part(one, part, with_mtp), self.copies, split(batch, CORES))
-        reports = list(parts)
+        pairs = zip(self.copies, split(batch, CORES), strict=True)
+        reports = list(self.threads.map(lambda pair: self._part(pair[0], pair[1], with_mtp), pairs))
         copied = zip(*(one.parameters() for one in self.copies), strict=True)
         for parameter, ones in zip(self.learner.parameters(), copied, strict=True):
             grads = [one.grad.float() for one in ones if one.grad is not None]

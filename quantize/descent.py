@@ -2,8 +2,7 @@
 
 Behdin, Acharya, Gupta, Song, Zhu, Keerthi, Mazumder, "QuantEase: Optimization-based Quantization for Language Models",
 arXiv 2309.01885, section 3: cyclic coordinate descent on ‖W X − Ŵ X‖² over the codes. Here the scale of a group is a
-coordinate too, which has a closed form. Every step lowers the error or leaves it, so the result is never worse than
-what it began with.
+coordinate too, which has a closed form. Every step lowers the error for the damped Hessian or leaves it.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from quantize.gptq import ROWS
+from quantize.grids import ROWS
 
 if TYPE_CHECKING:
     from quantize.grids import Grid

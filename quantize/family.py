@@ -76,7 +76,7 @@ class Family:
 
     def is_post_norm(self, path: str) -> bool:
         """Tell whether what a linear puts out is normalised per token."""
-        return self.post_norm and self.tower(path) in ("decoder", "mtp")
+        return self.post_norm and self.tower(path) in ("decoder", "mtp") and path != f"{self.mtp}.fc"
 
     def decoder_blocks(self, config: PreTrainedConfig) -> list[str]:
         """List the decoder layers, first to last."""

@@ -1,7 +1,8 @@
 """How quantized weights are stored: as other tools load them, in the bytes that ONNX Runtime's operators take.
 
 compressed-tensors `pack-quantized` for integers, bitsandbytes without double quantization for NF4. GPTQ, the checkpoint
-format of auto-gptq that GPTQModel keeps, is for other tools only: ONNX Runtime takes another layout.
+format of auto-gptq that GPTQModel keeps, is for other tools only: ONNX Runtime takes another layout. Scales may be
+negative in all of them.
 """
 
 from __future__ import annotations

@@ -10,16 +10,18 @@ as one. Pure tensors in, codes out.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
+from quantize.grids import ROWS
+
 if TYPE_CHECKING:
     from quantize.grids import Grid
 
 DAMPING = 0.01  # λ of step 3, as a share of the mean diagonal
-ROWS = 8192  # rows solved together, to bound memory: they do not know of each other
 LAZY = 128  # columns updated together: B of algorithm 1
 
 
@@ -29,8 +31,7 @@ class Factor:
 
     V [K, K]: lower triangular, Vᵀ V = H⁻¹ with rows and columns in `order`. order [K]: columns from the least to the
     most active; they are solved from the last to the first ("act-order"), so that those that matter most are rounded
-    while all others can still make up for it. damping: the share of the mean diagonal that was added to the diagonal;
-    infinite where H was no help.
+    while all others can still make up for it. damping: the share of the mean diagonal that was added to the diagonal.
     """
 
     V: torch.Tensor
@@ -43,8 +44,8 @@ def add_inputs(H: torch.Tensor, X: torch.Tensor) -> None:
     H.addmm_(X.T, X, alpha=2.0)
 
 
-def factorise(H: torch.Tensor, damping: float = DAMPING) -> Factor:
-    """Order the columns of H [K, K] and factorise its damped inverse (step 3 of the paper), whatever H is.
+def factorise(H: torch.Tensor, damping: float = DAMPING) -> Factor | None:
+    """Order the columns of H [K, K] and factorise its damped inverse (step 3 of the paper); None where H is of no use.
 
     The paper inverts H and takes the upper Cholesky factor of the inverse. Solving from the last column to the first,
     the inverse of the plain lower factor serves: with H = L Lᵀ and V = L⁻¹, Vᵀ V = H⁻¹, and a leading block of V is the
@@ -66,10 +67,10 @@ def factorise(H: torch.Tensor, damping: float = DAMPING) -> Factor:
         if not failed and bool(torch.isfinite(L.diagonal()).all()):
             V = torch.eye(K, dtype=H.dtype, device=H.device).mT
             torch.linalg.solve_triangular(L, V, upper=False, out=V)
-            if bool(torch.isfinite(V).all()):
+            if all(math.isfinite(bound) for bound in V.aminmax()):
                 return Factor(V, order, damping)
         damping *= 10
-    return Factor(torch.eye(K, dtype=H.dtype, device=H.device), order, float("inf"))
+    return None
 
 
 def damp(H: torch.Tensor, damping: float) -> None:
@@ -109,7 +110,7 @@ def solve(W: torch.Tensor, factor: Factor, scales: torch.Tensor, grid: Grid) -> 
 def _solve_rows(W: torch.Tensor, factor: Factor, scales: torch.Tensor, grid: Grid) -> torch.Tensor:
     V, order = factor.V, factor.order
     # Transposed, so that a column of W is a row in memory.
-    T = W.T[order].clone()
+    T = W.T[order]
     scale = scales.T[order // grid.group_size]
     codes = torch.empty(T.shape, dtype=torch.int8, device=W.device)
     for last in range(len(T), 0, -LAZY):

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+ROWS = 8192  # rows worked on together, to bound memory: they do not know of each other
 SHARES = tuple(0.5 + 0.025 * i for i in range(25))  # of the scale that covers the largest weight: 0.5 to 1.1
 
 # The 16 quantiles of QLoRA (Dettmers et al. 2023, appendix E), as bitsandbytes stores them.
@@ -59,7 +60,7 @@ class Grid(Protocol):
         ...
 
     def stored(self, scale: torch.Tensor) -> torch.Tensor:
-        """Scales as they are stored: in their dtype, and never zero."""
+        """Scales as they are stored, in their dtype; integers divide by them, so theirs are never zero."""
         ...
 
     def round(self, w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -84,7 +85,7 @@ class UniformGrid:
         return self.stored(largest(W, self).abs() / (2 ** (self.bits - 1) - 0.5))
 
     def candidates(self, W: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Shrink the scales; half of them have the sign that gives the largest weight the code -2^(bits-1).
+        """Take half to 1.1 of the scales; every second one gives the largest weight of a group the code -2^(bits-1).
 
         There is one negative code more than there are positive ones, and a negative scale lets either side have it.
         """
@@ -133,7 +134,7 @@ class NF4Grid:
         return largest(W, self).abs()
 
     def candidates(self, W: torch.Tensor) -> Iterator[torch.Tensor]:
-        """Shrink the scales; a negative one mirrors the codebook, which is not symmetric."""
+        """Take half to 1.1 of the scales; a negative one mirrors the codebook, which is not symmetric."""
         top = largest(W, self)
         for share in SHARES:
             yield top.abs() * share
@@ -141,7 +142,7 @@ class NF4Grid:
 
     def stored(self, scale: torch.Tensor) -> torch.Tensor:
         """Scales are stored in float32."""
-        return scale
+        return scale.float()
 
     def round(self, w: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         """Codes 0..15 of the nearest values, by the arithmetic of bitsandbytes so that ties fall as they do there."""
@@ -162,8 +163,13 @@ def largest(W: torch.Tensor, grid: Grid) -> torch.Tensor:
 def fit_weighted(W: torch.Tensor, importance: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Of the grid's candidates, the scales of least Σ importance (w − ŵ)² in each group.
 
-    importance [K]: how much an input is used, the diagonal of its Hessian. Returns [N, K / group_size].
+    importance [K]: how much an input is used, the diagonal of its damped Hessian: an input that was never used still
+    counts a little. Returns [N, K / group_size].
     """
+    return torch.cat([_fit_rows(rows, importance, grid) for rows in W.split(ROWS)])
+
+
+def _fit_rows(W: torch.Tensor, importance: torch.Tensor, grid: Grid) -> torch.Tensor:
     best, least = grid.fit(W), torch.full((len(W), W.shape[1] // grid.group_size), float("inf"), device=W.device)
     for scales in grid.candidates(W):
         scale = expand(scales, grid)
@@ -171,6 +177,14 @@ def fit_weighted(W: torch.Tensor, importance: torch.Tensor, grid: Grid) -> torch
         error = errors.unflatten(-1, (-1, grid.group_size)).sum(-1)
         best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
     return best
+
+
+def by_rows(
+    function: Callable[[torch.Tensor, Grid], tuple[torch.Tensor, torch.Tensor]], W: torch.Tensor, grid: Grid
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes and scales of a function of W [N, K], some rows at a time to bound memory."""
+    codes, scales = zip(*(function(rows, grid) for rows in W.split(ROWS)), strict=True)
+    return torch.cat(codes), torch.cat(scales)
 
 
 def round_to_nearest(W: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor]:

@@ -147,6 +147,8 @@ def make_plan(model: Path, vram: int, context: int | None = None) -> Plan:
 def grids_of(choice: Choice, model: Architecture) -> Grids:
     """Choose the grid of every linear as quantize would."""
     grids = plan_grids(_settings(choice), model.family, model.config)
+    if choice.embeddings_on_card:  # no other tool quantizes the MTP layer
+        grids |= {path: None for path in grids if model.family.tower(path) == "mtp"}
     return dict.fromkeys(grids) if choice.options is None else grids
 
 

@@ -39,6 +39,11 @@ def plan_grids(settings: Settings, family: Family, config: PreTrainedConfig) -> 
     return {**grids, family.head: settings.grid_of("head")}
 
 
+def has_mtp(checkpoint: Checkpoint, family: Family) -> bool:
+    """Tell whether the checkpoint has an MTP layer; transformers drops it when it saves one."""
+    return family.mtp is not None and any(name.startswith(f"{family.mtp}.") for name in checkpoint.tensors)
+
+
 def is_tied(checkpoint: Checkpoint, family: Family, config: PreTrainedConfig) -> bool:
     """Tell whether the head is the embedding."""
     return ties_head(config) and f"{family.head}.weight" not in checkpoint.tensors
@@ -88,9 +93,12 @@ def output_config(
 ) -> dict[str, Any]:
     """Make the config.json of the result: the original, repaired, with its dtype and what is quantized how.
 
-    A quantized head can no longer be the embedding.
+    A quantized head can no longer be the embedding, and an MTP layer that the checkpoint lacks is not promised.
     """
     raw = repair_config(checkpoint.config)
+    text = raw["text_config"] if family.vision else raw
+    if text.get("num_nextn_predict_layers") and not has_mtp(checkpoint, family):
+        text["num_nextn_predict_layers"] = 0
     raw["dtype"] = settings.dtype
     raw["tie_word_embeddings"] = tied and grids[family.head] is None
     for part in (raw, raw.get("text_config", {}), raw.get("vision_config", {})):

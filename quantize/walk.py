@@ -27,7 +27,7 @@ from quantize.formats import described, stored
 from quantize.journal import JOURNAL, Journal
 from quantize.output import REPORT, TIMES, copy_companions, is_finished, output_folder, write_json
 from quantize.report import LinearReport, Report, StepReport
-from quantize.scheme import check, is_tied, output_config, plan_grids
+from quantize.scheme import check, has_mtp, is_tied, output_config, plan_grids
 from quantize.solver import Solved, same_size, solve_together
 from quantize.streams import DecoderStream, VisionStream
 from quantize.writer import CheckpointWriter
@@ -55,8 +55,9 @@ def quantize(settings: Settings) -> Report | None:
     """
     checkpoint = open_checkpoint(settings.model)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
-    if family.mtp and not any(name.startswith(f"{family.mtp}.") for name in checkpoint.tensors):
-        config.get_text_config().num_nextn_predict_layers = 0  # whoever saved it with transformers has lost the layer
+    if family.mtp_layers(config) and not has_mtp(checkpoint, family):
+        config.get_text_config().num_nextn_predict_layers = 0
+        say(f"{settings.model} has no MTP layer, as when transformers has saved it; none is written")
     if "quantization_config" in checkpoint.config:
         raise InputError(f"{settings.model} is quantized already; give the original checkpoint")
     record = settings.record(checkpoint.fingerprint())
@@ -206,12 +207,17 @@ class Walk:
 
     def _mtp(self, path: str) -> None:
         """Solve the MTP layer on the decoder's last hidden states and the embeddings of the tokens that follow."""
+        linears = self.family.mtp_linears(self.config)
+        if self.grids[full_paths(path, linears)[0][0]] is None:
+            self.load(path)
+            self._write_block(path, full_paths(path, linears), {})
+            return
         _, embedded = self._embeddings()
 
         def context(document: int) -> dict[str, Any]:
             return {"embeddings": embedded(document)[None].to(self.device), **self.decoder.mtp_context(document)}
 
-        self._block(path, self.family.mtp_linears(self.config), context, last=True)
+        self._block(path, linears, context, last=True)
 
     def _head(self) -> None:
         if not self.tied or self.grids[self.family.head]:

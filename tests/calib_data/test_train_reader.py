@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from calib_data import READER, loss_curve, reader_evaluation, train_reader
+from calib_data import READER, loss_curve, reader_evaluation, reader_files, train_reader
 from calib_data.errors import run_command
 from calib_data.reader_examples import Batches, Stage
 from calib_data.reader_losses import losses
@@ -113,6 +113,7 @@ def test_the_exported_folder_is_a_reader_with_the_averaged_weights(tmp_path):
     state.average["lm_head.weight"] += 1
     export(state, tmp_path)
     assert {file.name for file in tmp_path.iterdir()} >= {"config.json", "tokenizer.json", "chat_template.jinja"}
+    assert json.loads((tmp_path / "config.json").read_text()) == reader_files.CONFIG
     written, committed = load_file(tmp_path / "model.safetensors"), load_file(READER / "model.safetensors")
     assert torch.equal(written["mtp.fc.weight"], committed["mtp.fc.weight"])
     torch.testing.assert_close(written["lm_head.weight"], committed["lm_head.weight"] + 1, rtol=1e-3, atol=1e-3)
@@ -140,7 +141,7 @@ def test_the_command_goes_on_from_its_checkpoint_and_evaluates(tmp_path):
     state.step, state.seconds = 4321, 600.0
     save(state, tmp_path / "checkpoint.pt")
     command = [sys.executable, "-m", "calib_data.train_reader", "--output", str(tmp_path)]
-    options = ["--minutes", "0.01", "--documents", "1"]
+    options = ["--minutes", "0.2", "--documents", "1"]
     result = subprocess.run(command + options, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("going on from step 4321, 10.0 minutes")

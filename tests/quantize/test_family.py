@@ -10,7 +10,7 @@ from transformers import AutoConfig
 
 from calib_data import READER
 from calib_data.errors import InputError
-from quantize.family import FAMILIES, find_family, model_config, repair_config
+from quantize.family import FAMILIES, find_family, full_paths, model_config, repair_config
 
 RELEASED = json.loads((Path(__file__).parent / "data" / "exaone-4.5-33b.config.json").read_text())
 PERIOD = ["sliding_attention"] * 3 + ["full_attention"]
@@ -102,6 +102,8 @@ def test_the_rows_name_every_linear_of_the_model_once(raw):
         named += [f"{path}.{name}" for group in family.vision_linears for name in group]
     if family.merger:
         named += [f"{family.merger}.{name}" for group in family.merger_linears for name in group]
+    if family.mtp:
+        named += [path for group in full_paths(family.mtp, family.mtp_linears(config)) for path in group]
     linears = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     assert sorted(named) == sorted(linears)
     for path in (family.norm, family.embeddings, family.patch_embed):

@@ -122,13 +122,13 @@ def test_the_33b_by_hand(plan):
     vision = block * 28 + merger
     bits4, bits8, nf4 = 0.5 + 2 / 128, 1 + 2 / 128, 0.5 + 4 / 64
 
-    def weights(decoder, of_head, of_vision, embeddings=0):
+    def weights(decoder, of_head, of_vision, embeddings=0, of_mtp=None):
         return {
             "decoder": 64 * layer * decoder,
             "head": head * of_head,
             "vision": vision * of_vision + rest,
             "small": 2 * small,
-            "mtp": mtp * decoder + mtp_norms,
+            "mtp": mtp * (of_mtp or decoder) + mtp_norms,
             "embeddings": embeddings,
         }
 
@@ -138,7 +138,7 @@ def test_the_33b_by_hand(plan):
         "8-bit": weights(bits8, bits8, bits8),
         "NF4": weights(nf4, 2, 2),
         "16-bit": weights(2, 2, 2),
-        "others": weights(bits4, 2, 2, 2 * head),
+        "others": weights(bits4, 2, 2, 2 * head, of_mtp=2),
     }
     assert {name: footprint.host for name, footprint in by_name(plan).items()} == {
         **dict.fromkeys(("4-bit", "8-bit", "NF4", "16-bit"), 2 * head),

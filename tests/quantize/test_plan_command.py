@@ -36,14 +36,24 @@ def test_a_process_prints_one_json_object():
     assert [choice["name"] for choice in planned["choices"]] == ["4-bit", "8-bit", "NF4", "16-bit", "others"]
     for choice in planned["choices"]:
         assert choice["weights"].keys() == PARTS
-        assert choice["formats"].keys() == {"vision", "decoder", "head"}
+        assert choice["formats"].keys() == {"vision", "decoder", "mtp", "head"}
         for key in ("total", "longest", "longest_without_mtp"):
             assert choice[key].keys() == {"fp16", "int8"}
         assert all(line.keys() == {"name", "tensors", "bytes"} for line in choice["workspace"])
         sizes = [choice["stored"], choice["host"], *choice["weights"].values(), *choice["longest"].values()]
         assert all(type(size) is int and size >= 0 for size in sizes)
-    assert planned["choices"][0]["formats"] == {"decoder": "int4 g128", "head": "int8 g128", "vision": "int8 g128"}
-    assert planned["choices"][2]["formats"] == {"decoder": "nf4 g64", "head": "16-bit", "vision": "16-bit"}
+    assert planned["choices"][0]["formats"] == {
+        "decoder": "int4 g128",
+        "head": "int8 g128",
+        "mtp": "int4 g128",
+        "vision": "int8 g128",
+    }
+    assert planned["choices"][2]["formats"] == {
+        "decoder": "nf4 g64",
+        "head": "16-bit",
+        "mtp": "nf4 g64",
+        "vision": "16-bit",
+    }
 
 
 def test_a_process_ends_bad_input_with_code_2_and_one_line():
