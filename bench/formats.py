@@ -6,14 +6,9 @@ process; speed is of greedy decoding on this machine's CPU, all formats interlea
 
 from __future__ import annotations
 
-import datetime as dt
-import os
-import platform
 import shutil
-import sys
 import tempfile
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,6 +24,8 @@ from quantize.settings import Settings
 from quantize.walk import quantize
 from runtime.compare import Compared, compare, comparison
 from runtime.generate import Model
+
+from .provenance import provenance
 
 app = typer.Typer(add_completion=False)
 
@@ -102,12 +99,8 @@ def main(
         print("|---|---|---|---|---|---|---|---|")
         for row, model, rows in zip(FORMATS, models, compared, strict=True):
             print(line(row, model, rows))
-    packages = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime-gpu", "torch", "transformers"))
-    print(
-        f"\n`python -m bench.formats --documents {documents} --samples {samples} --seed {seed}`, "
-        f"{dt.datetime.now(tz=dt.UTC):%Y-%m-%d}, {platform.machine()} with {os.cpu_count()} cores, "
-        f"Python {sys.version.split()[0]}, {packages}."
-    )
+    command = f"python -m bench.formats --documents {documents} --samples {samples} --seed {seed}"
+    print(f"\n{provenance(command)}")
 
 
 if __name__ == "__main__":

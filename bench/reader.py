@@ -6,13 +6,8 @@ only the MTP layer, which the runtime does not use yet, is measured in PyTorch.
 
 from __future__ import annotations
 
-import os
-import platform
 import shutil
-import sys
 import tempfile
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -31,15 +26,17 @@ from runtime.evaluate import Scored, score, summary
 from runtime.generate import Model
 
 from .formats import Format, bootstrap, build
+from .provenance import provenance
 
 if TYPE_CHECKING:
     from calib_data.render import Kind
 
 app = typer.Typer(add_completion=False)
+TRANSCRIPTION = "transcription"
 READINGS: dict[str, tuple[Kind, str | None]] = {
     "one field of a document": ("field", None),
     "one field, unseen font": ("field", fonts.HELD_OUT_FONT),
-    "transcription": ("transcription", None),
+    TRANSCRIPTION: ("transcription", None),
     "transcription, unseen font": ("transcription", fonts.HELD_OUT_FONT),
     "single line": ("line", None),
 }
@@ -47,17 +44,16 @@ NEAREST, SOLVED = "4-bit nearest", "4-bit GPTQ"
 CORRUPTED = "model.language_model.layers.2.mlp.down_proj.weight"
 
 
-def reading(model: Model, documents: int, seed: int) -> list[Scored]:
-    """Print one row for each of READINGS; returns the scored transcriptions."""
+def reading(model: Model, documents: int, seed: int) -> dict[str, list[Scored]]:
+    """Print one row for each of READINGS; returns the scored documents of each."""
     print("| held-out documents | exact match | CER | ANLS |\n|---|---|---|---|")
+    read = {}
     for name, (kind, font) in READINGS.items():
         drawn = render.documents("evaluation", documents, seed, kind, font)
-        scored = [score(model, document)[0] for document in track(drawn, name)]
-        means = summary(scored)
+        read[name] = [score(model, document)[0] for document in track(drawn, name)]
+        means = summary(read[name])
         print(f"| {name} | {means['exact_match']:.3f} | {means['cer']:.4f} | {means['anls']:.3f} |", flush=True)
-        if (kind, font) == ("transcription", None):
-            transcribed = scored
-    return transcribed
+    return read
 
 
 def drafts(transcribed: list[Scored], documents: int, seed: int) -> None:
@@ -106,14 +102,9 @@ def main(
     """Read held-out documents with the bundled reader, and compare good and bad quantizations of it with FP16."""
     with tempfile.TemporaryDirectory() as place:
         model = build(Format("FP16", None), Path(place) / "fp16", seed, 1)
-        drafts(reading(model, documents, seed), documents, seed)
+        drafts(reading(model, documents, seed)[TRANSCRIPTION], documents, seed)
         telling(Path(place), model, compared, seed)
-    packages = ", ".join(f"{name} {version(name)}" for name in ("onnxruntime-gpu", "torch", "transformers"))
-    print(
-        f"`python -m bench.reader --documents {documents} --compared {compared} --seed {seed}`, "
-        f"{datetime.now(tz=UTC):%Y-%m-%d}, {platform.machine()} with {os.cpu_count()} cores, "
-        f"Python {sys.version.split()[0]}, {packages}."
-    )
+    print(provenance(f"python -m bench.reader --documents {documents} --compared {compared} --seed {seed}"))
 
 
 if __name__ == "__main__":
