@@ -14,6 +14,8 @@ from quantize.report import LinearReport, StepReport
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from quantize.kv_ranges import Ranges
+
 JOURNAL = ".journal.json"
 LOCK = ".lock"
 
@@ -22,8 +24,8 @@ LOCK = ".lock"
 class Journal:
     """What the steps done so far have left. settings: of the run, as they are recorded in its report.
 
-    states, images: hidden states in front of the next block, and image tokens, by their files. writer: state of the
-    checkpoint writer.
+    states, images: hidden states in front of the next block, and image tokens, by their files. kv_ranges: by the path
+    of a decoder layer. writer: state of the checkpoint writer.
     """
 
     settings: dict[str, Any]
@@ -31,6 +33,7 @@ class Journal:
     states: Layout | None = None
     images: Layout | None = None
     linears: list[LinearReport] = field(default_factory=list)
+    kv_ranges: dict[str, Ranges] = field(default_factory=dict)
     writer: dict[str, Any] | None = None
 
     def save(self, folder: Path) -> None:
@@ -66,5 +69,6 @@ def read_journal(folder: Path, settings: dict[str, Any]) -> Journal:
         found["states"] and Layout(**found["states"]),
         found["images"] and Layout(**found["images"]),
         [LinearReport(**linear | {"shape": tuple(linear["shape"])}) for linear in found["linears"]],
+        found["kv_ranges"],
         found["writer"],
     )

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from calib_data.errors import InputError
 from quantize.journal import LOCK, Journal, read_journal
+from quantize.kv_ranges import KV_SCALES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,7 +23,7 @@ TIMES = "quantization_times.json"
 
 # What a source folder may hold that is not the result's: weights, graphs, results of other runs, the model card.
 NOT_COPIED_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".data", ".npz", ".lock", ".md"}
-NOT_COPIED = {"config.json", "model.safetensors.index.json", "runtime.json", "kv_scales.json", REPORT, TIMES}
+NOT_COPIED = {"config.json", "model.safetensors.index.json", "runtime.json", KV_SCALES, REPORT, TIMES}
 
 
 def is_finished(output: Path, settings: dict[str, Any]) -> bool:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from quantize.kv_ranges import RangeRecorder
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -72,11 +74,15 @@ class VisionStream:
 
 @dataclass
 class DecoderStream:
-    """Documents by their numbers of tokens. Hidden states pass as [1, T, width]."""
+    """Documents by their numbers of tokens. Hidden states pass as [1, T, width].
+
+    recorder: sees the keys and values of the layer that runs.
+    """
 
     decoder: Any  # transformers' module, on the meta device
     device: torch.device
     lengths: list[int] = field(default_factory=list)
+    recorder: RangeRecorder = field(default_factory=RangeRecorder)
 
     def __post_init__(self) -> None:
         self._rotary = _alive(self.decoder.rotary_emb, self.device)
@@ -84,7 +90,7 @@ class DecoderStream:
     def context(self, block: int, document: int) -> dict[str, Any]:
         """Keyword arguments of a layer for a document."""
         sliding = self.decoder.config.layer_types[block] == "sliding_attention"
-        return self._context(self.lengths[document], sliding)
+        return {"past_key_values": self.recorder, **self._context(self.lengths[document], sliding)}
 
     def mtp_context(self, document: int) -> dict[str, Any]:
         """Keyword arguments of the MTP layer's decoder layers for a document, which is one token shorter there."""

@@ -25,6 +25,7 @@ from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.family import Family, find_family, full_paths, model_config
 from quantize.formats import described, stored
 from quantize.journal import JOURNAL, Journal
+from quantize.kv_ranges import KV_SCALES
 from quantize.output import REPORT, TIMES, copy_companions, is_finished, output_folder, write_json
 from quantize.report import LinearReport, Report, StepReport
 from quantize.scheme import check, has_mtp, is_tied, output_config, plan_grids
@@ -74,6 +75,7 @@ def quantize(settings: Settings) -> Report | None:
         report = walk.report(writer.total_bytes)
         write_json(folder / REPORT, report.as_dict())
         write_json(folder / TIMES, report.times())
+        write_json(folder / KV_SCALES, dict(journal.kv_ranges))
         walk.clear()
     return report
 
@@ -140,7 +142,7 @@ class Walk:
         family = self.family
         steps: Steps = [(family.embeddings, self._embed)]
         for i, path in enumerate(family.decoder_blocks(self.config)):
-            steps.append((path, partial(self._block, path, family.decoder_linears, partial(self.decoder.context, i))))
+            steps.append((path, partial(self._decoder_block, path, partial(self.decoder.context, i))))
         steps.append((family.norm, partial(self._block, family.norm, (), _nothing)))
         if family.mtp and family.mtp_layers(self.config):
             steps.append((family.mtp, partial(self._mtp, family.mtp)))
@@ -204,6 +206,12 @@ class Walk:
             return states
 
         return table, embedded
+
+    def _decoder_block(self, path: str, context: Context) -> None:
+        """Solve a decoder layer, and keep how large its keys and values were, before and after it was quantized."""
+        self.decoder.recorder.largest.clear()
+        self._block(path, self.family.decoder_linears, context)
+        self.journal.kv_ranges[path] = self.decoder.recorder.ranges()
 
     def _mtp(self, path: str) -> None:
         """Solve the MTP layer on the decoder's last hidden states and the embeddings of the tokens that follow."""
