@@ -5,14 +5,14 @@ READY := .venv/.installed
 
 .PHONY: demo test check clean
 
-demo: $(READY)  ## quantize the bundled reader to 4 bits, export it, read documents, show (not judge) the distance to FP16
+demo: $(READY)  ## quantize the bundled reader to 4 bits, export it, read documents, judge the distance to FP16
 	rm -rf demo && mkdir demo
 	$(BIN)/python -m quantize --bits 4 --output demo/reader-w4
 	cp -r calib_data/reader demo/reader-fp16
 	$(BIN)/python -m export --model demo/reader-w4
 	$(BIN)/python -m export --model demo/reader-fp16
 	$(BIN)/python -m bench.demo --model demo/reader-w4 --baseline demo/reader-fp16 --picture demo/result.png
-	$(BIN)/python -m runtime compare --model demo/reader-w4 --baseline demo/reader-fp16 --documents 40 --max-drop 1
+	$(BIN)/python -m runtime compare --model demo/reader-w4 --baseline demo/reader-fp16 --documents 40
 
 test: $(READY)  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile

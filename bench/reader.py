@@ -41,7 +41,7 @@ READINGS: dict[str, tuple[Kind, str | None]] = {
     "single line": ("line", None),
 }
 NEAREST, SOLVED = "4-bit nearest", "4-bit GPTQ"
-CORRUPTED = "model.language_model.layers.2.mlp.down_proj.weight"
+CORRUPTED = "model.language_model.layers.1.mlp.down_proj.weight"
 
 
 def reading(model: Model, documents: int, seed: int) -> dict[str, list[Scored]]:

@@ -67,7 +67,7 @@ def test_mtp_teaches_the_mtp_layer_alone():
 
 
 def test_gradients_on_two_cores_are_those_of_the_whole_batch_within_bfloat16():
-    learner = new_state(READER / "model.safetensors", 0).learner
+    learner = new_state(None, 0).learner  # far from a minimum, where gradients are larger than rounding
     one, two = split(lines(3), 2)
     assert torch.equal(torch.cat((one.tokens, two.tokens)), lines(3).tokens)
     expected = []
@@ -81,7 +81,7 @@ def test_gradients_on_two_cores_are_those_of_the_whole_batch_within_bfloat16():
         wanted = (first + second) / 2
         assert parameter.grad.dtype == torch.float32
         error = (parameter.grad - wanted).norm() / wanted.norm().clamp(min=1e-4)
-        assert error < 0.15, (name, error)
+        assert error < 0.08, (name, error)
 
 
 def test_muon_takes_the_matrices_inside_the_model():

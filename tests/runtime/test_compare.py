@@ -122,7 +122,7 @@ def test_the_gate_stops_a_damaged_folder(command, exported, own_answers, copied)
 def test_the_default_gate_stops_one_corrupted_layer_and_not_4_bits(command, exported, copied):
     arguments = "--documents", 24, "--seed", 3
     assert compare(command, exported("fp16"), exported("w4"), *arguments)[0] == 0
-    change_tensor(copied, "model.language_model.layers.2.mlp.down_proj.weight", lambda weight: np.roll(weight, 1, 0))
+    change_tensor(copied, "model.language_model.layers.1.mlp.down_proj.weight", lambda weight: np.roll(weight, 1, 0))
     code, result = compare(command, exported("fp16"), copied, *arguments)
     assert code == 1
     assert result["anls_drop"] > result["max_drop"] == 0.02
