@@ -195,7 +195,8 @@ def test_hessians_are_those_of_a_padded_batch_without_its_padding(tmp_path):
         X = same_size(seen[group][mask])
         assert len(X) == sum(len(s.ids) for s in samples)
         assert X.square().mean(-1) == pytest.approx(1, rel=1e-5)
-        torch.testing.assert_close(hessians[group], 2 * X.T @ X, rtol=1e-3, atol=1e-4 * float(X.square().sum(0).max()))
+        near = 5e-4 * float(X.square().sum(0).max())  # hidden states pass from step to step in 16 bits
+        torch.testing.assert_close(hessians[group], 2 * X.T @ X, rtol=1e-3, atol=near)
 
 
 def test_neighbours_lie_side_by_side_and_data_starts_on_a_page(quantized):
