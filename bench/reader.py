@@ -11,7 +11,6 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import numpy as np
 import typer
 from safetensors.torch import load_file, save_file
 
@@ -87,7 +86,7 @@ def telling(place: Path, baseline: Model, documents: int, seed: int) -> None:
         compared: list[Compared] = [compare(baseline, model, document) for document in track(drawn, name)]
         result = comparison(compared, max_drop=0.02)
         low, high = bootstrap([one.kl for one in compared])
-        kl[name] = float(np.concatenate([one.kl for one in compared]).mean())
+        kl[name] = result["mean_kl"]
         verdict = "passes" if result["passed"] else "fails"
         print(f"| {name} | {kl[name]:.5f} ({low:.5f}–{high:.5f}) | {result['anls_drop']:.4f} | {verdict} |", flush=True)
     print(f"\nnearest / GPTQ: {kl[NEAREST] / kl[SOLVED]:.1f}\n")
