@@ -58,9 +58,8 @@ def read_journal(folder: Path, settings: dict[str, Any]) -> Journal:
         return Journal(settings)
     found = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
     if found["settings"] != settings:
-        names = sorted(key for key in settings if found["settings"].get(key) != settings[key])
         raise InputError(
-            f"{folder} holds an unfinished run of other settings ({', '.join(names)}); "
+            f"{folder} holds an unfinished run of other settings ({different(found['settings'], settings)}); "
             "give another --output, or remove it"
         )
     return Journal(
@@ -72,3 +71,8 @@ def read_journal(folder: Path, settings: dict[str, Any]) -> Journal:
         found["kv_ranges"],
         found["writer"],
     )
+
+
+def different(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    """Name the settings that differ."""
+    return ", ".join(sorted(key for key in wanted if found.get(key) != wanted[key]))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from calib_data.errors import InputError
-from quantize.journal import LOCK, Journal, read_journal
+from quantize.journal import LOCK, Journal, different, read_journal
 from quantize.kv_ranges import KV_SCALES
 
 if TYPE_CHECKING:
@@ -38,9 +38,9 @@ def is_finished(output: Path, settings: dict[str, Any]) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{output} exists and holds something else; give another --output or remove it") from None
     if found != settings:
-        different = sorted(key for key in settings if found.get(key) != settings[key])
         raise InputError(
-            f"{output} holds a result of other settings ({', '.join(different)}); give another --output or remove it"
+            f"{output} holds a result of other settings ({different(found, settings)}); "
+            "give another --output or remove it"
         )
     return True
 
