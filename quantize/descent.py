@@ -35,14 +35,15 @@ def _descend_rows(
     C, S = codes.T.contiguous(), scales.T.contiguous()
     Q = grid.values(C, S.repeat_interleave(grid.group_size, 0)).to(W.dtype)
     G = H @ (W.T - Q)
-    for _ in range(sweeps):
+    for sweep in range(sweeps):
         for group in range(len(S)):
             columns = slice(group * grid.group_size, (group + 1) * grid.group_size)
             before = Q[columns].clone()
             part = (Q[columns], C[columns], G[columns].clone(), H[columns, columns])
             S[group] = _rescale(*part, S[group], grid)
             _recode(*part, S[group], grid)
-            G -= H[:, columns] @ (Q[columns] - before)
+            wanted = slice(columns.stop if sweep == sweeps - 1 else 0, None)  # the last sweep does not come back
+            G[wanted].addmm_(H[wanted, columns], Q[columns] - before, alpha=-1)
     return C.T.contiguous(), S.T.contiguous()
 
 
@@ -72,5 +73,5 @@ def _recode(
     for i in range(len(Q)):
         C[i] = grid.round(Q[i] + G[i] / H[i, i], scale)
         value = grid.values(C[i], scale)
-        G -= torch.outer(H[:, i], value - Q[i])
+        G.addr_(H[:, i], value - Q[i], alpha=-1)
         Q[i] = value
