@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 ROWS = 8192  # rows worked on together, to bound memory: they do not know of each other
+CACHED = 2**18  # weights that a CPU goes through many times, while they stay in its cache
 SHARES = tuple(0.5 + 0.025 * i for i in range(25))  # of the scale that covers the largest weight: 0.5 to 1.1
 
 # The 16 quantiles of QLoRA (Dettmers et al. 2023, appendix E), as bitsandbytes stores them.
@@ -166,7 +167,8 @@ def fit_weighted(W: torch.Tensor, importance: torch.Tensor, grid: Grid) -> torch
     importance [K]: how much an input is used, the diagonal of its damped Hessian: an input that was never used still
     counts a little. Returns [N, K / group_size].
     """
-    return torch.cat([_fit_rows(rows, importance, grid) for rows in W.split(ROWS)])
+    rows = max(CACHED // W.shape[1], 1) if W.device.type == "cpu" else ROWS
+    return torch.cat([_fit_rows(part, importance, grid) for part in W.split(rows)])
 
 
 def _fit_rows(W: torch.Tensor, importance: torch.Tensor, grid: Grid) -> torch.Tensor:
@@ -208,7 +210,10 @@ def expand(scales: torch.Tensor, grid: Grid) -> torch.Tensor:
 
 def dequantize(codes: torch.Tensor, scales: torch.Tensor, grid: Grid) -> torch.Tensor:
     """Weights [N, K] (float32) of codes [N, K] and scales [N, K / group_size]."""
-    return grid.values(codes, expand(scales, grid))
+    W = torch.empty(codes.shape, device=codes.device)
+    for part, *solution in zip(W.split(ROWS), codes.split(ROWS), scales.split(ROWS), strict=True):
+        part.copy_(grid.values(solution[0], expand(solution[1], grid)))
+    return W
 
 
 def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
