@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from quantize.grids import NF4_VALUES, Grid, UniformGrid, pack_nibbles
+from quantize.grids import NF4_VALUES, ROWS, Grid, UniformGrid, pack_nibbles
 
 if TYPE_CHECKING:
     from quantize.family import Family
@@ -26,7 +26,8 @@ def stored(codes: torch.Tensor, scales: torch.Tensor, grid: Grid, form: Format |
 
     if form == "gptq":  # inputs first: [K * bits / 32, N], consecutive inputs in a word, and [K / group, N]
         return {"qweight": pack_to_int32(codes.T, grid.bits, packed_dim=0), "scales": scales.T}
-    return {"weight_packed": pack_to_int32(codes, grid.bits), "weight_scale": scales}
+    packed = torch.cat([pack_to_int32(rows, grid.bits) for rows in codes.split(ROWS)])  # which takes 12 bytes a code
+    return {"weight_packed": packed, "weight_scale": scales}
 
 
 def described(codes: torch.Tensor, scales: torch.Tensor, grid: Grid, settings: Settings) -> dict[str, torch.Tensor]:
