@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path  # noqa: TC003 (typer reads the annotations when it runs)
 from typing import Annotated, Literal
@@ -11,6 +12,9 @@ import typer
 
 from calib_data import READER
 from calib_data.errors import InputError, run_command
+
+# Read by PyTorch when it is imported: huge pages, since a temporary of 100 MB takes longer to map than to fill.
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 app = typer.Typer(add_completion=False)
 
