@@ -110,6 +110,12 @@ def test_weighted_scales_are_the_best_of_the_candidates(grid):
             assert loss(n, group, scales[n, group]) <= loss(n, group, grid.fit(W)[n, group])
 
 
+def test_scales_do_not_depend_on_how_many_rows_there_are():
+    W, H = problem(6, 64, 100)
+    few = fit_weighted(W, H.diagonal().float(), GRIDS[0])
+    assert torch.equal(fit_weighted(W.repeat(1000, 1), H.diagonal().float(), GRIDS[0]), few.repeat(1000, 1))
+
+
 def test_nothing_to_gain_changes_nothing():
     """Weights that lie on the grid stay, and a row of zeros does not become NaN."""
     grid = UniformGrid(4, 32)

@@ -106,10 +106,12 @@ def test_stacked_weights_are_solved_as_if_alone():
         assert torch.equal(together[1][rows], alone[1])
 
 
-def test_the_factor_is_that_of_the_inverse():
-    _, H = problem(1, 48, 300)
+@pytest.mark.parametrize("K", [48, 603])
+def test_the_factor_is_that_of_the_inverse(K):
+    """Inverted at once, and by halves of unequal size."""
+    _, H = problem(1, K, 6 * K)
     factor = factorise(H)
-    damped = H + factor.damping * H.diagonal().mean() * torch.eye(48, dtype=torch.float64)
+    damped = H + factor.damping * H.diagonal().mean() * torch.eye(K, dtype=torch.float64)
     inverse = torch.linalg.inv(damped[factor.order][:, factor.order])
     torch.testing.assert_close(factor.V.T @ factor.V, inverse)
     assert torch.equal(factor.V, factor.V.tril())
@@ -166,10 +168,12 @@ def test_without_correlation_solving_is_rounding():
     assert torch.equal(solve(W, factor, grid)[0], round_to_nearest(W, grid)[0])
 
 
-def test_energy_is_the_norm_of_the_outputs():
+@pytest.mark.parametrize("K", [16, 2100])
+def test_energy_is_the_norm_of_the_outputs(K):
+    """Of one stripe of the Hessian, and of several."""
     generator = torch.Generator().manual_seed(0)
-    X, D = torch.randn(100, 16, generator=generator), torch.randn(20, 16, generator=generator)
-    H = torch.zeros(16, 16)
+    X, D = torch.randn(100, K, generator=generator), torch.randn(20, K, generator=generator)
+    H = torch.zeros(K, K)
     add_inputs(H, X[:70])
     add_inputs(H, X[70:])
     assert output_energy(D, H) == pytest.approx(float((D @ X.T).square().sum()), rel=1e-5)

@@ -53,13 +53,14 @@ def test_no_weight_moves_by_more_than_half_a_step(bits, dtype):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_the_format_unpacks_with_compressed_tensors(bits):
-    W, grid = weights(), UniformGrid(bits, 128)
+    W, grid = weights().repeat(200, 1), UniformGrid(bits, 128)  # 9600 rows: more than are worked on together
     codes, scales = round_to_nearest(W, grid)
     parts = stored(codes, scales, grid, "compressed-tensors")
     assert torch.equal(unpack_from_int32(parts["weight_packed"], bits, W.shape), codes)
-    assert parts["weight_packed"].shape == (48, 256 * bits // 32)
+    assert parts["weight_packed"].shape == (9600, 256 * bits // 32)
+    assert torch.equal(dequantize(codes, scales, grid), codes.float() * scales.float().repeat_interleave(128, 1))
     assert torch.equal(parts["weight_scale"], scales)
-    assert described(codes, scales, grid, Settings(READER))["weight_shape"].tolist() == [48, 256]
+    assert described(codes, scales, grid, Settings(READER))["weight_shape"].tolist() == [9600, 256]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
