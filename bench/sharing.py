@@ -8,6 +8,7 @@ turns, with the same functions.
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import torch
@@ -18,7 +19,7 @@ from calib_data.progress import track
 from quantize import gptq
 from quantize.checkpoint import read_json
 from quantize.grids import UniformGrid
-from quantize.solver import solve_together
+from quantize.solver import Solved, solve_together
 
 from .provenance import provenance
 from .released_widths import RELEASED, STD
@@ -39,33 +40,58 @@ def released_groups() -> tuple[int, dict[str, list[int]]]:
     return hidden, {"q, k, v": [hidden, keys, keys], "gate, up": [text["intermediate_size"]] * 2}
 
 
-def solve_all(groups: Sequence[Sequence[torch.Tensor]], X: torch.Tensor, tokens: int) -> tuple[float, float]:
-    """Solve groups of weights [N, K], each with a Hessian of its own. Seconds of Hessians, and of what follows.
+@dataclass(frozen=True)
+class Solving:
+    """What one way took, in seconds of processor time, and what came of it: Hessians, and all that follows them."""
+
+    hessians: float
+    rest: float
+    solved: list[Solved]
+
+    @property
+    def seconds(self) -> float:
+        """Both together."""
+        return self.hessians + self.rest
+
+
+def solve_all(groups: Sequence[Sequence[torch.Tensor]], X: torch.Tensor, tokens: int) -> Solving:
+    """Solve groups of weights [N, K], each group with a Hessian and a factorisation of its own.
 
     X [T, K]: inputs, given again until there were so many tokens.
     """
-    hessians = solving = 0.0
+    hessians = rest = 0.0
+    solved: list[Solved] = []
     for weights in groups:
-        started = time.perf_counter()
+        started = time.process_time()  # other processes do not count
         H = torch.zeros(X.shape[1], X.shape[1])
         for first in range(0, tokens, len(X)):
             gptq.add_inputs(H, X[: tokens - first])
-        summed = time.perf_counter()
-        solve_together(weights, H, GRID, "gptq")
-        hessians, solving = hessians + summed - started, solving + time.perf_counter() - summed
-    return hessians, solving
+        summed = time.process_time()
+        solved += solve_together(weights, H, GRID, "gptq")
+        hessians, rest = hessians + summed - started, rest + time.process_time() - summed
+    return Solving(hessians, rest, solved)
 
 
 @torch.no_grad()
-def compare(rows: list[int], hidden: int, tokens: int, rounds: int) -> tuple[list[float], list[float]]:
-    """Seconds of Hessians and of solving, the fastest of all rounds: [shared, per linear] of each."""
+def compare(rows: list[int], hidden: int, tokens: int, rounds: int) -> tuple[Solving, Solving]:
+    """Solve linears of so many rows together, and one by one, in turns: the fastest of each."""
     generator = torch.Generator().manual_seed(0)
     weights = [torch.empty(n, hidden).normal_(0, STD, generator=generator) for n in rows]
     X = torch.empty(min(CHUNK, tokens), hidden).normal_(generator=generator)
-    ways = ([weights], [[weight] for weight in weights])
-    found = [[solve_all(groups, X, tokens) for groups in ways] for _ in track(range(rounds), f"{rows} rows")]
-    hessians, solving = ([min(turn[way][part] for turn in found) for way in (0, 1)] for part in (0, 1))
-    return hessians, solving
+    together, alone = [weights], [[weight] for weight in weights]
+    turns = [(solve_all(together, X, tokens), solve_all(alone, X, tokens)) for _ in track(range(rounds), f"{rows}")]
+    shared, single = (min(way, key=lambda solving: solving.seconds) for way in zip(*turns, strict=True))
+    return shared, single
+
+
+def rows_of(name: str, shared: Solving, single: Solving) -> list[str]:
+    """Three rows of the table."""
+    rows = [
+        f"| {name} | {way} | {one.hessians:.1f} | {one.rest:.1f} | {one.seconds:.1f} |"
+        for way, one in (("shared", shared), ("per linear", single))
+    ]
+    ratios = (single.hessians / shared.hessians, single.rest / shared.rest, single.seconds / shared.seconds)
+    return [*rows, f"| {name} | per linear / shared | " + " | ".join(f"{ratio:.2f}" for ratio in ratios) + " |"]
 
 
 @app.command()
@@ -75,21 +101,16 @@ def main(
 ) -> None:
     """Solve q, k, v and gate, up of one decoder layer together, and one by one; print the times."""
     hidden, groups = released_groups()
-    print(f"{tokens} tokens of {hidden} inputs\n")
-    print("| linears | way | Hessians, s | factorise and solve, s | together, s |\n|---|---|---|---|---|")
-    totals = [0.0, 0.0]
+    print(f"{tokens} tokens of {hidden} inputs; seconds of processor time\n")
+    print("| linears | way | Hessians | factorise and solve | all |\n|---|---|---|---|---|", flush=True)
+    found = []
     for name, rows in groups.items():
-        hessians, solving = compare(rows, hidden, tokens, rounds)
-        for way, label in enumerate(("shared", "per linear")):
-            totals[way] += hessians[way] + solving[way]
-            together = hessians[way] + solving[way]
-            print(f"| {name} | {label} | {hessians[way]:.1f} | {solving[way]:.1f} | {together:.1f} |", flush=True)
-        ratio = (hessians[1] + solving[1]) / (hessians[0] + solving[0])
-        print(
-            f"| {name} | per linear / shared | {hessians[1] / hessians[0]:.2f} "
-            f"| {solving[1] / solving[0]:.2f} | {ratio:.2f} |"
-        )
-    print(f"\nAll five linears: per linear takes {totals[1] / totals[0]:.2f} times as long.")
+        found.append(compare(rows, hidden, tokens, rounds))
+        print(*rows_of(name, *found[-1]), sep="\n", flush=True)
+    shared, single = (sum(one.seconds for one in way) for way in zip(*found, strict=True))
+    more = [1000 * sum(one.hessians for one in way) / tokens for way in zip(*found, strict=True)]
+    print(f"\nAll five linears: per linear takes {single / shared:.2f} times as long.")
+    print(f"Each further 1000 tokens take {more[0]:.2f} s shared and {more[1]:.2f} s per linear.")
     print(f"\n{provenance(f'python -m bench.sharing --tokens {tokens} --rounds {rounds}')}")
 
 
