@@ -159,12 +159,15 @@ class Walk:
 
     def _disk_needed(self) -> str:
         """Say how much the hidden states take: those that a block reads and those that it writes, and the images."""
-        widest = sum(self.decoder.lengths) * self.config.get_text_config().hidden_size
+        width = self.config.get_text_config().hidden_size
+        values = 2 * sum(self.decoder.lengths) * width
         if self.vision is not None:
+            tower = self.config.vision_config
             patches = sum(int(grid.prod(-1).sum()) for grid in self.vision.grids)
-            widest = max(widest, patches * self.config.vision_config.hidden_size)
-        needed = 2 * widest * self.settings.torch_dtype.itemsize
-        return f"{len(self.ids)} documents; their hidden states take up to {needed / 2**20:.0f} MiB in {self.folder}"
+            images = patches // tower.spatial_merge_size**2 * width
+            values = max(2 * patches * tower.hidden_size, values + images)
+        needed = values * self.settings.torch_dtype.itemsize
+        return f"{len(self.ids)} documents; their hidden states take up to {needed / 2**20:.1f} MiB in {self.folder}"
 
     def _embed_patches(self, path: str, vision: VisionStream) -> None:
         patch_embed = self.load(path)
