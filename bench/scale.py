@@ -39,7 +39,7 @@ BLOCK = re.compile(r"(?P<kind>.*\.(?:blocks|layers))\.\d+")  # a step that there
 class Run:
     """One quantization. peak, disk: the most memory of its process and bytes of hidden states at once, in MiB.
 
-    announced: what it had said beforehand of its hidden states.
+    announced: what it had said of its hidden states before it began, in MiB.
     """
 
     layers: int
@@ -48,7 +48,7 @@ class Run:
     tokens: int
     peak: float
     disk: float
-    announced: str
+    announced: float
 
     @property
     def seconds(self) -> float:
@@ -78,7 +78,7 @@ def quantize(model: Path, output: Path, layers: int, samples: int) -> Run:
         process = subprocess.Popen([*command, *options], stdout=messages, stderr=messages)
     pid = disk = 0
     while not pid:
-        time.sleep(0.05)
+        time.sleep(0.02)
         disk = max(disk, hidden_states(output.with_name(output.name + ".partial")))
         pid, status, usage = os.wait4(process.pid, os.WNOHANG)
     process.returncode = os.waitstatus_to_exitcode(status)
@@ -87,7 +87,7 @@ def quantize(model: Path, output: Path, layers: int, samples: int) -> Run:
         raise InputError(f"`{' '.join(command)}` failed: {said.strip()[-500:]}")
     steps = [StepReport(**step) for step in read_json(output / TIMES)["steps"]]
     totals = read_json(output / REPORT)["totals"]
-    announced = re.search(r"take up to (\d+ MiB)", said)
+    (announced,) = re.findall(r"take up to ([\d.]+) MiB", said)
     return Run(
         layers,
         steps,
@@ -95,7 +95,7 @@ def quantize(model: Path, output: Path, layers: int, samples: int) -> Run:
         totals["tokens"],
         usage.ru_maxrss / 1024,
         disk / MIB,
-        announced[1] if announced else "nothing",
+        float(announced),
     )
 
 
@@ -131,10 +131,10 @@ def steps_table(run: Run) -> list[str]:
 def layers_table(runs: list[Run]) -> list[str]:
     """Runs beside each other, and how far their peaks are apart."""
     rows = [
-        "| decoder layers | seconds | peak memory, MiB | hidden states on disk, as announced | as measured, MiB |",
+        "| decoder layers | seconds | peak memory, MiB | hidden states on disk, as announced, MiB | as measured, MiB |",
         "|---|---|---|---|---|",
     ]
-    rows += [f"| {r.layers} | {r.seconds:.0f} | {r.peak:.0f} | {r.announced} | {r.disk:.1f} |" for r in runs]
+    rows += [f"| {r.layers} | {r.seconds:.0f} | {r.peak:.0f} | {r.announced:.1f} | {r.disk:.1f} |" for r in runs]
     apart = [
         f"\nPeak of {more.layers} against {fewer.layers} decoder layers: {more.peak / fewer.peak - 1:+.1%}."
         for fewer, more in pairwise(runs)
