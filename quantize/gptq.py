@@ -109,9 +109,10 @@ def _invert(L: torch.Tensor) -> None:
         return
     half = len(L) // 2
     A, B, D = L[:half, :half], L[half:, :half], L[half:, half:]
-    left = torch.linalg.solve_triangular(D, B, upper=False)
-    B.copy_(torch.linalg.solve_triangular(A, left, upper=False, left=False).neg_())
-    del left  # before the halves make their own
+    for part in B.split(STRIPE, 1):
+        part.copy_(torch.linalg.solve_triangular(D, part, upper=False))
+    for part in B.split(STRIPE):
+        part.copy_(torch.linalg.solve_triangular(A, part, upper=False, left=False).neg_())
     _invert(A)
     _invert(D)
 

@@ -106,10 +106,10 @@ def test_stacked_weights_are_solved_as_if_alone():
         assert torch.equal(together[1][rows], alone[1])
 
 
-@pytest.mark.parametrize("K", [48, 603])
+@pytest.mark.parametrize("K", [48, 603, 2100])
 def test_the_factor_is_that_of_the_inverse(K):
-    """Inverted at once, and by halves of unequal size."""
-    _, H = problem(1, K, 6 * K)
+    """Inverted at once, by halves of unequal size, and by halves of more than a stripe."""
+    _, H = problem(1, K, 2 * K)
     factor = factorise(H)
     damped = H + factor.damping * H.diagonal().mean() * torch.eye(K, dtype=torch.float64)
     inverse = torch.linalg.inv(damped[factor.order][:, factor.order])
