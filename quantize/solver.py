@@ -37,7 +37,7 @@ class Solved:
 
 def solve_together(weights: Sequence[torch.Tensor], H: torch.Tensor, grid: Grid, solver: str) -> list[Solved]:
     """Quantize weights [N, K] (float32) that read the same inputs, of Hessian H [K, K]: one factorisation for all."""
-    W = torch.cat(list(weights))
+    W = weights[0] if len(weights) == 1 else torch.cat(list(weights))  # no second copy of a head's 3 GB
     nearest = by_rows(round_to_nearest, W, grid)
     codes, scales, damping = (None if solver == "rtn" else solve(W, H, grid)) or (*nearest, None)
     solved, first = [], 0

@@ -200,10 +200,12 @@ class Walk:
         """The table as it is stored, and what gives a document's embeddings [T, width], image tokens included."""
         table = self._read(f"{self.family.embeddings}.weight").to(self.settings.torch_dtype)
         images = None if self.journal.images is None else self._open(self.journal.images)
+        used = torch.cat(self.ids).unique()
+        rows = table[used]  # so that whoever keeps `embedded` does not keep the table
 
         def embedded(document: int) -> torch.Tensor:
             ids = self.ids[document]
-            states = table[ids].float()
+            states = rows[torch.searchsorted(used, ids)].float()
             if images is not None:
                 states[ids == self.config.image_token_id] = images[document]
             return states
