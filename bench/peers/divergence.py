@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers import AutoModelForImageTextToText
 
@@ -12,6 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from quantize.calibration import Sample
@@ -47,7 +47,7 @@ class Divergence:
         """What the decoder reads [1, T, width]: embeddings of tokens, image tokens from the vision tower."""
         kept: list[torch.Tensor] = []
         hook = self.model.model.language_model.register_forward_pre_hook(
-            lambda _, args, kwargs: kept.append(kwargs["inputs_embeds"]), with_kwargs=True
+            lambda _, __, kwargs: kept.append(kwargs["inputs_embeds"]), with_kwargs=True
         )
         self.model(input_ids=sample.ids[None], pixel_values=sample.patches, image_grid_thw=sample.grid)
         hook.remove()
