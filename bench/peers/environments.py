@@ -64,8 +64,8 @@ def environment(peer: Peer, cache: Path) -> Path:
     log = cache / peer.name / "install.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     for command in (
-        [sys.executable, "-m", "venv", str(folder)],
-        [str(python), "-m", "pip", "install", "--quiet", *peer.requirements],
+        [sys.executable, "-m", "venv", "--without-pip", str(folder)],
+        [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", *peer.requirements],
     ):
         if said := _run(command, log):
             raise InputError(f"{peer.name} cannot be installed ({', '.join(peer.requirements)}): {said}; see {log}")

@@ -33,7 +33,7 @@ def write_samples(samples: Iterable[Sample], path: Path) -> None:
 
 
 def read_weights(path: Path, model: Path) -> dict[str, torch.Tensor]:
-    """Read what peer.py wrote. Raises InputError unless it is all of the decoder's linears in 4 bits and nothing else."""
+    """Read what peer.py wrote. Raises InputError unless it is all decoder linears in 4 bits and nothing else."""
     weights = load_file(path)
     expected = {name for name in open_checkpoint(model).tensors if is_decoder_linear(name)}
     if odd := min(weights.keys() ^ expected, default=None):
