@@ -46,8 +46,9 @@ the 95 % interval over documents. By seed: the least and the greatest mean. Rati
 over the same documents. Seconds: of one run on this machine's CPU, for the others without loading a model. All compute
 in float32; ours keeps hidden states and scales in float16, as it writes them. Nearest does not depend on documents.
 llm-compressor: its defaults (sequential, static act-order, damping 0.01), and its two other ways to choose scales.
-AutoRound: its defaults (signed gradient descent on rounding and ranges, 8 documents a step) but for float32. As it
-comes, it runs all blocks with the first one's mask, a sliding window; "own masks": told that blocks differ."""
+AutoRound: its defaults (signed gradient descent on rounding and ranges, 200 iterations, 8 documents a step) but for
+float32. As it comes, it runs all blocks with the first one's mask, a sliding window; "own masks": told that they
+differ."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,16 @@ class Measured:
 
 METHODS = (
     Method(OURS, {}),
-    Method("nearest", {"solver": "rtn"}),
+    Method("nearest", {"solver": "rtn", "samples": 1}),
     Method("llm-compressor GPTQ", {"observer": None}, LLM_COMPRESSOR),
     Method("llm-compressor GPTQ, MSE scales", {"observer": "mse"}, LLM_COMPRESSOR),
     Method("llm-compressor GPTQ, imatrix scales", {"observer": "imatrix_mse"}, LLM_COMPRESSOR),
-    Method("AutoRound, 200 iterations, as it comes", {"iters": 200, "own_masks": False}, AUTO_ROUND),
-    Method("AutoRound, 200 iterations, own masks", {"iters": 200, "own_masks": True}, AUTO_ROUND),
+    Method("AutoRound, own masks", {"iters": 200, "own_masks": True}, AUTO_ROUND),
 )
-BEST = Method("AutoRound, 1000 iterations, own masks", {"iters": 1000, "own_masks": True}, AUTO_ROUND)
+SLOW = (
+    Method("AutoRound as it comes", {"iters": 200, "own_masks": False}, AUTO_ROUND),
+    Method("AutoRound, own masks, 1000 iterations", {"iters": 1000, "own_masks": True}, AUTO_ROUND),
+)
 
 
 def weights_of(
@@ -126,12 +129,14 @@ def main(
     cache: Annotated[Path, typer.Option(help="Folder of the environments and of what was quantized in them.")] = Path(
         "build/peers"
     ),
-    best: Annotated[bool, typer.Option("--best", help="AutoRound's slow recipe, too.")] = False,
+    slow: Annotated[
+        bool, typer.Option("--slow", help="AutoRound as it comes and at 1000 iterations, too: half an hour a seed.")
+    ] = False,
 ) -> None:
     """Quantize the bundled reader to 4 bits with ours and with others, and compare each with FP16."""
     from transformers import AutoConfig
 
-    methods = (*METHODS, *[BEST][: int(best)])
+    methods = METHODS + SLOW if slow else METHODS
     for peer in (LLM_COMPRESSOR, AUTO_ROUND):
         environment(peer, cache)  # an hour before its turn, if it cannot be installed
     config = AutoConfig.from_pretrained(READER)
@@ -149,7 +154,7 @@ def main(
     for method in methods:
         print(line(method, measured[method.name], measured[OURS]))
     print(f"\n{NOTES}\n")
-    command = f"python -m bench.peers --seeds {seeds} --samples {samples} --documents {documents}{' --best' * best}"
+    command = f"python -m bench.peers --seeds {seeds} --samples {samples} --documents {documents}{' --slow' * slow}"
     print(f"{provenance(command)} {LLM_COMPRESSOR.versions}; {AUTO_ROUND.versions}.")
 
 

@@ -74,16 +74,12 @@ def environment(peer: Peer, cache: Path) -> Path:
 
 
 def quantized_by(peer: Peer, settings: dict[str, Any], model: Path, documents: Path, cache: Path) -> Path:
-    """The file that peer.py writes, made unless it is there: its name tells what it was made from and by.
+    """The file that peer.py writes, made unless it is there.
 
     documents: as peer.py reads them. Raises InputError where the quantizer fails.
     """
     python, given = environment(peer, cache), json.dumps(settings, sort_keys=True)
-    files = (SCRIPT, SCRIPT.with_name(f"{peer.module}.py"), documents, *sorted(model.glob("*.safetensors")))
-    made_from = hashlib.sha256(repr((peer.requirements, given)).encode())
-    for file in files:
-        made_from.update(hashlib.sha256(file.read_bytes()).digest())
-    result = cache / peer.name / f"{documents.stem}-{made_from.hexdigest()[:16]}.safetensors"
+    result = result_file(peer, given, model, documents, cache)
     if not result.exists():
         say(f"{peer.name}: quantizing on {documents.name} with {given}")
         partial, log = result.with_suffix(".partial"), result.with_suffix(".log")
@@ -92,6 +88,14 @@ def quantized_by(peer: Peer, settings: dict[str, Any], model: Path, documents: P
             raise InputError(f"{peer.name} failed on {documents}: {said}; see {log}")
         partial.rename(result)
     return result
+
+
+def result_file(peer: Peer, settings: str, model: Path, documents: Path, cache: Path) -> Path:
+    """Where a result is kept. Its name tells what it was made from: versions, settings, scripts, documents, weights."""
+    made_from = hashlib.sha256(repr((peer.requirements, settings)).encode())
+    for file in (SCRIPT, SCRIPT.with_name(f"{peer.module}.py"), documents, *sorted(model.glob("*.safetensors"))):
+        made_from.update(hashlib.sha256(file.read_bytes()).digest())
+    return cache / peer.name / f"{documents.stem}-{made_from.hexdigest()[:16]}.safetensors"
 
 
 def _run(command: Sequence[str], log: Path) -> str | None:
