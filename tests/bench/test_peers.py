@@ -29,16 +29,16 @@ def samples():
 
 
 @pytest.fixture(scope="module")
-def nearest(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("peers") / "nearest"
-    quantize(Settings(READER, folder, solver="rtn", samples=1, vision_bits=16, head_bits=16))
+def ours(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("peers") / "ours"
+    quantize(Settings(READER, folder, samples=2, vision_bits=16, head_bits=16))
     return folder
 
 
 @pytest.fixture
-def saved(nearest, tmp_path):
+def saved(ours, tmp_path):
     """Weights as peer.py saves them, and the file."""
-    weights, path = dict(dequantized(nearest)), tmp_path / "weights.safetensors"
+    weights, path = dict(dequantized(ours)), tmp_path / "weights.safetensors"
     save_file(weights, path)
     return weights, path
 
@@ -82,10 +82,10 @@ def test_divergence_is_that_of_two_models_and_leaves_none_behind(samples):
 
 
 @torch.no_grad()
-def test_our_weights_are_what_transformers_computes_with(nearest, samples):
-    weights = dequantized(nearest)
+def test_our_weights_are_what_transformers_computes_with(ours, samples):
+    weights = dequantized(ours)
     assert len(weights) == 4 * 7
-    loaded = AutoModelForImageTextToText.from_pretrained(nearest, dtype=torch.float32)
+    loaded = AutoModelForImageTextToText.from_pretrained(ours, dtype=torch.float32)
     replaced = AutoModelForImageTextToText.from_pretrained(READER, dtype=torch.float32)
     for name, weight in weights.items():
         replaced.get_parameter(name).copy_(weight)
