@@ -72,17 +72,22 @@ class Measured:
         return [np.concatenate(seeds) for seeds in zip(*self.kl, strict=True)]
 
 
+def _auto_round(name: str, *, iters: int = 200, own_masks: bool = True, last_iteration: bool = False) -> Method:
+    return Method(name, {"iters": iters, "own_masks": own_masks, "last_iteration": last_iteration}, AUTO_ROUND)
+
+
 METHODS = (
     Method(OURS, {}),
     Method("nearest", {"solver": "rtn", "samples": 1}),
     Method("llm-compressor GPTQ", {"observer": None}, LLM_COMPRESSOR),
     Method("llm-compressor GPTQ, MSE scales", {"observer": "mse"}, LLM_COMPRESSOR),
     Method("llm-compressor GPTQ, imatrix scales", {"observer": "imatrix_mse"}, LLM_COMPRESSOR),
-    Method("AutoRound, own masks", {"iters": 200, "own_masks": True}, AUTO_ROUND),
+    _auto_round("AutoRound, own masks"),
 )
 SLOW = (
-    Method("AutoRound as it comes", {"iters": 200, "own_masks": False}, AUTO_ROUND),
-    Method("AutoRound, own masks, 1000 iterations", {"iters": 1000, "own_masks": True}, AUTO_ROUND),
+    _auto_round("AutoRound as it comes", own_masks=False),
+    _auto_round("AutoRound, own masks, last iteration", last_iteration=True),
+    _auto_round("AutoRound, own masks, 1000 iterations", iters=1000),
 )
 
 

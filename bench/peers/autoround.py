@@ -18,8 +18,10 @@ def quantize(
 ) -> PreTrainedModel:
     """Put 4-bit values, symmetric in groups of 128, in the place of the decoder's weights.
 
-    settings: `iters`, and `own_masks`: whether AutoRound is told that blocks differ in their masks. Unless told, it
-    runs every block with the mask of the first one, which in EXAONE 4.5 is that of a sliding window.
+    settings: `iters`; `own_masks`, whether AutoRound is told that blocks differ in their masks; `last_iteration`,
+    whether to keep that instead of the iteration of least loss. Unless told, AutoRound runs every block with the mask of
+    the first one, in EXAONE 4.5 that of a sliding window; and it compares the losses of different batches, although
+    documents of different lengths make them differ by themselves.
     """
     rounding = AutoRound(
         model,
@@ -33,6 +35,7 @@ def quantize(
         gradient_accumulate_steps=BATCH,
         iters=settings["iters"],
         amp=False,
+        not_use_best_mse=settings["last_iteration"],
         device_map="cpu",
         enable_torch_compile=False,
     )
