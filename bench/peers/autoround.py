@@ -19,8 +19,8 @@ def quantize(
     """Put 4-bit values, symmetric in groups of 128, in the place of the decoder's weights.
 
     settings: `iters`; `own_masks`, whether AutoRound is told that blocks differ in their masks; `last_iteration`,
-    whether to keep that instead of the iteration of least loss. Unless told, AutoRound runs every block with the mask of
-    the first one, in EXAONE 4.5 that of a sliding window; and it compares the losses of different batches, although
+    whether to keep that instead of the iteration of least loss. Unless told, AutoRound runs every block with the mask
+    of the first one, in EXAONE 4.5 that of a sliding window; and it compares the losses of different batches, although
     documents of different lengths make them differ by themselves.
     """
     rounding = AutoRound(
