@@ -1,0 +1,110 @@
+"""Quantizers of others, each in an environment of its own: they pin other versions than we do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calib_data.errors import InputError
+from calib_data.progress import say
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SCRIPT = Path(__file__).with_name("peer.py")
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A quantizer of others.
+
+    name: of its folder. module: the file here that calls it. requirements: pinned, its own first.
+    """
+
+    name: str
+    module: str
+    requirements: tuple[str, ...]
+
+    @property
+    def version(self) -> str:
+        """Of the quantizer itself."""
+        return self.requirements[0].partition("==")[2]
+
+    @property
+    def versions(self) -> str:
+        """Of the quantizer and what it runs on, for a reader."""
+        first, *others = (requirement.replace("==", " ") for requirement in self.requirements)
+        return f"{first} with {' and '.join(others)}"
+
+
+LLM_COMPRESSOR = Peer(
+    "llm-compressor", "llm_compressor", ("llmcompressor==0.14.0.1", "torch==2.13.0", "transformers==5.17.0")
+)
+AUTO_ROUND = Peer("auto-round", "autoround", ("auto-round==0.16.1", "torch==2.13.0", "transformers==5.23.0"))
+
+
+def environment(peer: Peer, cache: Path) -> Path:
+    """The interpreter of a quantizer; its environment is made where it is missing or has other versions.
+
+    Raises InputError where it cannot be installed.
+    """
+    folder = cache / peer.name / "venv"
+    python, marker, wanted = folder / "bin" / "python", folder / "requirements.txt", "\n".join(peer.requirements)
+    if marker.exists() and marker.read_text() == wanted:
+        return python
+    say(f"{peer.name}: installing {', '.join(peer.requirements)} into {folder}")
+    shutil.rmtree(folder, ignore_errors=True)
+    log = cache / peer.name / "install.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    for command in (
+        [sys.executable, "-m", "venv", "--without-pip", str(folder)],
+        [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", *peer.requirements],
+    ):
+        if said := _run(command, log):
+            raise InputError(f"{peer.name} cannot be installed ({', '.join(peer.requirements)}): {said}; see {log}")
+    marker.write_text(wanted)
+    return python
+
+
+def quantized_by(peer: Peer, settings: dict[str, Any], model: Path, documents: Path, cache: Path) -> Path:
+    """The file that peer.py writes, made unless it is there.
+
+    documents: as peer.py reads them. Raises InputError where the quantizer fails.
+    """
+    python, given = environment(peer, cache), json.dumps(settings, sort_keys=True)
+    result = result_file(peer, given, model, documents, cache)
+    if not result.exists():
+        say(f"{peer.name}: quantizing on {documents.name} with {given}")
+        partial, log = result.with_suffix(".partial"), result.with_suffix(".log")
+        command = [str(python), "-E", str(SCRIPT), peer.module, str(model), str(documents), str(partial), given]
+        if said := _run(command, log):
+            raise InputError(f"{peer.name} failed on {documents}: {said}; see {log}")
+        partial.rename(result)
+    return result
+
+
+def result_file(peer: Peer, settings: str, model: Path, documents: Path, cache: Path) -> Path:
+    """Where a result is kept. Its name tells what it was made from: versions, settings, scripts, documents, weights."""
+    made_from = hashlib.sha256(repr((peer.requirements, settings)).encode())
+    for file in (SCRIPT, SCRIPT.with_name(f"{peer.module}.py"), documents, *sorted(model.glob("*.safetensors"))):
+        made_from.update(hashlib.sha256(file.read_bytes()).digest())
+    return cache / peer.name / f"{documents.stem}-{made_from.hexdigest()[:16]}.safetensors"
+
+
+def _run(command: Sequence[str], log: Path) -> str | None:
+    """Run a command with everything it says in a file; its last line where it fails."""
+    with log.open("w") as said:
+        # Nothing here is to be fetched, and no progress bar is to be asked for news of a newer version.
+        quiet = os.environ | {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        failed = subprocess.run(command, stdout=said, stderr=said, env=quiet, check=False).returncode
+    if not failed:
+        return None
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {failed}")

@@ -1,0 +1,43 @@
+"""llm-compressor's GPTQ, as peer.py calls it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmcompressor import oneshot
+from llmcompressor.modifiers.gptq import GPTQModifier
+from torch.utils.data import DataLoader
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+ATTENTION = "sdpa"
+DECODER = r"re:.*language_model\.layers\.\d+\.(self_attn|mlp)\..*_proj$"
+
+
+def quantize(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, calls: list[dict[str, Any]], settings: dict[str, Any]
+) -> PreTrainedModel:
+    """Put 4-bit values, symmetric in groups of 128, in the place of the decoder's weights.
+
+    settings: `observer`, what chooses scales; null for the default, the largest weight of a group. Static act-order and
+    a damping of 0.01 are the defaults.
+    """
+    weights = {
+        "num_bits": 4,
+        "type": "int",
+        "symmetric": True,
+        "strategy": "group",
+        "group_size": 128,
+        "observer": settings["observer"],
+    }
+    dataset: Any = calls  # a list will do
+    oneshot(
+        model=model,
+        processor=tokenizer,
+        dataset=DataLoader(dataset, batch_size=None, shuffle=False),
+        recipe=GPTQModifier(config_groups={"decoder": {"targets": [DECODER], "weights": weights}}),
+        num_calibration_samples=len(calls),
+        sequential_targets=["Exaone4DecoderLayer"],
+    )
+    return model

@@ -1,0 +1,54 @@
+"""One quantizer of others on given documents. Run by that quantizer's interpreter; nothing of this project is imported.
+
+    python peer.py MODULE MODEL DOCUMENTS RESULT SETTINGS
+
+MODULE: the file beside this one that calls the quantizer. DOCUMENTS: safetensors, `ids.<i>` [T], `patches.<i>`
+[P, 1176] and `grid.<i>` [1, 3] of document i. RESULT: safetensors, all parameters that changed (float32), and the
+seconds that it took. SETTINGS: JSON, for the module.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+
+
+def calls(path: str) -> list[dict[str, Any]]:
+    """What the model is called with, a document at a time: a batch of one without padding."""
+    tensors = load_file(path)
+    return [
+        {
+            "input_ids": tensors[f"ids.{i}"][None],
+            "pixel_values": tensors[f"patches.{i}"],
+            "image_grid_thw": tensors[f"grid.{i}"],
+            "use_cache": False,
+        }
+        for i in range(sum(name.startswith("ids.") for name in tensors))
+    ]
+
+
+def main(module: str, folder: str, documents: str, result: str, settings: str) -> None:
+    """Load, quantize, save."""
+    quantizer = importlib.import_module(module)
+    model = AutoModelForImageTextToText.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=quantizer.ATTENTION
+    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    given, started = calls(documents), time.perf_counter()
+    model = quantizer.quantize(model, tokenizer, given, json.loads(settings))
+    seconds = time.perf_counter() - started
+    after = {name: parameter.detach().float().contiguous() for name, parameter in model.named_parameters()}
+    changed = {name: after[name] for name in before if not torch.equal(before[name], after[name])}
+    save_file(changed, result, metadata={"seconds": str(seconds)})
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,70 @@
+"""What goes to quantizers of others and what comes back: documents, and the decoder's weights as 4 bits have them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from calib_data.errors import InputError
+from quantize.checkpoint import open_checkpoint
+from quantize.family import DECODER_LINEARS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+    from quantize.calibration import Sample
+
+BITS, GROUP = 4, 128
+LAYERS = "model.language_model.layers."
+LINEARS = tuple(f"{linear}.weight" for group in DECODER_LINEARS for linear in group)
+
+
+def write_samples(samples: Iterable[Sample], path: Path) -> None:
+    """Write documents as peer.py reads them: `ids.<i>`, `patches.<i>` and `grid.<i>` of document i."""
+    tensors: dict[str, torch.Tensor] = {}
+    for i, sample in enumerate(samples):
+        assert sample.patches is not None
+        assert sample.grid is not None
+        tensors |= {f"ids.{i}": sample.ids, f"patches.{i}": sample.patches, f"grid.{i}": sample.grid}
+    save_file(tensors, path)
+
+
+def read_weights(path: Path, model: Path) -> dict[str, torch.Tensor]:
+    """Read what peer.py wrote. Raises InputError unless it is all decoder linears in 4 bits and nothing else."""
+    weights = load_file(path)
+    expected = {name for name in open_checkpoint(model).tensors if is_decoder_linear(name)}
+    if odd := min(weights.keys() ^ expected, default=None):
+        raise InputError(f"{path}: {odd} {'was' if odd in weights else 'was not'} quantized; delete the file")
+    for name, weight in weights.items():
+        if (levels := most_levels(weight)) > 2**BITS:
+            raise InputError(f"{path}: {name} has {levels} values in a group, not {2**BITS}; delete the file")
+    return weights
+
+
+def is_decoder_linear(name: str) -> bool:
+    """Tell q, k, v, o, gate, up and down of the decoder from every other tensor."""
+    return name.startswith(LAYERS) and name.endswith(LINEARS)
+
+
+def most_levels(weight: torch.Tensor) -> int:
+    """The number of different values in that group of 128 inputs of a weight [N, K] that has most."""
+    ordered = weight.reshape(-1, GROUP).sort(-1).values
+    return int((ordered.diff() != 0).sum(-1).max()) + 1
+
+
+def dequantized(folder: Path) -> Mapping[str, torch.Tensor]:
+    """The decoder's weights [N, K] (float32) of a compressed-tensors `pack-quantized` folder that `quantize` wrote."""
+    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+
+    checkpoint, weights = open_checkpoint(folder), {}
+    for name in checkpoint.tensors:
+        weight = name.removesuffix("_packed")
+        if weight != name and is_decoder_linear(weight):
+            N, K = checkpoint.load(f"{weight}_shape").tolist()
+            codes = unpack_from_int32(checkpoint.load(name), BITS, torch.Size((N, K)))
+            scales = checkpoint.load(f"{weight}_scale", torch.float32)
+            weights[weight] = (codes.view(N, -1, GROUP) * scales[..., None]).view(N, K)
+    return weights
