@@ -13,6 +13,10 @@ class InputError(Exception):
     """Something the user gave is wrong. The message is one line: it names the file or argument and what to do."""
 
 
+class EmptySplitError(InputError):
+    """A source has documents, and none in the split that was asked for."""
+
+
 def run_command(app: typer.Typer) -> None:
     """Run a command line and exit: 0 done, 1 a failed gate, 2 wrong input (one line on stderr), 130 interrupted.
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .content import SPLITS, Split
 from .document import Document
-from .errors import InputError
+from .errors import EmptySplitError, InputError
 from .images import open_image, to_rgb
 from .render import KINDS, documents
 from .vocabulary import READ
@@ -57,7 +57,7 @@ def open_documents(
     items = _items(source)
     chosen = [item for item in items if split_of_item(item[0]) == wanted]
     if not chosen:
-        raise InputError(
+        raise EmptySplitError(
             f"{source}: none of its {len(items)} documents falls into the {split} split, give a larger source"
         )
     Random(f"{split}/{seed}").shuffle(chosen)

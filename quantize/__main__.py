@@ -50,6 +50,9 @@ def main(
     ] = "rendered",
     samples: Annotated[int, typer.Option(help="Calibration documents.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of the choice of documents.")] = 0,
+    reference: Annotated[
+        int, typer.Option(help="Evaluation documents whose full-precision predictions are kept in reference.npz.")
+    ] = 64,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",
     dtype: Annotated[
         Literal["float16", "bfloat16"], typer.Option(help="Of scales and of weights that are not quantized.")
@@ -79,6 +82,7 @@ def main(
         calibration=calibration,
         samples=samples,
         seed=seed,
+        reference=reference,
         device=device,
         dtype=dtype,
     )

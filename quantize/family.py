@@ -100,17 +100,22 @@ class Family:
         return sum(inner, MTP_LINEARS) if layers else ()
 
     def skeleton(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """Build the transformers model, and the MTP layer in it, on the meta device: every module, no memory."""
+        """Build the transformers model, and the MTP layer in it, on the meta device: every module, no memory.
+
+        Attention in its decoder says how much tokens were read.
+        """
         import torch
         import transformers
 
+        from quantize.attention import READ_COUNTING
         from quantize.mtp import MtpLayer
 
         with torch.device("meta"):
             model = getattr(transformers, self.auto_class).from_config(config)
+            text = model.get_submodule(self.text)
+            text.config._attn_implementation = READ_COUNTING
             if (layers := self.mtp_layers(config)) and self.mtp:
-                text = model.get_submodule(self.text)
-                model.add_module(self.mtp, MtpLayer(text, config.get_text_config(), layers))
+                model.add_module(self.mtp, MtpLayer(text, text.config, layers))
         return model.eval().requires_grad_(False)
 
 

@@ -24,14 +24,14 @@ LOCK = ".lock"
 class Journal:
     """What the steps done so far have left. settings: of the run, as they are recorded in its report.
 
-    states, images: hidden states in front of the next block, and image tokens, by their files. kv_ranges: by the path
-    of a decoder layer. writer: state of the checkpoint writer.
+    states, images: of each split of documents, the files of hidden states in front of the next block and of image
+    tokens. kv_ranges: by the path of a decoder layer. writer: state of the checkpoint writer.
     """
 
     settings: dict[str, Any]
     steps: list[StepReport] = field(default_factory=list)
-    states: Layout | None = None
-    images: Layout | None = None
+    states: dict[str, Layout] = field(default_factory=dict)
+    images: dict[str, Layout] = field(default_factory=dict)
     linears: list[LinearReport] = field(default_factory=list)
     kv_ranges: dict[str, Ranges] = field(default_factory=dict)
     writer: dict[str, Any] | None = None
@@ -65,8 +65,8 @@ def read_journal(folder: Path, settings: dict[str, Any]) -> Journal:
     return Journal(
         settings,
         [StepReport(**step) for step in found["steps"]],
-        found["states"] and Layout(**found["states"]),
-        found["images"] and Layout(**found["images"]),
+        {split: Layout(**layout) for split, layout in found["states"].items()},
+        {split: Layout(**layout) for split, layout in found["images"].items()},
         [LinearReport(**linear | {"shape": tuple(linear["shape"])}) for linear in found["linears"]],
         found["kv_ranges"],
         found["writer"],

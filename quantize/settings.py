@@ -26,8 +26,9 @@ class Settings:
 
     model: checkpoint folder. output: folder to write; None means `./<model>-w4`, `-w8`, `-nf4` or `-w4-gptq`.
     format: how weights are stored; gptq has the same bits everywhere, and only in the decoder. calibration: a source of
-    `calib_data.sources.open_documents`. samples: documents to calibrate on. dtype: of whatever stays in 16 bits, and of
-    the scales of integer grids. Raises InputError for a combination that does not exist.
+    `calib_data.sources.open_documents`. samples: documents to calibrate on. reference: evaluation documents whose
+    full-precision predictions are kept. dtype: of whatever stays in 16 bits, and of the scales of integer grids. Raises
+    InputError for a combination that does not exist.
     """
 
     model: Path
@@ -42,6 +43,7 @@ class Settings:
     calibration: str = "rendered"
     samples: int = 128
     seed: int = 0
+    reference: int = 64
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float16", "bfloat16"] = "float16"
 
@@ -70,6 +72,8 @@ class Settings:
             _choose("--head-bits", self.head_bits, (16,) if gptq else (4, 8, 16), where)
         if self.samples < 1:
             raise InputError(f"--samples is {self.samples}; at least one document is needed")
+        if self.reference < 0:
+            raise InputError(f"--reference is {self.reference}; give a number of documents, 0 for none")
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda: PyTorch finds no CUDA device here; use --device cpu")
 

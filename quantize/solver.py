@@ -3,16 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 
 from quantize import gptq
-from quantize.descent import descend
+from quantize.descent import SWEEPS, descend
 from quantize.grids import ROWS, Grid, by_rows, dequantize, fit_weighted, round_to_nearest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+Tokens = Literal["as they are", "same size", "by importance", "by importance and attention"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What goes beyond plain GPTQ: all of it, unless a measurement leaves something out.
+
+    tokens: how they enter Hessians in a post-norm decoder (`quantize.importance`). weighted_scales: chosen by how much
+    their inputs are used. sweeps: of coordinate descent.
+    """
+
+    tokens: Tokens = "by importance and attention"
+    weighted_scales: bool = True
+    sweeps: int = SWEEPS
+
+
+RECIPE = Recipe()
 
 
 @dataclass(frozen=True)
@@ -35,11 +53,13 @@ class Solved:
         return dequantize(self.codes, self.scales, self.grid)
 
 
-def solve_together(weights: Sequence[torch.Tensor], H: torch.Tensor, grid: Grid, solver: str) -> list[Solved]:
+def solve_together(
+    weights: Sequence[torch.Tensor], H: torch.Tensor, grid: Grid, solver: str, recipe: Recipe = RECIPE
+) -> list[Solved]:
     """Quantize weights [N, K] (float32) that read the same inputs, of Hessian H [K, K]: one factorisation for all."""
     W = weights[0] if len(weights) == 1 else torch.cat(list(weights))  # no second copy of a head's 3 GB
     nearest = by_rows(round_to_nearest, W, grid)
-    codes, scales, damping = (None if solver == "rtn" else solve(W, H, grid)) or (*nearest, None)
+    codes, scales, damping = (None if solver == "rtn" else solve(W, H, grid, recipe)) or (*nearest, None)
     solved, first = [], 0
     for weight in weights:
         rows = slice(first, first := first + len(weight))
@@ -55,7 +75,9 @@ def _error(W: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, H: torch.
     return sum(gptq.output_energy(w - dequantize(q, s, grid), H) for w, q, s in parts)
 
 
-def solve(W: torch.Tensor, H: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, torch.Tensor, float] | None:
+def solve(
+    W: torch.Tensor, H: torch.Tensor, grid: Grid, recipe: Recipe = RECIPE
+) -> tuple[torch.Tensor, torch.Tensor, float] | None:
     """Codes [N, K] and scales [N, K / group size] of W [N, K] for the Hessian H [K, K], and the damping that H needed.
 
     Scales that suit the inputs, then GPTQ, then coordinate descent. None where H is of no use. H is given back as it
@@ -67,14 +89,10 @@ def solve(W: torch.Tensor, H: torch.Tensor, grid: Grid) -> tuple[torch.Tensor, t
     damping, undamped = factor.damping, H.diagonal().clone()
     gptq.damp(H, damping)
     # At 8 bits GPTQ moves weights by more than a step, and clipping those costs more than a finer step saves.
-    scales = fit_weighted(W, H.diagonal(), grid) if grid.bits == 4 else grid.fit(W)
+    weighted = recipe.weighted_scales and grid.bits == 4
+    scales = fit_weighted(W, H.diagonal(), grid) if weighted else grid.fit(W)
     codes = gptq.solve(W, factor, scales, grid)
     del factor  # as large as H, which is all that is needed from here on
-    codes, scales = descend(W, H, codes, scales, grid)
+    codes, scales = descend(W, H, codes, scales, grid, recipe.sweeps)
     H.diagonal().copy_(undamped)
     return codes, scales, damping
-
-
-def same_size(X: torch.Tensor) -> torch.Tensor:
-    """Scale tokens X [T, K], one a row, to a mean square of one; a token of zeros stays."""
-    return X * X.square().mean(-1, keepdim=True).clamp(min=1e-30).rsqrt()

@@ -74,14 +74,14 @@ class VisionStream:
 
 @dataclass
 class DecoderStream:
-    """Documents by their numbers of tokens. Hidden states pass as [1, T, width].
+    """Documents by the importance [T] of their tokens. Hidden states pass as [1, T, width].
 
     recorder: sees the keys and values of the layer that runs.
     """
 
     decoder: Any  # transformers' module, on the meta device
     device: torch.device
-    lengths: list[int] = field(default_factory=list)
+    importance: list[torch.Tensor] = field(default_factory=list)
     recorder: RangeRecorder = field(default_factory=RangeRecorder)
 
     def __post_init__(self) -> None:
@@ -90,19 +90,21 @@ class DecoderStream:
     def context(self, block: int, document: int) -> dict[str, Any]:
         """Keyword arguments of a layer for a document."""
         sliding = self.decoder.config.layer_types[block] == "sliding_attention"
-        return {"past_key_values": self.recorder, **self._context(self.lengths[document], sliding)}
+        return {"past_key_values": self.recorder, **self._context(self.importance[document], sliding)}
 
     def mtp_context(self, document: int) -> dict[str, Any]:
         """Keyword arguments of the MTP layer's decoder layers for a document, which is one token shorter there."""
-        return self._context(self.lengths[document] - 1, self.decoder.config.sliding_window is not None)
+        return self._context(self.importance[document][1:], self.decoder.config.sliding_window is not None)
 
-    def _context(self, length: int, sliding: bool) -> dict[str, Any]:
+    def _context(self, importance: torch.Tensor, sliding: bool) -> dict[str, Any]:
         from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask
 
+        length = len(importance)
         like = torch.empty(1, length, 1, device=self.device)  # whose shape, type and place masks and tables take
         positions = torch.arange(length, device=self.device)[None]
         make_mask = create_sliding_window_causal_mask if sliding else create_causal_mask
         return {
+            "importance": importance,
             "position_embeddings": self._rotary(like, positions),
             "attention_mask": make_mask(
                 config=self.decoder.config,

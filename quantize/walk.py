@@ -1,9 +1,10 @@
 """From a checkpoint to a quantized one, a block at a time.
 
 The memory rule lives here: one block's weights and its Hessians are in memory, however many layers the model has; the
-hidden states of the calibration documents are in files. A block is loaded, the documents run through it, its linears
-are solved, the documents run through what it has become, and it is written and freed. After every step the journal
-says how far the run has come, so that a run that was killed goes on there.
+hidden states of the documents are in files. A block is loaded, the calibration documents run through it, its linears
+are solved, the documents run through what it has become, and it is written and freed. Evaluation documents run through
+the blocks as they were, and into reference.npz. After every step the journal says how far the run has come, so that a
+run that was killed goes on there.
 """
 
 from __future__ import annotations
@@ -11,26 +12,26 @@ from __future__ import annotations
 import math
 import resource
 import time
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from calib_data.errors import InputError
+from calib_data.errors import EmptySplitError, InputError
 from calib_data.progress import say, track
-from quantize import gptq
-from quantize.activations import Activations, Layout
-from quantize.calibration import read_samples
 from quantize.checkpoint import Checkpoint, open_checkpoint
+from quantize.documents import Documents
 from quantize.family import Family, find_family, full_paths, model_config
 from quantize.formats import described, stored
+from quantize.hessians import Group, Hessians
 from quantize.journal import JOURNAL, Journal
 from quantize.kv_ranges import KV_SCALES
 from quantize.output import REPORT, TIMES, copy_companions, is_finished, output_folder, write_json
+from quantize.reference import likeliest, write_reference
 from quantize.report import LinearReport, Report, StepReport
 from quantize.scheme import check, has_mtp, is_tied, output_config, plan_grids
-from quantize.solver import Solved, same_size, solve_together
-from quantize.streams import DecoderStream, VisionStream
+from quantize.solver import RECIPE, Recipe, Solved, solve_together
 from quantize.writer import CheckpointWriter
 
 if TYPE_CHECKING:
@@ -43,12 +44,12 @@ if TYPE_CHECKING:
     from quantize.family import Linears
     from quantize.settings import Settings
 
-    Context = Callable[[int], dict[str, Any]]  # a document -> what a block wants beside its hidden states
+    Context = Callable[[Documents, int], dict[str, Any]]  # what a block wants beside the hidden states of a document
     Named = list[tuple[str, torch.Tensor]]
     Steps = list[tuple[str, Callable[[], None]]]
 
 
-def quantize(settings: Settings) -> Report | None:
+def quantize(settings: Settings, recipe: Recipe = RECIPE) -> Report | None:
     """Quantize a checkpoint into `settings.folder`. Returns None when that folder already holds the result.
 
     A run that was killed goes on where it was. Raises InputError for whatever is wrong with the input; nothing is left
@@ -64,7 +65,7 @@ def quantize(settings: Settings) -> Report | None:
     record = settings.record(checkpoint.fingerprint())
     if is_finished(settings.folder, record):
         return None
-    walk = Walk(settings, checkpoint, family, config)
+    walk = Walk(settings, checkpoint, family, config, recipe)
     check(settings, checkpoint, family, walk.model, walk.grids, walk.tied)
     with output_folder(settings.folder, record) as (folder, journal):
         with CheckpointWriter(folder) as writer:
@@ -83,15 +84,22 @@ def quantize(settings: Settings) -> Report | None:
 class Walk:
     """One pass over a model, from the pixels to the head."""
 
-    def __init__(self, settings: Settings, checkpoint: Checkpoint, family: Family, config: PreTrainedConfig) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        checkpoint: Checkpoint,
+        family: Family,
+        config: PreTrainedConfig,
+        recipe: Recipe = RECIPE,
+    ) -> None:
         self.settings, self.checkpoint, self.family, self.config = settings, checkpoint, family, config
-        self.device = torch.device(settings.device)
+        self.recipe, self.device = recipe, torch.device(settings.device)
         self.model = family.skeleton(config)
         self.tied = is_tied(checkpoint, family, config)
         self.grids = plan_grids(settings, family, config)
-        self.ids: list[torch.Tensor] = []
-        self.decoder = DecoderStream(self.model.get_submodule(family.text), self.device)
-        self.vision = VisionStream(self.model.get_submodule(family.vision), self.device) if family.vision else None
+        self.calibration = Documents("calibration", settings, self.model, family, settings.torch_dtype)
+        evaluated = replace(settings, samples=settings.reference)
+        self.evaluation = Documents("evaluation", evaluated, self.model, family, torch.float32)
 
     @torch.no_grad()
     def run(self, folder: Path, writer: CheckpointWriter, journal: Journal) -> None:
@@ -122,101 +130,101 @@ class Walk:
 
     def report(self, total_bytes: int) -> Report:
         """Say what came out, once everything has run."""
-        tokens = sum(len(ids) for ids in self.ids)
+        tokens = sum(len(ids) for ids in self.calibration.ids)
         journal = self.journal
-        return Report(journal.settings, journal.linears, journal.steps, len(self.ids), tokens, total_bytes)
+        return Report(journal.settings, journal.linears, journal.steps, len(self.calibration), tokens, total_bytes)
 
     def _vision_steps(self) -> Steps:
         """Run the documents' images through the vision tower."""
-        family, vision = self.family, self.vision
-        if vision is None or family.merger is None or family.patch_embed is None:
+        family = self.family
+        if family.merger is None or family.patch_embed is None:
             return []
-        steps: Steps = [(family.patch_embed, partial(self._embed_patches, family.patch_embed, vision))]
+        steps: Steps = [(family.patch_embed, partial(self._embed_patches, family.patch_embed))]
         for i, path in enumerate(family.vision_blocks(self.config)):
-            steps.append((path, partial(self._block, path, family.vision_linears, partial(vision.context, i))))
+            steps.append((path, partial(self._block, path, family.vision_linears, partial(_vision_context, i))))
         steps.append((family.merger, partial(self._block, family.merger, family.merger_linears, _nothing)))
-        return [*steps, ("image tokens", partial(self._keep_images, vision))]
+        return [*steps, ("image tokens", self._keep_images)]
 
     def _decoder_steps(self) -> Steps:
         """Run the documents, image tokens included, through the decoder and into the head."""
         family = self.family
         steps: Steps = [(family.embeddings, self._embed)]
         for i, path in enumerate(family.decoder_blocks(self.config)):
-            steps.append((path, partial(self._decoder_block, path, partial(self.decoder.context, i))))
+            steps.append((path, partial(self._decoder_block, path, partial(_decoder_context, i))))
         steps.append((family.norm, partial(self._block, family.norm, (), _nothing)))
         if family.mtp and family.mtp_layers(self.config):
             steps.append((family.mtp, partial(self._mtp, family.mtp)))
         return [*steps, (family.head, self._head)]
 
     def _read_documents(self) -> None:
-        """Tokens and grids of all documents; their pixels are read again when their turn comes."""
-        for sample in read_samples(self.settings, self.config):
-            self.ids.append(sample.ids)
-            self.decoder.lengths.append(len(sample.ids))
-            if self.vision is not None:
-                assert sample.grid is not None
-                self.vision.grids.append(sample.grid)
+        self.calibration.read(self.folder, self.journal)
+        self.streams = [self.calibration]
+        if not self.settings.reference:
+            return
+        try:
+            self.evaluation.read(self.folder, self.journal)
+        except EmptySplitError as error:
+            say(f"no reference.npz: {error}")
+            return
+        if len(self.evaluation):
+            self.streams.append(self.evaluation)
+        else:
+            say(f"no reference.npz: no evaluation document of {self.settings.calibration} has a true answer")
 
     def _disk_needed(self) -> str:
-        """Say how much the hidden states take: those that a block reads and those that it writes, and the images."""
-        width = self.config.get_text_config().hidden_size
-        values = 2 * sum(self.decoder.lengths) * width
-        if self.vision is not None:
-            tower = self.config.vision_config
-            patches = sum(int(grid.prod(-1).sum()) for grid in self.vision.grids)
-            images = patches // tower.spatial_merge_size**2 * width
-            values = max(2 * patches * tower.hidden_size, values + images)
-        needed = values * self.settings.torch_dtype.itemsize
-        return f"{len(self.ids)} documents; their hidden states take up to {needed / 2**20:.1f} MiB in {self.folder}"
+        """Say how much room the hidden states take."""
+        needed = sum(documents.bytes_needed() for documents in self.streams) / 2**20
+        return f"{len(self.calibration)} documents; hidden states take up to {needed:.1f} MiB in {self.folder}"
 
-    def _embed_patches(self, path: str, vision: VisionStream) -> None:
-        patch_embed = self.load(path)
-        lengths = [int(grid.prod(-1).sum()) for grid in vision.grids]
-        states = self._new_states(lengths, self.config.vision_config.hidden_size)
-        for i, sample in enumerate(read_samples(self.settings, self.config)):
-            assert sample.patches is not None
-            states[i] = vision.windowed(patch_embed(sample.patches.to(self.device)), i)
-        self.journal.states = states.layout
+    def _embed_patches(self, path: str) -> None:
+        patch_embed, width = self.load(path), self.config.vision_config.hidden_size
+        for documents in self.streams:
+            vision = documents.vision
+            assert vision is not None
+            patches = (vision.windowed(patch_embed(patches), i) for i, patches in enumerate(documents.patches()))
+            documents.keep(patches, [int(grid.prod(-1).sum()) for grid in vision.grids], width)
         self._write_block(path, (), {})
 
-    def _keep_images(self, vision: VisionStream) -> None:
-        """Put image tokens in reading order, in a file that stays until the end."""
-        merged = self._states()
-        images = self._new_states(merged.layout.lengths, merged.layout.width)
-        for i in range(len(merged)):
-            images[i] = vision.image_tokens(merged[i], i)
-        self.journal.states, self.journal.images = None, images.layout
+    def _keep_images(self) -> None:
+        """Put image tokens in reading order."""
+        for documents in self.streams:
+            merged, vision = documents.states, documents.vision
+            assert vision is not None
+            images = (vision.image_tokens(merged[i], i) for i in range(len(merged)))
+            documents.keep_images(images, merged.layout.lengths, merged.layout.width)
 
     def _embed(self) -> None:
         """Take the documents' embeddings as the decoder's input, and write the table."""
-        table, embedded = self._embeddings()
-        states = self._new_states(self.decoder.lengths, table.shape[1])
-        for i in range(len(self.ids)):
-            states[i] = embedded(i)
-        self.journal.states = states.layout
+        table = self._embedding_table()
+        for documents in self.streams:
+            embedded = self._embedder(documents, table)
+            states = (embedded(i) for i in range(len(documents)))
+            documents.keep(states, [len(ids) for ids in documents.ids], table.shape[1])
         self._write([(f"{self.family.embeddings}.weight", table)])
 
-    def _embeddings(self) -> tuple[torch.Tensor, Callable[[int], torch.Tensor]]:
-        """The table as it is stored, and what gives a document's embeddings [T, width], image tokens included."""
-        table = self._read(f"{self.family.embeddings}.weight").to(self.settings.torch_dtype)
-        images = None if self.journal.images is None else self._open(self.journal.images)
-        used = torch.cat(self.ids).unique()
-        rows = table[used]  # so that whoever keeps `embedded` does not keep the table
+    def _embedding_table(self) -> torch.Tensor:
+        return self._read(f"{self.family.embeddings}.weight").to(self.settings.torch_dtype)
+
+    def _embedder(self, documents: Documents, table: torch.Tensor) -> Callable[[int], torch.Tensor]:
+        """What gives a document's embeddings [T, width], image tokens included."""
+        images, used = documents.images, torch.cat(documents.ids).unique()
+        rows = table[used]  # so that whoever keeps what is returned does not keep the table
 
         def embedded(document: int) -> torch.Tensor:
-            ids = self.ids[document]
+            ids = documents.ids[document]
             states = rows[torch.searchsorted(used, ids)].float()
             if images is not None:
                 states[ids == self.config.image_token_id] = images[document]
             return states
 
-        return table, embedded
+        return embedded
 
     def _decoder_block(self, path: str, context: Context) -> None:
         """Solve a decoder layer, and keep how large its keys and values were, before and after it was quantized."""
-        self.decoder.recorder.largest.clear()
+        recorder = self.calibration.decoder.recorder
+        recorder.largest.clear()
         self._block(path, self.family.decoder_linears, context)
-        self.journal.kv_ranges[path] = self.decoder.recorder.ranges()
+        self.journal.kv_ranges[path] = recorder.ranges()
 
     def _mtp(self, path: str) -> None:
         """Solve the MTP layer on the decoder's last hidden states and the embeddings of the tokens that follow."""
@@ -225,96 +233,83 @@ class Walk:
             self.load(path)
             self._write_block(path, full_paths(path, linears), {})
             return
-        _, embedded = self._embeddings()
+        embedded = self._embedder(self.calibration, self._embedding_table())
 
-        def context(document: int) -> dict[str, Any]:
-            return {"embeddings": embedded(document)[None].to(self.device), **self.decoder.mtp_context(document)}
+        def context(documents: Documents, i: int) -> dict[str, Any]:
+            return {"embeddings": embedded(i)[None].to(self.device), **documents.decoder.mtp_context(i)}
 
         self._block(path, linears, context, last=True)
 
     def _head(self) -> None:
+        """Keep what the head predicts for the evaluation documents, and solve it."""
+        if self.evaluation in self.streams:
+            self._keep_reference()
         if not self.tied or self.grids[self.family.head]:
             self._block(self.family.head, (("",),), _nothing, last=True)
+
+    def _keep_reference(self) -> None:
+        documents, head = self.evaluation, self.load(self.family.head)
+        states, predicted = documents.states, []
+        for i, answer in enumerate(documents.answers):
+            predicted.append(likeliest(head(states[i][-answer - 1 : -1].to(self.device))))
+        head.to("meta")
+        settings = documents.settings
+        source = {"source": settings.calibration, "count": settings.samples, "seed": settings.seed}
+        write_reference(self.folder, documents, predicted, source)
 
     def _block(self, path: str, linears: Linears, context: Context, last: bool = False) -> None:
         """Solve one block, put its outputs in the place of the hidden states (unless `last`), write it and free it."""
         groups = full_paths(path, linears)
         module = self.load(path)
+        if self.evaluation in self.streams and not last:
+            self._advance(self.evaluation, module, path, context)
         solved: dict[str, Solved] = {}
         to_solve = {group: grid for group in groups if (grid := self.grids[group[0]]) is not None}
         if to_solve:
             hessians = self.hessians(path, to_solve, context)
             for group, grid in to_solve.items():
                 weights = [self.model.get_parameter(f"{linear}.weight") for linear in group]
-                found = solve_together(weights, hessians.pop(group), grid, self.settings.solver)
+                found = solve_together(weights, hessians.pop(group), grid, self.settings.solver, self.recipe)
                 for linear, weight, one in zip(group, weights, found, strict=True):
                     weight.copy_(one.weight)
                     self._report(linear, one)
                     solved[linear] = one
         if not last:
-            self._advance(module, path, context)
+            self._advance(self.calibration, module, path, context)
         self._write_block(path, groups, solved)
 
     def _report(self, path: str, solved: Solved) -> None:
         about = (path, self.family.tower(path), tuple(solved.codes.shape), solved.grid.bits, solved.grid.group_size)
         self.journal.linears.append(LinearReport(*about, solved.error, solved.error_rtn, solved.damping))
 
-    def hessians(
-        self, path: str, groups: Iterable[tuple[str, ...]], context: Context
-    ) -> dict[tuple[str, ...], torch.Tensor]:
-        """Run all documents through a block and sum up the Hessian of what each group of its linears reads.
+    def hessians(self, path: str, groups: Iterable[tuple[str, ...]], context: Context) -> dict[Group, torch.Tensor]:
+        """Run the calibration documents through a block; the Hessian of what each group of its linears reads."""
+        collected = Hessians(self.model, list(groups), self.family, self.recipe.tokens)
+        module, states = self.model.get_submodule(path), self.calibration.states
+        with collected.listening():
+            for i in range(len(states)):
+                arguments = context(self.calibration, i)
+                module(self._input(path, states[i].to(self.device)), **arguments)
+                collected.add(arguments.get("importance"))
+        return collected.sums
 
-        Where norms follow the linears instead of preceding them, a token's error matters relative to the token: image
-        tokens enter EXAONE's decoder many times larger than text, and would be all that its first Hessians see. Tokens
-        are therefore scaled to the same size there.
-        """
-        hessians, hooks = {}, []
-        for group in groups:
-            linear = self.model.get_submodule(group[0])
-            H = hessians[group] = torch.zeros(linear.in_features, linear.in_features, device=self.device)
-            hooks.append(linear.register_forward_pre_hook(partial(self._listen, H, group[0])))
-        module, states = self.model.get_submodule(path), self._states()
-        for i in range(len(states)):
-            module(self._input(path, states, i), **context(i))
-        for hook in hooks:
-            hook.remove()
-        return hessians
+    def _advance(self, documents: Documents, module: nn.Module, path: str, context: Context) -> None:
+        """Run documents through a block."""
 
-    def _listen(self, H: torch.Tensor, path: str, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
-        X = inputs[0].reshape(-1, len(H))
-        gptq.add_inputs(H, same_size(X) if self.family.is_post_norm(path) else X)
+        def run(states: torch.Tensor, i: int) -> torch.Tensor:
+            out: torch.Tensor = module(self._input(path, states), **context(documents, i))
+            return out.reshape(-1, out.shape[-1])
 
-    def _advance(self, module: nn.Module, path: str, context: Context) -> None:
-        """Run all documents through a finished block."""
-        states, following = self._states(), None
-        for i in range(len(states)):
-            out = module(self._input(path, states, i), **context(i))
-            out = out.reshape(-1, out.shape[-1])
-            if following is None:
-                shrunk = len(states[i]) // len(out)  # a merger makes one token of several patches
-                following = self._new_states([length // shrunk for length in states.layout.lengths], out.shape[-1])
-            following[i] = out
-        assert following is not None
-        self.journal.states = following.layout
+        documents.advance(run)
 
-    def _input(self, path: str, states: Activations, document: int) -> torch.Tensor:
+    def _input(self, path: str, states: torch.Tensor) -> torch.Tensor:
         """What a block reads: patches [P, width] in the vision tower, a batch of one [1, T, width] elsewhere."""
-        hidden = states[document].to(self.device)
-        return hidden if self.family.tower(path) == "vision" else hidden[None]
-
-    def _states(self) -> Activations:
-        assert self.journal.states is not None
-        return self._open(self.journal.states)
-
-    def _open(self, layout: Layout) -> Activations:
-        return Activations(self.folder, layout, self.settings.torch_dtype)
-
-    def _new_states(self, lengths: list[int], width: int) -> Activations:
-        return self._open(Layout(f"activations-{len(self.journal.steps)}", lengths, width))
+        return states if self.family.tower(path) == "vision" else states[None]
 
     def _clear_states(self, *, keep: bool = True) -> None:
         """Remove hidden states that no step will read."""
-        used = {layout.file for layout in (self.journal.states, self.journal.images) if layout and keep}
+        layouts = [*self.journal.states.values(), *self.journal.images.values()] if keep else []
+        used = {layout.file for layout in layouts}
         for path in self.folder.glob("activations-*"):
             if path.name not in used:
                 path.unlink()
@@ -392,5 +387,14 @@ class Walk:
             self._write([(name, tensor.to(self.settings.torch_dtype) if convert else tensor)])
 
 
-def _nothing(_: int) -> dict[str, Any]:
+def _nothing(_: Documents, __: int) -> dict[str, Any]:
     return {}
+
+
+def _vision_context(block: int, documents: Documents, i: int) -> dict[str, Any]:
+    assert documents.vision is not None
+    return documents.vision.context(block, i)
+
+
+def _decoder_context(block: int, documents: Documents, i: int) -> dict[str, Any]:
+    return documents.decoder.context(block, i)

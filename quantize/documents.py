@@ -1,0 +1,134 @@
+"""The documents of one split on their way through the model: what they are, and how far they have come.
+
+Their hidden states are in a file that a block reads while it writes the next one, so that a run that was killed inside
+a block still finds what the block began with.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from quantize.activations import Activations, Layout
+from quantize.calibration import read_samples
+from quantize.importance import importance
+from quantize.streams import DecoderStream, VisionStream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from transformers import PreTrainedConfig, PreTrainedModel
+
+    from calib_data.content import Split
+    from quantize.calibration import Sample
+    from quantize.family import Family
+    from quantize.journal import Journal
+    from quantize.settings import Settings
+
+
+class Documents:
+    """Documents of a split, one at a time. Hidden states are in files of `dtype` and float32 to whoever works on them.
+
+    ids: tokens [T] of each. answers: how many of them, at the end, are the true answer. places: among all documents of
+    the split. vision, decoder: what the blocks of a tower want beside hidden states.
+    """
+
+    def __init__(
+        self, split: Split, settings: Settings, model: PreTrainedModel, family: Family, dtype: torch.dtype
+    ) -> None:
+        self.split, self.settings, self.dtype = split, settings, dtype
+        self.config: PreTrainedConfig = model.config
+        self.device = torch.device(settings.device)
+        self.ids: list[torch.Tensor] = []
+        self.answers: list[int] = []
+        self.places: list[int] = []
+        self.decoder = DecoderStream(model.get_submodule(family.text), self.device)
+        self.vision = VisionStream(model.get_submodule(family.vision), self.device) if family.vision else None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def read(self, folder: Path, journal: Journal) -> None:
+        """Take tokens and grids of all documents; their pixels are read again when their turn comes.
+
+        folder, journal: of the run, where hidden states are and how far it has come.
+        """
+        self.folder, self.journal = folder, journal
+        image = getattr(self.config, "image_token_id", None)
+        for place, sample in self._samples():
+            self.places.append(place)
+            self.ids.append(sample.ids)
+            self.answers.append(sample.answer)
+            self.decoder.importance.append(importance(sample.ids, sample.answer, image).to(self.device))
+            if self.vision is not None:
+                assert sample.grid is not None
+                self.vision.grids.append(sample.grid)
+
+    def patches(self) -> Iterator[torch.Tensor]:
+        """Patches [P, pixels] of each document."""
+        for _, sample in self._samples():
+            assert sample.patches is not None
+            yield sample.patches.to(self.device)
+
+    def _samples(self) -> Iterator[tuple[int, Sample]]:
+        """Of the evaluation split, those with a true answer: nothing can be said about others."""
+        for place, sample in enumerate(read_samples(self.settings, self.config, self.split)):
+            if sample.answer or self.split == "calibration":
+                yield place, sample
+
+    @property
+    def states(self) -> Activations:
+        """Hidden states in front of the next block."""
+        return self._open(self.journal.states[self.split])
+
+    @property
+    def images(self) -> Activations | None:
+        """Image tokens, once the vision tower is done; None in a model without one."""
+        layout = self.journal.images.get(self.split)
+        return None if layout is None else self._open(layout)
+
+    def keep(self, states: Iterator[torch.Tensor], lengths: list[int], width: int) -> None:
+        """Make new hidden states [T, width] of each document the ones in front of the next block."""
+        self.journal.states[self.split] = self._write(states, lengths, width)
+
+    def keep_images(self, images: Iterator[torch.Tensor], lengths: list[int], width: int) -> None:
+        """Keep image tokens, in a file that stays until the end."""
+        self.journal.images[self.split] = self._write(images, lengths, width)
+        del self.journal.states[self.split]
+
+    def advance(self, run: Callable[[torch.Tensor, int], torch.Tensor]) -> None:
+        """Put what a block makes of the hidden states [T, width] of each document in their place."""
+        states = self.states
+        first = run(states[0].to(self.device), 0)
+        shrunk = len(states[0]) // len(first)  # a merger makes one token of several patches
+        lengths = [length // shrunk for length in states.layout.lengths]
+        others = (run(states[i].to(self.device), i) for i in range(1, len(states)))
+        self.keep(_chain(first, others), lengths, first.shape[1])
+
+    def bytes_needed(self) -> int:
+        """How much room hidden states take at most: those that a block reads and those that it writes, and images."""
+        width: int = self.config.get_text_config().hidden_size
+        values = 2 * sum(map(len, self.ids)) * width
+        if self.vision is not None:
+            tower = self.config.vision_config
+            patches = sum(int(grid.prod(-1).sum()) for grid in self.vision.grids)
+            images = patches // tower.spatial_merge_size**2 * width  # on the disk as long as the decoder's, too
+            values = max(values + images, 2 * patches * tower.hidden_size)
+        return int(values * self.dtype.itemsize)
+
+    def _write(self, states: Iterator[torch.Tensor], lengths: list[int], width: int) -> Layout:
+        layout = Layout(f"activations-{self.split}-{len(self.journal.steps)}", lengths, width)
+        written = self._open(layout)
+        for i, one in enumerate(states):
+            written[i] = one
+        return layout
+
+    def _open(self, layout: Layout) -> Activations:
+        return Activations(self.folder, layout, self.dtype)
+
+
+def _chain(first: torch.Tensor, others: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
+    yield first
+    yield from others

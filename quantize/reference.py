@@ -1,0 +1,66 @@
+"""What the full-precision model predicts on evaluation documents: a baseline for cards that cannot hold it.
+
+reference.npz, for D documents, A answer tokens of all of them and the K likeliest next tokens:
+
+    document  [D] int32    its place among `open_documents(source, split="evaluation", count=count, seed=seed)`
+    length    [D] int32    its tokens, prompt and image tokens included
+    answer    [D] int32    how many of them, at the end, are the true answer and the end of the turn
+    ids       [sum of length] int32
+    top_ids   [A, K] int32, top_logits [A, K] float32, from the likeliest down
+    logsumexp [A] float32  of all logits: log p = logit - logsumexp
+    source    JSON text: source, count, seed
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from quantize.documents import Documents
+
+REFERENCE = "reference.npz"
+TOP = 128
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What is kept of one document: the largest logits [A, K] float32, their ids int32, and logsumexp [A] float32."""
+
+    ids: NDArray[np.int32]
+    logits: NDArray[np.float32]
+    logsumexp: NDArray[np.float32]
+
+
+def likeliest(logits: torch.Tensor) -> Predicted:
+    """Keep of logits [A, V] the TOP largest and the log of the sum of exponentials of all."""
+    top = logits.topk(min(TOP, logits.shape[1]))
+    return Predicted(
+        top.indices.cpu().numpy().astype(np.int32),
+        top.values.float().cpu().numpy(),
+        logits.double().logsumexp(-1).float().cpu().numpy(),
+    )
+
+
+def write_reference(folder: Path, documents: Documents, predicted: Sequence[Predicted], source: dict[str, Any]) -> None:
+    """Write reference.npz of what was predicted for each document."""
+    np.savez(
+        folder / REFERENCE,
+        document=np.array(documents.places, np.int32),
+        length=np.array([len(ids) for ids in documents.ids], np.int32),
+        answer=np.array(documents.answers, np.int32),
+        ids=torch.cat(documents.ids).numpy().astype(np.int32),
+        top_ids=np.concatenate([one.ids for one in predicted]),
+        top_logits=np.concatenate([one.logits for one in predicted]),
+        logsumexp=np.concatenate([one.logsumexp for one in predicted]),
+        source=np.array(json.dumps(source)),
+    )
