@@ -6,6 +6,7 @@ a block still finds what the block began with.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -74,7 +75,9 @@ class Documents:
 
     def _samples(self) -> Iterator[tuple[int, Sample]]:
         """Of the evaluation split, those with a true answer: nothing can be said about others."""
-        for place, sample in enumerate(read_samples(self.settings, self.config, self.split)):
+        count = self.settings.samples if self.split == "calibration" else self.settings.reference
+        wanted = replace(self.settings, samples=count)
+        for place, sample in enumerate(read_samples(wanted, self.config, self.split)):
             if sample.answer or self.split == "calibration":
                 yield place, sample
 

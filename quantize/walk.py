@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import resource
 import time
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +97,7 @@ class Walk:
         self.tied = is_tied(checkpoint, family, config)
         self.grids = plan_grids(settings, family, config)
         self.calibration = Documents("calibration", settings, self.model, family, settings.torch_dtype)
-        evaluated = replace(settings, samples=settings.reference)
-        self.evaluation = Documents("evaluation", evaluated, self.model, family, torch.float32)
+        self.evaluation = Documents("evaluation", settings, self.model, family, torch.float32)
 
     @torch.no_grad()
     def run(self, folder: Path, writer: CheckpointWriter, journal: Journal) -> None:
@@ -254,7 +252,7 @@ class Walk:
             predicted.append(likeliest(head(states[i][-answer - 1 : -1].to(self.device))))
         head.to("meta")
         settings = documents.settings
-        source = {"source": settings.calibration, "count": settings.samples, "seed": settings.seed}
+        source = {"source": settings.calibration, "count": settings.reference, "seed": settings.seed}
         write_reference(self.folder, documents, predicted, source)
 
     def _block(self, path: str, linears: Linears, context: Context, last: bool = False) -> None:

@@ -18,6 +18,8 @@ import numpy as np
 import typer
 from safetensors import safe_open
 
+from bench.dequantized import dequantized
+from bench.divergence import Divergence
 from bench.formats import bootstrap
 from bench.provenance import provenance
 from calib_data import READER
@@ -27,9 +29,8 @@ from quantize.calibration import read_samples
 from quantize.settings import Settings
 from quantize.walk import quantize
 
-from .divergence import Divergence
 from .environments import AUTO_ROUND, LLM_COMPRESSOR, Peer, environment, quantized_by
-from .weights import dequantized, read_weights, write_samples
+from .weights import is_decoder_linear, read_weights, write_samples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -104,7 +105,8 @@ def weights_of(
         settings = Settings(READER, Path(place) / "quantized", vision_bits=16, head_bits=16, samples=samples, seed=seed)
         report = quantize(replace(settings, **method.settings))
         assert report is not None
-        return dequantized(Path(place) / "quantized"), report.seconds
+        weights = dequantized(Path(place) / "quantized")
+        return {name: weight for name, weight in weights.items() if is_decoder_linear(name)}, report.seconds
 
 
 def line(method: Method, measured: Measured, ours: Measured) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from calib_data.errors import InputError
@@ -12,8 +11,10 @@ from quantize.checkpoint import open_checkpoint
 from quantize.family import DECODER_LINEARS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
     from pathlib import Path
+
+    import torch
 
     from quantize.calibration import Sample
 
@@ -53,18 +54,3 @@ def most_levels(weight: torch.Tensor) -> int:
     """The number of different values in that group of 128 inputs of a weight [N, K] that has most."""
     ordered = weight.reshape(-1, GROUP).sort(-1).values
     return int((ordered.diff() != 0).sum(-1).max()) + 1
-
-
-def dequantized(folder: Path) -> Mapping[str, torch.Tensor]:
-    """The decoder's weights [N, K] (float32) of a compressed-tensors `pack-quantized` folder that `quantize` wrote."""
-    from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
-
-    checkpoint, weights = open_checkpoint(folder), {}
-    for name in checkpoint.tensors:
-        weight = name.removesuffix("_packed")
-        if weight != name and is_decoder_linear(weight):
-            N, K = checkpoint.load(f"{weight}_shape").tolist()
-            codes = unpack_from_int32(checkpoint.load(name), BITS, torch.Size((N, K)))
-            scales = checkpoint.load(f"{weight}_scale", torch.float32)
-            weights[weight] = (codes.view(N, -1, GROUP) * scales[..., None]).view(N, K)
-    return weights

@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from bench.dequantized import dequantized
+from bench.divergence import Divergence
 from bench.peers import environments, peer
 from bench.peers.__main__ import ratio
-from bench.peers.divergence import Divergence
-from bench.peers.weights import dequantized, read_weights, write_samples
+from bench.peers.weights import read_weights, write_samples
 from calib_data import READER
 from calib_data.errors import InputError
 from quantize.calibration import read_samples
