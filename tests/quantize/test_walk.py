@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -18,10 +17,10 @@ from quantize.calibration import read_samples
 from quantize.checkpoint import PAGE, open_checkpoint
 from quantize.family import find_family, model_config
 from quantize.grids import dequantize, round_to_nearest
+from quantize.importance import importance, weighted
 from quantize.journal import Journal
 from quantize.scheme import plan_grids
 from quantize.settings import Settings
-from quantize.solver import same_size
 from quantize.walk import Walk, quantize
 from quantize.writer import CheckpointWriter
 
@@ -102,6 +101,24 @@ def test_rounded_nf4_is_what_bitsandbytes_makes_of_the_checkpoint(nf4_all):
         assert linear.error == linear.error_rtn > 0
 
 
+def counts(sample, model):
+    """How much each token of a document counts [T]."""
+    return importance(sample.ids, sample.answer, model.config.image_token_id)
+
+
+def read_in_transformers(model, samples):
+    """For each layer, how much of each token its attention read, by transformers' own attention weights."""
+    layers = [[] for _ in model.config.text_config.layer_types]
+    model.set_attn_implementation({"text_config": "eager"})
+    for sample in samples:
+        inputs = {"input_ids": sample.ids[None], "pixel_values": sample.patches, "image_grid_thw": sample.grid}
+        with torch.no_grad():
+            attentions = model(**inputs, output_attentions=True).attentions
+        for layer, weights in zip(layers, attentions, strict=True):
+            layer.append((counts(sample, model)[:, None] * weights[0].mean(0)).sum(0))
+    return [torch.cat(layer) for layer in layers]
+
+
 def inputs_in_transformers(model, samples, paths):
     """What the linears read when transformers runs each document through its own forward pass."""
     seen = {path: [] for path in paths}
@@ -137,9 +154,12 @@ def test_errors_are_those_of_the_documents_in_transformers(w4):
         "model.language_model.layers.3.self_attn.k_proj",
         "lm_head",
     ]
-    for path, X in inputs_in_transformers(model, samples, paths).items():
+    seen = inputs_in_transformers(model, samples, paths)
+    read, own = read_in_transformers(model, samples), torch.cat([counts(sample, model) for sample in samples])
+    for path, X in seen.items():
         W = source.load(f"{path}.weight", torch.float32)
-        X = same_size(X) if "language_model" in path else X
+        if "language_model" in path:
+            X = weighted(X, own + read[int(path.split(".")[3])])
         difference = W - model.get_submodule(path).weight
         expected = float((X @ difference.T).square().sum() / (X @ W.T).square().sum())
         assert errors[path] == pytest.approx(expected, rel=0.01), path
@@ -173,7 +193,7 @@ def test_hessians_are_those_of_a_padded_batch_without_its_padding(tmp_path):
         path = "model.language_model.layers.0"
         groups = [tuple(f"{path}.{name}" for name in group) for group in walk.family.decoder_linears]
         walk.load(path)
-        hessians = walk.hessians(path, groups, partial(walk.decoder.context, 0))
+        hessians = walk.hessians(path, groups, lambda documents, i: documents.decoder.context(0, i))
 
     model = load(READER, dtype=torch.float32)
     samples = list(read_samples(settings, config))
@@ -181,6 +201,7 @@ def test_hessians_are_those_of_a_padded_batch_without_its_padding(tmp_path):
     assert len({len(sample.ids) for sample in samples}) > 1
     ids = torch.stack([torch.nn.functional.pad(s.ids, (0, longest - len(s.ids))) for s in samples])
     mask = torch.stack([torch.arange(longest) < len(s.ids) for s in samples])
+    own, read = torch.cat([counts(sample, model) for sample in samples]), read_in_transformers(model, samples)[0]
     seen = {}
     for group in groups:
         model.get_submodule(group[0]).register_forward_pre_hook(lambda _, x, g=group: seen.update({g: x[0]}))
@@ -192,9 +213,10 @@ def test_hessians_are_those_of_a_padded_batch_without_its_padding(tmp_path):
             image_grid_thw=torch.cat([s.grid for s in samples]),
         )
     for group in groups:
-        X = same_size(seen[group][mask])
+        attended = group[0].endswith("q_proj")
+        X = weighted(seen[group][mask], own + read if attended else own)
         assert len(X) == sum(len(s.ids) for s in samples)
-        assert X.square().mean(-1) == pytest.approx(1, rel=1e-5)
+        assert float(X.square().mean(-1).sum()) == pytest.approx(float(own.sum()) * (2 if attended else 1), rel=1e-5)
         near = 5e-4 * float(X.square().sum(0).max())  # hidden states pass from step to step in 16 bits
         torch.testing.assert_close(hessians[group], 2 * X.T @ X, rtol=1e-3, atol=near)
 
