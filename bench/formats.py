@@ -69,7 +69,7 @@ def line(row: Format, model: Model, compared: list[Compared]) -> str:
     kl = "–" if row.settings is None else f"{result['mean_kl']:.5f} ({low:.5f}–{high:.5f})"
     return (
         f"| {row.name} | {weights:.1f} | {scores['exact_match']:.3f} | {scores['cer']:.4f} | {scores['anls']:.3f} "
-        f"| {kl} | {result['token_agreement']:.4f} | {scores['tokens_per_second']:.0f} |"
+        f"| {kl} | {result['token_agreement']:.4f} | {result['answers_changed']} | {scores['tokens_per_second']:.0f} |"
     )
 
 
@@ -95,8 +95,11 @@ def main(
         for document in track(drawn, "comparing"):
             for model, rows in zip(models, compared, strict=True):
                 rows.append(compare(models[0], model, document))
-        print("| format | MiB | exact match | CER | ANLS | mean KL, nats (95 %) | token agreement | tokens/s |")
-        print("|---|---|---|---|---|---|---|---|")
+        print(
+            "| format | MiB | exact match | CER | ANLS | mean KL, nats (95 %) | token agreement | answers changed "
+            "| tokens/s |"
+        )
+        print("|---|---|---|---|---|---|---|---|---|")
         for row, model, rows in zip(FORMATS, models, compared, strict=True):
             print(line(row, model, rows))
     command = f"python -m bench.formats --documents {documents} --samples {samples} --seed {seed}"

@@ -22,7 +22,7 @@ REPORT = "quantization_report.json"
 TIMES = "quantization_times.json"
 
 # What a source folder may hold that is not the result's: weights, graphs, results of other runs, the model card.
-NOT_COPIED_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".data", ".npz", ".lock", ".md"}
+NOT_COPIED_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".data", ".npz", ".lock", ".md", ".png"}
 NOT_COPIED = {"config.json", "model.safetensors.index.json", "runtime.json", KV_SCALES, REPORT, TIMES}
 
 
