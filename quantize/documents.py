@@ -13,7 +13,7 @@ import torch
 
 from quantize.activations import Activations, Layout
 from quantize.calibration import read_samples
-from quantize.importance import importance
+from quantize.importance import importance, predicting
 from quantize.streams import DecoderStream, VisionStream
 
 if TYPE_CHECKING:
@@ -63,6 +63,7 @@ class Documents:
             self.ids.append(sample.ids)
             self.answers.append(sample.answer)
             self.decoder.importance.append(importance(sample.ids, sample.answer, image).to(self.device))
+            self.decoder.predicting.append(predicting(len(sample.ids), sample.answer).to(self.device))
             if self.vision is not None:
                 assert sample.grid is not None
                 self.vision.grids.append(sample.grid)

@@ -74,7 +74,7 @@ class VisionStream:
 
 @dataclass
 class DecoderStream:
-    """Documents by the importance [T] of their tokens. Hidden states pass as [1, T, width].
+    """Documents by the importance [T] of their tokens, and in the last layer. Hidden states pass as [1, T, width].
 
     recorder: sees the keys and values of the layer that runs.
     """
@@ -82,6 +82,7 @@ class DecoderStream:
     decoder: Any  # transformers' module, on the meta device
     device: torch.device
     importance: list[torch.Tensor] = field(default_factory=list)
+    predicting: list[torch.Tensor] = field(default_factory=list)
     recorder: RangeRecorder = field(default_factory=RangeRecorder)
 
     def __post_init__(self) -> None:
@@ -89,12 +90,14 @@ class DecoderStream:
 
     def context(self, block: int, document: int) -> dict[str, Any]:
         """Keyword arguments of a layer for a document."""
-        sliding = self.decoder.config.layer_types[block] == "sliding_attention"
-        return {"past_key_values": self.recorder, **self._context(self.importance[document], sliding)}
+        layers = self.decoder.config.layer_types
+        sliding, last = layers[block] == "sliding_attention", block == len(layers) - 1
+        importance = self.predicting if last else self.importance
+        return {"past_key_values": self.recorder, **self._context(importance[document], sliding)}
 
     def mtp_context(self, document: int) -> dict[str, Any]:
         """Keyword arguments of the MTP layer's decoder layers for a document, which is one token shorter there."""
-        return self._context(self.importance[document][1:], self.decoder.config.sliding_window is not None)
+        return self._context(self.predicting[document][1:], self.decoder.config.sliding_window is not None)
 
     def _context(self, importance: torch.Tensor, sliding: bool) -> dict[str, Any]:
         from transformers.masking_utils import create_causal_mask, create_sliding_window_causal_mask

@@ -2,7 +2,7 @@
 
 import torch
 
-from quantize.importance import PROMPT, importance, weighted
+from quantize.importance import PROMPT, importance, predicting, weighted
 
 IMAGE = 9
 
@@ -10,10 +10,12 @@ IMAGE = 9
 def test_images_and_what_predicts_the_answer_count():
     ids = torch.tensor([1, 9, 9, 2, 3, 4, 5, 6])  # two image tokens, two words, and an answer of three tokens
     assert importance(ids, 3, IMAGE).tolist() == [PROMPT, 1, 1, PROMPT, 1, 1, 1, PROMPT]
+    assert predicting(8, 3).tolist() == [PROMPT, PROMPT, PROMPT, PROMPT, 1, 1, 1, PROMPT]
 
 
 def test_without_an_answer_its_first_token_is_still_predicted():
     assert importance(torch.tensor([1, 9, 2, 3]), 0, IMAGE).tolist() == [PROMPT, 1, PROMPT, 1]
+    assert predicting(4, 0).tolist() == [PROMPT, PROMPT, PROMPT, 1]
 
 
 def test_without_an_image():

@@ -35,7 +35,7 @@ def test_the_layer_is_that_of_training(reader, tokens):
     layer = model.get_submodule("mtp")
     layer.load_state_dict({k: checkpoint.load(f"mtp.{k}", torch.float32) for k in layer.state_dict()}, assign=True)
     hidden, embeddings = torch.randn(2, 1, tokens, 256, generator=torch.Generator().manual_seed(0))
-    stream = DecoderStream(model.get_submodule(family.text), torch.device("cpu"), [torch.ones(tokens)])
+    stream = DecoderStream(model.get_submodule(family.text), torch.device("cpu"), predicting=[torch.ones(tokens)])
     (found,) = layer(hidden, embeddings, **stream.mtp_context(0))
     expected = mtp(reader, embeddings[:, 1:], hidden[:, :-1], masks(reader, tokens - 1))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -17,7 +17,7 @@ from quantize.calibration import read_samples
 from quantize.checkpoint import PAGE, open_checkpoint
 from quantize.family import find_family, model_config
 from quantize.grids import dequantize, round_to_nearest
-from quantize.importance import importance, weighted
+from quantize.importance import importance, predicting, weighted
 from quantize.journal import Journal
 from quantize.scheme import plan_grids
 from quantize.settings import Settings
@@ -101,8 +101,10 @@ def test_rounded_nf4_is_what_bitsandbytes_makes_of_the_checkpoint(nf4_all):
         assert linear.error == linear.error_rtn > 0
 
 
-def counts(sample, model):
-    """How much each token of a document counts [T]."""
+def counts(sample, model, layer=0):
+    """How much each token of a document counts [T] in a layer of the reader."""
+    if layer == 3:
+        return predicting(len(sample.ids), sample.answer)
     return importance(sample.ids, sample.answer, model.config.image_token_id)
 
 
@@ -114,8 +116,8 @@ def read_in_transformers(model, samples):
         inputs = {"input_ids": sample.ids[None], "pixel_values": sample.patches, "image_grid_thw": sample.grid}
         with torch.no_grad():
             attentions = model(**inputs, output_attentions=True).attentions
-        for layer, weights in zip(layers, attentions, strict=True):
-            layer.append((counts(sample, model)[:, None] * weights[0].mean(0)).sum(0))
+        for i, weights in enumerate(attentions):
+            layers[i].append((counts(sample, model, i)[:, None] * weights[0].mean(0)).sum(0))
     return [torch.cat(layer) for layer in layers]
 
 
@@ -155,11 +157,12 @@ def test_errors_are_those_of_the_documents_in_transformers(w4):
         "lm_head",
     ]
     seen = inputs_in_transformers(model, samples, paths)
-    read, own = read_in_transformers(model, samples), torch.cat([counts(sample, model) for sample in samples])
+    read = read_in_transformers(model, samples)
     for path, X in seen.items():
         W = source.load(f"{path}.weight", torch.float32)
         if "language_model" in path:
-            X = weighted(X, own + read[int(path.split(".")[3])])
+            layer = int(path.split(".")[3])
+            X = weighted(X, torch.cat([counts(sample, model, layer) for sample in samples]) + read[layer])
         difference = W - model.get_submodule(path).weight
         expected = float((X @ difference.T).square().sum() / (X @ W.T).square().sum())
         assert errors[path] == pytest.approx(expected, rel=0.01), path
