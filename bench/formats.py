@@ -55,7 +55,7 @@ def build(row: Format, folder: Path, seed: int, samples: int) -> Model:
     if row.settings is None:
         shutil.copytree(READER, folder)
     else:
-        quantize(Settings(READER, folder, seed=seed, samples=samples, **row.settings))
+        quantize(Settings(READER, folder, seed=seed, samples=samples, reference=0, **row.settings))
     export_folder(folder, "cpu", exact=row.exact)
     return Model(folder, "cpu")
 

@@ -195,6 +195,8 @@ def _dataset(source: str) -> list[Item]:
         truth: Any = cells[answer] if answer else None
         if isinstance(truth, list):  # DocVQA keeps every accepted answer
             truth = truth[0] if truth else None
+        if not isinstance(truth, str | None):
+            raise InputError(f"{source}: row {number} has an answer that is not text in its column {answer!r}")
         asked = cells[prompt] if prompt else READ[0]
         return Document(_dataset_image(cells["image"], source, number), asked, truth, f"{source}/{number}")
 

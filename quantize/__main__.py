@@ -51,8 +51,8 @@ def main(
     samples: Annotated[int, typer.Option(help="Calibration documents.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of the choice of documents.")] = 0,
     reference: Annotated[
-        int, typer.Option(help="Evaluation documents whose full-precision predictions are kept in reference.npz.")
-    ] = 64,
+        int, typer.Option(help="Evaluation documents whose unquantized predictions are kept in reference.npz; 0: none.")
+    ] = 32,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",
     dtype: Annotated[
         Literal["float16", "bfloat16"], typer.Option(help="Of scales and of weights that are not quantized.")

@@ -1,6 +1,6 @@
-"""Hidden states of all calibration documents, in a memory-mapped file: what passes from one block to the next.
+"""Hidden states of all documents of a split, in a memory-mapped file: what passes from one block to the next.
 
-They are kept in 16 bits and can be larger than memory. A block reads one file and writes the next, so that a run that
+They can be larger than memory. A block reads one file and writes the next, so that a run that
 is killed inside a block still finds what the block began with.
 """
 
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+ACTIVATIONS = "activations"  # how the names of their files begin
+
+
 @dataclass(frozen=True)
 class Layout:
     """What a file holds: hidden states of this width for so many tokens (or patches) of each document."""
@@ -33,18 +36,22 @@ class Activations:
 
     def __init__(self, folder: Path, layout: Layout, dtype: torch.dtype) -> None:
         """Map an existing file, or make one of its full size. Raises OSError where the disk has no room for it."""
-        self.layout = layout
+        self.layout, self._path = layout, folder / layout.file
         size = sum(layout.lengths) * layout.width
-        path = folder / layout.file
-        if not path.exists():
-            with path.open("wb") as file:
+        if not self._path.exists():
+            with self._path.open("wb") as file:
                 # All of it now: a page that the disk cannot hold would end a process that writes to the map.
                 os.posix_fallocate(file.fileno(), 0, max(size * dtype.itemsize, 1))
-        self._all = torch.from_file(str(path), shared=True, size=size, dtype=dtype).view(-1, layout.width)
+        self._all = torch.from_file(str(self._path), shared=True, size=size, dtype=dtype).view(-1, layout.width)
         self._edges = [0, *itertools.accumulate(layout.lengths)]
 
     def __len__(self) -> int:
         return len(self.layout.lengths)
+
+    def sync(self) -> None:
+        """Make sure that the states are on the disk before a journal says so."""
+        with self._path.open("rb") as file:
+            os.fsync(file.fileno())
 
     def __getitem__(self, document: int) -> torch.Tensor:
         return self._all[self._edges[document] : self._edges[document + 1]].float()

@@ -54,11 +54,18 @@ def read_samples(settings: Settings, config: PreTrainedConfig, split: str = "cal
         if images is None:
             yield Sample(torch.cat([_ids(tokenizer, prompt), answer]), len(answer))
             continue
-        features = images(images=[document.image], return_tensors="pt")
+        try:
+            features = images(images=[document.image], return_tensors="pt")
+        except ValueError as error:  # a picture 200 times as wide as it is high, for one
+            raise InputError(f"{document.name} is no picture for this model: {error}") from None
         grid = features["image_grid_thw"]
         pad = tokenizer.convert_ids_to_tokens(image_token_id)
         tokens = int(grid.prod()) // images.merge_size**2
         ids = torch.cat([_ids(tokenizer, prompt.replace(pad, pad * tokens)), answer])
+        if ids.tolist().count(image_token_id) != tokens:
+            raise InputError(
+                f"{document.name}: its prompt or answer has {pad}, which stands for the picture; remove it"
+            )
         yield Sample(ids, len(answer), features["pixel_values"], grid)
 
 

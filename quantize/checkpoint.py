@@ -80,6 +80,23 @@ class Checkpoint:
         tensor = raw.view(DTYPES[stored.dtype]).reshape(stored.shape)
         return tensor if dtype is None else tensor.to(dtype)
 
+    def load_for(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        """Read a tensor as it is stored, for a folder of `dtype`.
+
+        Raises InputError when it is not finite or `dtype` cannot hold it.
+        """
+        tensor = self.load(name)
+        if not tensor.is_floating_point() or not tensor.numel():
+            return tensor
+        lowest, highest = (float(bound) for bound in tensor.aminmax())
+        if not math.isfinite(highest - lowest):
+            file = self.tensors[name].file
+            raise InputError(f"{file}: {name} has NaN or infinite values; the checkpoint is damaged, download it again")
+        if max(highest, -lowest) > torch.finfo(dtype).max:
+            largest, held = f"{max(highest, -lowest):.3g}", str(dtype).removeprefix("torch.")
+            raise InputError(f"{name} reaches {largest}, which {held} cannot hold; use --dtype bfloat16")
+        return tensor
+
     @property
     def files(self) -> list[Path]:
         """The safetensors files, in order."""

@@ -6,12 +6,13 @@ a block still finds what the block began with.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
-from quantize.activations import Activations, Layout
+from quantize.activations import ACTIVATIONS, Activations, Layout
 from quantize.calibration import read_samples
 from quantize.importance import importance, predicting
 from quantize.streams import DecoderStream, VisionStream
@@ -33,7 +34,7 @@ class Documents:
     """Documents of a split, one at a time. Hidden states are in files of `dtype` and float32 to whoever works on them.
 
     ids: tokens [T] of each. answers: how many of them, at the end, are the true answer. places: among all documents of
-    the split. vision, decoder: what the blocks of a tower want beside hidden states.
+    the split. digest: of all that was read. vision, decoder: what the blocks of a tower want beside hidden states.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class Documents:
         self.ids: list[torch.Tensor] = []
         self.answers: list[int] = []
         self.places: list[int] = []
+        self.digest = ""
         self.decoder = DecoderStream(model.get_submodule(family.text), self.device)
         self.vision = VisionStream(model.get_submodule(family.vision), self.device) if family.vision else None
 
@@ -57,16 +59,20 @@ class Documents:
         folder, journal: of the run, where hidden states are and how far it has come.
         """
         self.folder, self.journal = folder, journal
-        image = getattr(self.config, "image_token_id", None)
+        image, digest = getattr(self.config, "image_token_id", None), hashlib.sha256()
         for place, sample in self._samples():
             self.places.append(place)
             self.ids.append(sample.ids)
             self.answers.append(sample.answer)
             self.decoder.importance.append(importance(sample.ids, sample.answer, image).to(self.device))
             self.decoder.predicting.append(predicting(len(sample.ids), sample.answer).to(self.device))
+            digest.update(f"{sample.ids.tolist()} {sample.answer}".encode())
             if self.vision is not None:
                 assert sample.grid is not None
+                assert sample.patches is not None
                 self.vision.grids.append(sample.grid)
+                digest.update(f"{sample.grid.tolist()}".encode() + sample.patches.numpy().tobytes())
+        self.digest = digest.hexdigest()
 
     def patches(self) -> Iterator[torch.Tensor]:
         """Patches [P, pixels] of each document."""
@@ -123,10 +129,11 @@ class Documents:
         return int(values * self.dtype.itemsize)
 
     def _write(self, states: Iterator[torch.Tensor], lengths: list[int], width: int) -> Layout:
-        layout = Layout(f"activations-{self.split}-{len(self.journal.steps)}", lengths, width)
+        layout = Layout(f"{ACTIVATIONS}-{self.split}-{len(self.journal.steps)}", lengths, width)
         written = self._open(layout)
         for i, one in enumerate(states):
             written[i] = one
+        written.sync()
         return layout
 
     def _open(self, layout: Layout) -> Activations:

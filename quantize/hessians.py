@@ -46,17 +46,19 @@ class Hessians:
         hooks = []
         for group in self.sums:
             hooks.append(self._model.get_submodule(group[0]).register_forward_pre_hook(partial(self._keep, group)))
-            if group[0].endswith(".q_proj"):
+            if _attends(group):
                 attention = self._model.get_submodule(group[0].removesuffix(".q_proj"))
                 hooks.append(attention.register_forward_hook(partial(self._keep_read, group)))
-        yield
-        for hook in hooks:
-            hook.remove()
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
     def add(self, importance: torch.Tensor | None) -> None:
         """Add the document that has just run through the model. importance [T] of its tokens, in a decoder."""
         for group, H in self.sums.items():
-            X, read = self._inputs.pop(group).reshape(-1, len(H)), self._read.pop(group, None)
+            X, read = self._inputs.pop(group).reshape(-1, len(H)), self._read.pop(group) if _attends(group) else None
             if importance is not None and self._family.is_post_norm(group[0]):
                 X = self._weighted(X, importance, read)
             gptq.add_inputs(H, X)
@@ -74,3 +76,8 @@ class Hessians:
 
     def _keep_read(self, group: Group, _: nn.Module, __: object, out: tuple[torch.Tensor, torch.Tensor]) -> None:
         self._read[group] = out[1]
+
+
+def _attends(group: Group) -> bool:
+    """Tell the linears that attention reads, of a decoder."""
+    return group[0].endswith(".q_proj")

@@ -25,13 +25,14 @@ class Journal:
     """What the steps done so far have left. settings: of the run, as they are recorded in its report.
 
     states, images: of each split of documents, the files of hidden states in front of the next block and of image
-    tokens. kv_ranges: by the path of a decoder layer. writer: state of the checkpoint writer.
+    tokens. documents: their digests. kv_ranges: by the path of a decoder layer. writer: state of the checkpoint writer.
     """
 
     settings: dict[str, Any]
     steps: list[StepReport] = field(default_factory=list)
     states: dict[str, Layout] = field(default_factory=dict)
     images: dict[str, Layout] = field(default_factory=dict)
+    documents: dict[str, str] = field(default_factory=dict)
     linears: list[LinearReport] = field(default_factory=list)
     kv_ranges: dict[str, Ranges] = field(default_factory=dict)
     writer: dict[str, Any] | None = None
@@ -67,6 +68,7 @@ def read_journal(folder: Path, settings: dict[str, Any]) -> Journal:
         [StepReport(**step) for step in found["steps"]],
         {split: Layout(**layout) for split, layout in found["states"].items()},
         {split: Layout(**layout) for split, layout in found["images"].items()},
+        found["documents"],
         [LinearReport(**linear | {"shape": tuple(linear["shape"])}) for linear in found["linears"]],
         found["kv_ranges"],
         found["writer"],

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from calib_data.errors import InputError
-from quantize.journal import LOCK, Journal, different, read_journal
+from quantize.activations import ACTIVATIONS
+from quantize.journal import JOURNAL, LOCK, Journal, different, read_journal
 from quantize.kv_ranges import KV_SCALES
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def is_finished(output: Path, settings: dict[str, Any]) -> bool:
             f"{output} holds a result of other settings ({different(found, settings)}); "
             "give another --output or remove it"
         )
+    _tidy(output)
     return True
 
 
@@ -49,12 +51,12 @@ def is_finished(output: Path, settings: dict[str, Any]) -> bool:
 def output_folder(output: Path, settings: dict[str, Any]) -> Iterator[tuple[Path, Journal]]:
     """Give `<output>.partial` to work in, locked, and how far a run with these settings has come in it.
 
-    It becomes `output` on success. Wrong input removes it. After anything else, such as a kill or a full disk, it
-    stays, and the same command finds it again. Raises InputError when another run works in it, when it is not ours or
-    has other settings, or when the disk is full.
+    It becomes `output` on success. Wrong input removes it, unless an earlier run has left progress in it. After
+    anything else, such as a kill or a full disk, it stays, and the same command finds it again. Raises InputError when
+    another run works in it, when it is not ours or has other settings, or when the disk is full.
     """
     folder = output.with_name(output.name + ".partial")
-    if folder.exists() and not (folder / LOCK).exists():
+    if folder.exists() and any(folder.iterdir()) and not (folder / LOCK).exists():
         raise InputError(f"{folder} is in the way and not from this command; remove it")
     lock = FileLock(folder / LOCK)
     try:
@@ -66,13 +68,22 @@ def output_folder(output: Path, settings: dict[str, Any]) -> Iterator[tuple[Path
         raise InputError(f"{folder} cannot be written: {error.strerror}") from None
     try:
         journal = read_journal(folder, settings)
-    except InputError:
+        with _failures(folder, goes_on=bool(journal.steps)):
+            yield folder, journal
+        folder.rename(output)
+    finally:
         lock.release()
-        raise
+    _tidy(output)
+
+
+@contextmanager
+def _failures(folder: Path, *, goes_on: bool) -> Iterator[None]:
+    """Remove the folder of a new run whose input is wrong; say so where the disk is full."""
     try:
-        yield folder, journal
-    except InputError:
-        lock.release()
+        yield
+    except InputError as error:
+        if goes_on:
+            raise InputError(f"{error} ({folder} keeps what was done before)") from None
         shutil.rmtree(folder)
         raise
     except OSError as error:
@@ -81,10 +92,12 @@ def output_folder(output: Path, settings: dict[str, Any]) -> Iterator[tuple[Path
         raise InputError(
             f"the disk is full while writing {folder}; make room and give the same command, which goes on from here"
         ) from None
-    finally:
-        lock.release()
-    (folder / LOCK).unlink(missing_ok=True)
-    folder.rename(output)
+
+
+def _tidy(output: Path) -> None:
+    """Remove from a finished folder what only an unfinished run needs: last of all, so that a kill can come before."""
+    for path in (output / JOURNAL, output / LOCK, *output.glob(f"{ACTIVATIONS}-*")):
+        path.unlink(missing_ok=True)
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -1,4 +1,6 @@
-"""What the full-precision model predicts on evaluation documents: a baseline for cards that cannot hold it.
+"""What the unquantized model predicts on evaluation documents: a baseline for cards that cannot hold it.
+
+Weights that will be quantized are used as the checkpoint has them, others as `--dtype` rounds them.
 
 reference.npz, for D documents, A answer tokens of all of them and the K likeliest next tokens:
 
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
 
 REFERENCE = "reference.npz"
 TOP = 128
+ROWS = 64  # positions at a time: logits over a vocabulary of 153600 take 0.6 MB each
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 class LinearReport:
     """One linear; tower is vision, decoder or head.
 
-    error, error_rtn: ‖(W − Ŵ)X‖² / ‖WX‖² over the calibration tokens (scaled to one size in a post-norm decoder), as
+    error, error_rtn: ‖(W − Ŵ)X‖² / ‖WX‖² over the calibration tokens (as `quantize.importance` weighs them), as
     solved and for round-to-nearest. damping: the share of the Hessian's mean diagonal that was added; None where no
     Hessian was used.
     """

@@ -27,7 +27,7 @@ class Settings:
     model: checkpoint folder. output: folder to write; None means `./<model>-w4`, `-w8`, `-nf4` or `-w4-gptq`.
     format: how weights are stored; gptq has the same bits everywhere, and only in the decoder. calibration: a source of
     `calib_data.sources.open_documents`. samples: documents to calibrate on. reference: evaluation documents whose
-    full-precision predictions are kept. dtype: of whatever stays in 16 bits, and of the scales of integer grids. Raises
+    unquantized predictions are kept. dtype: of whatever stays in 16 bits, and of the scales of integer grids. Raises
     InputError for a combination that does not exist.
     """
 
@@ -43,7 +43,7 @@ class Settings:
     calibration: str = "rendered"
     samples: int = 128
     seed: int = 0
-    reference: int = 64
+    reference: int = 32
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float16", "bfloat16"] = "float16"
 

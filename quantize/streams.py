@@ -1,4 +1,4 @@
-"""What the blocks of a tower want beside the hidden states of a calibration document.
+"""What the blocks of a tower want beside the hidden states of a document.
 
 Documents run one at a time, so there is no padding that could leak into a Hessian. Indices, masks and tables are
 transformers' own (imported where they are used: that takes seconds, and a wrong argument should be said at once).

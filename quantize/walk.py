@@ -9,7 +9,6 @@ run that was killed goes on there.
 
 from __future__ import annotations
 
-import math
 import resource
 import time
 from functools import partial
@@ -19,15 +18,15 @@ import torch
 
 from calib_data.errors import EmptySplitError, InputError
 from calib_data.progress import say, track
+from quantize.activations import ACTIVATIONS
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.documents import Documents
 from quantize.family import Family, find_family, full_paths, model_config
 from quantize.formats import described, stored
 from quantize.hessians import Group, Hessians
-from quantize.journal import JOURNAL, Journal
 from quantize.kv_ranges import KV_SCALES
 from quantize.output import REPORT, TIMES, copy_companions, is_finished, output_folder, write_json
-from quantize.reference import likeliest, write_reference
+from quantize.reference import ROWS, likeliest, write_reference
 from quantize.report import LinearReport, Report, StepReport
 from quantize.scheme import check, has_mtp, is_tied, output_config, plan_grids
 from quantize.solver import RECIPE, Recipe, Solved, solve_together
@@ -41,6 +40,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from quantize.family import Linears
+    from quantize.journal import Journal
     from quantize.settings import Settings
 
     Context = Callable[[Documents, int], dict[str, Any]]  # what a block wants beside the hidden states of a document
@@ -76,7 +76,6 @@ def quantize(settings: Settings, recipe: Recipe = RECIPE) -> Report | None:
         write_json(folder / REPORT, report.as_dict())
         write_json(folder / TIMES, report.times())
         write_json(folder / KV_SCALES, dict(journal.kv_ranges))
-        walk.clear()
     return report
 
 
@@ -155,19 +154,29 @@ class Walk:
         return [*steps, (family.head, self._head)]
 
     def _read_documents(self) -> None:
+        """Raises InputError where a run goes on and they are not what they were."""
         self.calibration.read(self.folder, self.journal)
         self.streams = [self.calibration]
-        if not self.settings.reference:
-            return
+        if self.settings.reference and self._read_evaluation():
+            self.streams.append(self.evaluation)
+        digests: dict[str, str] = {documents.split: documents.digest for documents in self.streams}
+        if self.journal.steps and digests != self.journal.documents:
+            source = self.settings.calibration
+            raise InputError(f"the documents of {source} have changed since this run began; give another --output")
+        self.journal.documents = digests
+
+    def _read_evaluation(self) -> bool:
+        """Tell whether there are evaluation documents to go with."""
         try:
             self.evaluation.read(self.folder, self.journal)
         except EmptySplitError as error:
             say(f"no reference.npz: {error}")
-            return
-        if len(self.evaluation):
-            self.streams.append(self.evaluation)
-        else:
+            return False
+        except InputError as error:
+            raise InputError(f"{error}; or give --reference 0, which does without evaluation documents") from None
+        if not len(self.evaluation):
             say(f"no reference.npz: no evaluation document of {self.settings.calibration} has a true answer")
+        return len(self.evaluation) > 0
 
     def _disk_needed(self) -> str:
         """Say how much room the hidden states take."""
@@ -249,7 +258,8 @@ class Walk:
         documents, head = self.evaluation, self.load(self.family.head)
         states, predicted = documents.states, []
         for i, answer in enumerate(documents.answers):
-            predicted.append(likeliest(head(states[i][-answer - 1 : -1].to(self.device))))
+            rows = states[i][-answer - 1 : -1].to(self.device)
+            predicted += [likeliest(head(some)) for some in rows.split(ROWS)]
         head.to("meta")
         settings = documents.settings
         source = {"source": settings.calibration, "count": settings.reference, "seed": settings.seed}
@@ -304,34 +314,18 @@ class Walk:
         """What a block reads: patches [P, width] in the vision tower, a batch of one [1, T, width] elsewhere."""
         return states if self.family.tower(path) == "vision" else states[None]
 
-    def _clear_states(self, *, keep: bool = True) -> None:
+    def _clear_states(self) -> None:
         """Remove hidden states that no step will read."""
-        layouts = [*self.journal.states.values(), *self.journal.images.values()] if keep else []
-        used = {layout.file for layout in layouts}
-        for path in self.folder.glob("activations-*"):
+        used = {layout.file for layout in (*self.journal.states.values(), *self.journal.images.values())}
+        for path in self.folder.glob(f"{ACTIVATIONS}-*"):
             if path.name not in used:
                 path.unlink()
-
-    def clear(self) -> None:
-        """Remove what only an unfinished run needs."""
-        self._clear_states(keep=False)
-        (self.folder / JOURNAL).unlink()
 
     def _read(self, name: str) -> torch.Tensor:
         """Read a tensor as it is stored. Raises InputError when it is not finite or the output dtype cannot hold it."""
         if self.tied and name == f"{self.family.head}.weight":
             name = f"{self.family.embeddings}.weight"
-        tensor, dtype = self.checkpoint.load(name), self.settings.torch_dtype
-        if not tensor.is_floating_point() or not tensor.numel():
-            return tensor
-        lowest, highest = (float(bound) for bound in tensor.aminmax())
-        if not math.isfinite(highest - lowest):
-            file = self.checkpoint.tensors[name].file
-            raise InputError(f"{file}: {name} has NaN or infinite values; the checkpoint is damaged, download it again")
-        if max(highest, -lowest) > torch.finfo(dtype).max:
-            largest = f"{max(highest, -lowest):.3g}"
-            raise InputError(f"{name} reaches {largest}, which {self.settings.dtype} cannot hold; use --dtype bfloat16")
-        return tensor
+        return self.checkpoint.load_for(name, self.settings.torch_dtype)
 
     def load(self, path: str) -> nn.Module:
         """Fill a module of the skeleton in float32: weights to be solved as they are, others as they will be stored."""

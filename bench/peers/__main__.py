@@ -102,7 +102,9 @@ def weights_of(
         with safe_open(path, "pt") as file:
             return read_weights(path, READER), float(file.metadata()["seconds"])
     with tempfile.TemporaryDirectory() as place:
-        settings = Settings(READER, Path(place) / "quantized", vision_bits=16, head_bits=16, samples=samples, seed=seed)
+        settings = Settings(
+            READER, Path(place) / "quantized", vision_bits=16, head_bits=16, samples=samples, seed=seed, reference=0
+        )
         report = quantize(replace(settings, **method.settings))
         assert report is not None
         weights = dequantized(Path(place) / "quantized")

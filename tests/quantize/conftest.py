@@ -30,7 +30,7 @@ class Quantized:
 
 def _quantized(tmp_path_factory, name, **options):
     torch.set_num_threads(1)
-    settings = Settings(READER, tmp_path_factory.mktemp("quantized") / name, samples=12, **options)
+    settings = Settings(READER, tmp_path_factory.mktemp("quantized") / name, samples=12, reference=8, **options)
     report = quantize(settings)
     assert report is not None
     return Quantized(settings, report)

@@ -1,11 +1,15 @@
 """Documents as the model sees them: the chat template, transformers' processor, the true answer."""
 
+import json
+
+import pytest
 import torch
 from PIL import Image
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 from calib_data import READER
-from calib_data.sources import open_documents
+from calib_data.errors import InputError
+from calib_data.sources import open_documents, split_of_item
 from quantize.calibration import read_samples
 from quantize.checkpoint import open_checkpoint
 from quantize.family import model_config
@@ -53,3 +57,21 @@ def test_splits_do_not_meet():
     }
     assert len(seen["calibration"]) == 20
     assert not seen["calibration"] & seen["evaluation"]
+
+
+@pytest.mark.parametrize(
+    ("size", "row", "message"),
+    [
+        ((3, 900), {"prompt": "Read."}, "0.png:1 is no picture for this model: .*aspect ratio"),
+        ((56, 56), {"prompt": "<|image_pad|>?"}, "0.png:1: its prompt or answer has <.image_pad.>"),
+        ((56, 56), {"prompt": "Read.", "answer": "<|image_pad|>"}, "0.png:1: its prompt or answer has <.image_pad.>"),
+    ],
+)
+def test_a_document_that_the_model_cannot_take_is_named(tmp_path, size, row, message):
+    names = [f"{i}.png" for i in range(20)]
+    name = next(name for name in names if split_of_item(name) == "calibration")
+    Image.new("RGB", size).save(tmp_path / name)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": name, **row}))
+    settings = Settings(READER, calibration=str(tmp_path / "rows.jsonl"), samples=1)
+    with pytest.raises(InputError, match=message.replace("0.png", name)):
+        list(read_samples(settings, model_config(open_checkpoint(READER).config)))

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from calib_data import READER
 from calib_data.errors import InputError
+from calib_data.sources import open_documents
 from quantize.__main__ import app
 from quantize.output import output_folder
 from quantize.report import StepReport
@@ -232,6 +234,53 @@ def test_wrong_input_leaves_nothing(tmp_path):
     with pytest.raises(InputError, match="no document"):
         unfinished(tmp_path / "out", {}, InputError("no document"))
     assert not list(tmp_path.iterdir())
+
+
+def test_wrong_input_to_a_run_that_goes_on_keeps_its_progress(tmp_path):
+    """A folder of documents that is not mounted must not cost the days that are done."""
+    with pytest.raises(KeyboardInterrupt):
+        unfinished(tmp_path / "out", {}, KeyboardInterrupt())
+    with pytest.raises(InputError, match=r"no document \(.*out.partial keeps what was done before\)"):
+        unfinished(tmp_path / "out", {}, InputError("no document"))
+    with output_folder(tmp_path / "out", {}) as (_, journal):
+        assert journal.steps == 2 * [StepReport("first", 1.0, 2)]
+
+
+def test_a_kill_before_the_first_file_and_one_after_the_last(tmp_path, monkeypatch):
+    settings = Settings(READER, tmp_path / "out", samples=1, solver="rtn", reference=0)
+    (tmp_path / "out.partial").mkdir()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as late, pytest.raises(KeyboardInterrupt):
+        late.setattr("quantize.output._tidy", killed)
+        quantize(settings)
+    assert {".lock", ".journal.json", "config.json"} <= {path.name for path in (tmp_path / "out").iterdir()}
+    assert quantize(settings) is None
+    assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith((".", "activations"))]
+
+
+def test_documents_that_changed_while_a_run_was_stopped(tmp_path, monkeypatch):
+    pages = tmp_path / "pages"
+    pages.mkdir()
+    for i in range(12):
+        Image.new("RGB", (112, 112), (20 * i, 90, 90)).save(pages / f"{i}.png")
+    settings = Settings(READER, tmp_path / "out", calibration=str(pages), samples=12, solver="rtn", reference=0)
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as middle, pytest.raises(KeyboardInterrupt):
+        middle.setattr("quantize.walk.Walk._decoder_block", stopped)
+        quantize(settings)
+    calibrated = next(document.name for document in open_documents(str(pages), split="calibration", count=12))
+    original = (pages / calibrated).read_bytes()
+    Image.new("RGB", (112, 112), (1, 2, 3)).save(pages / calibrated)  # of the same size: nothing else would notice
+    with pytest.raises(InputError, match="pages have changed since this run began"):
+        quantize(settings)
+    (pages / calibrated).write_bytes(original)
+    assert quantize(settings) is not None
 
 
 def contents(folder):

@@ -13,13 +13,15 @@ def test_images_and_what_predicts_the_answer_count():
     assert predicting(8, 3).tolist() == [PROMPT, PROMPT, PROMPT, PROMPT, 1, 1, 1, PROMPT]
 
 
-def test_without_an_answer_its_first_token_is_still_predicted():
-    assert importance(torch.tensor([1, 9, 2, 3]), 0, IMAGE).tolist() == [PROMPT, 1, PROMPT, 1]
-    assert predicting(4, 0).tolist() == [PROMPT, PROMPT, PROMPT, 1]
+def test_without_an_answer_all_count():
+    assert importance(torch.tensor([1, 9, 2, 3]), 0, IMAGE).tolist() == [1, 1, 1, 1]
+    assert predicting(4, 0).tolist() == [1, 1, 1, 1]
 
 
 def test_without_an_image():
-    assert importance(torch.tensor([9, 2, 3]), 1, None).tolist() == [PROMPT, 1, PROMPT]
+    assert importance(torch.tensor([9, 2, 3]), 1, None).tolist() == [1, 1, 1]
+    assert importance(torch.tensor([7, 2, 3]), 1, IMAGE).tolist() == [1, 1, 1]
+    assert predicting(3, 1).tolist() == [PROMPT, 1, PROMPT]
 
 
 def test_a_token_has_the_mean_square_of_its_importance_and_zeros_stay():

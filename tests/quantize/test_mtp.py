@@ -12,6 +12,7 @@ from calib_data.reader_forward import Reader, decoder, masks, mtp, vision
 from quantize.calibration import read_samples
 from quantize.checkpoint import open_checkpoint
 from quantize.family import find_family, model_config
+from quantize.importance import predicting
 from quantize.settings import Settings
 from quantize.streams import DecoderStream
 from quantize.walk import quantize
@@ -39,6 +40,16 @@ def test_the_layer_is_that_of_training(reader, tokens):
     (found,) = layer(hidden, embeddings, **stream.mtp_context(0))
     expected = mtp(reader, embeddings[:, 1:], hidden[:, :-1], masks(reader, tokens - 1))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_what_counts_in_it_is_what_drafts_the_answer():
+    """Position i drafts token i + 2: of a document of 6 tokens, the last 2 of them the answer, tokens 4 and 5."""
+    checkpoint = open_checkpoint(READER)
+    family, config = find_family(checkpoint.config), model_config(checkpoint.config)
+    text = family.skeleton(config).get_submodule(family.text)
+    stream = DecoderStream(text, torch.device("cpu"), predicting=[predicting(6, 2)])
+    counts = stream.mtp_context(0)["importance"]
+    assert [i + 2 for i, count in enumerate(counts.tolist()) if count == 1] == [4, 5]
 
 
 @torch.no_grad()
