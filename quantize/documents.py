@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
@@ -115,7 +116,7 @@ class Documents:
         shrunk = len(states[0]) // len(first)  # a merger makes one token of several patches
         lengths = [length // shrunk for length in states.layout.lengths]
         others = (run(states[i].to(self.device), i) for i in range(1, len(states)))
-        self.keep(_chain(first, others), lengths, first.shape[1])
+        self.keep(chain([first], others), lengths, first.shape[1])
 
     def bytes_needed(self) -> int:
         """How much room hidden states take at most: those that a block reads and those that it writes, and images."""
@@ -138,8 +139,3 @@ class Documents:
 
     def _open(self, layout: Layout) -> Activations:
         return Activations(self.folder, layout, self.dtype)
-
-
-def _chain(first: torch.Tensor, others: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
-    yield first
-    yield from others

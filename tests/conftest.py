@@ -41,7 +41,7 @@ def quantized(shared: Path) -> Callable[[str], Path]:
                 shutil.copytree(READER, path, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
             elif name != "fp16":
                 quantize(
-                    Settings(READER, path, samples=CALIBRATION_DOCUMENTS, **MODELS[name])
+                    Settings(READER, path, samples=CALIBRATION_DOCUMENTS, reference=0, **MODELS[name])
                 )  # once: then it is there
         return path
 

@@ -32,7 +32,7 @@ def samples():
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory):
     folder = tmp_path_factory.mktemp("peers") / "ours"
-    quantize(Settings(READER, folder, samples=2, vision_bits=16, head_bits=16))
+    quantize(Settings(READER, folder, samples=2, reference=0, vision_bits=16, head_bits=16))
     return folder
 
 

@@ -47,7 +47,7 @@ def test_wrong_input_is_one_line(arguments, says):
 
 def test_a_format_for_other_tools_is_refused_with_the_command_to_run(tmp_path):
     folder = tmp_path / "gptq"
-    quantize(Settings(READER, folder, format="gptq", solver="rtn", samples=1))
+    quantize(Settings(READER, folder, format="gptq", solver="rtn", samples=1, reference=0))
     before = sorted(folder.iterdir())
     done = run("--model", folder)
     assert (done.returncode, done.stdout) == (2, "")

@@ -95,14 +95,17 @@ def test_the_defaults_run_without_arguments(tmp_path, monkeypatch, capsys):
     assert "calibrated on 2 documents" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["reader-w4"]
     monkeypatch.chdir(tmp_path)
-    app(["--samples", "2"], standalone_mode=False)
+    app(["--samples", "2", "--reference", "0"], standalone_mode=False)
     assert capsys.readouterr().out.strip() == "reader-w4 is already finished with these settings"
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_gptq_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys, bits):
     monkeypatch.chdir(tmp_path)
-    app(["--bits", str(bits), "--format", "gptq", "--samples", "1", "--solver", "rtn"], standalone_mode=False)
+    app(
+        ["--bits", str(bits), "--format", "gptq", "--samples", "1", "--reference", "0", "--solver", "rtn"],
+        standalone_mode=False,
+    )
     assert f"reader-w{bits}-gptq: " in capsys.readouterr().out
     config = json.loads((tmp_path / f"reader-w{bits}-gptq" / "config.json").read_text())["quantization_config"]
     assert (config["quant_method"], config["bits"]) == ("gptq", bits)
@@ -161,7 +164,7 @@ def test_settings_that_do_not_exist(tmp_path, options, says):
 def test_checkpoints_that_cannot_be_quantized(tmp_path, tensors, config, says):
     model = reader_with(tmp_path / "model", tensors, config)
     with pytest.raises(InputError, match=says):
-        quantize(Settings(model, tmp_path / "out", samples=1, vision_bits=16))
+        quantize(Settings(model, tmp_path / "out", samples=1, reference=0, vision_bits=16))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -173,7 +176,7 @@ def test_cuda_where_there_is_none():
 
 def test_bfloat16_holds_what_float16_cannot(tmp_path):
     model = reader_with(tmp_path / "model", put("lm_head.weight", 1e5))
-    quantize(Settings(model, tmp_path / "out", samples=1, vision_bits=16, dtype="bfloat16"))
+    quantize(Settings(model, tmp_path / "out", samples=1, reference=0, vision_bits=16, dtype="bfloat16"))
 
 
 @pytest.mark.parametrize("missing", ["tokenizer.json", "preprocessor_config.json"])
@@ -290,7 +293,7 @@ def contents(folder):
 
 def test_a_run_killed_again_and_again_makes_the_same_folder(tmp_path):
     """SIGKILL to the real command as soon as it has done a few more steps, in whatever it is doing then."""
-    options = ["--samples", "2", "--vision-bits", "16", "--model", READER]
+    options = ["--samples", "2", "--reference", "2", "--vision-bits", "16", "--model", READER]
     whole = command(*options, "--output", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     partial, done, kills = tmp_path / "out.partial", 0, 0
@@ -316,7 +319,7 @@ def test_a_full_disk_while_hidden_states_are_laid_out(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    settings = Settings(READER, tmp_path / "out", samples=1, vision_bits=16)
+    settings = Settings(READER, tmp_path / "out", samples=1, reference=0, vision_bits=16)
     with monkeypatch.context() as disk, pytest.raises(InputError, match="disk is full"):
         disk.setattr(os, "posix_fallocate", full)
         quantize(settings)

@@ -32,7 +32,9 @@ def pair(request, tmp_path_factory):
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("formats")
     options = {**OPTIONS[request.param], "samples": 2, "vision_bits": 16, "head_bits": 16}
-    settings = [Settings(READER, folder / name, format=name, **options) for name in ("gptq", "compressed-tensors")]
+    settings = [
+        Settings(READER, folder / name, format=name, reference=0, **options) for name in ("gptq", "compressed-tensors")
+    ]
     for each in settings:
         quantize(each)
     return settings

@@ -54,7 +54,7 @@ def test_what_counts_in_it_is_what_drafts_the_answer():
 
 @torch.no_grad()
 def drafts(reader, samples):
-    """Log-probabilities of every drafted token behind the first of each answer."""
+    """Log-probabilities of every token of the answers, as drafted: position i drafts token i + 2."""
     rows = []
     for sample in samples:
         tokens, (_, height, width) = sample.ids[None], sample.grid[0].tolist()
@@ -63,7 +63,7 @@ def drafts(reader, samples):
         inputs = reader.model.language_model.embed_tokens(tokens).masked_scatter((tokens == 67)[..., None], seen)
         hidden, _ = decoder(reader, inputs, masks(reader, tokens.shape[1]))
         ahead = mtp(reader, inputs[:, 1:], hidden[:, :-1], masks(reader, tokens.shape[1] - 1))
-        rows.append(reader.lm_head(ahead)[0, -sample.answer :].double().log_softmax(-1))
+        rows.append(reader.lm_head(ahead)[0, -sample.answer - 1 : -1].double().log_softmax(-1))
     return torch.cat(rows)
 
 
@@ -72,7 +72,9 @@ def test_solving_keeps_the_drafts_better_than_rounding(reader, tmp_path):
     expected = drafts(reader, samples)
     divergence = {}
     for solver, count in (("gptq", 32), ("rtn", 1)):
-        settings = Settings(READER, tmp_path / solver, solver=solver, samples=count, vision_bits=16, head_bits=16)
+        settings = Settings(
+            READER, tmp_path / solver, solver=solver, samples=count, reference=0, vision_bits=16, head_bits=16
+        )
         report = quantize(settings)
         result, rounded = open_checkpoint(settings.folder), copy.deepcopy(reader)
         names = [linear.name for linear in report.linears if linear.tower == "mtp"]

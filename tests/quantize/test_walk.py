@@ -351,7 +351,7 @@ def test_a_copy_of_the_reader_with_the_released_irregularities(tmp_path):
     config["text_config"]["layer_types"].append("sliding_attention")
     config["text_config"]["dtype"] = "bfloat16"
     (source / "config.json").write_text(json.dumps(config))
-    settings = Settings(source, tmp_path / "out", samples=2, solver="rtn")
+    settings = Settings(source, tmp_path / "out", samples=2, solver="rtn", reference=0)
     quantize(settings)
     model = load(tmp_path / "out")
     assert len(model.config.text_config.layer_types) == 4
