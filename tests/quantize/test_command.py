@@ -95,7 +95,7 @@ def test_the_defaults_run_without_arguments(tmp_path, monkeypatch, capsys):
     assert "calibrated on 2 documents" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["reader-w4"]
     monkeypatch.chdir(tmp_path)
-    app(["--samples", "2", "--reference", "0"], standalone_mode=False)
+    app(["--samples", "2"], standalone_mode=False)
     assert capsys.readouterr().out.strip() == "reader-w4 is already finished with these settings"
 
 

@@ -215,6 +215,8 @@ def test_control_c_ends_quietly(copied, tmp_path):
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
+        # A shell that runs the tests in the background has its children ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as running:
         assert running.stdout.read(1)  # it has begun to write
         time.sleep(0.1)
