@@ -27,17 +27,23 @@ def export(
             "--exact", help="CPU: keep activations in float32 (slower, for accuracy studies) instead of int8."
         ),
     ] = False,
+    kv_bits: Annotated[
+        Literal["16", "8"], typer.Option(help="8: keys and values as int8, by the ranges that quantize saw.")
+    ] = "16",
 ) -> None:
     """Add vision and decoder graphs and runtime.json to a model folder. Weights stay in its safetensors files."""
     from export.graphs import export_folder  # torch takes seconds to import, and --help needs none of it
 
     start = time.perf_counter()
-    bundle = export_folder(model, target, exact=exact)
+    bundle = export_folder(model, target, exact=exact, kv_bits=8 if kv_bits == "8" else 16)
     entry = bundle.targets[target]
-    table = Table(title=f"{model}: {target}, {entry.dtype} activations" + (", exact" if entry.exact else ""))
+    table = Table(
+        title=f"{model}: {target}, {entry.dtype} activations, {entry.kv_dtype} KV cache"
+        + (", exact" if entry.exact else "")
+    )
     table.add_column("file")
     table.add_column("KiB", justify="right")
-    for name in (entry.decoder, entry.vision, *bundle.weights):
+    for name in (entry.decoder, entry.vision, entry.mtp, *bundle.weights):
         if name:
             table.add_row(name, f"{(model / name).stat().st_size / 1024:,.0f}")
     console = Console()

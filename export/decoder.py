@@ -17,6 +17,7 @@ from export.weights import Linear, RMSNorm, Source
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from export.ops import KvScales
     from quantize.family import Family
 
 
@@ -28,8 +29,11 @@ def head_dim(config: PreTrainedConfig) -> int:
 class Attention(nn.Module):
     """Grouped-query attention with normalised queries and keys over one layer's KV buffers."""
 
-    def __init__(self, source: Source, name: str, config: PreTrainedConfig, layer: int) -> None:
+    def __init__(
+        self, source: Source, name: str, config: PreTrainedConfig, layer: int, kv_scales: KvScales | None
+    ) -> None:
         super().__init__()
+        self.kv_scales = kv_scales
         self.window: int | None = config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
         self.has_rope = self.window is not None or config.sliding_window is None
         self.head_dim = head_dim(config)
@@ -46,7 +50,7 @@ class Attention(nn.Module):
         q = ops.reshape(self.q_norm(ops.reshape(q, 0, 0, -1, self.head_dim)), 0, 0, -1)
         k = ops.reshape(self.k_norm(ops.reshape(k, 0, 0, -1, self.head_dim)), 0, 0, -1)
         attended, key, value = ops.cached_attention(
-            q, k, v, *past, seqlens_k, total, rope if self.has_rope else None, self.window
+            q, k, v, *past, seqlens_k, total, rope if self.has_rope else None, self.window, self.kv_scales
         )
         (output,) = self.output(attended)
         return output, key, value
@@ -68,11 +72,13 @@ class MLP(nn.Module):
 
 
 class DecoderLayer(nn.Module):
-    """h = h + norm(attention(h)); h = h + norm(mlp(h))."""
+    """h = h + norm(attention(h)); h = h + norm(mlp(h)). kv_scales: of an int8 KV cache."""
 
-    def __init__(self, source: Source, name: str, config: PreTrainedConfig, layer: int) -> None:
+    def __init__(
+        self, source: Source, name: str, config: PreTrainedConfig, layer: int, kv_scales: KvScales | None = None
+    ) -> None:
         super().__init__()
-        self.attention = Attention(source, f"{name}.self_attn", config, layer)
+        self.attention = Attention(source, f"{name}.self_attn", config, layer, kv_scales)
         self.mlp = MLP(source, f"{name}.mlp")
         self.attention_norm = RMSNorm(source, f"{name}.post_attention_layernorm", config.rms_norm_eps)
         self.mlp_norm = RMSNorm(source, f"{name}.post_feedforward_layernorm", config.rms_norm_eps)
@@ -86,18 +92,36 @@ class DecoderLayer(nn.Module):
         return h + self.mlp_norm(self.mlp(h)), key, value
 
 
-class Decoder(nn.Module):
-    """All decoder layers, the final norm and the head; inputs and outputs as `runtime.bundle` names them."""
+def head(source: Source, family: Family) -> Linear:
+    """The linear that makes logits: its own, or where it is tied the embeddings."""
+    tied = not any(name.startswith(f"{family.head}.") for name in source.checkpoint.tensors)
+    return Linear(source, family.embeddings if tied else family.head)
 
-    def __init__(self, source: Source, family: Family, config: PreTrainedConfig) -> None:
+
+class Decoder(nn.Module):
+    """All decoder layers, the final norm and the head; inputs and outputs as `runtime.bundle` names them.
+
+    with_hidden: put out hidden states for an MTP layer. kv_scales: of an int8 KV cache, one pair a layer.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        family: Family,
+        config: PreTrainedConfig,
+        *,
+        with_hidden: bool = False,
+        kv_scales: list[KvScales] | None = None,
+    ) -> None:
         super().__init__()
+        self.with_hidden, self.kv_scales = with_hidden, kv_scales
         config = config.get_text_config()
         self.layers = nn.ModuleList(
-            DecoderLayer(source, name, config, layer) for layer, name in enumerate(family.decoder_blocks(config))
+            DecoderLayer(source, name, config, layer, kv_scales[layer] if kv_scales else None)
+            for layer, name in enumerate(family.decoder_blocks(config))
         )
         self.norm = RMSNorm(source, family.norm, config.rms_norm_eps)
-        tied = not any(name.startswith(f"{family.head}.") for name in source.checkpoint.tensors)
-        self.head = Linear(source, family.embeddings if tied else family.head)
+        self.head = head(source, family)
 
     def forward(
         self,
@@ -109,12 +133,16 @@ class Decoder(nn.Module):
         rope_sin: Tensor,
         past: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Logits [B, L, vocabulary] in float32 at the L wanted positions, then the extended KV buffers."""
+        """Logits [B, L, vocabulary] in float32 at the L wanted positions, then the extended KV buffers.
+
+        Hidden states [B, T, H] behind the last norm come between them where they are wanted.
+        """
         h = inputs_embeds
         present: list[Tensor] = []
         for number, layer in enumerate(self.layers):
             pair = (past[2 * number], past[2 * number + 1])
             h, key, value = layer(h, pair, seqlens_k, total_sequence_length, (rope_cos, rope_sin))
             present += (key, value)
-        (logits,) = self.head(self.norm(ops.select_positions(h, logit_index)))
-        return logits.float(), *present
+        hidden = self.norm(h)
+        (logits,) = self.head(ops.select_positions(hidden, logit_index))
+        return logits.float(), *([hidden] if self.with_hidden else []), *present

@@ -9,11 +9,15 @@ import torch
 
 from calib_data.errors import InputError
 from export.decoder import Decoder, head_dim
+from export.kv_scales import read_kv_scales
+from export.mtp import Mtp
+from export.rewind import save_rewind
 from export.trace import Axes, save, trace
 from export.vision import VisionEncoder
 from export.weights import Source
 from quantize.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from quantize.family import Family, find_family, model_config
+from quantize.scheme import has_mtp
 from runtime import bundle
 
 if TYPE_CHECKING:
@@ -24,37 +28,59 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 TargetName = Literal["cpu", "cuda"]
+KvBits = Literal[8, 16]
 _NUMPY_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def export_folder(folder: Path, target: TargetName, *, exact: bool = False) -> bundle.Bundle:
-    """Trace decoder and vision encoder for a target, write both graphs and `runtime.json`, return its content.
+def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_bits: KvBits = 16) -> bundle.Bundle:
+    """Trace the graphs of a model for a target, write them and `runtime.json`, return its content.
 
     The folder may be one that quantize wrote or any EXAONE 4.x checkpoint in safetensors. Graphs of another target that
-    are there stay usable. exact: packed weights multiply float32 activations on the CPU, not int8 ones.
+    are there stay usable. exact: packed weights multiply float32 activations on the CPU, not int8 ones. kv_bits: 8
+    keeps keys and values as int8, by the ranges that quantize saw; 16 keeps them as activations are.
     Raises InputError for a folder that cannot be exported; a failed export leaves no half-written file.
     """
     checkpoint = open_checkpoint(folder)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
     source = Source(checkpoint, load=False, exact=exact or target == "cuda")
     dtype = activation_dtype(checkpoint, family, target)
-    files: dict[str, str | None] = {"decoder": f"decoder.{target}.onnx", "vision": None}
-    decoder = Decoder(source, family, config)
+    scales = read_kv_scales(folder, family, config) if kv_bits == 8 else None
+    drafts = has_mtp(checkpoint, family) and family.mtp_layers(config) > 0
+    names: dict[str, str | None] = dict.fromkeys(("vision", "mtp", "rewind", "mtp_rewind"))
+    decoder = Decoder(source, family, config, with_hidden=drafts, kv_scales=scales)
     save(trace_decoder(decoder, config, dtype), decoder, folder / f"decoder.{target}.onnx")
     if family.vision:
-        files["vision"] = f"vision.{target}.onnx"
+        names["vision"] = f"vision.{target}.onnx"
         vision = VisionEncoder(source, family, config, on_cuda=target == "cuda", dtype=dtype)
         save(trace_vision(vision, config), vision, folder / f"vision.{target}.onnx")
     entry = bundle.Target(
-        dtype=str(dtype).removeprefix("torch."),
+        dtype=_name(dtype),
+        kv_dtype="int8" if scales else _name(dtype),
         exact=source.exact,
-        decoder=str(files["decoder"]),
-        vision=files["vision"],
+        decoder=f"decoder.{target}.onnx",
         versions={name: version(name) for name in ("torch", "transformers", "onnx")},
+        **(names | (_export_drafting(source, family, config, target, dtype, kv_bits) if drafts else {})),
     )
     described = describe(checkpoint, family, config, {**_other_targets(folder, target), target: entry})
     described.save(folder)
     return described
+
+
+def _export_drafting(
+    source: Source, family: Family, config: PreTrainedConfig, target: TargetName, dtype: torch.dtype, kv_bits: KvBits
+) -> dict[str, str | None]:
+    """Write the graph of the MTP layer, and where there are windows those that take back drafts; returns the names."""
+    folder, text = source.checkpoint.folder, config.get_text_config()
+    mtp = Mtp(source, family, config)
+    save(trace_decoder(mtp, config, dtype), mtp, folder / f"mtp.{target}.onnx")
+    names: dict[str, str | None] = {"mtp": f"mtp.{target}.onnx"}
+    stored = {"rewind": (windows(config), "int8" if kv_bits == 8 else _name(dtype))}
+    stored["mtp_rewind"] = (mtp_windows(config), _name(dtype))
+    for name, (limits, kv_dtype) in stored.items():
+        if any(limits):
+            names[name] = f"{name}.{target}.onnx"
+            save_rewind(limits, text.num_key_value_heads, head_dim(text), kv_dtype, folder / f"{name}.{target}.onnx")
+    return names
 
 
 def activation_dtype(checkpoint: Checkpoint, family: Family, target: TargetName) -> torch.dtype:
@@ -67,21 +93,27 @@ def activation_dtype(checkpoint: Checkpoint, family: Family, target: TargetName)
     return stored
 
 
-def trace_decoder(decoder: Decoder, config: PreTrainedConfig, dtype: torch.dtype) -> ir.Model:
-    """The decoder as an ONNX model, its weights still to be bound."""
+def trace_decoder(decoder: Decoder | Mtp, config: PreTrainedConfig, dtype: torch.dtype) -> ir.Model:
+    """The decoder, or the MTP layer, as an ONNX model, its weights still to be bound."""
     text = config.get_text_config()
     width, heads = head_dim(text), text.num_key_value_heads
     batch, tokens, selected, context = 2, 3, 2, 11
     past: list[Tensor] = []
     past_axes: list[Axes] = []
-    for window in windows(config):
+    is_mtp = isinstance(decoder, Mtp)
+    limits = mtp_windows(config) if is_mtp else windows(config)
+    kv_dtype = torch.int8 if isinstance(decoder, Decoder) and decoder.kv_scales else dtype
+    for window in limits:
         room = 7 if window is None else 5
         buffer_axes = {0: "batch", 2: "room" if window is None else "window_room"}
-        past += [torch.zeros(batch, heads, room, width, dtype=dtype) for _ in range(2)]
+        past += [torch.zeros(batch, heads, room, width, dtype=kv_dtype) for _ in range(2)]
         past_axes += [buffer_axes, buffer_axes]
     table = torch.zeros(context, width // 2, dtype=dtype)
-    inputs: list[Tensor | list[Tensor]] = [
-        torch.zeros(batch, tokens, text.hidden_size, dtype=dtype),
+    read: list[Tensor | list[Tensor]] = [
+        torch.zeros(batch, tokens, text.hidden_size, dtype=dtype) for _ in range(2 if is_mtp else 1)
+    ]
+    inputs = [
+        *read,
         torch.zeros(batch, dtype=torch.int32),
         torch.zeros((), dtype=torch.int32),
         torch.zeros(batch, selected, dtype=torch.int64),
@@ -90,7 +122,7 @@ def trace_decoder(decoder: Decoder, config: PreTrainedConfig, dtype: torch.dtype
         past,
     ]
     axes: list[Axes | list[Axes]] = [
-        {0: "batch", 1: "tokens"},
+        *({0: "batch", 1: "tokens"} for _ in read),
         {0: "batch"},
         {},
         {0: "batch", 1: "selected"},
@@ -98,8 +130,8 @@ def trace_decoder(decoder: Decoder, config: PreTrainedConfig, dtype: torch.dtype
         {0: "context"},
         past_axes,
     ]
-    layers = text.num_hidden_layers
-    return trace(decoder, inputs, axes, bundle.decoder_inputs(layers), bundle.decoder_outputs(layers))
+    outputs = bundle.decoder_outputs(len(limits), hidden=isinstance(decoder, Mtp) or decoder.with_hidden)
+    return trace(decoder, inputs, axes, bundle.decoder_inputs(len(limits), mtp=is_mtp), outputs)
 
 
 def trace_vision(vision: VisionEncoder, config: PreTrainedConfig) -> ir.Model:
@@ -132,10 +164,19 @@ def trace_vision(vision: VisionEncoder, config: PreTrainedConfig) -> ir.Model:
     return trace(vision, inputs, axes, bundle.VISION_INPUTS, [bundle.IMAGE_EMBEDS])
 
 
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 def windows(config: PreTrainedConfig) -> list[int | None]:
     """Per decoder layer, how many keys a token sees; None for all of them."""
     text = config.get_text_config()
     return [text.sliding_window if kind == "sliding_attention" else None for kind in text.layer_types]
+
+
+def mtp_windows(config: PreTrainedConfig) -> list[int | None]:
+    """The same of the MTP layer, which slides wherever the decoder has layers that do."""
+    return [config.get_text_config().sliding_window]
 
 
 def describe(
@@ -163,6 +204,7 @@ def describe(
             head_dim=head_dim(text),
             context=text.max_position_embeddings,
             windows=windows(config),
+            mtp_windows=mtp_windows(config) if any(target.mtp for target in targets.values()) else [],
             rope={
                 "head_dim": head_dim(text),
                 "max_position_embeddings": text.max_position_embeddings,

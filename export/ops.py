@@ -16,6 +16,9 @@ from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
 from quantize.grids import NF4_VALUES
 
+KvScales = tuple[Tensor, Tensor]
+"""What one step of an int8 key and of an int8 value stands for, each float32 [1, kv_heads, 1, D]."""
+
 _NF4 = 1  # MatMulBnb4's quant_type
 
 
@@ -175,6 +178,7 @@ def cached_attention(
     total_sequence_length: Tensor,
     rope: tuple[Tensor, Tensor] | None,
     window: int | None,
+    kv_scales: KvScales | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Causal grouped-query attention over a KV buffer that it also extends (GroupQueryAttention).
 
@@ -182,6 +186,7 @@ def cached_attention(
     seqlens_k int32 [B]: tokens after this step, less one; total_sequence_length int32 scalar: their maximum.
     rope: cos and sin [context, D/2]; None for a layer without positions. window: how many keys a query sees, itself
     included; then the buffer keeps the most recent positions from row 0 on, and its room need not exceed the window.
+    kv_scales: the buffers are int8, each channel in steps of its own.
     Returns the output [B, T, heads*D] and the buffers after the step.
     """
     kv_heads, head_dim = past_key.shape[1], past_key.shape[3]
@@ -190,9 +195,13 @@ def cached_attention(
         attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": int(rope is not None)}
         if window is not None:
             attributes |= {"local_window_size": window, "sliding_window_cache": 1}
+        inputs = [q, k, v, past_key, past_value, seqlens_k, total_sequence_length, *(rope or (None, None))]
+        if kv_scales is not None:
+            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+            inputs += [None, None, None, *kv_scales]  # no position ids, bias or sinks
         output, key, value = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
-            (q, k, v, past_key, past_value, seqlens_k, total_sequence_length, *(rope or ())),
+            inputs,
             attributes,
             dtypes=(q.dtype, past_key.dtype, past_value.dtype),
             shapes=(q.shape, past_key.shape, past_value.shape),
@@ -200,7 +209,7 @@ def cached_attention(
         )
         return output, key, value
     return _cached_attention(_heads(q, heads), _heads(k, kv_heads), _heads(v, kv_heads), past_key, past_value,
-                             seqlens_k, rope, window)  # fmt: skip
+                             seqlens_k, rope, window, kv_scales)  # fmt: skip
 
 
 def _cached_attention(
@@ -212,6 +221,7 @@ def _cached_attention(
     seqlens_k: Tensor,
     rope: tuple[Tensor, Tensor] | None,
     window: int | None,
+    kv_scales: KvScales | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The arithmetic of `cached_attention`, one row of the batch at a time; heads are split already."""
     outputs, new_key, new_value = [], past_key.clone(), past_value.clone()
@@ -223,16 +233,24 @@ def _cached_attention(
         q_row, k_row = q[row : row + 1], k[row : row + 1]
         if rope is not None:
             q_row, k_row = _rotate(q_row, positions, *rope), _rotate(k_row, positions, *rope)
+        v_row = v[row : row + 1]
+        if kv_scales is not None:
+            k_row, v_row = _to_int8(k_row, kv_scales[0]), _to_int8(v_row, kv_scales[1])
         kept = before if window is None else resident(before, room, window)
         keys = torch.cat((past_key[row : row + 1, :, :kept], k_row), dim=2)
-        values = torch.cat((past_value[row : row + 1, :, :kept], v[row : row + 1]), dim=2)
+        values = torch.cat((past_value[row : row + 1, :, :kept], v_row), dim=2)
         at = torch.arange(before - kept, total)  # absolute position of each key
         distance = positions[0].unsqueeze(1) - at
         allowed = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
-        outputs.append(_attend(q_row, keys, values, allowed))
+        read = (keys, values) if kv_scales is None else (keys * kv_scales[0], values * kv_scales[1])
+        outputs.append(_attend(q_row, read[0].to(q.dtype), read[1].to(q.dtype), allowed))
         stay = total if window is None else resident(total, room, window)
         new_key[row, :, :stay], new_value[row, :, :stay] = keys[0, :, -stay:], values[0, :, -stay:]
     return torch.cat(outputs), new_key, new_value
+
+
+def _to_int8(x: Tensor, scale: Tensor) -> Tensor:
+    return (x / scale).round().clamp(-128, 127).to(torch.int8)
 
 
 def resident(total: int, room: int, window: int) -> int:

@@ -21,7 +21,8 @@ from runtime import compare as comparing
 from runtime import evaluate as evaluating
 from runtime.generate import Model
 from runtime.sampling import Sampling
-from runtime.sessions import Device
+from runtime.sessions import Options
+from runtime.speculation import Drafts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +32,20 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 ModelOption = Annotated[Path, typer.Option(help="Exported model folder.")]
-DeviceOption = Annotated[Device, typer.Option(help="Where to run; the folder must be exported for it.")]
+DeviceOption = Annotated[
+    str, typer.Option(help='"cpu", "cuda" or "cuda:1"; the folder must be exported for it.', metavar="DEVICE")
+]
+MemoryOption = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        help="CUDA: GiB that the weights and activations of a graph may take, beside the KV cache.",
+        show_default="all",
+    ),
+]
+CaptureOption = Annotated[
+    bool, typer.Option("--cuda-graph", help="CUDA: replay decode steps as CUDA graphs. Not yet tried on a card.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 DocumentsOption = Annotated[int, typer.Option(min=1, help="How many documents.")]
 SeedOption = Annotated[int, typer.Option(help="Which documents are drawn.")]
@@ -68,7 +82,12 @@ def generate(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Of the sampling.", show_default="a fresh one")] = None,
     thinking: Annotated[bool, typer.Option("--thinking/--no-thinking", help="Reason before answering.")] = False,
+    draft_tokens: Annotated[
+        int, typer.Option(min=0, max=8, help="Tokens that the MTP layer drafts ahead of each call of the decoder.")
+    ] = 0,
     device: DeviceOption = "cpu",
+    memory_limit: MemoryOption = None,
+    cuda_graph: CaptureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about images, streaming the text; reasoning first, up to a line </think>."""
@@ -77,20 +96,28 @@ def generate(
     chosen = {name: value for name, value in given.items() if value is not None}
     Sampling(seed=seed, **chosen)  # type: ignore[arg-type]  # wrong values are found before a long load
     start = time.perf_counter()
-    loaded = Model(model, device)
+    loaded = Model(model, device, _options(memory_limit, cuda_graph))
+    drafts = Drafts(draft_tokens) if draft_tokens and loaded.drafter else None
     sampler = Sampling.recommended(loaded.generation, chosen, seed).sampler()
     asked = time.perf_counter()
     question = loaded.prompt(prompt, pictures, names=[str(path) for path in image or []], thinking=thinking)
-    tokens = loaded.generate(question, sampler, max_new_tokens)
+    tokens = loaded.generate(question, sampler, max_new_tokens, drafts)
     if as_json:
         result = {"model": str(model), "load_seconds": asked - start, "prompt_tokens": len(question.ids)}
-        _print_json(result | _answer(loaded.chat, tokens, thinking, asked))
+        result |= _answer(loaded.chat, tokens, thinking, asked)
+        if drafts:
+            result |= {"decoder_calls": drafts.calls, "draft_acceptance": drafts.acceptance}
+        _print_json(result)
         return
     text = loaded.chat.stream_answer(thinking=thinking)
     for token in tokens:
         sys.stdout.write(text.push(token))
         sys.stdout.flush()
     sys.stdout.write(text.finish() + "\n")
+
+
+def _options(memory_limit: float | None, cuda_graph: bool) -> Options:
+    return Options(memory_limit=None if memory_limit is None else int(memory_limit * 2**30), capture=cuda_graph)
 
 
 def _answer(chat: Chat, stream: Iterator[int], thinking: bool, asked: float) -> dict[str, Any]:

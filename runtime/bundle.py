@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE = "runtime.json"
-FORMAT = 1
+FORMAT = 2
 
 # Decoder: prompt and step are one graph.
 INPUTS_EMBEDS = "inputs_embeds"  # [batch, tokens, hidden], the target's dtype
@@ -28,6 +28,13 @@ TOTAL_SEQUENCE_LENGTH = "total_sequence_length"  # int32 scalar on the host: the
 LOGIT_INDEX = "logit_index"  # int64 [batch, selected]: positions of this call whose logits are wanted
 ROPE_COS, ROPE_SIN = "rope_cos", "rope_sin"  # [context, head_dim/2], the target's dtype
 LOGITS = "logits"  # float32 [batch, selected, vocabulary]
+HIDDEN = "hidden"  # [batch, tokens, hidden] behind the last norm, where there is an MTP layer to read it
+
+# The MTP layer: inputs_embeds are of the next tokens; its own hidden states are what the next draft reads.
+PREVIOUS_HIDDEN = "previous_hidden"  # [batch, tokens, hidden]: of the decoder, or of the draft before
+
+# Taking back drafts, `export.rewind`: of each window buffer, kept rows [start, stop), then its own first rows.
+REWIND_START, REWIND_STOP, REWIND_ROWS = "start", "stop", "rows"  # int64 [1] on the host
 
 # Vision: one image, or the frames of one video.
 PATCHES = "patches"  # float32 [patches, channels * temporal * patch * patch], the image processor's order
@@ -68,22 +75,20 @@ def present_names(layers: int) -> list[str]:
     return [f"present_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
 
 
-def decoder_inputs(layers: int) -> list[str]:
-    """Every input of the decoder graph, in order."""
-    return [
-        INPUTS_EMBEDS,
-        SEQLENS_K,
-        TOTAL_SEQUENCE_LENGTH,
-        LOGIT_INDEX,
-        ROPE_COS,
-        ROPE_SIN,
-        *past_names(layers),
-    ]
+def kept_names(layers: int) -> list[str]:
+    """Names of the rows that were kept of each KV buffer, in the order of `past_names`."""
+    return [f"kept_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
 
 
-def decoder_outputs(layers: int) -> list[str]:
-    """Every output of the decoder graph, in order."""
-    return [LOGITS, *present_names(layers)]
+def decoder_inputs(layers: int, *, mtp: bool = False) -> list[str]:
+    """Every input of the decoder graph, or of the MTP layer's, in order."""
+    first = [INPUTS_EMBEDS, PREVIOUS_HIDDEN] if mtp else [INPUTS_EMBEDS]
+    return [*first, SEQLENS_K, TOTAL_SEQUENCE_LENGTH, LOGIT_INDEX, ROPE_COS, ROPE_SIN, *past_names(layers)]
+
+
+def decoder_outputs(layers: int, *, hidden: bool) -> list[str]:
+    """Every output of the decoder graph, or of the MTP layer's, in order. hidden: there is an MTP layer."""
+    return [LOGITS, *([HIDDEN] if hidden else []), *present_names(layers)]
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,11 @@ class WeightsFile:
 
 @dataclass(frozen=True)
 class Text:
-    """Shape of the decoder. windows: per layer, how many keys a token sees; None for all of them."""
+    """Shape of the decoder.
+
+    windows: per layer, how many keys a token sees; None for all of them. mtp_windows: the same of the MTP layer; empty
+    without one.
+    """
 
     hidden_size: int
     vocab_size: int
@@ -114,6 +123,7 @@ class Text:
     head_dim: int
     context: int
     windows: list[int | None]
+    mtp_windows: list[int | None]
     rope: dict[str, Any]
 
 
@@ -126,12 +136,20 @@ class Vision(VisionSettings):
 
 @dataclass(frozen=True)
 class Target:
-    """The graphs of one kind of device. dtype: of activations and KV cache. exact: no int8 activations."""
+    """The graphs of one kind of device.
+
+    dtype: of activations. kv_dtype: of the decoder's KV cache; that of the MTP layer has the activations'. exact: no
+    int8 activations. rewind, mtp_rewind: take back drafts where there are windows.
+    """
 
     dtype: str
+    kv_dtype: str
     exact: bool
     decoder: str
     vision: str | None
+    mtp: str | None
+    rewind: str | None
+    mtp_rewind: str | None
     versions: dict[str, str]
 
 

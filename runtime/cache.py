@@ -1,11 +1,19 @@
-"""Shapes of the KV cache: sliding layers keep their window, global layers the whole sequence."""
+"""The KV cache: sliding layers keep their window, global layers the whole sequence."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import copy
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.rope import rope_tables
+from runtime.sessions import Buffer
 
 if TYPE_CHECKING:
     from runtime.bundle import Text
+    from runtime.sessions import Device
 
 Shape = tuple[int, int, int, int]
 
@@ -22,3 +30,33 @@ def buffer_shapes(text: Text, batch: int, room: int) -> list[Shape]:
 def cache_bytes(text: Text, batch: int, room: int, itemsize: int) -> int:
     """Bytes of all key and value buffers."""
     return sum(2 * itemsize * b * heads * rows * width for b, heads, rows, width in buffer_shapes(text, batch, room))
+
+
+class KVCache:
+    """Buffers of a batch of sequences on a device, allocated once, and how far each sequence fills them.
+
+    lengths: int32 [batch], tokens of each sequence. buffers: key and value of each layer in turn. RoPE tables are as
+    long as a sequence may become.
+    """
+
+    def __init__(self, text: Text, dtype: str, kv_dtype: str, device: Device, room: int, batch: int = 1) -> None:
+        self.room = room
+        self.lengths = np.zeros(batch, np.int32)
+        self.buffers = [
+            Buffer.empty(shape, kv_dtype, device)
+            for shape in buffer_shapes(text, batch, room)
+            for _ in ("key", "value")
+        ]
+        self.calls: dict[tuple[int, ...], Any] = {}  # what `runtime.decoder` has bound to these buffers
+        self.rope_cos, self.rope_sin = (Buffer.of(table, dtype, device) for table in rope_tables(text.rope, room))
+
+    def row(self, number: int) -> KVCache:
+        """One sequence of the batch as a cache of its own, in the same memory."""
+        row = copy.copy(self)
+        row.calls = {}
+        row.lengths = self.lengths[number : number + 1]
+        row.buffers = []
+        for buffer in self.buffers:
+            shape = (1, *buffer.shape[1:])
+            row.buffers.append(buffer.stretch(number * math.prod(shape), shape))
+        return row

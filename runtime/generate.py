@@ -1,9 +1,9 @@
-"""An exported folder as a model that answers: embed the prompt, fill the cache, then one token at a time."""
+"""An exported folder as a model that answers: embed the prompt, fill the cache, then token after token."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -13,9 +13,11 @@ import numpy as np
 from calib_data.errors import InputError
 from runtime import bundle as io
 from runtime.bundle import load_bundle
+from runtime.decoder import DecoderSession
 from runtime.images import ImageSettings, preprocess
 from runtime.prompt import Chat
-from runtime.sessions import DecoderSession, VisionSession, open_session
+from runtime.sessions import Device, Options, VisionSession, open_session
+from runtime.speculation import Drafter, Rewinder, speculate
 from runtime.windows import vision_index
 
 if TYPE_CHECKING:
@@ -23,11 +25,14 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import Any
 
+    import onnxruntime as ort
     from numpy.typing import NDArray
     from PIL import Image
 
+    from runtime.cache import KVCache
+    from runtime.decoder import Decoded
     from runtime.sampling import Sampler
-    from runtime.sessions import Device, KVCache
+    from runtime.speculation import Drafts
 
 PROMPT_CHUNK = 1024  # prompt tokens a call: bounds the activations, and the CPU kernel's scores, of a long prompt
 
@@ -39,6 +44,11 @@ class Prompt:
     ids: NDArray[np.int64]
     embeds: NDArray[np.float32]
 
+    def chunks(self) -> Iterator[NDArray[np.float32]]:
+        """The embeddings in pieces [T, H], one for each call of the decoder."""
+        for start in range(0, len(self.ids), PROMPT_CHUNK):
+            yield self.embeds[start : start + PROMPT_CHUNK]
+
 
 class Model:
     """The graphs, tokenizer and settings of one exported folder on one device.
@@ -46,19 +56,26 @@ class Model:
     generation: what generation_config.json holds. end_ids: the tokens that end an answer, a turn's own end first.
     """
 
-    def __init__(self, folder: Path, device: Device) -> None:
-        self.folder, self.device = folder, device
+    def __init__(self, folder: Path, device: str, options: Options | None = None) -> None:
+        self.folder, self.device, self.options = folder, Device.parse(device), options or Options()
         self.bundle = load_bundle(folder)
-        if device not in self.bundle.targets:
+        kind = self.device.kind
+        if kind not in self.bundle.targets:
             raise InputError(
-                f"{folder}: not exported for {device}; run: python -m export --model {folder} --target {device}"
+                f"{folder}: not exported for {kind}; run: python -m export --model {folder} --target {kind}"
             )
-        self.target = self.bundle.targets[device]
+        self.target = self.bundle.targets[kind]
         self.chat = Chat(folder)
         self.generation = _read_settings(folder / "generation_config.json")
         self.end_ids = _end_ids(folder, self.generation)
-        session = open_session(folder / self.target.decoder, device)
-        self.decoder = DecoderSession(session, self.bundle.text, self.target.dtype, device)
+        self.decoder = DecoderSession(
+            open_session(folder / self.target.decoder, self.device, self.options),
+            self.bundle.text,
+            self.target.dtype,
+            self.target.kv_dtype,
+            self.device,
+            capture=self.options.capture,
+        )
         self._embeddings = _map_embeddings(folder, self.bundle.embeddings)
 
     @cached_property
@@ -66,7 +83,24 @@ class Model:
         """The vision graph, loaded at the first image; a text-only question does without."""
         if self.target.vision is None:
             raise InputError(f"{self.folder}: this model reads no images; ask without --image")
-        return VisionSession(open_session(self.folder / self.target.vision, self.device))
+        return VisionSession(self._open(self.target.vision))
+
+    @cached_property
+    def drafter(self) -> Drafter:
+        """The MTP layer, loaded when drafts are first asked for. Raises InputError for a model without one."""
+        target, text = self.target, self.bundle.text
+        if target.mtp is None:
+            raise InputError(f"{self.folder}: this model has no MTP layer to draft with; leave out --draft-tokens")
+        session = self._open(target.mtp)
+        shape = replace(text, windows=text.mtp_windows)
+        return Drafter(
+            DecoderSession(session, shape, target.dtype, target.dtype, self.device),
+            Rewinder(target.rewind and self._open(target.rewind), text.windows),
+            Rewinder(target.mtp_rewind and self._open(target.mtp_rewind), text.mtp_windows),
+        )
+
+    def _open(self, graph: str) -> ort.InferenceSession:
+        return open_session(self.folder / graph, self.device, replace(self.options, capture=False))
 
     @cached_property
     def _images(self) -> ImageSettings:
@@ -106,25 +140,38 @@ class Model:
     def prefill(self, prompt: Prompt, new_tokens: int) -> tuple[KVCache, NDArray[np.float32]]:
         """A cache with room for `new_tokens` more, filled with the prompt, and the logits [V] after its last token."""
         cache = self.decoder.new_cache(len(prompt.ids) + new_tokens)
-        for start in range(0, len(prompt.ids), PROMPT_CHUNK):
-            chunk = prompt.embeds[start : start + PROMPT_CHUNK]
-            logits = self._decode(cache, chunk, np.array([len(chunk) - 1]))
+        for chunk in prompt.chunks():
+            logits = self.decode(cache, chunk, np.array([len(chunk) - 1])).logits[0]
         return cache, logits[0]
 
-    def generate(self, prompt: Prompt, sampler: Sampler, max_new_tokens: int) -> Iterator[int]:
-        """Tokens of the answer as they come, without the one that ends it; fewer where the context is full."""
+    def generate(
+        self, prompt: Prompt, sampler: Sampler, max_new_tokens: int, drafts: Drafts | None = None
+    ) -> Iterator[int]:
+        """Tokens of the answer as they come, without the one that ends it; fewer where the context is full.
+
+        drafts: let the MTP layer draft ahead. The tokens are those that the sampler chooses without.
+        """
         budget = min(max_new_tokens, self.bundle.text.context - len(prompt.ids))
-        cache, logits = self.prefill(prompt, budget)
         generated: list[int] = []
-        while True:
-            token = sampler(logits, generated)
+        if drafts is None:
+            tokens = self._step_by_step(prompt, sampler, budget, generated)
+        else:
+            tokens = speculate(self, prompt, sampler, budget, drafts, generated)
+        for token in tokens:
             if token in self.end_ids:
                 return
             generated.append(token)
             yield token
             if len(generated) == budget:
                 return
-            logits = self._decode(cache, self.embed_tokens(np.array([token])), np.array([0]))[0]
+
+    def _step_by_step(self, prompt: Prompt, sampler: Sampler, budget: int, generated: Sequence[int]) -> Iterator[int]:
+        """Tokens without end. generated: those that were taken, kept by the caller; at most `budget`."""
+        cache, logits = self.prefill(prompt, budget)
+        while True:
+            token = sampler(logits, generated)
+            yield token
+            logits = self.decode(cache, self.embed_tokens(np.array([token])), np.array([0])).logits[0, 0]
 
     def teacher_forced(self, prompt: Prompt, answer: Sequence[int]) -> NDArray[np.float32]:
         """Logits [len(answer), V]: row i is the prediction of answer[i], given the prompt and answer[:i].
@@ -137,18 +184,18 @@ class Model:
         cache, first = self.prefill(prompt, len(answer) - 1)
         if len(answer) == 1:
             return first[None]
-        rest = self._decode(cache, self.embed_tokens(np.array(answer[:-1])), np.arange(len(answer) - 1))
-        return np.concatenate((first[None], rest))
+        rest = self.decode(cache, self.embed_tokens(np.array(answer[:-1])), np.arange(len(answer) - 1))
+        return np.concatenate((first[None], rest.logits[0]))
 
-    def _decode(self, cache: KVCache, embeds: NDArray[np.float32], wanted: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Run the decoder and refuse logits without a finite maximum; a NaN anywhere makes the maximum NaN."""
-        logits = self.decoder.run(cache, embeds, wanted)
-        if not np.isfinite(logits.max(-1)).all():
+    def decode(self, cache: KVCache, embeds: NDArray[np.float32], wanted: NDArray[np.int64]) -> Decoded:
+        """Run the decoder on embeds [T, H] and refuse logits without a finite maximum, as any NaN makes it."""
+        decoded = self.decoder.run(cache, embeds[None], wanted[None])
+        if not np.isfinite(decoded.logits.max(-1)).all():
             raise InputError(
                 f"{self.folder}: gives NaN or infinite logits, its weights are damaged or overflow in float16; "
                 "quantize the checkpoint again with --dtype bfloat16"
             )
-        return logits
+        return decoded
 
 
 def vision_feeds(

@@ -1,15 +1,18 @@
-"""ONNX Runtime sessions: the only file that names execution providers and binds inputs and outputs.
+"""ONNX Runtime sessions and memory: the only file that names execution providers.
 
-A session runs on the device that was asked for, or it is an error. KV buffers are allocated once per sequence, bound as
-input and output of every step, and never copied; a step moves the embedded tokens, two lengths, the index and the
-logits, nothing else.
+A session runs on the device that was asked for, or it is an error. Nothing is copied between host and device but what
+`Buffer.write` and `Buffer.read` copy.
 """
 
 from __future__ import annotations
 
 import ctypes
+import math
+import re
 import sys
-from typing import TYPE_CHECKING, Literal
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -17,39 +20,76 @@ import onnxruntime as ort
 
 from calib_data.errors import InputError
 from runtime import bundle as io
-from runtime.cache import buffer_shapes
-from runtime.rope import rope_tables
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from runtime.bundle import Text
-
-Device = Literal["cpu", "cuda"]
-
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16, which numpy has no type for
-_NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+_NUMPY: dict[str, Any] = {
+    "float32": np.float32,
+    "float16": np.float16,
+    "bfloat16": ml_dtypes.bfloat16,
+    "int8": np.int8,
+    "int32": np.int32,
+    "int64": np.int64,
+}
 
 
-def open_session(path: Path, device: Device) -> ort.InferenceSession:
+@dataclass(frozen=True)
+class Device:
+    """Where sessions run. index: which of several cards."""
+
+    kind: Literal["cpu", "cuda"]
+    index: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Device:
+        """Read "cpu", "cuda" or "cuda:1". Raises InputError for anything else."""
+        found = re.fullmatch(r"cpu|cuda(?::(\d+))?", text)
+        if not found:
+            raise InputError(f'--device {text}: write "cpu", "cuda", or "cuda:1" for the second card')
+        return cls("cpu" if text == "cpu" else "cuda", int(found[1] or 0))
+
+
+@dataclass(frozen=True)
+class Options:
+    """How sessions on a card run.
+
+    memory_limit: bytes that the weights and activations of one graph may take, beside the KV cache; None for all.
+    capture: replay decode steps as CUDA graphs.
+    """
+
+    memory_limit: int | None = None
+    capture: bool = False
+
+
+def open_session(path: Path, device: Device, options: Options | None = None) -> ort.InferenceSession:
     """Load a graph on a device. Raises InputError when the device or the graph cannot be used."""
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    if device == "cuda":
+    if device.kind == "cuda":
         _require_cuda()
-    providers = [f"{device.upper()}ExecutionProvider"]
     if not path.is_file():
-        raise InputError(f"{path} is missing; run: python -m export --model {path.parent} --target {device}")
+        raise InputError(f"{path} is missing; run: python -m export --model {path.parent} --target {device.kind}")
+    settings = ort.SessionOptions()
+    settings.log_severity_level = 3
     try:
-        session = ort.InferenceSession(path, options, providers=providers)
+        session = ort.InferenceSession(path, settings, providers=[provider(device, options or Options())])
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code
         raise InputError(f"{path}: ONNX Runtime cannot load it ({error}); run python -m export again") from error
-    if session.get_providers()[0] != providers[0]:
-        raise InputError(f"{device} was asked for but ONNX Runtime could not start it; see its message above")
+    if session.get_providers()[0] != f"{device.kind.upper()}ExecutionProvider":
+        raise InputError(f"{device.kind} was asked for but ONNX Runtime could not start it; see its message above")
     return session
+
+
+def provider(device: Device, options: Options) -> tuple[str, dict[str, str]]:
+    """The execution provider of a device, and what it is told."""
+    if device.kind == "cpu":
+        return "CPUExecutionProvider", {}
+    told = {"device_id": str(device.index), "enable_cuda_graph": str(int(options.capture))}
+    if options.memory_limit is not None:
+        told |= {"gpu_mem_limit": str(options.memory_limit), "arena_extend_strategy": "kSameAsRequested"}
+    return "CUDAExecutionProvider", told
 
 
 def _require_cuda() -> None:
@@ -62,70 +102,73 @@ def _require_cuda() -> None:
     except OSError as error:
         raise InputError(f"CUDA was asked for but there is no NVIDIA driver ({error}); {advice}") from error
     ort.preload_dlls()  # finds the libraries of the nvidia wheels, which are on no search path
+    if sys.platform == "linux":
+        _require_libraries(Path(ort.__file__).parent / "capi")
 
 
-def to_ort(array: NDArray[np.floating], dtype: str, device: Device = "cpu") -> ort.OrtValue:
-    """A tensor of one of the graphs' float types on a device, from an array of any."""
-    raw = np.ascontiguousarray(array, dtype=_NUMPY[dtype])
-    if dtype == "bfloat16":
-        raw = raw.view(np.uint16)
-    value = ort.OrtValue.ortvalue_from_shape_and_type(raw.shape, _element_type(dtype), device, 0)
-    value.update_inplace(raw)
-    return value
+def _require_libraries(folder: Path) -> None:
+    """Load what the CUDA provider is linked to; the loader's message names the first library that is not there."""
+    try:
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
+    except OSError as error:
+        raise InputError(
+            f"CUDA was asked for but a library of it is missing ({error}); install the CUDA libraries of this version, "
+            "for instance with: pip install 'onnxruntime-gpu[cuda,cudnn]'; or use --device cpu"
+        ) from error
 
 
-def _element_type(dtype: str) -> int | type[np.generic]:
+@dataclass(frozen=True)
+class Buffer:
+    """A tensor in a device's memory, or a stretch of one, at an address that does not change."""
+
+    owner: ort.OrtValue  # keeps the memory alive
+    address: int
+    shape: tuple[int, ...]
+    dtype: str
+    device: Device
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...], dtype: str, device: Device) -> Buffer:
+        """Memory with no particular content."""
+        element = _element_type(dtype)
+        value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), element, device.kind, device.index)
+        return cls(value, value.data_ptr(), shape, dtype, device)
+
+    @classmethod
+    def of(cls, array: NDArray[np.generic], dtype: str, device: Device) -> Buffer:
+        """Copy an array into memory of its own, as another type where the graph wants one."""
+        buffer = cls.empty(array.shape, dtype, device)
+        buffer.write(array)
+        return buffer
+
+    def stretch(self, start: int, shape: tuple[int, ...]) -> Buffer:
+        """View elements from `start` on as another shape; it can be bound, not read or written."""
+        assert start + math.prod(shape) <= math.prod(self.shape)
+        return replace(self, address=self.address + start * np.dtype(_NUMPY[self.dtype]).itemsize, shape=shape)
+
+    def write(self, array: NDArray[np.generic]) -> None:
+        """Copy an array of this shape from the host."""
+        raw = np.ascontiguousarray(array, dtype=_NUMPY[self.dtype])
+        self.owner.update_inplace(raw.view(np.uint16) if self.dtype == "bfloat16" else raw)
+
+    def read(self) -> NDArray[np.generic]:
+        """Copy to the host."""
+        return np.array(self.owner.numpy())  # on the CPU, ONNX Runtime gives a view
+
+    def bind_input(self, binding: ort.IOBinding, name: str) -> None:
+        """Make it an input of a graph."""
+        kind, index = self.device.kind, self.device.index
+        binding.bind_input(name, kind, index, _element_type(self.dtype), self.shape, self.address)
+
+    def bind_output(self, binding: ort.IOBinding, name: str) -> None:
+        """Make it an output of a graph."""
+        kind, index = self.device.kind, self.device.index
+        binding.bind_output(name, kind, index, _element_type(self.dtype), self.shape, self.address)
+
+
+def _element_type(dtype: str) -> Any:  # noqa: ANN401 - numpy's types, and an integer for the one it has not
     return _BFLOAT16 if dtype == "bfloat16" else _NUMPY[dtype]
-
-
-class KVCache:
-    """The buffers of one sequence on the device, RoPE tables of the same length, and how far they are filled."""
-
-    def __init__(self, text: Text, dtype: str, device: Device, room: int) -> None:
-        self.room = room
-        self.length = 0
-        self.buffers = [
-            ort.OrtValue.ortvalue_from_shape_and_type(shape, _element_type(dtype), device, 0)
-            for shape in buffer_shapes(text, batch=1, room=room)
-            for _ in ("key", "value")
-        ]
-        self.rope_cos, self.rope_sin = (to_ort(table, dtype, device) for table in rope_tables(text.rope, room))
-
-
-class DecoderSession:
-    """The decoder graph: tokens in, logits out, the cache extended in place."""
-
-    def __init__(self, session: ort.InferenceSession, text: Text, dtype: str, device: Device) -> None:
-        self._session = session
-        self._text, self._dtype, self._device = text, dtype, device
-
-    def new_cache(self, room: int) -> KVCache:
-        """Buffers for a sequence of up to `room` tokens."""
-        return KVCache(self._text, self._dtype, self._device, room)
-
-    def run(self, cache: KVCache, embeds: NDArray[np.float32], wanted: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Extend the cache by embeds [T, H] and return logits [L, V] at the `wanted` [L] of these T positions."""
-        tokens = embeds.shape[0]
-        total = cache.length + tokens
-        if total > cache.room:
-            raise ValueError(f"{total} tokens do not fit a cache of {cache.room}")
-        logits = np.empty((1, len(wanted), self._text.vocab_size), np.float32)
-        binding = self._session.io_binding()
-        binding.bind_ortvalue_input(io.INPUTS_EMBEDS, to_ort(embeds[None], self._dtype))
-        binding.bind_cpu_input(io.SEQLENS_K, np.array([total - 1], np.int32))
-        binding.bind_cpu_input(io.TOTAL_SEQUENCE_LENGTH, np.array(total, np.int32))
-        binding.bind_cpu_input(io.LOGIT_INDEX, wanted[None])
-        binding.bind_ortvalue_input(io.ROPE_COS, cache.rope_cos)
-        binding.bind_ortvalue_input(io.ROPE_SIN, cache.rope_sin)
-        layers = len(self._text.windows)
-        for past, present, buffer in zip(io.past_names(layers), io.present_names(layers), cache.buffers, strict=True):
-            binding.bind_ortvalue_input(past, buffer)
-            binding.bind_ortvalue_output(present, buffer)
-        binding.bind_output(io.LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
-        self._session.run_with_iobinding(binding)
-        cache.length = total
-        answer: NDArray[np.float32] = logits[0]
-        return answer
 
 
 class VisionSession:
@@ -135,6 +178,6 @@ class VisionSession:
         self._session = session
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        """Embeddings [P / merge^2, H] of one image or video; feeds by the names of `bundle.VISION_INPUTS`."""
+        """Embeddings [P / merge^2, H] of images or of a video; feeds by the names of `bundle.VISION_INPUTS`."""
         (embeds,) = self._session.run([io.IMAGE_EMBEDS], dict(feeds))
         return np.asarray(embeds, dtype=np.float32)

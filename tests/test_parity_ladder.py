@@ -15,22 +15,33 @@ import pytest
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer, GenerationConfig
+from transformers import (
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    Exaone4Config,
+    Exaone4ForCausalLM,
+    GenerationConfig,
+)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from calib_data import READER
 from calib_data.document import Document
+from calib_data.reader_forward import Reader, masks, mtp
 from calib_data.sources import open_documents
 from export.decoder import Decoder
 from export.graphs import export_folder
+from export.mtp import Mtp
 from export.vision import VisionEncoder
 from export.weights import Source
 from quantize.checkpoint import open_checkpoint
 from quantize.family import find_family, model_config
 from runtime import bundle as io
+from runtime.decoder import DecoderSession
 from runtime.generate import Model, vision_feeds
 from runtime.rope import rope_tables
 from runtime.sampling import greedy
+from runtime.sessions import Buffer, Device, open_session
 
 EAGER = 1e-5  # the same float32 arithmetic in another order
 ONNX = 1e-5  # as above, with ONNX Runtime's kernels
@@ -139,7 +150,7 @@ def test_decoder_transformers_eager_onnx(reference, exported):
     embeds = model.embed_tokens(ids.numpy())
     in_eager = run_eager(eager(exported("fp16"))[0], model, torch.from_numpy(embeds))
     assert relative_error(in_eager, expected) < EAGER
-    logits = model.decoder.run(model.decoder.new_cache(len(ids)), embeds, np.arange(len(ids)))
+    logits = model.decode(model.decoder.new_cache(len(ids)), embeds, np.arange(len(ids))).logits[0]
     assert relative_error(logits, in_eager) < ONNX
 
 
@@ -152,9 +163,91 @@ def test_cached_is_uncached(steps, reference, exported):
         expected = reference(input_ids=torch.from_numpy(ids)[None]).logits[0]
     embeds, cache, start, logits = model.embed_tokens(ids), model.decoder.new_cache(len(ids)), 0, []
     for step in steps:
-        logits.append(model.decoder.run(cache, embeds[start : start + step], np.arange(step)))
+        logits.append(model.decode(cache, embeds[start : start + step], np.arange(step)).logits[0])
         start += step
     assert relative_error(np.concatenate(logits), expected) < CACHED
+
+
+def test_ragged_batch_is_three_models(reference, exported):
+    """Prompts shorter and longer than the window, whole and in chunks, each into its row; then steps of all three."""
+    model, steps = Model(exported("fp16"), "cpu"), 80
+    random, prompts = np.random.default_rng(4), [(20,), (193,), (64, 1, 64, 100)]
+    ids = [random.integers(80, 500, sum(chunks) + steps) for chunks in prompts]
+    cache = model.decoder.new_cache(max(map(len, ids)), batch=3)
+    found: list[list[np.ndarray]] = [[] for _ in ids]
+    for row, chunks in enumerate(prompts):
+        start = 0
+        for tokens in chunks:
+            embeds = model.embed_tokens(ids[row][start : start + tokens])
+            found[row].append(model.decode(cache.row(row), embeds, np.arange(tokens)).logits[0])
+            start += tokens
+    for step in range(steps):
+        embeds = model.embed_tokens(np.array([row[len(row) - steps + step] for row in ids]))
+        logits = model.decoder.run(cache, embeds[:, None], np.zeros((3, 1), np.int64)).logits
+        for row in range(3):
+            found[row].append(logits[row])
+    assert cache.lengths.tolist() == [100, 273, 309]
+    for row, logits in zip(ids, found, strict=True):
+        with torch.no_grad():
+            expected = reference(input_ids=torch.from_numpy(row)[None]).logits[0]
+        assert relative_error(np.concatenate(logits), expected) < CACHED
+
+
+@torch.no_grad()
+def test_mtp_training_eager_onnx(exported):
+    """Drafts at every position, over three windows: the layer as it was trained, as it is exported, as it runs."""
+    reader = Reader()
+    reader.load_state_dict({name: tensor.float() for name, tensor in load_file(READER / "model.safetensors").items()})
+    model, tokens = Model(exported("fp16"), "cpu"), 200
+    embeds = torch.randn(2, tokens, 256, generator=torch.Generator().manual_seed(3))  # of tokens, and hidden states
+    expected = reader.lm_head(mtp(reader, embeds[:1], embeds[1:], masks(reader, tokens)))[0]
+    checkpoint = open_checkpoint(exported("fp16"))
+    family, config = find_family(checkpoint.config), model_config(checkpoint.config)
+    layer, text = Mtp(Source(checkpoint, load=True), family, config), model.bundle.text
+    cos, sin = (torch.from_numpy(table) for table in rope_tables(text.rope, tokens))
+    past = [torch.zeros(1, text.kv_heads, 64, text.head_dim) for _ in range(2)]
+    last, total = torch.tensor([tokens - 1], dtype=torch.int32), torch.tensor(tokens, dtype=torch.int32)
+    in_eager, hidden, *_ = layer(embeds[:1], embeds[1:], last, total, torch.arange(tokens)[None], cos, sin, past)
+    assert relative_error(in_eager[0], expected) < EAGER
+    session = model.drafter.session
+    cache, start, logits = session.new_cache(tokens), 0, []
+    for step in (70, 1, 100, 29):
+        part = embeds[:, start : start + step].numpy()
+        previous = Buffer.of(part[1:], "float32", Device("cpu"))
+        decoded = session.run(cache, part[:1], np.arange(step)[None], previous)
+        logits.append(decoded.logits[0])
+        start += step
+    assert relative_error(np.concatenate(logits), in_eager[0]) < CACHED
+    assert relative_error(decoded.hidden.read(), hidden[:, -29:]) < CACHED
+
+
+@torch.no_grad()
+def test_rope_is_on_every_layer_of_a_model_without_a_window(tmp_path):
+    config = Exaone4Config(
+        vocab_size=96, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, sliding_window=None, layer_types=["full_attention"] * 3, tie_word_embeddings=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    reference = Exaone4ForCausalLM(config).eval()
+    reference.save_pretrained(tmp_path)
+    ids = torch.randint(96, (40,))
+    expected = reference(input_ids=ids[None]).logits[0]
+    text = export_folder(tmp_path, "cpu").text
+    assert (text.windows, text.mtp_windows) == ([None] * 3, [])
+    session = open_session(tmp_path / "decoder.cpu.onnx", Device("cpu"))
+    decoder = DecoderSession(session, text, "float32", "float32", Device("cpu"))
+    embeds = reference.get_input_embeddings()(ids)[None].numpy()
+    found = decoder.run(decoder.new_cache(40), embeds, np.arange(40)[None])
+    assert relative_error(found.logits[0], expected) < ONNX
+    assert found.hidden is None
+    checkpoint = open_checkpoint(tmp_path)
+    eager_decoder = Decoder(Source(checkpoint, load=True), find_family(checkpoint.config), config)
+    for layer in eager_decoder.layers:
+        layer.attention.has_rope = False
+    past = [torch.zeros(1, 2, 40, 16) for _ in range(6)]
+    last, total, rope = torch.tensor([39]), torch.tensor(40), map(torch.from_numpy, rope_tables(text.rope, 40))
+    wrong = eager_decoder(torch.from_numpy(embeds), last, total, torch.arange(40)[None], *rope, past)[0][0]
+    assert relative_error(wrong, expected) > 100 * ONNX
 
 
 @torch.no_grad()

@@ -16,67 +16,89 @@ import json, sys
 from pathlib import Path
 import numpy as np, onnxruntime as ort
 from traffic import Traffic, placement
+from runtime import sessions
 from runtime.generate import Model, vision_feeds
-from runtime.sessions import DecoderSession, VisionSession
+from runtime.sampling import greedy
+from runtime.sessions import Buffer, Device, Options, VisionSession
+from runtime.speculation import Drafts, Rewinder
 
-folder, prefix = Path(sys.argv[1]), sys.argv[2]
-model = Model(folder, "cuda")
-text, target = model.bundle.text, model.target
+folder, prefix, capture = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "capture"
+opened = {}
 
-def profiled(graph):
-    options = ort.SessionOptions()
-    options.enable_profiling, options.profile_file_prefix = True, prefix
-    return ort.InferenceSession(folder / graph, options, providers=["CUDAExecutionProvider", "CPUExecutionProvider"])
+def profiled(path, device, options=None):
+    settings = ort.SessionOptions()
+    settings.enable_profiling, settings.profile_file_prefix = True, prefix
+    told = sessions.provider(device, options or Options())
+    opened[path.stem] = ort.InferenceSession(path, settings, providers=[told, "CPUExecutionProvider"])
+    return opened[path.stem]
 
-def prompt_and_step(decoder):
-    embeds = model.embed_tokens(np.arange(100, 200))
-    cache = decoder.new_cache(200)
-    decoder.run(cache, embeds, np.array([99]))
-    with Traffic() as step:
-        logits = decoder.run(cache, embeds[:1], np.array([0]))
-    return step.counts, logits.shape
-
-decoder = profiled(target.decoder)
-prompt_and_step(DecoderSession(decoder, text, target.dtype, "cuda"))
-vision = profiled(target.vision)
-embeds = VisionSession(vision).run(vision_feeds(np.zeros((120, 1176), np.float32), (1, 12, 10), model.bundle.vision))
-counts, shape = prompt_and_step(model.decoder)
-print(json.dumps({"decoder": placement(decoder), "vision": placement(vision), "step": counts,
-                  "logits": shape, "embeds": embeds.shape, "dtype": target.dtype}))
+sessions.open_session(folder / "decoder.cuda.onnx", Device("cuda"))  # as the command opens it
+import runtime.generate
+runtime.generate.open_session = profiled
+model = Model(folder, "cuda", Options(capture=capture))
+embeds = model.embed_tokens(np.arange(100, 200))
+cache = model.decoder.new_cache(200)
+one = np.array([[0]])
+model.decoder.run(cache, embeds[None], np.array([[99]]))
+model.decoder.run(cache, embeds[None, :1], one) if not capture else None  # the first step sets its index
+with Traffic() as step:
+    logits = model.decoder.run(cache, embeds[None, :1], one).logits
+result = {"step": step.counts, "logits": logits.shape, "dtype": model.target.dtype}
+if not capture:
+    prompt = model.prompt("Hello")
+    prompt.ids.resize(100, refcheck=False)
+    prompt = type(prompt)(prompt.ids, embeds)  # longer than the window
+    result["tokens"] = len(list(model.generate(prompt, lambda logits, generated: 100, 5, Drafts(2))))
+    feeds = vision_feeds(np.zeros((120, 1176), np.float32), (1, 12, 10), model.bundle.vision)
+    result["embeds"] = model.vision.run(feeds).shape
+print(json.dumps(result | {"placement": {name: placement(session) for name, session in opened.items()}}))
 """
 
 
 @pytest.fixture(scope="module")
 def on_cuda(quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Readers with CUDA graphs only, by the names of `quantized`."""
+    """Readers with CUDA graphs only, by the names of `quantized`; kv8 is w4 with an int8 KV cache."""
 
     @cache
     def folder(name: str) -> Path:
         to = tmp_path_factory.mktemp("cuda") / name
-        shutil.copytree(quantized(name), to, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
-        export_folder(to, "cuda")
+        stored = quantized("w4" if name == "kv8" else name)
+        shutil.copytree(stored, to, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
+        export_folder(to, "cuda", kv_bits=8 if name == "kv8" else 16)
         return to
 
     return folder
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype"), [("w4", "float16"), ("bf16", "bfloat16"), ("nf4", "float16"), ("fp16", "float16")]
+    ("name", "dtype"),
+    [("w4", "float16"), ("bf16", "bfloat16"), ("nf4", "float16"), ("fp16", "float16"), ("kv8", "float16")],
 )
 def test_every_node_is_on_the_device_and_only_a_token_moves(name, dtype, cuda_stub, on_cuda, tmp_path):
-    result = cuda_stub.run(RUN, on_cuda(name), tmp_path / "profile")
+    result = cuda_stub.run(RUN, on_cuda(name), tmp_path / "profile", "")
     assert result["dtype"] == dtype
-    for graph in ("decoder", "vision"):
-        operators = dict(result[graph])
-        assert {provider for _, provider in result[graph]} == {"CUDAExecutionProvider"}, graph
-        assert not any("Memcpy" in operator for operator in operators)
-        assert "GroupQueryAttention" in operators
-    assert (result["logits"], result["embeds"]) == ([1, 512], [30, 256])
-    embedded_token, lengths, index, logits = 256 * 2, 4, 8, 512 * 4
+    assert result["tokens"] == 5
+    assert set(result["placement"]) == {"decoder.cuda", "vision.cuda", "mtp.cuda", "rewind.cuda", "mtp_rewind.cuda"}
+    for graph, nodes in result["placement"].items():
+        assert {provider for _, provider in nodes} == {"CUDAExecutionProvider"}, graph
+        assert not any("Memcpy" in operator for operator, _ in nodes)
+        assert ("rewind" in graph) != ("GroupQueryAttention" in dict(nodes))
+    assert (result["logits"], result["embeds"]) == ([1, 1, 512], [30, 256])
+    embedded_token, length, logits = 256 * 2, 4, 512 * 4
     levels = 16 * 16 * 2 if name == "nf4" else 0  # MatMulBnb4 sends its 16 levels along, in each of 16 products
-    assert result["step"]["bytes_to_device"] == embedded_token + lengths + index + levels
+    assert result["step"]["bytes_to_device"] == embedded_token + length + levels
     # Attention reads a length per layer back; the KV cache never moves.
-    assert result["step"]["bytes_to_host"] <= logits + 4 * lengths
+    assert result["step"]["bytes_to_host"] <= logits + 4 * length
+
+
+@pytest.mark.parametrize("name", ["w4", "kv8"])
+def test_a_step_is_captured_and_replayed(name, cuda_stub, on_cuda, tmp_path):
+    """ONNX Runtime captures graphs of device nodes only, before the prompt; a replay launches no kernel of its own."""
+    result = cuda_stub.run(RUN, on_cuda(name), tmp_path / "profile", "capture")
+    assert {provider for _, provider in result["placement"]["decoder.cuda"]} == {"CUDAExecutionProvider"}
+    assert result["step"]["launches"] == 0
+    assert result["step"]["bytes_to_device"] == 256 * 2 + 4
+    assert result["step"]["bytes_to_host"] == 512 * 4
 
 
 def test_cuda_without_a_driver_is_one_line(on_cuda):

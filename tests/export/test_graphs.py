@@ -17,7 +17,8 @@ from export.graphs import export_folder
 from quantize.checkpoint import open_checkpoint
 from runtime.bundle import load_bundle
 
-GRAPHS = ("decoder.cpu.onnx", "vision.cpu.onnx")
+GRAPHS = ("decoder.cpu.onnx", "vision.cpu.onnx", "mtp.cpu.onnx")
+REWINDS = ("rewind.cpu.onnx", "mtp_rewind.cpu.onnx")  # no weights
 MIB = 1 << 20
 
 
@@ -43,13 +44,13 @@ def test_no_weight_is_copied(name, exported: Callable[[str], Path]):
     for graph in GRAPHS:
         assert (folder / graph).stat().st_size < 200_000
         bound = list(external(folder / graph))
-        assert len(bound) > 20
+        assert len(bound) > 10
         for _, file, offset, length in bound:
             assert (file, offset) in tensors
             assert (file, offset + length) in ends
         inside = [t for t in onnx.load(folder / graph, load_external_data=False).graph.initializer if t.raw_data]
         assert sum(len(t.raw_data) for t in inside) < 2000
-    assert sorted(path.name for path in folder.glob("*.onnx*")) == sorted(GRAPHS)
+    assert sorted(path.name for path in folder.glob("*.onnx*")) == sorted(GRAPHS + REWINDS)
 
 
 def test_initializer_bytes_are_the_stored_tensor(exported):
@@ -137,11 +138,22 @@ def test_sliding_layers_have_rope_and_a_window_cache(exported):
     assert found == [(1, 64, 1), (0, None, None)] * 2
 
 
-def refused(folder: Path, match: str, target: str = "cpu") -> None:
+def test_an_int8_cache_needs_the_ranges_of_this_model(quantized, tmp_path):
+    folder = copy_of(quantized("w4"), tmp_path / "w4")
+    ranges = json.loads((folder / "kv_scales.json").read_text())
+    first = next(iter(ranges))
+    for wrong in ({}, {**ranges, first: {"key": [[1.0]], "value": [[1.0]]}}, [1]):
+        (folder / "kv_scales.json").write_text(json.dumps(wrong))
+        refused(folder, r"kv_scales\.json: not the ranges of this model", kv_bits=8)
+    (folder / "kv_scales.json").unlink()
+    refused(folder, r"kv_scales\.json is missing; .* python -m quantize", kv_bits=8)
+
+
+def refused(folder: Path, match: str, target: str = "cpu", kv_bits: int = 16) -> None:
     """One line, and nothing new in the folder."""
     before = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None
     with pytest.raises(InputError, match=match) as caught:
-        export_folder(folder, target)
+        export_folder(folder, target, kv_bits=kv_bits)
     assert "\n" not in str(caught.value)
     assert before is None or sorted(path.name for path in folder.iterdir()) == before
 

@@ -128,6 +128,35 @@ def test_cached_attention(window, rope):
             np.testing.assert_array_equal(value[row, :, :kept], expected_value[row, :, :kept].numpy())
 
 
+@pytest.mark.parametrize("window", [None, 8])
+def test_cached_attention_over_int8(window):
+    """Codes are those of the kernel, but for those on the edge between two; what is attended to is the codes."""
+    scales = tuple(torch.rand(2, 1, KV_HEADS, 1, WIDTH) * 0.02 + 0.01)
+
+    def step(q, k, v, key, value, seqlens_k, total, cos, sin):
+        return ops.cached_attention(q, k, v, key, value, seqlens_k, total, (cos, sin), window, scales)
+
+    def inputs_of(batch, tokens, before):
+        inputs, totals = attention_inputs(batch, tokens, before, window or 64)
+        inputs[3:5] = (torch.randint(-128, 128, past.shape, dtype=torch.int8) for past in inputs[3:5])
+        return inputs, totals
+
+    names = [f"in{i}" for i in range(9)]
+    model = trace(Call(step), [inputs_of(2, 3, 0)[0]], [ATTENTION_AXES], names, ["out", "key", "value"])
+    session = run_on_cpu(model)
+    for batch, tokens, before in [(1, 20, 0), (1, 5, 6), (1, 9, 30), (3, 1, 12)]:
+        inputs, totals = inputs_of(batch, tokens, before)
+        found = session.run(None, {name: value.numpy() for name, value in zip(names, inputs, strict=True)})
+        expected = step(*inputs)
+        np.testing.assert_allclose(found[0], expected[0].numpy(), rtol=0, atol=0.02)
+        for codes, reference in zip(found[1:], expected[1:], strict=True):
+            for row, total in enumerate(totals):
+                kept = total if window is None else ops.resident(total, window, window)
+                off = np.abs(codes[row, :, :kept].astype(int) - reference[row, :, :kept].numpy().astype(int))
+                assert off.max() <= 1
+                assert off.mean() < 0.01
+
+
 def test_cached_attention_equals_torch_sdpa():
     """The arithmetic in eager mode itself, against PyTorch's attention with an explicit mask."""
     q, k, v = (torch.randn(1, heads, 20, 16) for heads in (4, 2, 2))

@@ -77,7 +77,7 @@ ARGUMENTS = {
     ("--presence-penalty", "3"): "--presence-penalty 3.0",
     ("--seed", "-1"): "--seed -1",
     ("--max-new-tokens", "0"): "--max-new-tokens",
-    ("--device", "tpu"): "'tpu' is not one of 'cpu', 'cuda'",
+    ("--device", "tpu"): '--device tpu: write "cpu"',
     ("--device", "cuda"): "not exported for cuda; run: python -m export --model",
     ("--prompt", "a\udcff"): r"'a\udcff' is not valid UTF-8",
     ("--prompt", "<|image_pad|>"): "remove <|image_pad|> from the text",

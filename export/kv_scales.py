@@ -1,0 +1,50 @@
+"""Steps of an int8 KV cache, from the ranges that quantize saw on calibration documents."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import torch
+
+from calib_data.errors import InputError
+from export.decoder import head_dim
+from quantize.kv_ranges import KV_SCALES
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from transformers import PreTrainedConfig
+
+    from export.ops import KvScales
+    from quantize.family import Family
+
+_LARGEST = 127
+
+
+def read_kv_scales(folder: Path, family: Family, config: PreTrainedConfig) -> list[KvScales]:
+    """Steps for keys and values of each decoder layer, so that the largest magnitude seen in a channel is 127 of them.
+
+    Raises InputError where the folder has no ranges, or those of another model.
+    """
+    path = folder / KV_SCALES
+    if not path.is_file():
+        raise InputError(f"{path} is missing; an int8 KV cache needs the ranges that python -m quantize writes there")
+    text = config.get_text_config()
+    shape = (text.num_hidden_layers, text.num_key_value_heads, head_dim(text))
+    try:
+        ranges = json.loads(path.read_text())
+        layers = [ranges[name] for name in family.decoder_blocks(config)]
+        key, value = (torch.tensor([layer[name] for layer in layers]) for name in ("key", "value"))
+        if key.shape != shape or value.shape != shape or not (key >= 0).all() or not (value >= 0).all():
+            raise ValueError(f"{list(key.shape)} magnitudes, not {list(shape)}")
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not the ranges of this model ({error}); run python -m quantize again") from error
+    return [(_steps(keys), _steps(values)) for keys, values in zip(key, value, strict=True)]
+
+
+def _steps(largest: torch.Tensor) -> torch.Tensor:
+    """[kv_heads, D] to [1, kv_heads, 1, D]; a channel that was always 0 gets the smallest step of the others."""
+    used = largest[largest > 0]
+    floor = used.min() if len(used) else torch.tensor(1.0)
+    return (largest.clamp_min(floor) / _LARGEST)[None, :, None, :].contiguous()

@@ -1,0 +1,62 @@
+"""The graph that takes back drafts from window buffers.
+
+A window buffer holds the latest tokens from row 0 on, so that drafts push the earliest rows out. Rows that will be
+pushed out are kept before, and put back in front of what stays when drafts are rejected. Both are one graph: of each
+buffer, kept rows [start, stop) and then its own first rows. To keep rows, nothing was kept before.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import onnx
+from onnx import TensorProto, helper
+
+from runtime import bundle as io
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+_TYPES = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+    "int8": TensorProto.INT8,
+}
+_ROW_AXIS = 2
+
+
+def save_rewind(windows: Sequence[int | None], kv_heads: int, head_dim: int, dtype: str, path: Path) -> None:
+    """Write the graph for the window buffers among these layers; None is a layer without a window."""
+    names = [io.past_names(len(windows)), io.kept_names(len(windows)), io.present_names(len(windows))]
+    limited = [2 * layer + part for layer, window in enumerate(windows) if window is not None for part in range(2)]
+    inputs = [_rows(name) for name in (io.REWIND_START, io.REWIND_STOP, io.REWIND_ROWS)]
+    outputs, nodes = [], []
+    for number in limited:
+        past, kept, present = (each[number] for each in names)
+        inputs += [_buffer(past, kv_heads, head_dim, dtype), _buffer(kept, kv_heads, head_dim, dtype)]
+        outputs.append(_buffer(present, kv_heads, head_dim, dtype))
+        # Each Slice has memory of its own, so that the joined rows may overwrite the buffer they come from.
+        nodes += [
+            helper.make_node("Slice", [kept, io.REWIND_START, io.REWIND_STOP, "axis"], [f"{kept}_put_back"]),
+            helper.make_node("Slice", [past, "zero", io.REWIND_ROWS, "axis"], [f"{past}_stays"]),
+            helper.make_node("Concat", [f"{kept}_put_back", f"{past}_stays"], [present], axis=_ROW_AXIS),
+        ]
+    constants = [
+        helper.make_tensor("axis", TensorProto.INT64, [1], [_ROW_AXIS]),
+        helper.make_tensor("zero", TensorProto.INT64, [1], [0]),
+    ]
+    graph = helper.make_graph(nodes, "rewind", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    partial = path.with_suffix(".partial")
+    onnx.save(model, partial)
+    partial.replace(path)
+
+
+def _rows(name: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, TensorProto.INT64, [1])
+
+
+def _buffer(name: str, kv_heads: int, head_dim: int, dtype: str) -> onnx.ValueInfoProto:
+    return helper.make_tensor_value_info(name, _TYPES[dtype], [1, kv_heads, f"{name}_rows", head_dim])

@@ -1,0 +1,153 @@
+"""The decoder graph, or that of the MTP layer, on a device: tokens in, logits out, the KV cache extended in place.
+
+A step moves the embedded tokens, their number and the logits between host and device, nothing else.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import onnxruntime as ort
+
+from runtime import bundle as io
+from runtime.cache import KVCache
+from runtime.sessions import Buffer, Device
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from runtime.bundle import Text
+
+_KEPT = 16  # calls of up to this many tokens keep their bindings: steps, and the checking of drafts
+_HOST = Device("cpu")
+_CAPTURES = itertools.count(1)
+
+
+class Decoded(NamedTuple):
+    """What a call gives.
+
+    logits: float32 [B, L, V]. hidden: [B, T, H] behind the last norm, on the device; None where the graph has no MTP
+    layer to feed. It is overwritten by the next call of as many tokens.
+    """
+
+    logits: NDArray[np.float32]
+    hidden: Buffer | None
+
+
+@dataclass
+class _Call:
+    """A shape of call over one cache: every input and output has its place, so that a step writes only what changed."""
+
+    binding: ort.IOBinding
+    options: ort.RunOptions
+    embeds: Buffer
+    seqlens_k: Buffer
+    total: Buffer
+    index: Buffer
+    logits: Buffer
+    hidden: Buffer | None
+    wanted: NDArray[np.int64] | None = None  # what `index` holds
+
+
+class DecoderSession:
+    """A graph with a KV cache. capture: the session was opened to replay single steps as CUDA graphs."""
+
+    def __init__(
+        self,
+        session: ort.InferenceSession,
+        text: Text,
+        dtype: str,
+        kv_dtype: str,
+        device: Device,
+        *,
+        capture: bool = False,
+    ) -> None:
+        self._session = session
+        self._text, self._dtype, self._kv_dtype, self._device = text, dtype, kv_dtype, device
+        self._capture = capture
+        self._has_hidden = io.HIDDEN in {output.name for output in session.get_outputs()}
+
+    def new_cache(self, room: int, batch: int = 1) -> KVCache:
+        """Buffers for `batch` sequences of up to `room` tokens each."""
+        cache = KVCache(self._text, self._dtype, self._kv_dtype, self._device, room, batch)
+        if self._capture:
+            # To capture a step, ONNX Runtime runs it several times, and each would push rows out of a full window.
+            step = np.zeros((batch, 1, self._text.hidden_size), np.float32)
+            self.run(cache, step, np.zeros((batch, 1), np.int64))
+            cache.lengths[:] = 0
+        return cache
+
+    def run(
+        self,
+        cache: KVCache,
+        embeds: NDArray[np.float32],
+        wanted: NDArray[np.int64],
+        previous_hidden: Buffer | None = None,
+    ) -> Decoded:
+        """Extend the cache by embeds [B, T, H] and predict at the `wanted` [B, L] of these T positions.
+
+        A batch of several sequences takes one token each; a prompt goes into its `cache.row`. previous_hidden
+        [B, T, H]: what the MTP layer reads beside embeddings.
+        """
+        batch, tokens, _ = embeds.shape
+        lengths = cache.lengths + np.int32(tokens)
+        if batch != len(cache.lengths) or (batch > 1 and tokens > 1):
+            raise ValueError(f"{batch} sequences of {tokens} tokens do not fit a cache of {len(cache.lengths)}")
+        if lengths.max() > cache.room:
+            raise ValueError(f"{lengths.max()} tokens do not fit a cache of {cache.room}")
+        call = self._call(cache, tokens, wanted.shape[1])
+        call.embeds.write(embeds)
+        call.seqlens_k.write(lengths - np.int32(1))
+        if call.wanted is None or not np.array_equal(call.wanted, wanted):
+            call.index.write(wanted)
+            call.wanted = wanted.copy()
+        # A captured step is replayed with the number it was captured with, which may be too large, never too small.
+        call.total.write(np.array(cache.room if self._capture else lengths.max(), np.int32))
+        if previous_hidden is not None:
+            previous_hidden.bind_input(call.binding, io.PREVIOUS_HIDDEN)
+        self._session.run_with_iobinding(call.binding, call.options)
+        cache.lengths[:] = lengths
+        return Decoded(np.asarray(call.logits.read(), np.float32), call.hidden)
+
+    def _call(self, cache: KVCache, tokens: int, selected: int) -> _Call:
+        key = (id(self), tokens, selected)
+        if key in cache.calls:
+            return cache.calls[key]  # type: ignore[no-any-return]
+        call = self._prepare(cache, tokens, selected)
+        if tokens <= _KEPT:
+            cache.calls[key] = call
+        return call
+
+    def _prepare(self, cache: KVCache, tokens: int, selected: int) -> _Call:
+        batch, width, device = len(cache.lengths), self._text.hidden_size, self._device
+        options = ort.RunOptions()
+        if self._capture:
+            captured = tokens == 1 == selected
+            options.add_run_config_entry("gpu_graph_id", str(next(_CAPTURES) if captured else -1))
+        call = _Call(
+            binding=self._session.io_binding(),
+            options=options,
+            embeds=Buffer.empty((batch, tokens, width), self._dtype, device),
+            seqlens_k=Buffer.empty((batch,), "int32", device),
+            total=Buffer.empty((), "int32", _HOST),
+            index=Buffer.empty((batch, selected), "int64", device),
+            logits=Buffer.empty((batch, selected, self._text.vocab_size), "float32", device),
+            hidden=Buffer.empty((batch, tokens, width), self._dtype, device) if self._has_hidden else None,
+        )
+        call.embeds.bind_input(call.binding, io.INPUTS_EMBEDS)
+        call.seqlens_k.bind_input(call.binding, io.SEQLENS_K)
+        call.total.bind_input(call.binding, io.TOTAL_SEQUENCE_LENGTH)
+        call.index.bind_input(call.binding, io.LOGIT_INDEX)
+        cache.rope_cos.bind_input(call.binding, io.ROPE_COS)
+        cache.rope_sin.bind_input(call.binding, io.ROPE_SIN)
+        layers = len(self._text.windows)
+        for past, present, buffer in zip(io.past_names(layers), io.present_names(layers), cache.buffers, strict=True):
+            buffer.bind_input(call.binding, past)
+            buffer.bind_output(call.binding, present)
+        call.logits.bind_output(call.binding, io.LOGITS)
+        if call.hidden is not None:
+            call.hidden.bind_output(call.binding, io.HIDDEN)
+        return call

@@ -1,0 +1,91 @@
+"""Drafts change how fast an answer comes, never what it says; and taking them back leaves no trace in a cache."""
+
+import numpy as np
+import pytest
+
+from calib_data.errors import InputError
+from calib_data.sources import open_documents
+from runtime.generate import PROMPT_CHUNK, Model, Prompt
+from runtime.sampling import Sampling, greedy
+from runtime.speculation import Drafts
+
+from .damage import edit_json
+
+WINDOW = 64
+SAME = 1e-5  # relative to the largest logit: sums over keys in another order
+
+
+def random_prompt(reader, tokens):
+    ids = np.random.default_rng(tokens).integers(80, 500, tokens)
+    return Prompt(ids, reader.embed_tokens(ids))
+
+
+@pytest.mark.parametrize("before", [3, WINDOW - 3, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW + 5])
+@pytest.mark.parametrize(("added", "taken"), [(1, 1), (5, 5), (5, 2), (8, 0)])
+def test_a_rewound_cache_is_one_that_never_saw_the_tokens(before, added, taken, reader):
+    prompt = random_prompt(reader, before + added)
+    cache, plain = (reader.decoder.new_cache(before + 40) for _ in range(2))
+    reader.decode(cache, prompt.embeds[:before], np.array([0]))
+    reader.decode(plain, prompt.embeds[: before + added - taken], np.array([0]))
+    rewinder = reader.drafter.decoder_rewinder
+    kept = rewinder.keep(cache, added)
+    reader.decode(cache, prompt.embeds[before:], np.array([0]))
+    rewinder.rewind(cache, kept, taken)
+    assert cache.lengths == plain.lengths
+    rest = reader.embed_tokens(np.arange(100, 120)), np.arange(20)
+    found, expected = (reader.decode(one, *rest).logits for one in (cache, plain))
+    assert np.abs(found - expected).max() < SAME * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_greedy_text_is_that_without_drafts(count, reader):
+    """Documents have more tokens than the window, so that every rejection has rows to put back."""
+    for document in open_documents("rendered", split="evaluation", count=6, seed=2):
+        prompt, drafts = reader.prompt(document.prompt, [document.image]), Drafts(count)
+        expected = list(reader.generate(prompt, greedy, 200))
+        assert list(reader.generate(prompt, greedy, 200, drafts)) == expected
+        assert drafts.calls * (count + 1) >= len(expected)
+        assert len(expected) <= 2 + drafts.calls + drafts.accepted
+
+
+def test_sampled_text_is_that_without_drafts(reader):
+    (document,) = open_documents("rendered", split="evaluation", count=1, seed=2, kind="transcription")
+    prompt, sampling = reader.prompt(document.prompt, [document.image]), Sampling(seed=5, temperature=1.5)
+    expected = list(reader.generate(prompt, sampling.sampler(), 100))
+    assert expected != list(reader.generate(prompt, greedy, 100))
+    assert list(reader.generate(prompt, sampling.sampler(), 100, Drafts(2))) == expected
+
+
+@pytest.mark.parametrize("tokens", [1, PROMPT_CHUNK, PROMPT_CHUNK + 1])
+def test_prompts_in_chunks(tokens, reader):
+    prompt = random_prompt(reader, tokens)
+    expected = list(reader.generate(prompt, greedy, 20))
+    assert list(reader.generate(prompt, greedy, 20, Drafts(3))) == expected
+
+
+def test_most_drafts_of_a_transcription_stand(reader):
+    drafts = []
+    for document in open_documents("rendered", split="evaluation", count=4, seed=1, kind="transcription"):
+        drafts.append(Drafts(1))
+        list(reader.generate(reader.prompt(document.prompt, [document.image]), greedy, 300, drafts[-1]))
+    assert sum(one.accepted for one in drafts) > 0.8 * sum(one.calls for one in drafts)
+
+
+def test_the_context_is_the_limit_with_drafts_too(copied):
+    edit_json(copied / "generation_config.json", eos_token_id=[511])
+    model = Model(copied, "cpu")
+    context = model.bundle.text.context
+    prompt = random_prompt(model, context - 4)
+    assert list(model.generate(prompt, greedy, 100, Drafts(3))) == list(model.generate(prompt, greedy, 100))
+
+
+def test_a_model_without_a_layer_that_drafts(copied):
+    edit_json(copied / "runtime.json", targets={"cpu": {**_target(copied), "mtp": None}})
+    with pytest.raises(InputError, match="no MTP layer to draft with; leave out --draft-tokens"):
+        _ = Model(copied, "cpu").drafter
+
+
+def _target(folder):
+    import json
+
+    return json.loads((folder / "runtime.json").read_text())["targets"]["cpu"]
