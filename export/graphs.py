@@ -14,7 +14,7 @@ from export.mtp import Mtp
 from export.rewind import save_rewind
 from export.trace import Axes, save, trace
 from export.vision import VisionEncoder
-from export.weights import Source
+from export.weights import Source, spans
 from quantize.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from quantize.family import Family, find_family, model_config
 from quantize.scheme import has_mtp
@@ -48,7 +48,8 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
     drafts = has_mtp(checkpoint, family) and family.mtp_layers(config) > 0
     names: dict[str, str | None] = dict.fromkeys(("vision", "mtp", "rewind", "mtp_rewind"))
     decoder = Decoder(source, family, config, with_hidden=drafts, kv_scales=scales)
-    save(trace_decoder(decoder, config, dtype), decoder, folder / f"decoder.{target}.onnx")
+    head = _stored_head(decoder) if drafts and target == "cuda" else {}
+    save(trace_decoder(decoder, config, dtype), decoder, folder / f"decoder.{target}.onnx", head)
     if family.vision:
         names["vision"] = f"vision.{target}.onnx"
         vision = VisionEncoder(source, family, config, on_cuda=target == "cuda", dtype=dtype)
@@ -59,20 +60,40 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
         exact=source.exact,
         decoder=f"decoder.{target}.onnx",
         versions={name: version(name) for name in ("torch", "transformers", "onnx")},
-        **(names | (_export_drafting(source, family, config, target, dtype, kv_bits) if drafts else {})),
+        head=head,
+        **(names | (_export_drafting(source, family, config, target, dtype, kv_bits, head) if drafts else {})),
     )
     described = describe(checkpoint, family, config, {**_other_targets(folder, target), target: entry})
     described.save(folder)
     return described
 
 
+def _stored_head(decoder: Decoder) -> dict[str, bundle.StoredArray]:
+    """Where the weights of the head lie, by the names of their initializers."""
+    return {
+        f"head.{name}": bundle.StoredArray(
+            span.file,
+            span.offset,
+            _name(decoder.head.get_buffer(name).dtype),
+            list(decoder.head.get_buffer(name).shape),
+        )
+        for name, span in spans(decoder.head).items()
+    }
+
+
 def _export_drafting(
-    source: Source, family: Family, config: PreTrainedConfig, target: TargetName, dtype: torch.dtype, kv_bits: KvBits
+    source: Source,
+    family: Family,
+    config: PreTrainedConfig,
+    target: TargetName,
+    dtype: torch.dtype,
+    kv_bits: KvBits,
+    head: dict[str, bundle.StoredArray],
 ) -> dict[str, str | None]:
     """Write the graph of the MTP layer, and where there are windows those that take back drafts; returns the names."""
     folder, text = source.checkpoint.folder, config.get_text_config()
     mtp = Mtp(source, family, config)
-    save(trace_decoder(mtp, config, dtype), mtp, folder / f"mtp.{target}.onnx")
+    save(trace_decoder(mtp, config, dtype), mtp, folder / f"mtp.{target}.onnx", head)
     names: dict[str, str | None] = {"mtp": f"mtp.{target}.onnx"}
     stored = {"rewind": (windows(config), "int8" if kv_bits == 8 else _name(dtype))}
     stored["mtp_rewind"] = (mtp_windows(config), _name(dtype))

@@ -13,7 +13,7 @@ from onnx_ir.passes import common as passes
 from export.weights import spans
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
     from pathlib import Path
 
     from torch import Tensor, nn
@@ -71,8 +71,13 @@ def _tidy(model: ir.Model) -> None:
         step(model)
 
 
-def save(model: ir.Model, module: nn.Module, path: Path) -> None:
-    """Write the graph beside the weights, in one step; what the module stores is referenced, not copied."""
+def save(model: ir.Model, module: nn.Module, path: Path, as_inputs: Collection[str] = ()) -> None:
+    """Write the graph beside the weights, in one step; what the module stores is referenced, not copied.
+
+    as_inputs: initializers that become inputs of the graph.
+    """
+    for name in as_inputs:
+        model.graph.inputs.append(model.graph.initializers.pop(name))
     stored = spans(module)
     for name, initializer in model.graph.initializers.items():
         if name in stored:

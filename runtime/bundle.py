@@ -139,7 +139,8 @@ class Target:
     """The graphs of one kind of device.
 
     dtype: of activations. kv_dtype: of the decoder's KV cache; that of the MTP layer has the activations'. exact: no
-    int8 activations. rewind, mtp_rewind: take back drafts where there are windows.
+    int8 activations. rewind, mtp_rewind: take back drafts where there are windows. head: weights that are inputs of
+    the decoder and of the MTP layer, so that a card holds one copy; elsewhere they are initializers of both.
     """
 
     dtype: str
@@ -150,6 +151,7 @@ class Target:
     mtp: str | None
     rewind: str | None
     mtp_rewind: str | None
+    head: dict[str, StoredArray]
     versions: dict[str, str]
 
 
@@ -185,7 +187,7 @@ def load_bundle(folder: Path) -> Bundle:
             vision=Vision(**vision) if (vision := data.pop("vision")) else None,
             embeddings=StoredArray(**data.pop("embeddings")),
             weights={name: WeightsFile(**entry) for name, entry in data.pop("weights").items()},
-            targets={name: Target(**entry) for name, entry in data.pop("targets").items()},
+            targets={name: _target(entry) for name, entry in data.pop("targets").items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not readable ({error}); run python -m export again") from error
@@ -195,6 +197,10 @@ def load_bundle(folder: Path) -> Bundle:
         if describe_weights(folder / name) != expected:
             raise InputError(f"{folder / name}: changed since the graphs were made; run python -m export again")
     return bundle
+
+
+def _target(entry: dict[str, Any]) -> Target:
+    return Target(**{**entry, "head": {name: StoredArray(**stored) for name, stored in entry["head"].items()}})
 
 
 def describe_weights(path: Path) -> WeightsFile:

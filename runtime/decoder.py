@@ -17,6 +17,8 @@ from runtime.cache import KVCache
 from runtime.sessions import Buffer, Device
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from numpy.typing import NDArray
 
     from runtime.bundle import Text
@@ -53,7 +55,10 @@ class _Call:
 
 
 class DecoderSession:
-    """A graph with a KV cache. capture: the session was opened to replay single steps as CUDA graphs."""
+    """A graph with a KV cache.
+
+    weights: those that are inputs, by name. capture: the session was opened to replay single steps as CUDA graphs.
+    """
 
     def __init__(
         self,
@@ -62,12 +67,13 @@ class DecoderSession:
         dtype: str,
         kv_dtype: str,
         device: Device,
+        weights: Mapping[str, Buffer],
         *,
         capture: bool = False,
     ) -> None:
         self._session = session
         self._text, self._dtype, self._kv_dtype, self._device = text, dtype, kv_dtype, device
-        self._capture = capture
+        self._weights, self._capture = weights, capture
         self._has_hidden = io.HIDDEN in {output.name for output in session.get_outputs()}
 
     def new_cache(self, room: int, batch: int = 1) -> KVCache:
@@ -143,6 +149,8 @@ class DecoderSession:
         call.index.bind_input(call.binding, io.LOGIT_INDEX)
         cache.rope_cos.bind_input(call.binding, io.ROPE_COS)
         cache.rope_sin.bind_input(call.binding, io.ROPE_SIN)
+        for name, buffer in self._weights.items():
+            buffer.bind_input(call.binding, name)
         layers = len(self._text.windows)
         for past, present, buffer in zip(io.past_names(layers), io.present_names(layers), cache.buffers, strict=True):
             buffer.bind_input(call.binding, past)

@@ -16,7 +16,7 @@ from runtime.bundle import load_bundle
 from runtime.decoder import DecoderSession
 from runtime.images import ImageSettings, preprocess
 from runtime.prompt import Chat
-from runtime.sessions import Device, Options, VisionSession, open_session
+from runtime.sessions import Buffer, Device, Options, VisionSession, open_session, require_device
 from runtime.speculation import Drafter, Rewinder, speculate
 from runtime.windows import vision_index
 
@@ -68,15 +68,21 @@ class Model:
         self.chat = Chat(folder)
         self.generation = _read_settings(folder / "generation_config.json")
         self.end_ids = _end_ids(folder, self.generation)
+        require_device(self.device)
+        self._head = {
+            name: Buffer.of(_map(folder, stored), stored.dtype, self.device)
+            for name, stored in self.target.head.items()
+        }
         self.decoder = DecoderSession(
             open_session(folder / self.target.decoder, self.device, self.options),
             self.bundle.text,
             self.target.dtype,
             self.target.kv_dtype,
             self.device,
+            self._head,
             capture=self.options.capture,
         )
-        self._embeddings = _map_embeddings(folder, self.bundle.embeddings)
+        self._embeddings = _map(folder, self.bundle.embeddings)
 
     @cached_property
     def vision(self) -> VisionSession:
@@ -94,7 +100,7 @@ class Model:
         session = self._open(target.mtp)
         shape = replace(text, windows=text.mtp_windows)
         return Drafter(
-            DecoderSession(session, shape, target.dtype, target.dtype, self.device),
+            DecoderSession(session, shape, target.dtype, target.dtype, self.device, self._head),
             Rewinder(target.rewind and self._open(target.rewind), text.windows),
             Rewinder(target.mtp_rewind and self._open(target.mtp_rewind), text.mtp_windows),
         )
@@ -219,7 +225,7 @@ def vision_feeds(
     }
 
 
-def _map_embeddings(folder: Path, stored: io.StoredArray) -> NDArray[np.generic]:
+def _map(folder: Path, stored: io.StoredArray) -> NDArray[np.generic]:
     dtype = ml_dtypes.bfloat16 if stored.dtype == "bfloat16" else stored.dtype
     return np.memmap(folder / stored.file, dtype, "r", stored.offset, tuple(stored.shape))
 

@@ -31,6 +31,7 @@ _NUMPY: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,
     "bfloat16": ml_dtypes.bfloat16,
+    "uint8": np.uint8,
     "int8": np.int8,
     "int32": np.int32,
     "int64": np.int64,
@@ -67,8 +68,7 @@ class Options:
 
 def open_session(path: Path, device: Device, options: Options | None = None) -> ort.InferenceSession:
     """Load a graph on a device. Raises InputError when the device or the graph cannot be used."""
-    if device.kind == "cuda":
-        _require_cuda()
+    require_device(device)
     if not path.is_file():
         raise InputError(f"{path} is missing; run: python -m export --model {path.parent} --target {device.kind}")
     settings = ort.SessionOptions()
@@ -92,8 +92,10 @@ def provider(device: Device, options: Options) -> tuple[str, dict[str, str]]:
     return "CUDAExecutionProvider", told
 
 
-def _require_cuda() -> None:
-    """Fail with the name of what is missing, where ONNX Runtime alone would fall back to the CPU."""
+def require_device(device: Device) -> None:
+    """Fail with the name of what is missing for a card, where ONNX Runtime alone would fall back to the CPU."""
+    if device.kind == "cpu":
+        return
     advice = "install onnxruntime-gpu, its CUDA libraries and an NVIDIA driver, or use --device cpu"
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise InputError(f"CUDA was asked for but this onnxruntime has no CUDA provider; {advice}")

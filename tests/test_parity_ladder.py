@@ -235,7 +235,7 @@ def test_rope_is_on_every_layer_of_a_model_without_a_window(tmp_path):
     text = export_folder(tmp_path, "cpu").text
     assert (text.windows, text.mtp_windows) == ([None] * 3, [])
     session = open_session(tmp_path / "decoder.cpu.onnx", Device("cpu"))
-    decoder = DecoderSession(session, text, "float32", "float32", Device("cpu"))
+    decoder = DecoderSession(session, text, "float32", "float32", Device("cpu"), {})
     embeds = reference.get_input_embeddings()(ids)[None].numpy()
     found = decoder.run(decoder.new_cache(40), embeds, np.arange(40)[None])
     assert relative_error(found.logits[0], expected) < ONNX

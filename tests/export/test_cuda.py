@@ -9,7 +9,10 @@ import pytest
 
 from calib_data.errors import InputError
 from export.graphs import export_folder
+from quantize.checkpoint import open_checkpoint
 from runtime.generate import Model
+
+from ..cuda_stub.build import CudaStub
 
 RUN = """
 import json, sys
@@ -45,6 +48,9 @@ with Traffic() as step:
     logits = model.decoder.run(cache, embeds[None, :1], one).logits
 result = {"step": step.counts, "logits": logits.shape, "dtype": model.target.dtype}
 if not capture:
+    with Traffic() as loading:
+        model.drafter
+    result["drafter_bytes"] = loading.counts["bytes_to_device"]
     prompt = model.prompt("Hello")
     prompt.ids.resize(100, refcheck=False)
     prompt = type(prompt)(prompt.ids, embeds)  # longer than the window
@@ -84,6 +90,9 @@ def test_every_node_is_on_the_device_and_only_a_token_moves(name, dtype, cuda_st
         assert not any("Memcpy" in operator for operator, _ in nodes)
         assert ("rewind" in graph) != ("GroupQueryAttention" in dict(nodes))
     assert (result["logits"], result["embeds"]) == ([1, 1, 512], [30, 256])
+    stored = open_checkpoint(on_cuda(name)).tensors.values()
+    drafting = sum(t.nbytes for t in stored if t.name.startswith("mtp.") and "quant_" not in t.name)
+    assert 0.9 * drafting < result["drafter_bytes"] <= drafting  # no second head
     embedded_token, length, logits = 256 * 2, 4, 512 * 4
     levels = 16 * 16 * 2 if name == "nf4" else 0  # MatMulBnb4 sends its 16 levels along, in each of 16 products
     assert result["step"]["bytes_to_device"] == embedded_token + length + levels
@@ -99,6 +108,28 @@ def test_a_step_is_captured_and_replayed(name, cuda_stub, on_cuda, tmp_path):
     assert result["step"]["launches"] == 0
     assert result["step"]["bytes_to_device"] == 256 * 2 + 4
     assert result["step"]["bytes_to_host"] == 512 * 4
+
+
+LOAD = """
+import json, sys
+from pathlib import Path
+from calib_data.errors import InputError
+from runtime.generate import Model
+try:
+    Model(Path(sys.argv[1]), sys.argv[2])
+except InputError as error:
+    print(json.dumps(str(error)))
+"""
+
+
+def test_a_missing_library_is_named(cuda_stub, on_cuda, tmp_path):
+    """With a driver, and all of CUDA but one library."""
+    folder = tmp_path / "libraries"
+    shutil.copytree(cuda_stub.folder, folder)
+    (folder / "libcurand.so.10").unlink()
+    said = CudaStub(folder).run(LOAD, on_cuda("w4"), "cuda")
+    assert "libcurand.so.10: cannot open shared object file" in said
+    assert "\n" not in said
 
 
 def test_cuda_without_a_driver_is_one_line(on_cuda):

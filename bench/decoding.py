@@ -1,0 +1,92 @@
+"""`python -m bench.decoding`: what drafts of the MTP layer and an int8 KV cache do to answers. Prints two tables.
+
+The bundled reader at 4 bits, exact exports on the CPU, greedy, on held-out documents.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from calib_data import READER
+from calib_data.errors import run_command
+from calib_data.progress import track
+from calib_data.sources import open_documents
+from export.graphs import export_folder
+from quantize.settings import Settings
+from quantize.walk import quantize
+from runtime.compare import Compared, compare, comparison
+from runtime.generate import Model, Prompt
+from runtime.sampling import greedy
+from runtime.speculation import Drafts
+
+from .formats import bootstrap
+from .provenance import provenance
+
+app = typer.Typer(add_completion=False)
+COUNTS = (1, 2, 3)
+LONGEST = 512
+
+
+def drafting(model: Model, count: int, prompts: list[Prompt], plain: list[list[int]], seconds: float) -> str:
+    """One row: answers that differ from those without drafts, tokens a call of the decoder, acceptance, speed."""
+    changed, tokens, calls, accepted, start = 0, 0, 0, 0, perf_counter()
+    for prompt, expected in zip(prompts, plain, strict=True):
+        drafts = Drafts(count)
+        answer = list(model.generate(prompt, greedy, LONGEST, drafts))
+        changed += answer != expected
+        tokens, calls, accepted = tokens + len(answer), calls + drafts.calls, accepted + drafts.accepted
+    speed = seconds / (perf_counter() - start)
+    return f"| {count} | {changed} | {tokens / calls:.2f} | {accepted / (calls * count):.3f} | {speed:.2f} |"
+
+
+@app.command()
+def main(
+    documents: Annotated[int, typer.Option(min=2, help="Held-out documents.")] = 200,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
+    seed: Annotated[int, typer.Option(help="Of both.")] = 0,
+) -> None:
+    """Quantize the bundled reader to 4 bits, and answer with and without drafts, with KV caches of 16 and 8 bits."""
+    drawn = open_documents("rendered", split="evaluation", count=documents, seed=seed)
+    with tempfile.TemporaryDirectory() as place:
+        folders = [Path(place) / name for name in ("kv16", "kv8")]
+        quantize(Settings(READER, folders[0], seed=seed, samples=samples, reference=0, bits=4))
+        shutil.copytree(folders[0], folders[1])
+        for folder, kv_bits in zip(folders, (16, 8), strict=True):
+            export_folder(folder, "cpu", exact=True, kv_bits=kv_bits)  # type: ignore[arg-type]
+        wide, narrow = (Model(folder, "cpu") for folder in folders)
+        compared = [compare(wide, narrow, document) for document in track(drawn, "int8 KV cache")]
+        prompts = [wide.prompt(document.prompt, [document.image]) for document in drawn]
+        start = perf_counter()
+        plain = [list(wide.generate(prompt, greedy, LONGEST)) for prompt in track(prompts, "without drafts")]
+        seconds = perf_counter() - start
+        print_kv(compared)
+        print("\n| drafts | answers changed | tokens a call of the decoder | drafts that stood | speed, of no drafts |")
+        print("|---|---|---|---|---|")
+        for count in COUNTS:
+            print(drafting(wide, count, prompts, plain, seconds))
+    command = f"python -m bench.decoding --documents {documents} --samples {samples} --seed {seed}"
+    print(f"\n{provenance(command)}")
+
+
+def print_kv(compared: list[Compared]) -> None:
+    """What the int8 KV cache changes, against the same weights with one as wide as the activations."""
+    result = comparison(compared, max_drop=1.0)
+    low, high = bootstrap([one.kl for one in compared])
+    largest = max(float(np.max(one.kl)) for one in compared)
+    print("| KV cache | mean KL, nats (95 %) | largest of a token | token agreement | answers changed |")
+    print("|---|---|---|---|---|")
+    print(
+        f"| int8 | {result['mean_kl']:.6f} ({low:.6f}–{high:.6f}) | {largest:.4f} | {result['token_agreement']:.4f} "
+        f"| {result['answers_changed']} of {len(compared)} |"
+    )
+
+
+if __name__ == "__main__":
+    run_command(app)

@@ -1,0 +1,49 @@
+"""Devices as the command line names them, and what ONNX Runtime is told about them."""
+
+import numpy as np
+import pytest
+
+from calib_data.errors import InputError
+from runtime.sessions import Buffer, Device, Options, provider
+
+CPU = Device("cpu")
+
+
+@pytest.mark.parametrize(
+    ("text", "device"),
+    [("cpu", CPU), ("cuda", Device("cuda", 0)), ("cuda:0", Device("cuda", 0)), ("cuda:12", Device("cuda", 12))],
+)
+def test_devices(text, device):
+    assert Device.parse(text) == device
+
+
+@pytest.mark.parametrize("text", ["", "gpu", "cpu:1", "cuda:", "cuda:x", "cuda:-1", "CUDA"])
+def test_what_is_no_device(text):
+    with pytest.raises(InputError, match=r'^--device .*: write "cpu", "cuda"'):
+        Device.parse(text)
+
+
+def test_a_card_is_told_its_number_and_limit():
+    name, told = provider(Device("cuda", 1), Options(memory_limit=3 << 30, capture=True))
+    assert name == "CUDAExecutionProvider"
+    assert told["device_id"] == "1"
+    assert told["gpu_mem_limit"] == str(3 << 30)
+    assert told["enable_cuda_graph"] == "1"
+    assert "gpu_mem_limit" not in provider(Device("cuda"), Options())[1]
+    assert provider(CPU, Options(memory_limit=1)) == ("CPUExecutionProvider", {})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "int8", "int64"])
+def test_a_buffer_holds_what_was_written(dtype):
+    array = np.arange(-6, 6).reshape(3, 4).astype(dtype)
+    buffer = Buffer.of(array, dtype, CPU)
+    first = buffer.read()
+    np.testing.assert_array_equal(first, array)
+    buffer.write(array + 1)
+    np.testing.assert_array_equal(first, array)  # a copy
+    np.testing.assert_array_equal(buffer.read(), array + 1)
+
+
+def test_bfloat16_is_rounded_once():
+    buffer = Buffer.of(np.array([1.0, 1.00390625, -3.1415927], np.float32), "bfloat16", CPU)
+    np.testing.assert_array_equal(buffer.read().view(np.uint16), [0x3F80, 0x3F80, 0xC049])
