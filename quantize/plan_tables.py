@@ -63,7 +63,7 @@ def _longest(plan: Plan) -> Table:
         table.add_row(f"{kind} KV", *(_tokens(p.longest[kind]) for p in plan.footprints))
     if plan.has_mtp:
         for kind in KV_ITEMSIZE:
-            table.add_row(f"{kind} KV, no MTP layer", *(_tokens(p.longest_without_mtp[kind]) for p in plan.footprints))
+            table.add_row(f"{kind} KV, no drafts", *(_tokens(p.longest_without_mtp[kind]) for p in plan.footprints))
     return table
 
 
@@ -84,8 +84,8 @@ def _notes(plan: Plan) -> list[str]:
     host = plan.footprints[0].host
     lines.append(
         f"Embeddings, {_gib(host)} GiB, stay on the host: a token's row is read from the memory-mapped file. Not "
-        "counted: CUDA's own context and what the screen takes. "
-        "The runtime has no int8 KV cache yet and does not use the MTP layer yet."
+        "counted: CUDA's own context and what the screen takes. The MTP layer is on the card only with --draft-tokens; an "
+        "int8 KV cache is what export --kv-bits 8 makes."
     )
     return lines
 

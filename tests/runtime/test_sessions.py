@@ -1,5 +1,7 @@
 """Devices as the command line names them, and what ONNX Runtime is told about them."""
 
+import ctypes
+
 import numpy as np
 import pytest
 
@@ -46,4 +48,5 @@ def test_a_buffer_holds_what_was_written(dtype):
 
 def test_bfloat16_is_rounded_once():
     buffer = Buffer.of(np.array([1.0, 1.00390625, -3.1415927], np.float32), "bfloat16", CPU)
-    np.testing.assert_array_equal(buffer.read().view(np.uint16), [0x3F80, 0x3F80, 0xC049])
+    held = (ctypes.c_uint16 * 3).from_address(buffer.address)  # ONNX Runtime gives no array of it
+    assert list(held) == [0x3F80, 0x3F80, 0xC049]
