@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from calib_data.errors import run_command
+from calib_data.errors import InputError, run_command
 from calib_data.images import open_image
 from calib_data.progress import track
 from calib_data.render import Kind
@@ -21,7 +21,7 @@ from runtime import compare as comparing
 from runtime import evaluate as evaluating
 from runtime.generate import Model
 from runtime.sampling import Sampling
-from runtime.sessions import Options
+from runtime.sessions import Device, Options
 from runtime.speculation import Drafts
 
 if TYPE_CHECKING:
@@ -94,9 +94,10 @@ def generate(
     pictures = [open_image(path) for path in image or []]
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty}
     chosen = {name: value for name, value in given.items() if value is not None}
+    options = _options(device, memory_limit, cuda_graph)
     Sampling(seed=seed, **chosen)  # type: ignore[arg-type]  # wrong values are found before a long load
     start = time.perf_counter()
-    loaded = Model(model, device, _options(memory_limit, cuda_graph))
+    loaded = Model(model, device, options)
     drafts = Drafts(draft_tokens) if draft_tokens and loaded.drafter else None
     sampler = Sampling.recommended(loaded.generation, chosen, seed).sampler()
     asked = time.perf_counter()
@@ -116,7 +117,9 @@ def generate(
     sys.stdout.write(text.finish() + "\n")
 
 
-def _options(memory_limit: float | None, cuda_graph: bool) -> Options:
+def _options(device: str, memory_limit: float | None, cuda_graph: bool) -> Options:
+    if Device.parse(device).kind == "cpu" and (memory_limit is not None or cuda_graph):
+        raise InputError("--memory-limit, --cuda-graph: are for a card; give --device cuda too")
     return Options(memory_limit=None if memory_limit is None else int(memory_limit * 2**30), capture=cuda_graph)
 
 

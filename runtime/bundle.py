@@ -182,6 +182,8 @@ def load_bundle(folder: Path) -> Bundle:
     try:
         data = json.loads(path.read_text())
         version = data.pop("format")
+        if version != FORMAT:
+            raise InputError(f"{path}: format {version}, this version reads {FORMAT}; run python -m export again")
         bundle = Bundle(
             text=Text(**data.pop("text")),
             vision=Vision(**vision) if (vision := data.pop("vision")) else None,
@@ -191,8 +193,6 @@ def load_bundle(folder: Path) -> Bundle:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not readable ({error}); run python -m export again") from error
-    if version != FORMAT:
-        raise InputError(f"{path}: format {version}, this version reads {FORMAT}; run python -m export again")
     for name, expected in bundle.weights.items():
         if describe_weights(folder / name) != expected:
             raise InputError(f"{folder / name}: changed since the graphs were made; run python -m export again")

@@ -79,6 +79,9 @@ ARGUMENTS = {
     ("--max-new-tokens", "0"): "--max-new-tokens",
     ("--device", "tpu"): '--device tpu: write "cpu"',
     ("--device", "cuda"): "not exported for cuda; run: python -m export --model",
+    ("--memory-limit", "20"): "--memory-limit, --cuda-graph: are for a card; give --device cuda too",
+    ("--cuda-graph",): "give --device cuda too",
+    ("--draft-tokens", "9"): "--draft-tokens",
     ("--prompt", "a\udcff"): r"'a\udcff' is not valid UTF-8",
     ("--prompt", "<|image_pad|>"): "remove <|image_pad|> from the text",
     ("--modle", "x"): "No such option: --modle",
@@ -102,7 +105,7 @@ def no_end_token(folder):
 
 
 def other_format(folder):
-    edit_json(folder / "runtime.json", format=99)
+    edit_json(folder / "runtime.json", format=1, text={})
 
 
 FOLDERS = {
@@ -110,7 +113,10 @@ FOLDERS = {
     "not exported": (lambda folder: (folder / "runtime.json").unlink(), "not exported yet; run: python -m export"),
     "broken runtime.json": (write("runtime.json", b'{"format": 1, '), "runtime.json: not readable"),
     "runtime.json of another kind": (write("runtime.json", b"[1]"), "runtime.json: not readable"),
-    "runtime.json of another version": (other_format, "runtime.json: format 99"),
+    "runtime.json of another version": (
+        other_format,
+        "runtime.json: format 1, this version reads 2; run python -m export again",
+    ),
     "weights changed": (flip_header_byte, f"{WEIGHTS}: changed since"),
     "weights truncated": (lambda folder: os.truncate(folder / WEIGHTS, 2_000_000), f"{WEIGHTS}: changed since"),
     "weights cut in the header": (lambda folder: os.truncate(folder / WEIGHTS, 100), f"{WEIGHTS}: truncated"),
@@ -278,6 +284,15 @@ def generated(command, *arguments):
     assert out.endswith("}\n")
     assert out.count("\n") == 1
     return json.loads(out)
+
+
+def test_drafts_change_the_calls_and_not_the_text(command, exported, picture):
+    arguments = ["--model", exported("w4"), "--image", picture, "--max-new-tokens", 30]
+    plain, drafted = generated(command, *arguments), generated(command, *arguments, "--draft-tokens", 2)
+    assert drafted["tokens"] == plain["tokens"]
+    assert 0 <= drafted["draft_acceptance"] <= 1
+    assert 1 <= drafted["decoder_calls"] <= len(plain["tokens"])
+    assert "decoder_calls" not in plain
 
 
 @pytest.mark.parametrize("thinking", [False, True])
