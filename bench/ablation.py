@@ -25,8 +25,7 @@ from quantize.solver import RECIPE, Recipe
 from quantize.walk import quantize
 
 from .dequantized import dequantized
-from .divergence import Divergence
-from .formats import bootstrap
+from .divergence import Divergence, interval
 from .provenance import provenance
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def line(row: Row, seeds: Sequence[list[NDArray[np.float64]]], nearest: float, p
     """One row of the table."""
     tokens = [np.concatenate(documents) for documents in seeds]
     means = [float(values.mean()) for values in tokens]
-    low, high = bootstrap([np.concatenate(documents) for documents in zip(*seeds, strict=True)])
+    _, low, high = interval([np.concatenate(documents) for documents in zip(*seeds, strict=True)])
     mean, clipped = float(np.mean(means)), float(np.minimum(np.concatenate(tokens), CLIP).mean())
     by_seed = " ".join(f"{1000 * mean:.2f}" for mean in means)
     return (

@@ -11,7 +11,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import Annotated
 
-import numpy as np
 import typer
 
 from calib_data import READER
@@ -21,12 +20,14 @@ from calib_data.sources import open_documents
 from export.graphs import export_folder
 from quantize.settings import Settings
 from quantize.walk import quantize
-from runtime.compare import Compared, compare, comparison
+from runtime.compare.baseline import FolderBaseline
+from runtime.compare.gate import Gates
+from runtime.compare.measure import Measured, measure
+from runtime.compare.result import candidate_side
 from runtime.generate import Model, Prompt
 from runtime.sampling import greedy
 from runtime.speculation import Drafts
 
-from .formats import bootstrap
 from .provenance import provenance
 
 app = typer.Typer(add_completion=False)
@@ -61,7 +62,8 @@ def main(
         for folder, kv_bits in zip(folders, (16, 8), strict=True):
             export_folder(folder, "cpu", exact=True, kv_bits=kv_bits)  # type: ignore[arg-type]
         wide, narrow = (Model(folder, "cpu") for folder in folders)
-        compared = [compare(wide, narrow, document) for document in track(drawn, "int8 KV cache")]
+        baseline = FolderBaseline(wide)
+        compared = [measure(baseline, [narrow], document) for document in track(drawn, "int8 KV cache")]
         prompts = [wide.prompt(document.prompt, [document.image]) for document in drawn]
         start = perf_counter()
         plain = [list(wide.generate(prompt, greedy, LONGEST)) for prompt in track(prompts, "without drafts")]
@@ -75,16 +77,15 @@ def main(
     print(f"\n{provenance(command)}")
 
 
-def print_kv(compared: list[Compared]) -> None:
+def print_kv(measured: list[Measured]) -> None:
     """What the int8 KV cache changes, against the same weights with one as wide as the activations."""
-    result = comparison(compared, max_drop=1.0)
-    low, high = bootstrap([one.kl for one in compared])
-    largest = max(float(np.max(one.kl)) for one in compared)
+    found = candidate_side("int8", 0, measured, Gates())
+    largest = max(max(one.differences[0].kl) for one in measured)
     print("| KV cache | mean KL, nats (95 %) | largest of a token | token agreement | answers changed |")
     print("|---|---|---|---|---|")
     print(
-        f"| int8 | {result['mean_kl']:.6f} ({low:.6f}–{high:.6f}) | {largest:.4f} | {result['token_agreement']:.4f} "
-        f"| {result['answers_changed']} of {len(compared)} |"
+        "| int8 | {:.6f} ({:.6f}–{:.6f})".format(*found.mean_kl)
+        + f" | {largest:.4f} | {found.agreement.value:.4f} | {found.answers_changed} of {len(measured)} |"
     )
 
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import AutoModelForImageTextToText
 
+from runtime.compare.statistics import Interval, bootstrap
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -59,6 +61,11 @@ class Divergence:
         hidden = self.model.model.language_model(inputs_embeds=self._embeddings[document]).last_hidden_state[0]
         logits: torch.Tensor = self.model.lm_head(hidden[-self.samples[document].answer - 1 : -1])
         return logits.double().log_softmax(-1)
+
+
+def interval(documents: Sequence[NDArray[np.float64]]) -> Interval:
+    """Mean over the tokens of all documents, each [T], and its 95 % interval over documents."""
+    return bootstrap([tokens.sum() for tokens in documents], [len(tokens) for tokens in documents])
 
 
 def divergence(reference: torch.Tensor, found: torch.Tensor) -> NDArray[np.float64]:

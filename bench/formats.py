@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
 from calib_data import READER
@@ -22,7 +21,11 @@ from calib_data.sources import open_documents
 from export.graphs import export_folder
 from quantize.settings import Settings
 from quantize.walk import quantize
-from runtime.compare import Compared, compare, comparison
+from runtime.compare.baseline import FolderBaseline
+from runtime.compare.gate import Gates
+from runtime.compare.measure import Measured, measure
+from runtime.compare.result import candidate_side
+from runtime.evaluate import summary
 from runtime.generate import Model
 
 from .provenance import provenance
@@ -60,25 +63,17 @@ def build(row: Format, folder: Path, seed: int, samples: int) -> Model:
     return Model(folder, "cpu")
 
 
-def line(row: Format, model: Model, compared: list[Compared]) -> str:
+def line(row: Format, model: Model, measured: list[Measured]) -> str:
     """One row of the table."""
-    result = comparison(compared, max_drop=1.0)
-    scores = result["candidate"]
-    weights = sum(entry.bytes for entry in model.bundle.weights.values()) / 2**20
-    low, high = bootstrap([one.kl for one in compared])
-    kl = "–" if row.settings is None else f"{result['mean_kl']:.5f} ({low:.5f}–{high:.5f})"
+    found = candidate_side(row.name, 0, measured, Gates())
+    scores, weights = found.scores, sum(entry.bytes for entry in model.bundle.weights.values()) / 2**20
+    assert scores is not None
+    kl = "–" if row.settings is None else "{:.5f} ({:.5f}–{:.5f})".format(*found.mean_kl)
+    speed = summary([one.candidates[0].scored for one in measured if one.candidates[0].scored])["tokens_per_second"]
     return (
-        f"| {row.name} | {weights:.1f} | {scores['exact_match']:.3f} | {scores['cer']:.4f} | {scores['anls']:.3f} "
-        f"| {kl} | {result['token_agreement']:.4f} | {result['answers_changed']} | {scores['tokens_per_second']:.0f} |"
+        f"| {row.name} | {weights:.1f} | {scores.exact_match:.3f} | {scores.cer:.4f} | {scores.anls:.3f} "
+        f"| {kl} | {found.agreement.value:.4f} | {found.answers_changed} | {speed:.0f} |"
     )
-
-
-def bootstrap(documents: list[np.ndarray], rounds: int = 2000) -> tuple[float, float]:
-    """95 % interval of the mean over all tokens, documents drawn with replacement."""
-    sums, counts = np.array([kl.sum() for kl in documents]), np.array([len(kl) for kl in documents])
-    drawn = np.random.default_rng(0).integers(0, len(documents), (rounds, len(documents)))
-    means = sums[drawn].sum(1) / counts[drawn].sum(1)
-    return float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
 
 
 @app.command()
@@ -91,10 +86,10 @@ def main(
     drawn = open_documents("rendered", split="evaluation", count=documents, seed=seed)
     with tempfile.TemporaryDirectory() as place:
         models = [build(row, Path(place) / str(i), seed, samples) for i, row in enumerate(track(FORMATS, "building"))]
-        compared: list[list[Compared]] = [[] for _ in FORMATS]
+        compared: list[list[Measured]] = [[] for _ in FORMATS]
         for document in track(drawn, "comparing"):
             for model, rows in zip(models, compared, strict=True):
-                rows.append(compare(models[0], model, document))
+                rows.append(measure(FolderBaseline(models[0]), [model], document))
         print(
             "| format | MiB | exact match | CER | ANLS | mean KL, nats (95 %) | token agreement | answers changed "
             "| tokens/s |"

@@ -20,11 +20,14 @@ from calib_data.progress import track
 from calib_data.reader_evaluation import draft_acceptance
 from calib_data.sources import open_documents
 from export.graphs import export_folder
-from runtime.compare import Compared, compare, comparison
+from runtime.compare.baseline import FolderBaseline
+from runtime.compare.gate import Gates
+from runtime.compare.measure import measure
+from runtime.compare.result import candidate_side
 from runtime.evaluate import Scored, score, summary
 from runtime.generate import Model
 
-from .formats import Format, bootstrap, build
+from .formats import Format, build
 from .provenance import provenance
 
 if TYPE_CHECKING:
@@ -83,12 +86,12 @@ def telling(place: Path, baseline: Model, documents: int, seed: int) -> None:
     print("| against FP16 | mean KL, nats (95 %) | ANLS drop | default gate of `compare` |\n|---|---|---|---|")
     kl: dict[str, float] = {}
     for name, model in models.items():
-        compared: list[Compared] = [compare(baseline, model, document) for document in track(drawn, name)]
-        result = comparison(compared, max_drop=0.02)
-        low, high = bootstrap([one.kl for one in compared])
-        kl[name] = result["mean_kl"]
-        verdict = "passes" if result["passed"] else "fails"
-        print(f"| {name} | {kl[name]:.5f} ({low:.5f}–{high:.5f}) | {result['anls_drop']:.4f} | {verdict} |", flush=True)
+        measured = [measure(FolderBaseline(baseline), [model], document) for document in track(drawn, name)]
+        found = candidate_side(name, 0, measured, Gates())
+        assert found.differences is not None
+        kl[name] = found.mean_kl.value
+        verdict, drop = "passes" if found.verdict.passed else "fails", -found.differences["anls"].value
+        print("| {} | {:.5f} ({:.5f}–{:.5f})".format(name, *found.mean_kl) + f" | {drop:.4f} | {verdict} |", flush=True)
     print(f"\nnearest / GPTQ: {kl[NEAREST] / kl[SOLVED]:.1f}\n")
 
 

@@ -17,8 +17,13 @@ from calib_data.images import open_image
 from calib_data.progress import track
 from calib_data.render import Kind
 from calib_data.sources import open_documents
-from runtime import compare as comparing
 from runtime import evaluate as evaluating
+from runtime.compare.baseline import Baseline, ReferenceBaseline
+from runtime.compare.gate import Gates
+from runtime.compare.junit import write_junit
+from runtime.compare.result import summarize
+from runtime.compare.run import Models, Progress, run, settings_of
+from runtime.compare.screen import print_comparison
 from runtime.generate import Model
 from runtime.sampling import Sampling
 from runtime.sessions import Device, Options
@@ -27,6 +32,7 @@ from runtime.speculation import Drafts
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from calib_data.document import Document
     from runtime.prompt import Chat
 
 app = typer.Typer(add_completion=False)
@@ -55,7 +61,6 @@ SourceOption = Annotated[
 ]
 DEFAULT_MODEL = Path("reader-w4")
 RECOMMENDED = "the model's"
-SCORES = ("exact_match", "cer", "anls", "tokens_per_second")
 
 
 @app.callback(invoke_without_command=True)
@@ -158,54 +163,78 @@ def evaluate(
         _print_json(result)
         return
     table = Table(title=f"{model} on {len(drawn)} documents", show_header=False)
-    for name in SCORES:
+    for name in (*evaluating.SCORES, "tokens_per_second"):
         table.add_row(name, f"{result[name]:.4f}")
     Console().print(table)
 
 
 @app.command()
 def compare(
-    baseline: Annotated[Path, typer.Option(help="Exported folder of the unquantized model.")],
-    model: ModelOption = DEFAULT_MODEL,
-    documents: DocumentsOption = 50,
+    baseline: Annotated[
+        Path, typer.Option(help="Exported folder of the unquantized model, or the reference.npz that quantize kept.")
+    ],
+    model: Annotated[list[Path], typer.Option(help="Exported folder to judge; repeat for several.")] = [DEFAULT_MODEL],  # noqa: B006
+    documents: Annotated[
+        int | None, typer.Option(min=1, help="How many documents.", show_default="50, or all of a reference")
+    ] = None,
     seed: SeedOption = 0,
     kind: KindOption = None,
     source: SourceOption = "rendered",
-    max_drop: Annotated[float, typer.Option(min=0, help="Largest loss of ANLS that passes.")] = 0.02,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for compare.json and report.html; a stopped comparison goes on there.")
+    ] = None,
+    max_drop_anls: Annotated[float, typer.Option(min=0, help="Largest loss of ANLS that passes.")] = 0.02,
+    max_kl: Annotated[
+        float | None, typer.Option(min=0, help="Largest mean KL that passes, in nats a token.", show_default="any")
+    ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(min=0, max=1, help="Least share of tokens that both find likeliest.", show_default="any"),
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the gates as JUnit XML.")] = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Documents at a time, each in a process with models of its own.")
+    ] = 1,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Score a folder and its FP16 baseline on the same documents; exit 1 when ANLS drops by more than --max-drop."""
-    drawn = evaluating.with_answers(open_documents(source, split="evaluation", count=documents, seed=seed, kind=kind))
-    models = Model(baseline, device), Model(model, device)
-    comparing.require_same_tokens(*models)
-    compared = [comparing.compare(*models, document) for document in track(drawn, "comparing")]
-    result = {"model": str(model), "baseline_model": str(baseline), "source": source, "kind": kind, "seed": seed}
-    result |= comparing.comparison(compared, max_drop)
+    """Compare folders with their FP16 baseline on the same documents; exit 1 when one fails a gate."""
+    models = Models(baseline, tuple(model), device)
+    gates = Gates(max_kl=max_kl, max_drop_anls=max_drop_anls, min_agreement=min_agreement)
+    loaded = models.load()
+    drawn, about = _compared_documents(loaded.baseline, documents, source, seed, kind)
+    progress = Progress(output, settings_of(models, about))
+    measured = run(models, loaded, drawn, progress, jobs)
+    result = summarize(models, loaded, measured, gates, about)
+    content = result.to_json(measured)
+    if output:
+        (output / "compare.json").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+    if junit:
+        write_junit(result, junit)
     if as_json:
-        _print_json(result)
+        _print_json({name: value for name, value in content.items() if name != "documents"})
     else:
-        _print_comparison(result)
-    if not result["passed"]:
+        print_comparison(result, Console())
+    if not result.passed:
         raise typer.Exit(1)
+
+
+def _compared_documents(
+    baseline: Baseline, count: int | None, source: str, seed: int, kind: Kind | None
+) -> tuple[list[Document], dict[str, Any]]:
+    """The documents of a comparison, and how they were chosen."""
+    if isinstance(baseline, ReferenceBaseline):
+        if (source, seed, kind) != ("rendered", 0, None):
+            raise InputError("--source, --seed, --kind: a reference has documents of its own; leave these out")
+        drawn = baseline.documents[:count]
+        return drawn, {"source": str(baseline.path), "kind": None, "seed": None, "count": len(drawn)}
+    drawn = open_documents(source, split="evaluation", count=count or 50, seed=seed, kind=kind)
+    evaluating.with_answers(drawn)
+    return drawn, {"source": source, "kind": kind, "seed": seed, "count": len(drawn)}
 
 
 def _print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
-
-
-def _print_comparison(result: dict[str, Any]) -> None:
-    table = Table("", "baseline", "candidate", title=f"{result['model']} against {result['baseline_model']}")
-    for name in SCORES:
-        table.add_row(name, f"{result['baseline'][name]:.4f}", f"{result['candidate'][name]:.4f}")
-    console = Console()
-    console.print(table)
-    console.print(
-        f"{result['documents']} documents, {result['answers_changed']} answers changed; "
-        f"mean KL {result['mean_kl']:.5f} nats, token agreement {result['token_agreement']:.4f}"
-    )
-    verdict = "passes" if result["passed"] else "FAILS"
-    console.print(f"ANLS drop {result['anls_drop']:.4f}, allowed {result['max_drop']}: {verdict}")
 
 
 if __name__ == "__main__":

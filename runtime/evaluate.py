@@ -19,19 +19,20 @@ if TYPE_CHECKING:
     from runtime.generate import Model, Prompt
 
 MAX_ANSWER_TOKENS = 512
+SCORES = ("exact_match", "cer", "anls")
 
 
 @dataclass(frozen=True)
 class Scored:
     """One document's answer, its scores, each 0 to 1 (the error rate may exceed 1), and its cost.
 
-    tokens: of the answer. seconds: from the picture to the whole answer.
+    ids: tokens of the answer. seconds: from the picture to the whole answer.
     """
 
     name: str
     truth: str
     answer: str
-    tokens: int
+    ids: list[int]
     seconds: float
     exact_match: float
     cer: float
@@ -63,7 +64,7 @@ def score(model: Model, document: Document) -> tuple[Scored, Prompt]:
         name=document.name,
         truth=truth,
         answer=answer,
-        tokens=len(tokens),
+        ids=tokens,
         seconds=time.perf_counter() - start,
         exact_match=exact_match(answer, truth),
         cer=character_error_rate(answer, truth),
@@ -75,6 +76,6 @@ def score(model: Model, document: Document) -> tuple[Scored, Prompt]:
 def summary(scored: Sequence[Scored]) -> dict[str, float]:
     """Means over documents, and speed."""
     rows = [asdict(one) for one in scored]
-    means = {name: float(np.mean([row[name] for row in rows])) for name in ("exact_match", "cer", "anls")}
-    seconds, tokens = (float(sum(row[name] for row in rows)) for name in ("seconds", "tokens"))
+    means = {name: float(np.mean([row[name] for row in rows])) for name in SCORES}
+    seconds, tokens = float(sum(one.seconds for one in scored)), sum(len(one.ids) for one in scored)
     return {"documents": len(rows), **means, "seconds": seconds, "tokens_per_second": tokens / seconds}

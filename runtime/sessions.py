@@ -56,12 +56,13 @@ class Device:
 
 @dataclass(frozen=True)
 class Options:
-    """How sessions on a card run.
+    """How sessions run.
 
-    memory_limit: bytes that the weights and activations of one graph may take, beside the KV cache; None for all.
-    capture: replay decode steps as CUDA graphs.
+    threads: of the CPU; None for all cores. memory_limit: bytes on a card that the weights and activations of one graph
+    may take, beside the KV cache; None for all. capture: replay decode steps as CUDA graphs.
     """
 
+    threads: int | None = None
     memory_limit: int | None = None
     capture: bool = False
 
@@ -73,8 +74,11 @@ def open_session(path: Path, device: Device, options: Options | None = None) -> 
         raise InputError(f"{path} is missing; run: python -m export --model {path.parent} --target {device.kind}")
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
+    options = options or Options()
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
     try:
-        session = ort.InferenceSession(path, settings, providers=[provider(device, options or Options())])
+        session = ort.InferenceSession(path, settings, providers=[provider(device, options)])
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code
         raise InputError(f"{path}: ONNX Runtime cannot load it ({error}); run python -m export again") from error
     if session.get_providers()[0] != f"{device.kind.upper()}ExecutionProvider":

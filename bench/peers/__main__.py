@@ -19,8 +19,7 @@ import typer
 from safetensors import safe_open
 
 from bench.dequantized import dequantized
-from bench.divergence import Divergence
-from bench.formats import bootstrap
+from bench.divergence import Divergence, interval
 from bench.provenance import provenance
 from calib_data import READER
 from calib_data.errors import run_command
@@ -114,7 +113,7 @@ def weights_of(
 def line(method: Method, measured: Measured, ours: Measured) -> str:
     """One row of the table."""
     pooled, means = measured.pooled(), [float(np.concatenate(seed).mean()) for seed in measured.kl]
-    low, high = bootstrap(pooled)
+    _, low, high = interval(pooled)
     return (
         f"| {method.name} | {method.peer.version if method.peer else '–'} "
         f"| {np.concatenate(pooled).mean():.5f} ({low:.5f}–{high:.5f}) | {min(means):.5f}–{max(means):.5f} "

@@ -1,0 +1,89 @@
+"""What candidates are compared with: an exported FP16 folder, or the `reference.npz` that quantize kept of it."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple, Protocol
+
+import numpy as np
+
+from calib_data.errors import InputError
+from calib_data.sources import open_documents
+from runtime.compare.measure import read
+from runtime.compare.predictions import Predictions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from calib_data.document import Document
+    from runtime.evaluate import Scored
+    from runtime.generate import Model
+
+
+class Expected(NamedTuple):
+    """A baseline on one document. scored: its answer; None where it gave none."""
+
+    scored: Scored | None
+    predictions: Predictions
+
+
+class Baseline(Protocol):
+    """Something that candidates are compared with."""
+
+    def read(self, document: Document, tokens: Sequence[int]) -> Expected:
+        """Read a document and predict the tokens of its true answer, its end included."""
+
+
+@dataclass(frozen=True)
+class FolderBaseline:
+    """An exported folder, run on every document."""
+
+    model: Model
+
+    def read(self, document: Document, tokens: Sequence[int]) -> Expected:
+        """Answer it and predict."""
+        return Expected(*read(self.model, document, tokens))
+
+
+class ReferenceBaseline:
+    """Predictions that quantize kept, as `quantize.reference` lays them out; there are no answers.
+
+    documents: those that were kept, in order. Raises InputError for a file that is not one, and where the documents
+    are not to be had any more.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with np.load(path) as stored:
+                content = {name: stored[name] for name in stored.files}
+            source = json.loads(str(content["source"]))
+            drawn = open_documents(
+                str(source["source"]), split="evaluation", count=int(source["count"]), seed=int(source["seed"])
+            )
+            self.documents = [drawn[place] for place in content["document"]]
+            self._ids = np.split(content["ids"], np.cumsum(content["length"])[:-1])
+            ends = np.cumsum(content["answer"])[:-1]
+            log_probs = content["top_logits"].astype(np.float64) - content["logsumexp"][:, None]
+            self._predictions = [
+                Predictions(*pair)
+                for pair in zip(
+                    np.split(log_probs, ends), np.split(content["top_ids"].astype(np.int64), ends), strict=True
+                )
+            ]
+        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+            raise InputError(f"{path}: is not a reference that quantize wrote ({error})") from error
+        self._places = {document.name: place for place, document in enumerate(self.documents)}
+
+    def read(self, document: Document, tokens: Sequence[int]) -> Expected:
+        """Look up what was kept. Raises InputError for a document whose answer has other tokens now."""
+        place = self._places[document.name]
+        if self._ids[place][-len(tokens) :].tolist() != list(tokens):
+            raise InputError(
+                f"{self.path}: {document.name} has another answer now than when it was kept, or the model another "
+                "tokenizer; run python -m quantize again"
+            )
+        return Expected(None, self._predictions[place])

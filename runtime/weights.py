@@ -1,0 +1,96 @@
+"""Linear weights of a model folder as numbers, whatever format they are stored in."""
+
+from __future__ import annotations
+
+import json
+import struct
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+from calib_data.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+_DTYPES: dict[str, Any] = {
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "U8": np.uint8,
+    "I32": np.int32,
+    "I64": np.int64,
+}
+_NF4_STATE = ".weight.quant_state.bitsandbytes__nf4"
+_PACKED = ".weight_packed"
+
+
+class Weights:
+    """The weights of a folder's .safetensors files, read one linear at a time."""
+
+    def __init__(self, folder: Path, files: Iterable[str]) -> None:
+        self._tensors: dict[str, tuple[Path, int, str, tuple[int, ...]]] = {}
+        for name in files:
+            path = folder / name
+            with path.open("rb") as file:
+                (length,) = struct.unpack("<Q", file.read(8))
+                header = json.loads(file.read(length))
+            for tensor, entry in header.items():
+                if tensor != "__metadata__":
+                    start = 8 + length + entry["data_offsets"][0]
+                    self._tensors[tensor] = (path, start, entry["dtype"], tuple(entry["shape"]))
+
+    def linears(self) -> list[str]:
+        """Names of all linears, in alphabetical order: matrices, but for embeddings, and convolutions over patches."""
+        names = {name.removesuffix(_PACKED) for name in self._tensors if name.endswith(_PACKED)}
+        names |= {name.removesuffix(_NF4_STATE) for name in self._tensors if name.endswith(_NF4_STATE)}
+        for name, (*_, shape) in self._tensors.items():
+            if name.endswith(".weight") and len(shape) > 1 and "embed_tokens" not in name:
+                names.add(name.removesuffix(".weight"))
+        return sorted(names)
+
+    def bits(self, linear: str) -> int:
+        """Bits of one weight."""
+        if linear + _PACKED in self._tensors:
+            width = int(self._load(f"{linear}.weight_shape")[1])
+            return self._tensors[linear + _PACKED][3][1] * 32 // width
+        if linear + _NF4_STATE in self._tensors:
+            return 4
+        return 8 * int(np.dtype(_DTYPES[self._tensors[f"{linear}.weight"][2]]).itemsize)
+
+    def load(self, linear: str) -> NDArray[np.float32]:
+        """The weight [N, K] of a linear. Raises InputError where there is none of that name."""
+        if linear + _PACKED in self._tensors:
+            return self._unpack(linear)
+        if linear + _NF4_STATE in self._tensors:
+            return self._unpack_nf4(linear)
+        if f"{linear}.weight" not in self._tensors:
+            raise InputError(f"no linear {linear} among the weights; give two folders of one model")
+        weight = self._load(f"{linear}.weight").astype(np.float32)
+        return weight.reshape(len(weight), -1)
+
+    def _load(self, name: str) -> NDArray[Any]:
+        path, offset, dtype, shape = self._tensors[name]
+        return np.memmap(path, _DTYPES[dtype], "r", offset, shape)
+
+    def _unpack(self, linear: str) -> NDArray[np.float32]:
+        """compressed-tensors `pack-quantized`: codes from the lowest bits up, zero in the middle."""
+        packed, bits = np.ascontiguousarray(self._load(linear + _PACKED)).view(np.uint8), self.bits(linear)
+        scales = self._load(f"{linear}.weight_scale").astype(np.float32)
+        codes = packed if bits == 8 else np.stack((packed & 15, packed >> 4), -1)
+        grouped = codes.reshape(*scales.shape, -1).astype(np.float32) - 2 ** (bits - 1)
+        values: NDArray[np.float32] = grouped * scales[..., None]
+        return values.reshape(len(scales), -1)
+
+    def _unpack_nf4(self, linear: str) -> NDArray[np.float32]:
+        """bitsandbytes NF4 without double quantization: the higher half of a byte first."""
+        state = json.loads(bytes(self._load(linear + _NF4_STATE)))
+        packed, levels = self._load(f"{linear}.weight").ravel(), self._load(f"{linear}.weight.quant_map")
+        absmax = self._load(f"{linear}.weight.absmax").astype(np.float32)
+        codes = np.stack((packed >> 4, packed & 15), -1).reshape(len(absmax), -1)
+        values: NDArray[np.float32] = levels.astype(np.float32)[codes] * absmax[:, None]
+        return values.reshape(state["shape"])
