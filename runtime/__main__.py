@@ -203,8 +203,8 @@ def compare(
     gates = Gates(max_kl=max_kl, max_drop_anls=max_drop_anls, min_agreement=min_agreement)
     loaded = models.load()
     drawn, about = _compared_documents(loaded.baseline, documents, source, seed, kind)
-    progress = Progress(output, settings_of(models, about))
-    measured = run(models, loaded, drawn, progress, jobs)
+    with Progress(output, settings_of(models, about)) as progress:
+        measured = run(models, loaded, drawn, progress, jobs)
     result = summarize(models, loaded, measured, gates, about)
     content = result.to_json(measured)
     if output:
