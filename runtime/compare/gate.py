@@ -62,7 +62,7 @@ def judge(
     layers: Sequence[Layer],
 ) -> Verdict:
     """Check every gate, and put into words what is significant and what is noise."""
-    drop = -differences["anls"].value if differences else None
+    drop = 0.0 - differences["anls"].value if differences else None  # and no -0.0
     checks = []
     if gates.max_drop_anls is not None:
         checks.append(Check("--max-drop-anls", gates.max_drop_anls, drop, drop is None or drop <= gates.max_drop_anls))
