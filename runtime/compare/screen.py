@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -13,23 +14,29 @@ if TYPE_CHECKING:
     from runtime.compare.result import Candidate, Comparison, Side
     from runtime.compare.statistics import Interval
 
-_COLUMNS = ("exact match", "CER", "ANLS", "perplexity", "mean KL", "agreement", "changed", "MiB", "tokens/s")
+_COLUMNS = ("exact", "CER", "ANLS", "perpl.", "KL", "agree", "changed", "MiB", "tok/s")
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print the table, the findings and the verdict."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{comparison.about['count']} documents")
-    table.add_column("")
+    table.add_column("", overflow="fold")
     for name in _COLUMNS:
-        table.add_column(name, justify="right")
-    table.add_row(comparison.baseline.model, *_side(comparison.baseline), "", "", "", *_cost(comparison.baseline))
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row(_name(comparison.baseline), *_side(comparison.baseline), "", "", "", *_cost(comparison.baseline))
     for candidate in comparison.candidates:
         changed = "–" if candidate.answers_changed is None else str(candidate.answers_changed)
         apart = (f"{candidate.mean_kl.value:.5f}", f"{candidate.agreement.value:.4f}", changed)
-        table.add_row(candidate.model, *_side(candidate), *apart, *_cost(candidate))
+        table.add_row(_name(candidate), *_side(candidate), *apart, *_cost(candidate))
     console.print(table)
     for candidate in comparison.candidates:
         _print_verdict(candidate, console)
+
+
+def _name(side: Side) -> str:
+    """The folder, or the file in it; what is said below has the whole path."""
+    path = Path(side.model)
+    return path.name or str(path)
 
 
 def _side(side: Side) -> tuple[str, ...]:
