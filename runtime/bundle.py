@@ -29,7 +29,7 @@ LOGIT_INDEX = "logit_index"  # int64 [batch, selected]: positions of this call w
 ROPE_COS, ROPE_SIN = "rope_cos", "rope_sin"  # [context, head_dim/2], the target's dtype
 LOGITS = "logits"  # float32 [batch, selected, vocabulary]
 
-# Vision: one image, or the frames of one video.
+# Vision: images and frames of videos, of any sizes.
 PATCHES = "patches"  # float32 [patches, channels * temporal * patch * patch], the image processor's order
 PATCH_COS, PATCH_SIN = "patch_cos", "patch_sin"  # float32 [patches, head_dim], window order
 WINDOW_INDEX = "window_index"  # int64 [patches / merge^2]: merged token at each place of the window order
@@ -39,7 +39,7 @@ WINDOW_SCATTER = "window_scatter"  # int64 [patches]: slot of each row
 WINDOW_LENGTHS = "window_lengths"  # int32 [windows]: patches of each window
 FRAME_GATHER = "frame_gather"  # int64 [frames, longest]: row of each slot of the padded frames
 FRAME_SCATTER = "frame_scatter"  # int64 [patches]: slot of each row
-FRAME_LENGTHS = "frame_lengths"  # int32 [frames]: patches of each frame; on the CPU all equal within a call
+FRAME_LENGTHS = "frame_lengths"  # int32 [frames]: patches of each frame
 FRAME_LENGTH = "frame_length"  # int32 scalar on the host: the longest of them
 VISION_INPUTS = (
     PATCHES,

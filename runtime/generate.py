@@ -97,7 +97,7 @@ class Model:
         vision = self.vision
         assert self.bundle.vision is not None
         patches, grid = preprocess(image, self._images, name)
-        return vision.run(vision_feeds(patches, grid, self.bundle.vision))
+        return vision.run(vision_feeds(patches, [grid], self.bundle.vision))
 
     def embed_tokens(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings [T, H] of tokens, read from the weights file where they lie."""
@@ -152,10 +152,10 @@ class Model:
 
 
 def vision_feeds(
-    patches: NDArray[np.float32], grid: tuple[int, int, int], shape: io.Vision
+    patches: NDArray[np.float32], grids: Sequence[tuple[int, int, int]], shape: io.Vision
 ) -> dict[str, NDArray[np.generic]]:
-    """Inputs of the vision graph for patches [P, ...] of one (frames, rows, columns) grid."""
-    index = vision_index([grid], shape)
+    """Inputs of the vision graph for patches [P, ...] of images, one after another, of (frames, rows, columns) grids."""
+    index = vision_index(grids, shape)
     return {
         io.PATCHES: patches,
         io.PATCH_COS: index.cos,

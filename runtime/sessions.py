@@ -135,6 +135,6 @@ class VisionSession:
         self._session = session
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        """Embeddings [P / merge^2, H] of one image or video; feeds by the names of `bundle.VISION_INPUTS`."""
+        """Embeddings [P / merge^2, H] of images and frames; feeds by the names of `bundle.VISION_INPUTS`."""
         (embeds,) = self._session.run([io.IMAGE_EMBEDS], dict(feeds))
         return np.asarray(embeds, dtype=np.float32)

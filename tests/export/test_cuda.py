@@ -39,7 +39,7 @@ def prompt_and_step(decoder):
 decoder = profiled(target.decoder)
 prompt_and_step(DecoderSession(decoder, text, target.dtype, "cuda"))
 vision = profiled(target.vision)
-embeds = VisionSession(vision).run(vision_feeds(np.zeros((120, 1176), np.float32), (1, 12, 10), model.bundle.vision))
+embeds = VisionSession(vision).run(vision_feeds(np.zeros((120, 1176), np.float32), [(1, 12, 10)], model.bundle.vision))
 counts, shape = prompt_and_step(model.decoder)
 print(json.dumps({"decoder": placement(decoder), "vision": placement(vision), "step": counts,
                   "logits": shape, "embeds": embeds.shape, "dtype": target.dtype}))
