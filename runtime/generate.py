@@ -154,7 +154,7 @@ class Model:
 def vision_feeds(
     patches: NDArray[np.float32], grids: Sequence[tuple[int, int, int]], shape: io.Vision
 ) -> dict[str, NDArray[np.generic]]:
-    """Inputs of the vision graph for patches [P, ...] of images, one after another, of (frames, rows, columns) grids."""
+    """Inputs of the vision graph for the patches [P, ...] of images in turn, whose grids are (frames, rows, columns)."""
     index = vision_index(grids, shape)
     return {
         io.PATCHES: patches,
