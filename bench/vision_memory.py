@@ -1,4 +1,4 @@
-"""`python -m bench.vision_memory`: memory that one call of the vision graph takes, up to the largest image.
+"""`python -m bench.vision_memory`: memory that the vision graph takes for an image, up to the largest, and then keeps.
 
 The bundled reader, and random weights of 16 bits at the widths of EXAONE 4.5 33B: a block of windows and a block that
 sees the whole image. Blocks run one after the other in the same buffers, so the release's 28 need no more than these
@@ -39,62 +39,70 @@ MIB = 1 << 20
 PREPARE = """
 import json, re, sys, time
 from pathlib import Path
-import numpy as np, onnxruntime as ort
+import numpy as np
 from runtime.bundle import load_bundle
 from runtime.generate import vision_feeds
 from runtime.sessions import VisionSession, open_session
 
-folder, side = Path(sys.argv[1]), int(sys.argv[2])
+folder, target, side = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 bundle = load_bundle(folder)
-feeds = vision_feeds(np.full((side * side, 1176), 0.5, np.float32), [(1, side, side)], bundle.vision)
+vision = VisionSession(open_session(folder / bundle.targets[target].vision, target, give_back=True))
+
+def image(rows):
+    patches = np.full((rows * side, 1176), 0.5, np.float32)
+    return vision_feeds(patches, [(1, rows, side)], bundle.vision)
 """
 ON_CPU = f"""{PREPARE}
-vision = VisionSession(open_session(folder / bundle.targets["cpu"].vision, "cpu"))
+def resident(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
-def peak():
-    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-
+feeds = image(side)
 Path("/proc/self/clear_refs").write_text("5")  # the peak begins again at what is resident now
-before, started = peak(), time.process_time()
+before, started = resident("VmHWM"), time.process_time()
 vision.run(feeds)
-print(json.dumps([peak() - before, time.process_time() - started]))
+print(json.dumps([resident("VmHWM") - before, resident("VmRSS") - before, time.process_time() - started]))
 """
 ON_CUDA = f"""{PREPARE}
 from traffic import DeviceMemory
 
-exactly = [("CUDAExecutionProvider", {{"arena_extend_strategy": "kSameAsRequested"}})]
-vision = VisionSession(ort.InferenceSession(folder / bundle.targets["cuda"].vision, providers=exactly))
 with DeviceMemory() as memory:
-    vision.run(feeds)
-print(json.dumps(memory.peak))
+    for rows in (side, side // 4 * 2, side):  # what one call leaves behind, the next one finds
+        vision.run(image(rows))
+print(json.dumps([memory.peak, memory.kept]))
 """
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a vision graph. peak: bytes beyond weights and inputs. scores: bytes of all heads' N x N scores."""
+    """An image through a vision graph; on CUDA its upper half, and the image again, after it.
+
+    peak, kept: bytes beyond the weights, at most and in the end; on the CPU the inputs are not counted. seconds: of
+    processor time. scores: bytes of all heads' N x N scores.
+    """
 
     model: str
     target: TargetName
     patches: int
     peak: int
+    kept: int
     seconds: float | None
     scores: int
 
 
-def peak_on_cpu(folder: Path, side: int) -> tuple[int, float]:
-    """Bytes and processor seconds of one image of side x side patches, in a fresh process."""
-    command = [sys.executable, "-c", ON_CPU, str(folder), str(side)]
+def on_cpu(folder: Path, side: int) -> tuple[int, int, float]:
+    """Peak and kept bytes and processor seconds for an image of side x side patches, in a fresh process."""
+    command = [sys.executable, "-c", ON_CPU, str(folder), "cpu", str(side)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    peak, seconds = json.loads(done.stdout)
-    return peak, seconds
+    peak, kept, seconds = json.loads(done.stdout)
+    return peak, kept, seconds
 
 
-def peak_on_cuda(folder: Path, side: int, stub: CudaStub) -> int:
-    """Bytes of device memory of one image of side x side patches, and no computation."""
-    peak = stub.run(ON_CUDA, folder, str(side))
-    assert isinstance(peak, int)
-    return peak
+def on_cuda(folder: Path, side: int, stub: CudaStub) -> tuple[int, int]:
+    """Peak and kept bytes of device memory for an image of side x side patches; nothing is computed."""
+    measured = stub.run(ON_CUDA, folder, "cuda", str(side))
+    assert isinstance(measured, list)
+    peak, kept = measured
+    return peak, kept
 
 
 def make_released(folder: Path) -> None:
@@ -117,22 +125,30 @@ def measure(name: str, folder: Path, sides: list[int], stub: CudaStub | None) ->
             seconds = None
             if target == "cuda":
                 assert stub is not None
-                peak = peak_on_cuda(folder, side, stub)
+                peak, kept = on_cuda(folder, side, stub)
             else:
-                peak, seconds = peak_on_cpu(folder, side)
-            calls.append(Call(name, target, side**2, peak, seconds, heads * side**4 * wide))
+                peak, kept, seconds = on_cpu(folder, side)
+            calls.append(Call(name, target, side**2, peak, kept, seconds, heads * side**4 * wide))
             say(f"{name}, {target}, {side**2} patches: {peak / MIB:.0f} MiB")
     return calls
 
 
 def table(calls: list[Call]) -> str:
     """Markdown, a line a call."""
-    lines = ["| tower | target | patches | peak, MiB | N x N scores of one layer would be, MiB | processor seconds |"]
-    lines.append("|---|---|---|---|---|---|")
+    columns = (
+        "tower",
+        "target",
+        "patches",
+        "peak, MiB",
+        "kept, MiB",
+        "N x N scores would be, MiB",
+        "seconds of a core",
+    )
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for call in calls:
+        sizes = " | ".join(f"{size / MIB:.0f}" for size in (call.peak, call.kept, call.scores))
         seconds = "–" if call.seconds is None else f"{call.seconds:.1f}"
-        sizes = f"{call.patches} | {call.peak / MIB:.0f} | {call.scores / MIB:.0f}"
-        lines.append(f"| {call.model} | {call.target} | {sizes} | {seconds} |")
+        lines.append(f"| {call.model} | {call.target} | {call.patches} | {sizes} | {seconds} |")
     return "\n".join(lines)
 
 

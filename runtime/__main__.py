@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from calib_data.errors import run_command
+from calib_data.errors import InputError, run_command
 from calib_data.images import open_image
 from calib_data.progress import track
 from calib_data.render import Kind
@@ -81,6 +81,8 @@ def generate(
     """Answer a question about images and videos, streaming the text; reasoning first, up to a line </think>."""
     pictures = [open_image(path) for path in image or []]
     videos = [open_video(path, fps) for path in video or []]
+    if fps is not None and not videos:
+        raise InputError(f"--fps {fps}: is of a video, give one with --video")
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty}
     chosen = {name: value for name, value in given.items() if value is not None}
     Sampling(seed=seed, **chosen)  # type: ignore[arg-type]  # wrong values are found before a long load

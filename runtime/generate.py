@@ -69,7 +69,7 @@ class Model:
         """The vision graph, loaded at the first image; a text-only question does without."""
         if self.target.vision is None:
             raise InputError(f"{self.folder}: this model reads no images; ask without --image and --video")
-        return VisionSession(open_session(self.folder / self.target.vision, self.device))
+        return VisionSession(open_session(self.folder / self.target.vision, self.device, give_back=True))
 
     @cached_property
     def _images(self) -> ImageSettings:

@@ -34,17 +34,23 @@ _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16, which numpy has no type for
 _NUMPY = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 
 
-def open_session(path: Path, device: Device) -> ort.InferenceSession:
-    """Load a graph on a device. Raises InputError when the device or the graph cannot be used."""
+def open_session(path: Path, device: Device, *, give_back: bool = False) -> ort.InferenceSession:
+    """Load a graph on a device. Raises InputError when the device or the graph cannot be used.
+
+    give_back: for a graph whose inputs have another size each time: no memory is laid out, and kept, for a size that
+    was seen, and no more is taken from a card than is needed (ONNX Runtime takes twice as much each time).
+    """
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.enable_mem_pattern = not give_back
     if device == "cuda":
         _require_cuda()
     providers = [f"{device.upper()}ExecutionProvider"]
+    told = {"arena_extend_strategy": "kSameAsRequested"} if give_back and device == "cuda" else {}
     if not path.is_file():
         raise InputError(f"{path} is missing; run: python -m export --model {path.parent} --target {device}")
     try:
-        session = ort.InferenceSession(path, options, providers=providers)
+        session = ort.InferenceSession(path, options, providers=providers, provider_options=[told])
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code
         raise InputError(f"{path}: ONNX Runtime cannot load it ({error}); run python -m export again") from error
     if session.get_providers()[0] != providers[0]:
@@ -129,12 +135,19 @@ class DecoderSession:
 
 
 class VisionSession:
-    """The vision graph: patches and their indices in, image embeddings out."""
+    """The vision graph: patches and their indices in, image embeddings out. Its activations are given back each time.
+
+    At the largest image they are as large as the KV cache of a long context, which is filled after them.
+    """
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session = session
+        cuda = session.get_provider_options().get("CUDAExecutionProvider")
+        arena = "cpu:0" if cuda is None else f"gpu:{cuda['device_id']}"
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """Embeddings [P / merge^2, H] of images and frames; feeds by the names of `bundle.VISION_INPUTS`."""
-        (embeds,) = self._session.run([io.IMAGE_EMBEDS], dict(feeds))
+        (embeds,) = self._session.run([io.IMAGE_EMBEDS], dict(feeds), self._options)
         return np.asarray(embeds, dtype=np.float32)

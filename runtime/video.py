@@ -195,6 +195,7 @@ def _decode(path: Path) -> Iterator[Image.Image]:
     av = _pyav(path)
     try:
         with av.open(path, metadata_errors="ignore") as container:
+            container.streams.video[0].thread_type = "AUTO"
             for frame in container.decode(container.streams.video[0]):
                 yield frame.to_image().rotate(frame.rotation, expand=True)
     except av.FFmpegError as error:

@@ -31,6 +31,7 @@ from runtime import bundle as io
 from runtime.generate import Model, vision_feeds
 from runtime.rope import rope_tables
 from runtime.sampling import greedy
+from runtime.video import Video, VideoSettings, video_patches
 
 EAGER = 1e-5  # the same float32 arithmetic in another order
 ONNX = 1e-5  # as above, with ONNX Runtime's kernels
@@ -179,6 +180,32 @@ def test_whole_model_on_documents(reference, answered, exported):
     for document, answer in answered:
         logits = model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)
         assert relative_error(logits, transformers_logits(reference, document, answer)) < ONNX
+
+
+def test_whole_model_on_a_video(reference, documents, answered, exported, monkeypatch):
+    """Three frames of unlike pages after a picture, in transformers' two inputs; two calls of the vision graph."""
+    model = Model(exported("fp16"), "cpu")
+    pages = [document.image.resize((140, 168)) for document in documents[:3]]
+    video = Video("film", 3, 168, 140, None, None, lambda numbers: (pages[number] for number in numbers))
+    document, answer = answered[0]
+    prompt = model.prompt(document.prompt, [document.image], [video])
+    settings = VideoSettings.from_folder(model.folder)
+    ((patches, grid),) = video_patches(video, settings)
+    assert grid == (2, 12, 10)
+    image = transformers_inputs(document)
+    inputs = {
+        "input_ids": torch.tensor([[*prompt.ids.tolist(), *answer]]),
+        "pixel_values": image["pixel_values"],
+        "image_grid_thw": image["image_grid_thw"],
+        "pixel_values_videos": torch.from_numpy(patches),
+        "video_grid_thw": torch.tensor([grid]),
+    }
+    with torch.no_grad():
+        expected = reference(**inputs).logits[0, len(prompt.ids) - 1 : -1].numpy()
+    monkeypatch.setattr("runtime.video.CALL_PATCHES", 120)
+    assert len(list(video_patches(video, settings))) == 2
+    prompt = model.prompt(document.prompt, [document.image], [video])
+    assert relative_error(model.teacher_forced(prompt, answer), expected) < ONNX
 
 
 @pytest.mark.parametrize("name", ["w4", "w8"])

@@ -28,7 +28,7 @@ class Traffic:
 
 
 class DeviceMemory:
-    """Most bytes of device memory held at once inside a `with` block, beyond what was held when it began: `peak`."""
+    """Bytes of device memory held in a `with` block beyond those when it began: at most `peak`, `kept` in the end."""
 
     def __enter__(self) -> DeviceMemory:
         held, peak = (_counter(name) for name in ("device_bytes", "device_bytes_peak"))
@@ -36,7 +36,7 @@ class DeviceMemory:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.peak = _counter("device_bytes_peak").value - self._before
+        self.peak, self.kept = (_counter(name).value - self._before for name in ("device_bytes_peak", "device_bytes"))
 
 
 def _counters() -> dict[str, int]:

@@ -316,6 +316,7 @@ def test_a_video_that_cannot_be_used_is_one_line(command, exported, tmp_path):
         ("--video", tmp_path / "film"): f"error: {tmp_path / 'film'}: is empty",
         ("--video", tmp_path / "gone"): f"error: {tmp_path / 'gone'}: no such file",
         ("--video", tmp_path / "film", "--fps", 0): "error: --fps 0.0: must be above 0",
+        ("--fps", 2): "error: --fps 2.0: is of a video, give one with --video",
         ("--prompt", "<|video_pad|>"): "error: prompt: has 1 places for 0 videos, remove <|video_pad|> from the text",
     }.items():
         code, out, err = command("generate", "--model", exported("fp16"), *arguments)
