@@ -248,7 +248,7 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, longest: 
     """Attention within right-padded rows, every token of a row seeing the whole row (GroupQueryAttention, causal=0).
 
     q [rows, T, heads*D], k and v [rows, T, kv_heads*D], lengths int32 [rows], longest int32 scalar = T on the host.
-    Output rows beyond a length are unspecified. On the CPU the kernel holds the T x T scores of a head.
+    Output rows beyond a length are unspecified. On the CPU the kernel holds the T x T scores of all heads.
     """
     if torch.onnx.is_in_onnx_export():
         heads, kv_heads = q.shape[-1] // head_dim, k.shape[-1] // head_dim
