@@ -20,6 +20,7 @@ KvScales = tuple[Tensor, Tensor]
 """What one step of an int8 key and of an int8 value stands for, each float32 [1, kv_heads, 1, D]."""
 
 _NF4 = 1  # MatMulBnb4's quant_type
+_NEVER = -1e30  # a score that no float32 score comes near
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -265,10 +266,10 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, longest: 
     """Attention within right-padded rows, every token of a row seeing the whole row (GroupQueryAttention, causal=0).
 
     q [rows, T, heads*D], k and v [rows, T, kv_heads*D], lengths int32 [rows], longest int32 scalar = T on the host.
-    Output rows beyond a length are unspecified.
+    Output rows beyond a length are unspecified. On the CPU the kernel holds the T x T scores of all heads.
     """
-    heads, kv_heads = q.shape[-1] // head_dim, k.shape[-1] // head_dim
     if torch.onnx.is_in_onnx_export():
+        heads, kv_heads = q.shape[-1] // head_dim, k.shape[-1] // head_dim
         cache_shape = (k.shape[0], kv_heads, k.shape[1], head_dim)
         output, _, _ = torch.onnx.ops.symbolic_multi_out(
             "com.microsoft::GroupQueryAttention",
@@ -279,28 +280,37 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, longest: 
             version=1,
         )
         return output
-    allowed = torch.arange(k.shape[1]) < lengths.unsqueeze(-1)  # [rows, T]
-    return _attend(_heads(q, heads), _heads(k, kv_heads), _heads(v, kv_heads), allowed[:, None, None, :])
+    return _padded_attention(q, k, v, lengths, head_dim)
 
 
-def dense_attention(q: Tensor, k: Tensor, v: Tensor, head_dim: int) -> Tensor:
-    """Attention within unpadded rows without an N x N tensor on the CPU (MultiHeadAttention, KV heads repeated).
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, head_dim: int) -> Tensor:
+    """`padded_attention` for the CPU, where no T x T tensor exists (MultiHeadAttention); q, k, v and lengths as there.
 
-    q [rows, T, heads*D], k and v [rows, T, kv_heads*D].
+    MultiHeadAttention's own padding mask would bring that tensor back. So a channel is added to every head: 1 in q, and
+    in k 0 for a token and hugely negative for padding, whose weight is then exactly 0. KV heads are repeated.
     """
+    if not torch.onnx.is_in_onnx_export():
+        return _padded_attention(q, k, v, lengths, head_dim)
     heads, kv_heads = q.shape[-1] // head_dim, k.shape[-1] // head_dim
-    if torch.onnx.is_in_onnx_export():
-        k, v = (
-            x.unflatten(-1, (kv_heads, 1, head_dim)).expand(-1, -1, -1, heads // kv_heads, -1).flatten(-3)
-            for x in (k, v)
-        )
-        return torch.onnx.ops.symbolic(
-            "com.microsoft::MultiHeadAttention",
-            (q, k, v),
-            {"num_heads": heads},
-            dtype=q.dtype,
-            shape=q.shape,
-            version=1,
-        )
-    everything = torch.ones(1, dtype=torch.bool)
-    return _attend(_heads(q, heads), _heads(k, kv_heads), _heads(v, kv_heads), everything)
+    hidden = torch.where(torch.arange(k.shape[1]) < lengths.unsqueeze(-1), 0.0, _NEVER)  # [rows, T]
+    k = reshape(k, 0, 0, kv_heads, 1, head_dim)
+    k = torch.cat((k, hidden[:, :, None, None, None].expand(-1, -1, kv_heads, -1, -1)), dim=-1)
+    k, v = (
+        reshape(x.expand(-1, -1, -1, heads // kv_heads, -1), 0, 0, -1)
+        for x in (k, reshape(v, 0, 0, kv_heads, 1, head_dim))
+    )
+    return torch.onnx.ops.symbolic(
+        "com.microsoft::MultiHeadAttention",
+        (reshape(F.pad(reshape(q, 0, 0, heads, head_dim), (0, 1), value=1.0), 0, 0, -1), k, v),
+        {"num_heads": heads, "scale": 1 / math.sqrt(head_dim)},
+        dtype=q.dtype,
+        shape=q.shape,
+        version=1,
+    )
+
+
+def _padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, head_dim: int) -> Tensor:
+    """The arithmetic of both."""
+    allowed = torch.arange(k.shape[1]) < lengths.unsqueeze(-1)  # [rows, T]
+    q, k, v = (_heads(x, x.shape[-1] // head_dim) for x in (q, k, v))
+    return _attend(q, k, v, allowed[:, None, None, :])

@@ -1,7 +1,7 @@
 """The vision encoder's forward pass as ONNX should see it: any image size, windows of unequal size exact.
 
 All index work is done on the host (`runtime.windows`). Windows become rows of a batch, right-padded to a full window;
-frames become rows too, on the CPU all of one size within a call. Equals transformers' `Exaone4_5_VisionModel`.
+frames become rows too, right-padded to the longest of the call. Equals transformers' `Exaone4_5_VisionModel`.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class VisionAttention(nn.Module):
         q, k, v = (F.embedding(gather, part) for part in qkv)
         if self.on_cuda:
             return _rows(ops.padded_attention(q, k, v, lengths, longest, self.head_dim), scatter)
-        return _rows(ops.dense_attention(q, k, v, self.head_dim), scatter)
+        return _rows(ops.flash_attention(q, k, v, lengths, self.head_dim), scatter)
 
 
 def _rows(padded: Tensor, scatter: Tensor) -> Tensor:
@@ -95,7 +95,7 @@ class VisionBlock(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-    """Patches of one image, or of the frames of one video, to embeddings for the decoder.
+    """Patches of images and of the frames of videos, of any sizes, to embeddings for the decoder.
 
     on_cuda: full-attention blocks use GroupQueryAttention, which has no CPU kernel without an N x N tensor; on the CPU
     they use MultiHeadAttention, which has.

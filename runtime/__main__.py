@@ -28,6 +28,7 @@ from runtime.generate import Model
 from runtime.sampling import Sampling
 from runtime.sessions import Device, Options
 from runtime.speculation import Drafts
+from runtime.video import open_video
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,6 +75,12 @@ def runtime(context: typer.Context) -> None:
 def generate(
     prompt: Annotated[str, typer.Option(help="What to ask.")] = "Read the text.",
     image: Annotated[list[Path] | None, typer.Option(help="Picture to ask about; repeat for several.")] = None,
+    video: Annotated[
+        list[Path] | None, typer.Option(help="Video file, or folder of frames, to ask about; repeat for several.")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option(help="Frames read of a second of a video file.", show_default=f"{RECOMMENDED}, or 2")
+    ] = None,
     model: ModelOption = DEFAULT_MODEL,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default=RECOMMENDED)] = None,
@@ -95,8 +102,11 @@ def generate(
     cuda_graph: CaptureOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer a question about images, streaming the text; reasoning first, up to a line </think>."""
+    """Answer a question about images and videos, streaming the text; reasoning first, up to a line </think>."""
     pictures = [open_image(path) for path in image or []]
+    videos = [open_video(path, fps) for path in video or []]
+    if fps is not None and not videos:
+        raise InputError(f"--fps {fps}: is of a video, give one with --video")
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty}
     chosen = {name: value for name, value in given.items() if value is not None}
     options = _options(device, memory_limit, cuda_graph)
@@ -106,7 +116,8 @@ def generate(
     drafts = Drafts(draft_tokens) if draft_tokens and loaded.drafter else None
     sampler = Sampling.recommended(loaded.generation, chosen, seed).sampler()
     asked = time.perf_counter()
-    question = loaded.prompt(prompt, pictures, names=[str(path) for path in image or []], thinking=thinking)
+    names = [str(path) for path in image or []]
+    question = loaded.prompt(prompt, pictures, videos, names=names, thinking=thinking)
     tokens = loaded.generate(question, sampler, max_new_tokens, drafts)
     if as_json:
         result = {"model": str(model), "load_seconds": asked - start, "prompt_tokens": len(question.ids)}

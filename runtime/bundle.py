@@ -36,7 +36,7 @@ PREVIOUS_HIDDEN = "previous_hidden"  # [batch, tokens, hidden]: of the decoder, 
 # Taking back drafts, `export.rewind`: of each window buffer, kept rows [start, stop), then its own first rows.
 REWIND_START, REWIND_STOP, REWIND_ROWS = "start", "stop", "rows"  # int64 [1] on the host
 
-# Vision: one image, or the frames of one video.
+# Vision: images and frames of videos, of any sizes.
 PATCHES = "patches"  # float32 [patches, channels * temporal * patch * patch], the image processor's order
 PATCH_COS, PATCH_SIN = "patch_cos", "patch_sin"  # float32 [patches, head_dim], window order
 WINDOW_INDEX = "window_index"  # int64 [patches / merge^2]: merged token at each place of the window order
@@ -46,7 +46,7 @@ WINDOW_SCATTER = "window_scatter"  # int64 [patches]: slot of each row
 WINDOW_LENGTHS = "window_lengths"  # int32 [windows]: patches of each window
 FRAME_GATHER = "frame_gather"  # int64 [frames, longest]: row of each slot of the padded frames
 FRAME_SCATTER = "frame_scatter"  # int64 [patches]: slot of each row
-FRAME_LENGTHS = "frame_lengths"  # int32 [frames]: patches of each frame; on the CPU all equal within a call
+FRAME_LENGTHS = "frame_lengths"  # int32 [frames]: patches of each frame
 FRAME_LENGTH = "frame_length"  # int32 scalar on the host: the longest of them
 VISION_INPUTS = (
     PATCHES,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -14,10 +15,11 @@ from calib_data.errors import InputError
 from runtime import bundle as io
 from runtime.bundle import load_bundle
 from runtime.decoder import DecoderSession
-from runtime.images import ImageSettings, preprocess
+from runtime.images import ImageSettings, image_grid, preprocess
 from runtime.prompt import Chat
 from runtime.sessions import Buffer, Device, Options, VisionSession, open_session, require_device
 from runtime.speculation import Drafter, Rewinder, speculate
+from runtime.video import VideoSettings, video_grid, video_patches
 from runtime.windows import vision_index
 
 if TYPE_CHECKING:
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from runtime.decoder import Decoded
     from runtime.sampling import Sampler
     from runtime.speculation import Drafts
+    from runtime.video import Video
 
 PROMPT_CHUNK = 1024  # prompt tokens a call: bounds the activations, and the CPU kernel's scores, of a long prompt
 
@@ -88,8 +91,8 @@ class Model:
     def vision(self) -> VisionSession:
         """The vision graph, loaded at the first image; a text-only question does without."""
         if self.target.vision is None:
-            raise InputError(f"{self.folder}: this model reads no images; ask without --image")
-        return VisionSession(self._open(self.target.vision))
+            raise InputError(f"{self.folder}: this model reads no images; ask without --image and --video")
+        return VisionSession(self._open(self.target.vision, give_back=True))
 
     @cached_property
     def drafter(self) -> Drafter:
@@ -105,39 +108,68 @@ class Model:
             Rewinder(target.mtp_rewind and self._open(target.mtp_rewind), text.mtp_windows),
         )
 
-    def _open(self, graph: str) -> ort.InferenceSession:
-        return open_session(self.folder / graph, self.device, replace(self.options, capture=False))
+    def _open(self, graph: str, *, give_back: bool = False) -> ort.InferenceSession:
+        options = replace(self.options, capture=False)
+        return open_session(self.folder / graph, self.device, options, give_back=give_back)
 
     @cached_property
     def _images(self) -> ImageSettings:
         return ImageSettings.from_folder(self.folder)
 
+    @cached_property
+    def _videos(self) -> VideoSettings:
+        return VideoSettings.from_folder(self.folder)
+
     def prompt(
-        self, text: str, images: Sequence[Image.Image] = (), *, names: Sequence[str] = (), thinking: bool = False
+        self,
+        text: str,
+        images: Sequence[Image.Image] = (),
+        videos: Sequence[Video] = (),
+        *,
+        names: Sequence[str] = (),
+        thinking: bool = False,
     ) -> Prompt:
-        """Render a question about images and look up its embeddings, the images' in place of their placeholders.
+        """Render a question about images, then videos, and look up its embeddings, theirs in place of placeholders.
 
         names: what an error calls the images. Raises InputError for a prompt that leaves no room for an answer in the
-        model's context, and for an image that cannot be used.
+        model's context, before anything is computed, and for an image or video that cannot be used.
         """
         names = names or [f"image {number}" for number in range(1, len(images) + 1)]
-        pictures = [self.embed_image(image, name) for image, name in zip(images, names, strict=True)]
-        ids = self.chat.encode(text, [len(picture) for picture in pictures], thinking=thinking)
+        shape = self.bundle.vision
+        if (images or videos) and shape is None:
+            raise InputError(f"{self.folder}: this model reads no images; ask without --image and --video")
+        merge = 1 if shape is None else shape.merge_size**2
+        pictures = [image_grid(x.height, x.width, self._images, name) for x, name in zip(images, names, strict=True)]
+        films = [video_grid(video, self._videos) for video in videos]
+        image_tokens, video_tokens = ([math.prod(grid) // merge for grid in grids] for grids in (pictures, films))
+        ids = self.chat.encode(text, image_tokens, video_tokens, thinking=thinking)
         if len(ids) >= self.bundle.text.context:
             raise InputError(
                 f"prompt: {len(ids)} tokens, but the model's context is {self.bundle.text.context}; shorten it"
             )
         embeds = self.embed_tokens(ids)
-        if pictures:
-            embeds[ids == self.chat.image_token_id] = np.concatenate(pictures)
+        if images:
+            embeds[ids == self.chat.image_token_id] = np.concatenate(
+                [self.embed_image(image, name) for image, name in zip(images, names, strict=True)]
+            )
+        if videos:
+            embeds[ids == self.chat.video_token_id] = np.concatenate([self.embed_video(video) for video in videos])
         return Prompt(ids, embeds)
 
     def embed_image(self, image: Image.Image, name: str) -> NDArray[np.float32]:
         """Embeddings [tokens, H] of one image; name: what an error calls it."""
-        vision = self.vision
-        assert self.bundle.vision is not None
         patches, grid = preprocess(image, self._images, name)
-        return vision.run(vision_feeds(patches, grid, self.bundle.vision))
+        return self._embed(patches, grid)
+
+    def embed_video(self, video: Video) -> NDArray[np.float32]:
+        """Embeddings [tokens, H] of one video, some frames a call: no frame looks at another."""
+        return np.concatenate([self._embed(patches, grid) for patches, grid in video_patches(video, self._videos)])
+
+    def _embed(self, patches: NDArray[np.float32], grid: tuple[int, int, int]) -> NDArray[np.float32]:
+        """One call a picture: of several in one, each would be padded to the largest, and all held at once."""
+        vision, shape = self.vision, self.bundle.vision
+        assert shape is not None
+        return vision.run(vision_feeds(patches, [grid], shape))
 
     def embed_tokens(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings [T, H] of tokens, read from the weights file where they lie."""
@@ -205,10 +237,10 @@ class Model:
 
 
 def vision_feeds(
-    patches: NDArray[np.float32], grid: tuple[int, int, int], shape: io.Vision
+    patches: NDArray[np.float32], grids: Sequence[tuple[int, int, int]], shape: io.Vision
 ) -> dict[str, NDArray[np.generic]]:
-    """Inputs of the vision graph for patches [P, ...] of one (frames, rows, columns) grid."""
-    index = vision_index([grid], shape)
+    """Inputs of the vision graph for patches [P, ...] of images in turn; their grids are (frames, rows, columns)."""
+    index = vision_index(grids, shape)
     return {
         io.PATCHES: patches,
         io.PATCH_COS: index.cos,

@@ -14,7 +14,7 @@ from calib_data.errors import InputError
 from calib_data.images import to_rgb
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -44,12 +44,11 @@ class ImageSettings:
     def from_folder(cls, folder: Path) -> ImageSettings:
         """Read `folder`/preprocessor_config.json; InputError for a file that is missing, broken or incomplete."""
         path = folder / "preprocessor_config.json"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file, the folder must hold the model's image settings") from None
-        except ValueError as error:
-            raise InputError(f"{path}: is not valid JSON ({error})") from error
+        return cls.from_config(read_config(path), path)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], path: Path) -> ImageSettings:
+        """The same from the content of the file at `path`, which errors name."""
         try:
             return cls._from_config(config)
         except KeyError as error:
@@ -81,6 +80,19 @@ class ImageSettings:
         return settings
 
 
+def read_config(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; InputError where it is missing or broken."""
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, the folder must hold the model's image settings") from None
+    except ValueError as error:
+        raise InputError(f"{path}: is not valid JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path}: unusable image settings (not an object)")
+    return config
+
+
 def preprocess(
     image: Image.Image, settings: ImageSettings, name: str = "image"
 ) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
@@ -88,17 +100,31 @@ def preprocess(
 
     Returns patches [P, 3 * temporal_patch_size * patch_size^2] float32 and grid (1, rows, columns), P = rows * columns.
     Patches come in raster order of merge blocks, the patches of a block together; a still image fills its temporal
-    slots with itself. Raises InputError, naming `name`, for a picture more than 200 times longer than wide.
+    slots with itself. Raises InputError as `image_grid` does.
     """
-    height, width = image.height, image.width
+    rows, columns = image_grid(image.height, image.width, settings, name)
+    return to_patches([image], rows, columns, settings), (1, rows, columns)
+
+
+def image_grid(height: int, width: int, settings: ImageSettings, name: str = "image") -> tuple[int, int]:
+    """Rows and columns of patches that a picture of so many pixels becomes.
+
+    Raises InputError, naming `name`, for a picture more than 200 times longer than wide.
+    """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise InputError(
             f"{name}: {width} x {height} pixels, one side is more than {MAX_ASPECT_RATIO} times the other; crop it"
         )
     height, width = smart_resize(height, width, settings)
-    resized = to_rgb(image).resize((width, height), Image.Resampling(settings.resample))
-    rows, columns = height // settings.patch_size, width // settings.patch_size
-    return _patches(np.asarray(resized), settings).reshape(rows * columns, -1), (1, rows, columns)
+    return height // settings.patch_size, width // settings.patch_size
+
+
+def to_patches(frames: Sequence[Image.Image], rows: int, columns: int, settings: ImageSettings) -> NDArray[np.float32]:
+    """Patches [rows * columns, ...] of the frames that share them, resized; the last fills slots that are left."""
+    size = columns * settings.patch_size, rows * settings.patch_size
+    resample = Image.Resampling(settings.resample)
+    pixels = [np.asarray(to_rgb(frame).resize(size, resample)) for frame in frames]
+    return _patches(pixels, settings).reshape(rows * columns, -1)
 
 
 def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
@@ -116,14 +142,16 @@ def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int,
     return new_height, new_width
 
 
-def _patches(pixels: NDArray[np.uint8], settings: ImageSettings) -> NDArray[np.float32]:
+def _patches(frames: Sequence[NDArray[np.uint8]], settings: ImageSettings) -> NDArray[np.float32]:
     """Cut [height, width, 3] uint8 into [block rows, block columns, m, m, 3, t, p, p] float32 of normalised values."""
     merge, patch = settings.merge_size, settings.patch_size
-    rows, columns = pixels.shape[0] // (merge * patch), pixels.shape[1] // (merge * patch)
-    blocks = pixels.reshape(rows, merge, patch, columns, merge, patch, 3).transpose(0, 3, 1, 4, 6, 2, 5)
+    rows, columns = frames[0].shape[0] // (merge * patch), frames[0].shape[1] // (merge * patch)
     patches = np.empty((rows, columns, merge, merge, 3, settings.temporal_patch_size, patch, patch), np.float32)
-    for channel, values in enumerate(_normalized_levels(settings)):
-        patches[:, :, :, :, channel] = values[blocks[:, :, :, :, channel]][:, :, :, :, None]
+    levels = _normalized_levels(settings)
+    for slot, pixels in enumerate(frames):
+        blocks = pixels.reshape(rows, merge, patch, columns, merge, patch, 3).transpose(0, 3, 1, 4, 6, 2, 5)
+        for channel, values in enumerate(levels):
+            patches[:, :, :, :, channel, slot:] = values[blocks[:, :, :, :, channel]][:, :, :, :, None]
     return patches
 
 

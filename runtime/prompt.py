@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 IMAGE_TOKEN = "<|image_pad|>"
+VIDEO_TOKEN = "<|video_pad|>"
 THINK_END = "</think>"
 
 
@@ -34,7 +35,8 @@ class Answer(NamedTuple):
 class Chat:
     """The tokenizer and chat template of a model folder.
 
-    image_token_id: the id that stands for one merged image token; None for a model that takes no images.
+    image_token_id, video_token_id: the ids that stand for one merged token of an image or of a video; None for a model
+    that takes none.
     think_end_id: the id that ends the reasoning; None where that mark is not a single token.
     """
 
@@ -45,14 +47,17 @@ class Chat:
         self._template = _load_template(folder / "chat_template.jinja")
         self._special_tokens = _load_special_tokens(folder / "tokenizer_config.json")
         self.image_token_id: int | None = self._tokenizer.token_to_id(IMAGE_TOKEN)
+        self.video_token_id: int | None = self._tokenizer.token_to_id(VIDEO_TOKEN)
         self.think_end_id: int | None = self._tokenizer.token_to_id(THINK_END)
 
-    def render(self, text: str, images: int = 0, *, system: str | None = None, thinking: bool = False) -> str:
-        """Write one user turn with `images` pictures before its text, up to where the assistant's answer begins."""
+    def render(
+        self, text: str, images: int = 0, videos: int = 0, *, system: str | None = None, thinking: bool = False
+    ) -> str:
+        """Write one user turn, its pictures and then its videos before its text, up to where the answer begins."""
         # Plain strings where they will do: templates of text-only models know nothing else.
         content: str | list[dict[str, str]] = text
-        if images:
-            content = [{"type": "image"}] * images + [{"type": "text", "text": text}]
+        if images or videos:
+            content = [{"type": "image"}] * images + [{"type": "video"}] * videos + [{"type": "text", "text": text}]
         messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
         if system is not None:
             messages.insert(0, {"role": "system", "content": system})
@@ -64,29 +69,37 @@ class Chat:
             raise InputError(f"{self._folder / 'chat_template.jinja'}: cannot be rendered ({error})") from error
 
     def encode(
-        self, text: str, image_tokens: Sequence[int] = (), *, system: str | None = None, thinking: bool = False
+        self,
+        text: str,
+        image_tokens: Sequence[int] = (),
+        video_tokens: Sequence[int] = (),
+        *,
+        system: str | None = None,
+        thinking: bool = False,
     ) -> NDArray[np.int64]:
-        """Token ids [T] int64 of one user turn; the i-th image takes up `image_tokens[i]` places.
+        """Token ids [T] int64 of one user turn; the i-th image takes up `image_tokens[i]` places, videos likewise.
 
-        Raises InputError when the images asked for and the places for them differ: the model takes no images, or the
-        text itself contains the placeholder.
+        Raises InputError when the images or videos asked for and the places for them differ: the model takes none, or
+        the text itself contains the placeholder.
         """
         if not _is_utf8(text):
             raise InputError(f"prompt: {text!r} is not valid UTF-8, check how the text is encoded")
-        rendered = self.render(text, len(image_tokens), system=system, thinking=thinking)
+        rendered = self.render(text, len(image_tokens), len(video_tokens), system=system, thinking=thinking)
         ids = np.array(self._tokenizer.encode(rendered, add_special_tokens=False).ids, np.int64)
-        is_image = ids == (-1 if self.image_token_id is None else self.image_token_id)
-        places = int(is_image.sum())
-        if image_tokens and not places:
-            raise InputError(
-                f"{self._folder}: this model's chat template has no place for images, ask without an image"
-            )
-        if places != len(image_tokens):
-            raise InputError(
-                f"prompt: has {places} places for {len(image_tokens)} images, remove {IMAGE_TOKEN} from the text"
-            )
         repeats = np.ones_like(ids)
-        repeats[is_image] = image_tokens
+        for kind, mark, token_id, tokens in (
+            ("image", IMAGE_TOKEN, self.image_token_id, image_tokens),
+            ("video", VIDEO_TOKEN, self.video_token_id, video_tokens),
+        ):
+            is_place = ids == (-1 if token_id is None else token_id)
+            places = int(is_place.sum())
+            if tokens and not places:
+                raise InputError(
+                    f"{self._folder}: this model's chat template has no place for {kind}s, ask without --{kind}"
+                )
+            if places != len(tokens):
+                raise InputError(f"prompt: has {places} places for {len(tokens)} {kind}s, remove {mark} from the text")
+            repeats[is_place] = tokens
         return np.repeat(ids, repeats)
 
     def encode_text(self, text: str) -> list[int]:

@@ -68,18 +68,26 @@ class Options:
     capture: bool = False
 
 
-def open_session(path: Path, device: Device, options: Options | None = None) -> ort.InferenceSession:
-    """Load a graph on a device. Raises InputError when the device or the graph cannot be used."""
+def open_session(
+    path: Path, device: Device, options: Options | None = None, *, give_back: bool = False
+) -> ort.InferenceSession:
+    """Load a graph on a device. Raises InputError when the device or the graph cannot be used.
+
+    give_back: for a graph whose inputs have another size each time: no memory is laid out, and kept, for a size that
+    was seen, and no more is taken from a card than is needed (ONNX Runtime takes twice as much each time).
+    """
     require_device(device)
     if not path.is_file():
         raise InputError(f"{path} is missing; run: python -m export --model {path.parent} --target {device.kind}")
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
+    settings.enable_mem_pattern = not give_back
     options = options or Options()
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
     try:
-        session = ort.InferenceSession(path, settings, providers=[provider(device, options)])
+        chosen = [provider(device, options, exactly=give_back)]
+        session = ort.InferenceSession(path, settings, providers=chosen)
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code
         raise InputError(f"{path}: ONNX Runtime cannot load it ({error}); run python -m export again") from error
     if session.get_providers()[0] != f"{device.kind.upper()}ExecutionProvider":
@@ -89,13 +97,15 @@ def open_session(path: Path, device: Device, options: Options | None = None) -> 
     return session
 
 
-def provider(device: Device, options: Options) -> tuple[str, dict[str, str]]:
-    """The execution provider of a device, and what it is told."""
+def provider(device: Device, options: Options, *, exactly: bool = False) -> tuple[str, dict[str, str]]:
+    """The execution provider of a device, and what it is told. exactly: take no more memory than is needed."""
     if device.kind == "cpu":
         return "CPUExecutionProvider", {}
     told = {"device_id": str(device.index), "enable_cuda_graph": str(int(options.capture))}
+    if exactly or options.memory_limit is not None:
+        told["arena_extend_strategy"] = "kSameAsRequested"
     if options.memory_limit is not None:
-        told |= {"gpu_mem_limit": str(options.memory_limit), "arena_extend_strategy": "kSameAsRequested"}
+        told["gpu_mem_limit"] = str(options.memory_limit)
     return "CUDAExecutionProvider", told
 
 
@@ -181,12 +191,19 @@ def _element_type(dtype: str) -> Any:  # noqa: ANN401 - numpy's types, and an in
 
 
 class VisionSession:
-    """The vision graph: patches and their indices in, image embeddings out."""
+    """The vision graph: patches and their indices in, image embeddings out. Its activations are given back each time.
+
+    At the largest image they are as large as the KV cache of a long context, which is filled after them.
+    """
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session = session
+        cuda = session.get_provider_options().get("CUDAExecutionProvider")
+        arena = "cpu:0" if cuda is None else f"gpu:{cuda['device_id']}"
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        """Embeddings [P / merge^2, H] of images or of a video; feeds by the names of `bundle.VISION_INPUTS`."""
-        (embeds,) = self._session.run([io.IMAGE_EMBEDS], dict(feeds))
+        """Embeddings [P / merge^2, H] of images and frames; feeds by the names of `bundle.VISION_INPUTS`."""
+        (embeds,) = self._session.run([io.IMAGE_EMBEDS], dict(feeds), self._options)
         return np.asarray(embeds, dtype=np.float32)

@@ -42,6 +42,7 @@ from runtime.generate import Model, vision_feeds
 from runtime.rope import rope_tables
 from runtime.sampling import greedy
 from runtime.sessions import Buffer, Device, open_session
+from runtime.video import Video, VideoSettings, video_patches
 
 EAGER = 1e-5  # the same float32 arithmetic in another order
 ONNX = 1e-5  # as above, with ONNX Runtime's kernels
@@ -51,6 +52,7 @@ PACKED = 2e-5  # weights dequantized inside the kernel, in other block sizes
 INT8_ACTIVATIONS = 0.08  # MatMulNBits at accuracy_level 4 rounds its input to int8: about 6e-3 a linear, 25 in a row
 GRIDS = [(1, 12, 10), (1, 2, 2), (1, 2, 34), (1, 40, 2), (2, 16, 24), (8, 10, 12)]  # one token, row, column, 16 frames
 RANDOM_GRIDS = 40
+TOGETHER = [(1, 2, 2), (1, 32, 26), (16, 4, 6)]  # one token beside 208, and 16 frames of six
 NOISE = 2e-4  # random grids of noise, against float64: transformers' own float32 is up to 4e-4 from it, ours 1.3e-4
 
 
@@ -113,7 +115,7 @@ def test_vision_transformers_eager_onnx(grid, reference, exported):
     patches = torch.randn(frames * rows * columns, 1176, generator=torch.Generator().manual_seed(0))
     expected = reference.model.visual(patches, grid_thw=torch.tensor([grid])).pooler_output
     model = Model(exported("fp16"), "cpu")
-    feeds = vision_feeds(patches.numpy(), grid, model.bundle.vision)
+    feeds = vision_feeds(patches.numpy(), [grid], model.bundle.vision)
     _, module = eager(exported("fp16"))
     in_eager = module(*(torch.from_numpy(feeds[name]) for name in io.VISION_INPUTS))
     assert relative_error(in_eager, expected) < VISION
@@ -121,16 +123,19 @@ def test_vision_transformers_eager_onnx(grid, reference, exported):
 
 
 @torch.no_grad()
-def test_one_vision_graph_serves_any_grid(exported):
-    """Images of up to 24 x 24 patches, and of up to three frames."""
+def test_one_vision_graph_serves_any_grids(exported):
+    """Images of up to 24 x 24 patches, and of up to three frames; one to three of different size in a call."""
     reference = AutoModelForImageTextToText.from_pretrained(READER, dtype=torch.float64).model.visual.eval()
     model, choose = Model(exported("fp16"), "cpu"), random.Random(0)
-    for seed in range(RANDOM_GRIDS):
-        grid = (choose.choice((1, 1, 2, 3)), 2 * choose.randint(1, 12), 2 * choose.randint(1, 12))
-        patches = torch.randn(math.prod(grid), 1176, generator=torch.Generator().manual_seed(seed))
-        expected = reference(patches.double(), grid_thw=torch.tensor([grid])).pooler_output
-        found = model.vision.run(vision_feeds(patches.numpy(), grid, model.bundle.vision))
-        assert relative_error(found, expected) < NOISE, grid
+    drawn = [
+        (choose.choice((1, 1, 2, 3)), 2 * choose.randint(1, 12), 2 * choose.randint(1, 12)) for _ in range(RANDOM_GRIDS)
+    ]
+    calls = [*([grid] for grid in drawn[:22]), *(drawn[i : i + 3] for i in range(22, RANDOM_GRIDS, 3)), TOGETHER]
+    for seed, grids in enumerate(calls):
+        patches = torch.randn(sum(map(math.prod, grids)), 1176, generator=torch.Generator().manual_seed(seed))
+        expected = reference(patches.double(), grid_thw=torch.tensor(grids)).pooler_output
+        found = model.vision.run(vision_feeds(patches.numpy(), grids, model.bundle.vision))
+        assert relative_error(found, expected) < NOISE, grids
 
 
 def run_eager(decoder: Decoder, model: Model, embeds: torch.Tensor) -> torch.Tensor:
@@ -268,6 +273,32 @@ def test_whole_model_on_documents(reference, answered, exported):
     for document, answer in answered:
         logits = model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)
         assert relative_error(logits, transformers_logits(reference, document, answer)) < ONNX
+
+
+def test_whole_model_on_a_video(reference, documents, answered, exported, monkeypatch):
+    """Three frames of unlike pages after a picture, in transformers' two inputs; two calls of the vision graph."""
+    model = Model(exported("fp16"), "cpu")
+    pages = [document.image.resize((140, 168)) for document in documents[:3]]
+    video = Video("film", 3, 168, 140, None, None, lambda numbers: (pages[number] for number in numbers))
+    document, answer = answered[0]
+    prompt = model.prompt(document.prompt, [document.image], [video])
+    settings = VideoSettings.from_folder(model.folder)
+    ((patches, grid),) = video_patches(video, settings)
+    assert grid == (2, 12, 10)
+    image = transformers_inputs(document)
+    inputs = {
+        "input_ids": torch.tensor([[*prompt.ids.tolist(), *answer]]),
+        "pixel_values": image["pixel_values"],
+        "image_grid_thw": image["image_grid_thw"],
+        "pixel_values_videos": torch.from_numpy(patches),
+        "video_grid_thw": torch.tensor([grid]),
+    }
+    with torch.no_grad():
+        expected = reference(**inputs).logits[0, len(prompt.ids) - 1 : -1].numpy()
+    monkeypatch.setattr("runtime.video.CALL_PATCHES", 120)
+    assert len(list(video_patches(video, settings))) == 2
+    prompt = model.prompt(document.prompt, [document.image], [video])
+    assert relative_error(model.teacher_forced(prompt, answer), expected) < ONNX
 
 
 @pytest.mark.parametrize("name", ["w4", "w8"])

@@ -101,8 +101,8 @@ def _compile(library: str, names: set[str], folder: Path) -> None:
     versions.write_text(f"{library} {{ global: *; }};\n")
     # The driver's symbols are asked for without a version.
     versioned = [] if library == "libcuda.so.1" else [f"-Wl,--version-script={versions}"]
-    sources = [source, written] if written else [source]
-    output = ["-o", folder / library, f"-Wl,-soname,{library}"]
+    sources: list[str | Path] = [source, written] if written else [source]
+    output: list[str | Path] = ["-o", folder / library, f"-Wl,-soname,{library}"]
     # The names of library functions are given other types on purpose.
     _output("gcc", "-O1", "-shared", "-fPIC", "-fno-builtin", *versioned, *output, *sources)
 

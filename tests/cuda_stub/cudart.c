@@ -13,27 +13,39 @@ enum { HOST_TO_HOST = 0, HOST_TO_DEVICE = 1, DEVICE_TO_HOST = 2, DEVICE_TO_DEVIC
 
 /* Read through ctypes by traffic.py. */
 unsigned long stub_bytes_to_device, stub_bytes_to_host, stub_copies_to_device, stub_copies_to_host, stub_launches;
+unsigned long stub_device_bytes, stub_device_bytes_peak;
 
-/* --- Memory: 256-byte aligned and zeroed; the block that malloc gave is remembered just below. --- */
+/* --- Memory: 256-byte aligned and zeroed; the block that calloc gave and its device bytes are kept just below. --- */
 
-static int allocate(void **pointer, size_t size) {
-    char *block = calloc(1, size + 256 + sizeof(void *));
+typedef struct {
+    char *block;
+    size_t device_bytes;
+} Header;
+
+static int allocate(void **pointer, size_t size, size_t device_bytes) {
+    char *block = calloc(1, size + 256 + sizeof(Header));
     if (block == NULL) return OUT_OF_MEMORY;
-    uintptr_t aligned = ((uintptr_t)block + sizeof(void *) + 255) & ~(uintptr_t)255;
-    ((void **)aligned)[-1] = block;
+    uintptr_t aligned = ((uintptr_t)block + sizeof(Header) + 255) & ~(uintptr_t)255;
+    ((Header *)aligned)[-1] = (Header){block, device_bytes};
     *pointer = (void *)aligned;
+    stub_device_bytes += device_bytes;
+    if (stub_device_bytes > stub_device_bytes_peak) stub_device_bytes_peak = stub_device_bytes;
     return SUCCESS;
 }
 
 static int release(void *pointer) {
-    if (pointer != NULL) free(((void **)pointer)[-1]);
+    if (pointer == NULL) return SUCCESS;
+    stub_device_bytes -= ((Header *)pointer)[-1].device_bytes;
+    free(((Header *)pointer)[-1].block);
     return SUCCESS;
 }
 
-int cudaMalloc(void **pointer, size_t size) { return allocate(pointer, size); }
-int cudaMallocHost(void **pointer, size_t size) { return allocate(pointer, size); }
-int cudaHostAlloc(void **pointer, size_t size, unsigned flags) { return allocate(pointer, size); }
-int cudaMallocFromPoolAsync(void **pointer, size_t size, void *pool, void *stream) { return allocate(pointer, size); }
+int cudaMalloc(void **pointer, size_t size) { return allocate(pointer, size, size); }
+int cudaMallocHost(void **pointer, size_t size) { return allocate(pointer, size, 0); }
+int cudaHostAlloc(void **pointer, size_t size, unsigned flags) { return allocate(pointer, size, 0); }
+int cudaMallocFromPoolAsync(void **pointer, size_t size, void *pool, void *stream) {
+    return allocate(pointer, size, size);
+}
 int cudaFree(void *pointer) { return release(pointer); }
 int cudaFreeHost(void *pointer) { return release(pointer); }
 int cudaFreeAsync(void *pointer, void *stream) { return release(pointer); }

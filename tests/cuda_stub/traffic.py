@@ -1,4 +1,4 @@
-"""What a script on the stand-in device can see: bytes between host and device, and where nodes run.
+"""What a script on the stand-in device can see: bytes between host and device, memory there, and where nodes run.
 
 Imported by the scripts that `CudaStub.run` starts, under the name `traffic`.
 """
@@ -27,9 +27,24 @@ class Traffic:
         self.counts = {name: after - self._before[name] for name, after in _counters().items()}
 
 
+class DeviceMemory:
+    """Bytes of device memory held in a `with` block beyond those when it began: at most `peak`, `kept` in the end."""
+
+    def __enter__(self) -> DeviceMemory:
+        held, peak = (_counter(name) for name in ("device_bytes", "device_bytes_peak"))
+        self._before = peak.value = held.value
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.peak, self.kept = (_counter(name).value - self._before for name in ("device_bytes_peak", "device_bytes"))
+
+
 def _counters() -> dict[str, int]:
-    library = ctypes.CDLL("libcudart.so.13")
-    return {name: ctypes.c_ulong.in_dll(library, f"stub_{name}").value for name in COUNTERS}
+    return {name: _counter(name).value for name in COUNTERS}
+
+
+def _counter(name: str) -> ctypes.c_ulong:
+    return ctypes.c_ulong.in_dll(ctypes.CDLL("libcudart.so.13"), f"stub_{name}")
 
 
 def placement(session: onnxruntime.InferenceSession) -> list[tuple[str, str]]:

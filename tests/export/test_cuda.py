@@ -28,7 +28,7 @@ from runtime.speculation import Drafts, Rewinder
 folder, prefix, capture = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "capture"
 opened = {}
 
-def profiled(path, device, options=None):
+def profiled(path, device, options=None, give_back=False):
     settings = ort.SessionOptions()
     settings.enable_profiling, settings.profile_file_prefix = True, prefix
     told = sessions.provider(device, options or Options())
@@ -55,7 +55,7 @@ if not capture:
     prompt.ids.resize(100, refcheck=False)
     prompt = type(prompt)(prompt.ids, embeds)  # longer than the window
     result["tokens"] = len(list(model.generate(prompt, lambda logits, generated: 100, 5, Drafts(2))))
-    feeds = vision_feeds(np.zeros((120, 1176), np.float32), (1, 12, 10), model.bundle.vision)
+    feeds = vision_feeds(np.zeros((120, 1176), np.float32), [(1, 12, 10)], model.bundle.vision)
     result["embeds"] = model.vision.run(feeds).shape
 print(json.dumps(result | {"placement": {name: placement(session) for name, session in opened.items()}}))
 """

@@ -172,30 +172,37 @@ def test_cached_attention_equals_torch_sdpa():
         torch.testing.assert_close(output, expected.transpose(1, 2).flatten(-2))
 
 
-def test_padded_attention():
-    """Rows of different length in one call; what lies beyond a length is not compared, nor does it matter."""
-    lengths = torch.tensor([64, 4, 17], dtype=torch.int32)
-    q, k, v = torch.randn(3, 64, 128), *torch.randn(2, 3, 64, 64)
-
-    def function(q, k, v, lengths, longest):
-        return ops.padded_attention(q, k, v, lengths, longest, 32)
-
-    inputs = (q, k, v, lengths, torch.tensor(64, dtype=torch.int32))
-    model = trace(Call(function), [list(inputs)], [[{0: "n"}] * 4 + [{}]], list("qkvln"), ["out"])
-    session = run_on_cpu(model)
-    feeds = dict(zip("qkvln", (value.numpy() for value in inputs), strict=True))
-    (output,) = session.run(None, feeds)
-    expected = function(*inputs)
-    for row, length in enumerate(lengths.tolist()):
-        alone = ops.dense_attention(*(x[row : row + 1, :length] for x in (q, k, v)), 32)[0]
-        torch.testing.assert_close(expected[row, :length], alone)
-        np.testing.assert_allclose(output[row, :length], alone.numpy(), rtol=1e-5, atol=1e-5)
+def dense(q, k, v, head_dim):
+    """Attention of one unpadded row [T, heads*D] by torch's own operator."""
+    q, k, v = (x.unflatten(-1, (-1, head_dim)).transpose(0, 1) for x in (q, k, v))
+    attended = torch.nn.functional.scaled_dot_product_attention(q[None], k[None], v[None], enable_gqa=True)
+    return attended[0].transpose(0, 1).flatten(-2)
 
 
-def test_dense_attention():
-    check(
-        lambda q, k, v: ops.dense_attention(q, k, v, 32),
-        (torch.randn(2, 50, 128), *torch.randn(2, 2, 50, 64)),
-        ({0: "n", 1: "t"},) * 3,
-        tolerance=1e-5,
-    )
+@pytest.mark.parametrize("operator", [ops.padded_attention, ops.flash_attention])
+def test_attention_within_padded_rows(operator):
+    """Rows of different length in one call, longer than a kernel's block of keys, and scores from small to huge.
+
+    What lies beyond a length is not compared, nor does it matter.
+    """
+    names = "qkvln" if operator is ops.padded_attention else "qkvl"
+
+    def function(*inputs):
+        return operator(*inputs, 32)
+
+    def draw(lengths, size=1):
+        rows, longest = len(lengths), max(lengths)
+        q, k, v = torch.randn(rows, longest, 128) * size, *torch.randn(2, rows, longest, 64)
+        lengths = torch.tensor(lengths, dtype=torch.int32)
+        return (q, k, v, lengths, torch.tensor(longest, dtype=torch.int32))[: len(names)]
+
+    axes = [*[{0: "n", 1: "t"}] * 3, {0: "n"}, {}][: len(names)]
+    session = run_on_cpu(trace(Call(function), [list(draw([5, 3]))], [axes], list(names), ["out"]))
+    for lengths, size in (([700, 4, 1, 170], 1), ([700, 4, 1, 170], 30), ([170], 1), ([1], 1)):
+        inputs = draw(lengths, size)
+        (output,) = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+        eager = function(*inputs)
+        for row, length in enumerate(lengths):
+            alone = dense(*(x[row, :length].double() for x in inputs[:3]), 32).float()
+            torch.testing.assert_close(eager[row, :length], alone, rtol=1e-5, atol=1e-5 * size)
+            np.testing.assert_allclose(output[row, :length], alone.numpy(), rtol=1e-5, atol=1e-5 * size)

@@ -26,6 +26,8 @@ TEMPLATE = """\
     {%- for part in message.content %}
         {%- if part.type == 'image' %}
             {{- '<vision><|image_pad|></vision>' }}
+        {%- elif part.type == 'video' %}
+            {{- '<vision><|video_pad|></vision>' }}
         {%- else %}
             {{- part.text }}
         {%- endif %}
@@ -46,6 +48,7 @@ SPECIAL = [
     "[PAD]",
     "<|endofturn|>",
     "<|image_pad|>",
+    "<|video_pad|>",
     "<vision>",
     "</vision>",
     "<|system|>",
@@ -60,7 +63,7 @@ def write_folder(folder, *, think_tokens=True, image_token=True, template=TEMPLA
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [token for token in SPECIAL if image_token or token != "<|image_pad|>"]
+    special = [token for token in SPECIAL if image_token or "_pad|>" not in token]
     trainer = trainers.BpeTrainer(
         vocab_size=320, special_tokens=special, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
@@ -81,28 +84,31 @@ def folder(request, tmp_path_factory):
     return READER if request.param == "reader" else write_folder(tmp_path_factory.mktemp("model"))
 
 
-def message(text, images):
-    return {"role": "user", "content": [{"type": "image"}] * images + [{"type": "text", "text": text}]}
+def message(text, images, videos=0):
+    media = [{"type": "image"}] * images + [{"type": "video"}] * videos
+    return {"role": "user", "content": [*media, {"type": "text", "text": text}]}
 
 
 @pytest.mark.parametrize("thinking", [False, True])
-@pytest.mark.parametrize("images", [0, 1, 3])
+@pytest.mark.parametrize(("images", "videos"), [(0, 0), (1, 0), (3, 0), (0, 1), (1, 2)])
 @pytest.mark.parametrize("text", ["What is the total?", KOREAN, " <b>\n\n{{ 7 * 7 }} & \"'\\ ", ""])
-def test_prompts_equal_transformers(folder, text, images, thinking):
+def test_prompts_equal_transformers(folder, text, images, videos, thinking):
     chat = Chat(folder)
     theirs = AutoTokenizer.from_pretrained(folder)
     expected = theirs.apply_chat_template(
-        [message(text, images)], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+        [message(text, images, videos)], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
     )
-    assert chat.render(text, images, thinking=thinking) == expected
-    counts = [1, 12, 5][:images]
-    for count in counts:  # as transformers' processor does: the text first, then its ids
-        expected = expected.replace("<|image_pad|>", "<placeholder>" * count, 1)
-    expected = expected.replace("<placeholder>", "<|image_pad|>")
-    ids = chat.encode(text, counts, thinking=thinking)
+    assert chat.render(text, images, videos, thinking=thinking) == expected
+    counts = {"image": [1, 12, 5][:images], "video": [7, 2][:videos]}
+    for kind, tokens in counts.items():  # as transformers' processor does: the text first, then its ids
+        for count in tokens:
+            expected = expected.replace(f"<|{kind}_pad|>", "<placeholder>" * count, 1)
+        expected = expected.replace("<placeholder>", f"<|{kind}_pad|>")
+    ids = chat.encode(text, *counts.values(), thinking=thinking)
     assert ids.dtype == np.int64
     assert ids.tolist() == theirs(expected, add_special_tokens=False)["input_ids"]
-    assert (ids == chat.image_token_id).sum() == sum(counts)
+    assert (ids == chat.image_token_id).sum() == sum(counts["image"])
+    assert (ids == chat.video_token_id).sum() == sum(counts["video"])
 
 
 def test_a_system_turn_comes_first(folder):
@@ -125,14 +131,19 @@ def test_template_filters_and_special_tokens(tmp_path):
 def test_the_text_cannot_bring_image_places(folder, text, images):
     with pytest.raises(InputError, match=rf"{len(images) + 1} places for {len(images)} images, remove <\|image_pad\|>"):
         Chat(folder).encode(text, images)
+    text = text.replace("image", "video")
+    with pytest.raises(InputError, match=rf"{len(images) + 1} places for {len(images)} videos, remove <\|video_pad\|>"):
+        Chat(folder).encode(text, [], images)
 
 
 def test_a_model_without_images_says_so(tmp_path):
     chat = Chat(write_folder(tmp_path, image_token=False, template="{{ messages[-1].content }}"))
-    assert chat.image_token_id is None
+    assert chat.image_token_id is chat.video_token_id is None
     assert len(chat.encode("Read the text.")) > 0
-    with pytest.raises(InputError, match="no place for images"):
+    with pytest.raises(InputError, match="no place for images, ask without --image"):
         chat.encode("Read the text.", [4])
+    with pytest.raises(InputError, match="no place for videos, ask without --video"):
+        chat.encode("Read the text.", [], [4])
 
 
 def random_ids(tokenizer, seed):

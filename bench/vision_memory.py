@@ -1,0 +1,179 @@
+"""`python -m bench.vision_memory`: memory that the vision graph takes for an image, up to the largest, and then keeps.
+
+The bundled reader, and random weights of 16 bits at the widths of EXAONE 4.5 33B: a block of windows and a block that
+sees the whole image. Blocks run one after the other in the same buffers, so the release's 28 need no more than these
+two. On the CPU it is the growth of the resident memory. For CUDA it is what ONNX Runtime's provider asks of a stand-in
+device (tests/cuda_stub), whose kernels compute nothing: the flash kernel is chosen by the provider's own code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from calib_data import READER
+from calib_data.errors import run_command
+from calib_data.progress import say
+from export.graphs import export_folder
+from quantize.checkpoint import read_json
+from runtime.bundle import load_bundle
+from tests.cuda_stub.build import CudaStub, build, missing
+
+from .provenance import provenance
+from .released_widths import RELEASED, make_checkpoint, shortened
+
+if TYPE_CHECKING:
+    from export.graphs import TargetName
+
+app = typer.Typer(add_completion=False)
+MIB = 1 << 20
+PREPARE = """
+import json, re, sys, time
+from pathlib import Path
+import numpy as np
+from runtime.bundle import load_bundle
+from runtime.generate import vision_feeds
+from runtime.sessions import Device, VisionSession, open_session
+
+folder, target, side = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+bundle = load_bundle(folder)
+vision = VisionSession(open_session(folder / bundle.targets[target].vision, Device(target), give_back=True))
+
+def image(rows):
+    patches = np.full((rows * side, 1176), 0.5, np.float32)
+    return vision_feeds(patches, [(1, rows, side)], bundle.vision)
+"""
+ON_CPU = f"""{PREPARE}
+def resident(name):
+    return 1024 * int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+feeds = image(side)
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins again at what is resident now
+before, started = resident("VmHWM"), time.process_time()
+vision.run(feeds)
+print(json.dumps([resident("VmHWM") - before, resident("VmRSS") - before, time.process_time() - started]))
+"""
+ON_CUDA = f"""{PREPARE}
+from traffic import DeviceMemory
+
+with DeviceMemory() as memory:
+    for rows in (side, side // 4 * 2, side):  # what one call leaves behind, the next one finds
+        vision.run(image(rows))
+print(json.dumps([memory.peak, memory.kept]))
+"""
+
+
+@dataclass(frozen=True)
+class Call:
+    """An image through a vision graph; on CUDA its upper half, and the image again, after it.
+
+    peak, kept: bytes beyond the weights, at most and in the end; on the CPU the inputs are not counted. seconds: of
+    processor time. scores: bytes of all heads' N x N scores.
+    """
+
+    model: str
+    target: TargetName
+    patches: int
+    peak: int
+    kept: int
+    seconds: float | None
+    scores: int
+
+
+def on_cpu(folder: Path, side: int) -> tuple[int, int, float]:
+    """Peak and kept bytes and processor seconds for an image of side x side patches, in a fresh process."""
+    command = [sys.executable, "-c", ON_CPU, str(folder), "cpu", str(side)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    peak, kept, seconds = json.loads(done.stdout)
+    return peak, kept, seconds
+
+
+def on_cuda(folder: Path, side: int, stub: CudaStub) -> tuple[int, int]:
+    """Peak and kept bytes of device memory for an image of side x side patches; nothing is computed."""
+    measured = stub.run(ON_CUDA, folder, "cuda", str(side))
+    assert isinstance(measured, list)
+    peak, kept = measured
+    return peak, kept
+
+
+def make_released(folder: Path) -> None:
+    """A folder with two vision blocks of the release's widths, and hardly a decoder."""
+    config = shortened(read_json(RELEASED), layers=1, vision_blocks=2)
+    config["text_config"] |= {"vocab_size": read_json(READER / "config.json")["text_config"]["vocab_size"]}
+    config["text_config"] |= {"intermediate_size": 128}
+    make_checkpoint(config, folder)
+
+
+def measure(name: str, folder: Path, sides: list[int], stub: CudaStub | None) -> list[Call]:
+    """Export a folder and run images of these sides, in patches, on both targets; on the CPU alone without a stub."""
+    heads = read_json(folder / "config.json")["vision_config"]["num_heads"]
+    calls: list[Call] = []
+    targets: list[TargetName] = ["cpu", "cuda"] if stub else ["cpu"]
+    for target in targets:
+        export_folder(folder, target)
+        wide = 4 if load_bundle(folder).targets[target].dtype == "float32" else 2
+        for side in sides:
+            seconds = None
+            if target == "cuda":
+                assert stub is not None
+                peak, kept = on_cuda(folder, side, stub)
+            else:
+                peak, kept, seconds = on_cpu(folder, side)
+            calls.append(Call(name, target, side**2, peak, kept, seconds, heads * side**4 * wide))
+            say(f"{name}, {target}, {side**2} patches: {peak / MIB:.0f} MiB")
+    return calls
+
+
+def table(calls: list[Call]) -> str:
+    """Markdown, a line a call."""
+    columns = (
+        "tower",
+        "target",
+        "patches",
+        "peak, MiB",
+        "kept, MiB",
+        "N x N scores would be, MiB",
+        "seconds of a core",
+    )
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for call in calls:
+        sizes = " | ".join(f"{size / MIB:.0f}" for size in (call.peak, call.kept, call.scores))
+        seconds = "–" if call.seconds is None else f"{call.seconds:.1f}"
+        lines.append(f"| {call.model} | {call.target} | {call.patches} | {sizes} | {seconds} |")
+    return "\n".join(lines)
+
+
+@app.command()
+def main(side: Annotated[int, typer.Option(min=2, help="Patches along the larger image's side, even.")] = 128) -> None:
+    """Measure the vision graph's memory at an image of half the side and one of the whole, on the CPU and for CUDA."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    reason = missing()
+    if reason is not None:
+        say(f"CUDA is left out: {reason}")
+    with tempfile.TemporaryDirectory() as scratch:
+        stub = None
+        if reason is None:
+            stub_folder = Path(scratch) / "stub"
+            stub_folder.mkdir()
+            stub = build(stub_folder)
+        reader, released = Path(scratch) / "reader", Path(scratch) / "released"
+        shutil.copytree(READER, reader)
+        make_released(released)
+        sides = [side // 4 * 2, side]
+        calls = measure("bundled reader", reader, sides, stub)
+        calls += measure("33 B widths, 2 blocks", released, sides, stub)
+    print(table(calls))
+    print(f"\n{provenance(f'python -m bench.vision_memory --side {side}')}")
+
+
+if __name__ == "__main__":
+    run_command(app)
