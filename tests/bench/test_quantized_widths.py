@@ -71,8 +71,9 @@ def test_a_folder_that_exists_is_left_alone(sparse):
     assert isinstance(result.exception, InputError)
     assert layout(sparse) == before
 
+
+def test_the_release_in_sparse_files(tmp_path):
     """Its size is what is known of it: 14.87 GiB of decoder linears, and the other parts as `plan` counts them."""
-    """Its size is what is known of it: 14.87 GiB of decoder linears, and the parts beside them as `plan` counts them."""
     result = CliRunner().invoke(app, ["--output", str(tmp_path / "w4"), "--sparse"])
     said = json.loads(result.stdout)
     assert said["bytes"] / 2**30 == pytest.approx(14.865 + 0.744 + 1.220 + 0.001 + 0.257 + 1.465, abs=5e-3)
