@@ -22,6 +22,7 @@ from quantize.checkpoint import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from quantize.checkpoint import Checkpoint, StoredTensor
 
@@ -81,6 +82,30 @@ class Stored(nn.Module):
         self.register_buffer(buffer, value)
         self.spans[buffer] = span
 
+    def fill(self, folder: Path) -> None:
+        """Read what `bind` was told of; the module was made without memory."""
+        for name, span in self.spans.items():
+            shape = self.get_buffer(name)
+            raw = torch.empty(span.nbytes, dtype=torch.uint8)
+            with (folder / span.file).open("rb") as file:
+                file.seek(span.offset)
+                file.readinto(raw.numpy().data)
+            setattr(self, name, raw.view(shape.dtype).reshape(shape.shape))
+
+    def free(self) -> None:
+        """Become shapes without memory again."""
+        for name in self.spans:
+            value = self.get_buffer(name)
+            setattr(self, name, torch.zeros((), dtype=value.dtype).expand(value.shape))
+
+
+def read_when_used(module: nn.Module, folder: Path) -> None:
+    """Let a module without memory run in eager mode: weights are read when their turn comes, and freed after it."""
+    for child in module.modules():
+        if isinstance(child, Stored):
+            child.register_forward_pre_hook(lambda stored, _: stored.fill(folder))
+            child.register_forward_hook(lambda stored, *_: stored.free())
+
 
 def spans(module: nn.Module) -> dict[str, Span]:
     """Spans of all stored buffers below a module, by their full name."""
@@ -130,7 +155,7 @@ class _Packed(Stored):
     def __init__(self, source: Source, names: list[str], rows: int, stored: Format) -> None:
         super().__init__()
         scales = [f"{name}.weight_scale" for name in names]
-        self.bits, self.accuracy_level = stored.bits, 1 if source.exact else 4
+        self.bits, self.accuracy_level = stored.bits, ops.EXACT if source.exact else ops.INT8
         groups, blob = stored.width // stored.block, stored.block * stored.bits // 8
         self.bind(source, "weight_packed", [f"{n}.weight_packed" for n in names], (rows, groups, blob), torch.uint8)
         self.bind(source, "weight_scale", scales, (rows, groups), DTYPES[source.tensor(scales[0]).dtype])

@@ -113,7 +113,7 @@ def test_vision_transformers_eager_onnx(grid, reference, exported):
     patches = torch.randn(frames * rows * columns, 1176, generator=torch.Generator().manual_seed(0))
     expected = reference.model.visual(patches, grid_thw=torch.tensor([grid])).pooler_output
     model = Model(exported("fp16"), "cpu")
-    feeds = vision_feeds(patches.numpy(), grid, model.bundle.vision)
+    feeds = vision_feeds(patches.numpy(), [grid], model.bundle.vision)
     _, module = eager(exported("fp16"))
     in_eager = module(*(torch.from_numpy(feeds[name]) for name in io.VISION_INPUTS))
     assert relative_error(in_eager, expected) < VISION
@@ -129,7 +129,7 @@ def test_one_vision_graph_serves_any_grid(exported):
         grid = (choose.choice((1, 1, 2, 3)), 2 * choose.randint(1, 12), 2 * choose.randint(1, 12))
         patches = torch.randn(math.prod(grid), 1176, generator=torch.Generator().manual_seed(seed))
         expected = reference(patches.double(), grid_thw=torch.tensor([grid])).pooler_output
-        found = model.vision.run(vision_feeds(patches.numpy(), grid, model.bundle.vision))
+        found = model.vision.run(vision_feeds(patches.numpy(), [grid], model.bundle.vision))
         assert relative_error(found, expected) < NOISE, grid
 
 

@@ -18,7 +18,8 @@ RUN = """
 import json, sys
 from pathlib import Path
 import numpy as np, onnxruntime as ort
-from traffic import Traffic, placement
+from traffic import Traffic
+from runtime.sessions import placement
 from runtime import sessions
 from runtime.generate import Model, vision_feeds
 from runtime.sampling import greedy
@@ -55,7 +56,7 @@ if not capture:
     prompt.ids.resize(100, refcheck=False)
     prompt = type(prompt)(prompt.ids, embeds)  # longer than the window
     result["tokens"] = len(list(model.generate(prompt, lambda logits, generated: 100, 5, Drafts(2))))
-    feeds = vision_feeds(np.zeros((120, 1176), np.float32), (1, 12, 10), model.bundle.vision)
+    feeds = vision_feeds(np.zeros((120, 1176), np.float32), [(1, 12, 10)], model.bundle.vision)
     result["embeds"] = model.vision.run(feeds).shape
 print(json.dumps(result | {"placement": {name: placement(session) for name, session in opened.items()}}))
 """

@@ -18,6 +18,7 @@ from calib_data import READER
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
 from export.graphs import export_folder
+from export.verify import verify
 from quantize.checkpoint import INDEX, open_checkpoint
 from runtime.generate import Model
 
@@ -119,6 +120,7 @@ def test_as_the_official_folder_is(foreign):
 
 def test_it_runs_as_in_transformers(foreign):
     assert largest_error(foreign) < PACKED
+    assert verify(foreign, "cpu").passed
 
 
 def test_it_reads_documents(foreign):
