@@ -94,7 +94,8 @@ def _print_verification(model: Path, verification: Verification) -> None:
     console.print(table)
     for rung in verification.rungs:
         console.print(f"{rung.graph}: {_counts(rung.operators)}")
-    console.print(f"decodes {verification.tokens_per_second:.1f} tokens/s; {verification.memory:.0f} MiB in use")
+    memory = "" if verification.memory is None else f"; {verification.memory:.0f} MiB in use"
+    console.print(f"decodes {verification.tokens_per_second:.1f} tokens/s{memory}")
     console.print(verification.about)
     for file in verification.damaged:
         console.print(f"FAILS: {model / file} is damaged: not the bytes that were exported; download or make it again")

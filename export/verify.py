@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
-import resource
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -25,6 +25,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from calib_data.errors import InputError
+from calib_data.progress import track
 from export.card import read_card
 from export.decoder import Decoder
 from export.kv_scales import read_kv_scales
@@ -50,6 +51,8 @@ from runtime.sessions import (
 from runtime.vision import vision_feeds
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
     from torch import Tensor
 
@@ -91,7 +94,8 @@ class Rung:
 class Verification:
     """What `verify` found. damaged: weights files whose bytes are not those that were exported.
 
-    memory: the most MiB in use by the end of decoding: on a card of the card, by all processes; on the CPU of this one.
+    memory: the most MiB in use by the end of decoding: of a card by all processes; on the CPU by this one, None where
+    the system does not say.
     """
 
     device: str
@@ -99,7 +103,7 @@ class Verification:
     damaged: list[str]
     rungs: list[Rung]
     tokens_per_second: float
-    memory: float
+    memory: float | None
 
     @property
     def passed(self) -> bool:
@@ -120,7 +124,7 @@ def verify(folder: Path, device: str) -> Verification:
     with tempfile.TemporaryDirectory() as profiles, torch.no_grad():
         graphs = _Graphs(folder, described, place, Path(profiles))
         speed, memory = graphs.speed()
-        rungs = graphs.rungs()
+        rungs = [step() for step in track(graphs.steps(), "Verifying")]
     return Verification(device, _about(place, graphs.target), damaged, rungs, speed, memory)
 
 
@@ -141,7 +145,7 @@ class _Graphs:
         ids = np.random.default_rng(0).integers(self.text.vocab_size, size=TOKENS + 1)
         self.embeds = map_stored(folder, described.embeddings)[ids].astype(np.float32)
 
-    def speed(self) -> tuple[float, float]:
+    def speed(self) -> tuple[float, float | None]:
         """Tokens a second, one at a time after a prompt, and the memory in use by then, in MiB."""
         decoder = self._decoder(open_session(self.folder / self.target.decoder, self.device))
         cache = decoder.new_cache(TOKENS + SPEED_TOKENS)
@@ -152,21 +156,26 @@ class _Graphs:
         while done < SPEED_TOKENS - 1 and seconds < SPEED_SECONDS:
             decoder.run(cache, self.embeds[None, :1], one)
             done, seconds = done + 1, time.perf_counter() - started
-        return done / seconds, self._memory() / 2**20
+        return done / seconds, self._memory()
 
-    def rungs(self) -> list[Rung]:
-        """One a graph, those that feed others first."""
-        rungs = [self._vision()] if self.target.vision else []
-        drafts = self.target.mtp is not None
-        scales = read_kv_scales(self.folder, self.family, self.config) if self.target.kv_dtype == "int8" else None
-        decoder = Decoder(self.source, self.family, self.config, with_hidden=drafts, kv_scales=scales)
-        logits, hidden = self._eager(decoder, [self.embeds[:TOKENS]], self.text.windows, self.target.kv_dtype)
-        rungs.append(self._rung(self.target.decoder, *self._cached(self.target.decoder), logits))
-        if self.target.mtp is not None:
-            mtp = Mtp(self.source, self.family, self.config)
-            expected, _ = self._eager(mtp, [self.embeds[1:], hidden], self.text.mtp_windows, self.target.dtype)
-            rungs.append(self._rung(self.target.mtp, *self._cached(self.target.mtp, hidden), expected))
-        return rungs
+    def steps(self) -> list[Callable[[], Rung]]:
+        """What makes the rung of each graph; the decoder's comes before that of the MTP layer, which reads from it."""
+        target = self.target
+        return [*([self._vision] if target.vision else []), self._decode, *([self._draft] if target.mtp else [])]
+
+    def _decode(self) -> Rung:
+        graph, kv_dtype, drafts = self.target.decoder, self.target.kv_dtype, self.target.mtp is not None
+        scales = read_kv_scales(self.folder, self.family, self.config) if kv_dtype == "int8" else None
+        module = Decoder(self.source, self.family, self.config, with_hidden=drafts, kv_scales=scales)
+        logits, self.hidden = self._eager(module, [self.embeds[:TOKENS]], self.text.windows, kv_dtype)
+        return self._rung(graph, *self._cached(graph), logits)
+
+    def _draft(self) -> Rung:
+        graph = self.target.mtp
+        assert graph is not None
+        module, read = Mtp(self.source, self.family, self.config), [self.embeds[1:], self.hidden]
+        logits, _ = self._eager(module, read, self.text.mtp_windows, self.target.dtype)
+        return self._rung(graph, *self._cached(graph, self.hidden), logits)
 
     def _vision(self) -> Rung:
         graph, shape = self.target.vision, self.vision_shape
@@ -183,7 +192,10 @@ class _Graphs:
     def _eager(
         self, module: Decoder | Mtp, read: list[NDArray[np.float32]], windows: list[int | None], kv_dtype: str
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Logits [T, V] and hidden states [T, H] of all tokens in one call, over buffers no longer than they are."""
+        """Logits [T, V] and hidden states [T, H] of all tokens in one call, over buffers no longer than they are.
+
+        The second is nothing of use where there is no MTP layer.
+        """
         read_when_used(module, self.folder)
         cos, sin = (torch.from_numpy(table) for table in rope_tables(self.text.rope, TOKENS))
         dtype = torch.int8 if kv_dtype == "int8" else torch.float32
@@ -235,11 +247,15 @@ class _Graphs:
             kinds.append(INT8_KV)
         return max(kinds)
 
-    def _memory(self) -> float:
-        """Bytes in use, as `Verification` counts them; ONNX Runtime keeps a card's memory until its session ends."""
+    def _memory(self) -> float | None:
+        """MiB as `Verification` counts them; ONNX Runtime keeps a card's memory until its session ends."""
         if self.device.kind == "cuda":
-            return read_card(self.device.index).used
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+            return read_card(self.device.index).used / 2**20
+        if sys.platform == "win32":  # has no module for it
+            return None
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def page() -> Image.Image:

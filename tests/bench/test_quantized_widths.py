@@ -12,6 +12,8 @@ from bench.dequantized import dequantized
 from bench.export_scale import measure, table
 from bench.process import run
 from bench.quantized_widths import app, make_quantized
+from bench.run_scale import answer, picture
+from bench.run_scale import table as table_of_answer
 from calib_data import READER
 from calib_data.errors import InputError
 from export.graphs import export_folder
@@ -96,3 +98,15 @@ def test_an_export_is_measured(sparse, tmp_path):
     assert table([found])[-1].startswith("| cpu | ")
     with pytest.raises(InputError, match="is not a folder"):
         run("export", "--model", str(tmp_path / "nothing"))
+
+
+def test_an_answer_is_measured(exported, tmp_path):
+    """Of a picture of 3 x 2 image tokens, each in the prompt; the tokens after the first have a rate."""
+    picture(3, 2, tmp_path / "picture.png")
+    said, process = answer(exported("w4"), tmp_path / "picture.png", 4)
+    without = len(Model(exported("w4"), "cpu").chat.encode("Read the text.", [0], thinking=False))
+    assert said["prompt_tokens"] == without + 6
+    said |= {"tokens": [1, 2, 3, 4], "tokens_per_second": 2.0}  # whatever it answered
+    rows = table_of_answer(process, said, process)
+    assert rows[-2] == "| 3 more tokens, 2.00 a second | 1.5 | |"
+    assert rows[-1] == f"| all of `generate` | {process.seconds:.1f} | {process.peak:.0f} |"
