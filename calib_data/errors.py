@@ -38,6 +38,15 @@ def run_command(app: typer.Typer) -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
+def refuse_options(context: typer.Context) -> None:
+    """Refuse options of a command line's own that stand in front of a command, where they would have no effect."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            option, command = "--" + name.replace("_", "-"), context.invoked_subcommand
+            raise InputError(f"{option} in front of `{command}` has no effect; options of `{command}` follow it")
+
+
 def _fail(message: str) -> None:
     sys.stderr.write("error: " + " ".join(message.split()) + "\n")
     sys.exit(2)

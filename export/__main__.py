@@ -1,25 +1,34 @@
-"""`python -m export`: add ONNX graphs for one target to a model folder."""
+"""`python -m export`: add ONNX graphs for one target to a model folder, and verify those that are there."""
 
 from __future__ import annotations
 
+import json
+import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from calib_data.errors import run_command
+from calib_data.errors import refuse_options, run_command
+
+if TYPE_CHECKING:
+    from export.verify import Verification
 
 app = typer.Typer(add_completion=False)
+DEFAULT_MODEL = Path("reader-w4")
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def export(
-    model: Annotated[Path, typer.Option(help="Folder that quantize wrote, or any EXAONE 4.x checkpoint.")] = Path(
-        "reader-w4"
-    ),
+    context: typer.Context,
+    model: Annotated[
+        Path, typer.Option(help="Folder that quantize wrote, or any EXAONE 4.x checkpoint.")
+    ] = DEFAULT_MODEL,
     target: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the graphs will run.")] = "cpu",
     exact: Annotated[
         bool,
@@ -31,7 +40,13 @@ def export(
         Literal["16", "8"], typer.Option(help="8: keys and values as int8, by the ranges that quantize saw.")
     ] = "16",
 ) -> None:
-    """Add vision and decoder graphs and runtime.json to a model folder. Weights stay in its safetensors files."""
+    """Add vision and decoder graphs and runtime.json to a model folder. Weights stay in its safetensors files.
+
+    The command `verify` says how far the graphs are from what they stand for.
+    """
+    if context.invoked_subcommand is not None:
+        refuse_options(context)
+        return
     from export.graphs import export_folder  # torch takes seconds to import, and --help needs none of it
 
     start = time.perf_counter()
@@ -49,6 +64,48 @@ def export(
     console = Console()
     console.print(table)
     console.print(f"exported in {time.perf_counter() - start:.0f} s; next: python -m runtime generate --model {model}")
+
+
+@app.command()
+def verify(
+    model: Annotated[Path, typer.Option(help="Exported model folder.")] = DEFAULT_MODEL,
+    device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:1 for the second card.")] = "cpu",
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Hold every graph against the module it stands for, over the weights as they are; exit 1 where one is off."""
+    from export.verify import verify as verify_folder
+
+    verification = verify_folder(model, device)
+    if as_json:
+        sys.stdout.write(json.dumps(asdict(verification) | {"passed": verification.passed}) + "\n")
+    else:
+        _print_verification(model, verification)
+    if not verification.passed:
+        raise typer.Exit(1)
+
+
+def _print_verification(model: Path, verification: Verification) -> None:
+    table = Table(
+        "graph", "largest error", "allowed", "nodes that ran", title=f"{model} on {verification.device}", box=MARKDOWN
+    )
+    for rung in verification.rungs:
+        table.add_row(rung.graph, f"{rung.error:.1e}", f"{rung.tolerance:.0e}", _counts(rung.nodes))
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    for rung in verification.rungs:
+        console.print(f"{rung.graph}: {_counts(rung.operators)}")
+    memory = "" if verification.memory is None else f"; {verification.memory:.0f} MiB in use"
+    console.print(f"decodes {verification.tokens_per_second:.1f} tokens/s{memory}")
+    console.print(verification.about)
+    for file in verification.damaged:
+        console.print(f"FAILS: {model / file} is damaged: not the bytes that were exported; download or make it again")
+    for rung in verification.rungs:
+        if not rung.passed:
+            console.print(f"FAILS: {rung.graph} is {rung.error:.1e} off, {rung.tolerance:.0e} allowed; export it again")
+
+
+def _counts(counts: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import torch
 
 from calib_data.errors import InputError
 from export.decoder import Decoder, head_dim
+from export.formats import floating
 from export.kv_scales import read_kv_scales
 from export.mtp import Mtp
 from export.rewind import save_rewind
@@ -106,7 +107,7 @@ def _export_drafting(
 
 def activation_dtype(checkpoint: Checkpoint, family: Family, target: TargetName) -> torch.dtype:
     """float32 on the CPU; on CUDA what the checkpoint stores, which must be 16 bits wide (attention has no other)."""
-    stored = DTYPES[checkpoint.tensors[f"{family.embeddings}.weight"].dtype]
+    stored = DTYPES[floating(checkpoint.tensor(f"{family.embeddings}.weight")).dtype]
     if target == "cpu":
         return torch.float32
     if stored not in (torch.float16, torch.bfloat16):

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
-from quantize.grids import NF4_VALUES
+from quantize.grids import NF4_VALUES, ROWS
 
 KvScales = tuple[Tensor, Tensor]
 """What one step of an int8 key and of an int8 value stands for, each float32 [1, kv_heads, 1, D]."""
 
 _NF4 = 1  # MatMulBnb4's quant_type
 _NEVER = -1e30  # a score that no float32 score comes near
+EXACT, INT8 = 1, 4  # MatMulNBits' accuracy_level: keep activations as they are, or round them on the CPU
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -101,7 +102,7 @@ def matmul_nbits(x: Tensor, packed: Tensor, scales: Tensor, bits: int, accuracy_
     """x [..., K] times a symmetric 4/8-bit weight, transposed.
 
     packed: uint8 [N, K/group, group*bits/8], lowest bits first, zero point 2^(bits-1). scales: [N, K/group], x's dtype.
-    accuracy_level: 1 keeps x as it is, 4 lets the CPU kernel round x to int8 per group.
+    accuracy_level: EXACT keeps x as it is, INT8 lets the CPU kernel round it per group.
     """
     n, groups, blob = packed.shape
     group_size = blob * 8 // bits
@@ -120,9 +121,21 @@ def matmul_nbits(x: Tensor, packed: Tensor, scales: Tensor, bits: int, accuracy_
             shape=(*x.shape[:-1], n),
             version=1,
         )
-    codes = packed if bits == 8 else torch.stack((packed & 15, packed >> 4), dim=-1).reshape(n, groups, group_size)
-    weight = (codes.to(scales.dtype) - 2 ** (bits - 1)) * scales.unsqueeze(-1)
-    return F.linear(x, weight.reshape(n, groups * group_size))
+    if accuracy_level == INT8:
+        x = _rounded_to_int8(x, group_size)
+    outputs = []
+    for rows, scale in zip(packed.split(ROWS), scales.split(ROWS), strict=True):
+        codes = rows if bits == 8 else torch.stack((rows & 15, rows >> 4), dim=-1).reshape(-1, groups, group_size)
+        weight = (codes.to(scale.dtype) - 2 ** (bits - 1)) * scale.unsqueeze(-1)
+        outputs.append(F.linear(x, weight.reshape(-1, groups * group_size)))
+    return torch.cat(outputs, dim=-1)
+
+
+def _rounded_to_int8(x: Tensor, group_size: int) -> Tensor:
+    """What the CPU kernel makes of activations: 127 steps up to the largest of each group."""
+    groups = x.unflatten(-1, (-1, group_size))
+    step = groups.abs().amax(-1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny) / 127
+    return ((groups / step).round() * step).flatten(-2)
 
 
 def matmul_nf4(x: Tensor, packed: Tensor, absmax: Tensor, n: int, k: int, block_size: int) -> Tensor:

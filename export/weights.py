@@ -8,7 +8,6 @@ how q, k, v and gate, up are fused without a copy.
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,14 +17,14 @@ from torch import Tensor, nn
 
 from calib_data.errors import InputError
 from export import ops
+from export.formats import Format, check_config, floating, read_format
 from quantize.checkpoint import DTYPES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
 
     from quantize.checkpoint import Checkpoint, StoredTensor
-
-_NF4_STATE = ".weight.quant_state.bitsandbytes__nf4"
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,12 @@ class Source:
     load: bool
     exact: bool = True  # False: the CPU kernel of packed weights may round activations to int8
 
+    def __post_init__(self) -> None:
+        check_config(self.checkpoint)
+
     def tensor(self, name: str) -> StoredTensor:
         """The stored tensor of that name, or an error that says the checkpoint lacks it."""
-        if name not in self.checkpoint.tensors:
-            raise InputError(f"{self.checkpoint.folder}: the checkpoint has no tensor {name}; is it complete?")
-        return self.checkpoint.tensors[name]
+        return self.checkpoint.tensor(name)
 
 
 def adjacent(source: Source, names: list[str]) -> bool:
@@ -82,6 +82,30 @@ class Stored(nn.Module):
         self.register_buffer(buffer, value)
         self.spans[buffer] = span
 
+    def fill(self, folder: Path) -> None:
+        """Read what `bind` was told of; the module was made without memory."""
+        for name, span in self.spans.items():
+            shape = self.get_buffer(name)
+            raw = torch.empty(span.nbytes, dtype=torch.uint8)
+            with (folder / span.file).open("rb") as file:
+                file.seek(span.offset)
+                file.readinto(raw.numpy().data)
+            setattr(self, name, raw.view(shape.dtype).reshape(shape.shape))
+
+    def free(self) -> None:
+        """Become shapes without memory again."""
+        for name in self.spans:
+            value = self.get_buffer(name)
+            setattr(self, name, torch.zeros((), dtype=value.dtype).expand(value.shape))
+
+
+def read_when_used(module: nn.Module, folder: Path) -> None:
+    """Let a module without memory run in eager mode: weights are read when their turn comes, and freed after it."""
+    for child in module.modules():
+        if isinstance(child, Stored):
+            child.register_forward_pre_hook(lambda stored, _: stored.fill(folder))
+            child.register_forward_hook(lambda stored, *_: stored.free())
+
 
 def spans(module: nn.Module) -> dict[str, Span]:
     """Spans of all stored buffers below a module, by their full name."""
@@ -99,7 +123,7 @@ class RMSNorm(Stored):
 
     def __init__(self, source: Source, name: str, eps: float) -> None:
         super().__init__()
-        stored = source.tensor(f"{name}.weight")
+        stored = floating(source.tensor(f"{name}.weight"))
         self.eps = eps
         self.bind(source, "weight", [stored.name], stored.shape, DTYPES[stored.dtype])
 
@@ -113,12 +137,10 @@ class _Dense(Stored):
 
     weight: Tensor
 
-    def __init__(self, source: Source, names: list[str]) -> None:
+    def __init__(self, source: Source, names: list[str], rows: int, stored: Format) -> None:
         super().__init__()
-        tensors = [source.tensor(f"{name}.weight") for name in names]
-        rows = sum(tensor.shape[0] for tensor in tensors)
-        width = math.prod(tensors[0].shape[1:])
-        self.bind(source, "weight", [tensor.name for tensor in tensors], (rows, width), DTYPES[tensors[0].dtype])
+        weights = [f"{name}.weight" for name in names]
+        self.bind(source, "weight", weights, (rows, stored.width), DTYPES[source.tensor(weights[0]).dtype])
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.linear(x, self.weight.to(x.dtype))
@@ -130,23 +152,13 @@ class _Packed(Stored):
     weight_packed: Tensor
     weight_scale: Tensor
 
-    def __init__(self, source: Source, names: list[str]) -> None:
+    def __init__(self, source: Source, names: list[str], rows: int, stored: Format) -> None:
         super().__init__()
-        packed = [source.tensor(f"{name}.weight_packed") for name in names]
-        scales = [source.tensor(f"{name}.weight_scale") for name in names]
-        if f"{names[0]}.weight_zero_point" in source.checkpoint.tensors or f"{names[0]}.weight_g_idx" in (
-            source.checkpoint.tensors
-        ):
-            raise InputError(f"{names[0]}: asymmetric or act-ordered groups are not supported; quantize symmetrically")
-        width = int(source.checkpoint.load(f"{names[0]}.weight_shape")[1])
-        rows, groups = sum(tensor.shape[0] for tensor in packed), scales[0].shape[1]
-        self.bits = packed[0].shape[1] * 32 // width
-        if self.bits not in (4, 8):
-            raise InputError(f"{names[0]}: {self.bits}-bit weights; 4 and 8 are supported")
-        self.accuracy_level = 1 if source.exact else 4
-        blob = width // groups * self.bits // 8
-        self.bind(source, "weight_packed", [tensor.name for tensor in packed], (rows, groups, blob), torch.uint8)
-        self.bind(source, "weight_scale", [t.name for t in scales], (rows, groups), DTYPES[scales[0].dtype])
+        scales = [f"{name}.weight_scale" for name in names]
+        self.bits, self.accuracy_level = stored.bits, ops.EXACT if source.exact else ops.INT8
+        groups, blob = stored.width // stored.block, stored.block * stored.bits // 8
+        self.bind(source, "weight_packed", [f"{n}.weight_packed" for n in names], (rows, groups, blob), torch.uint8)
+        self.bind(source, "weight_scale", scales, (rows, groups), DTYPES[source.tensor(scales[0]).dtype])
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.matmul_nbits(x, self.weight_packed, self.weight_scale.to(x.dtype), self.bits, self.accuracy_level)
@@ -158,27 +170,15 @@ class _Nf4(Stored):
     weight: Tensor
     absmax: Tensor
 
-    def __init__(self, source: Source, names: list[str]) -> None:
+    def __init__(self, source: Source, names: list[str], rows: int, stored: Format) -> None:
         super().__init__()
-        if f"{names[0]}.weight.nested_absmax" in source.checkpoint.tensors:
-            raise InputError(f"{names[0]}: NF4 with double quantization is not supported; quantize without it")
-        shapes = [_nf4_shape(source, name) for name in names]
-        self.rows, self.width = sum(rows for rows, _ in shapes), shapes[0][1]
-        weights = [f"{name}.weight" for name in names]
-        absmax = [f"{name}.weight.absmax" for name in names]
-        blocks = sum(math.prod(source.tensor(name).shape) for name in absmax)
-        self.block_size = self.rows * self.width // blocks
-        self.bind(source, "weight", weights, (self.rows * self.width // 2,), torch.uint8)
-        self.bind(source, "absmax", absmax, (blocks,), torch.float32)
+        self.rows, self.width, self.block_size = rows, stored.width, stored.block
+        codes, blocks = rows * stored.width, rows * stored.width // stored.block
+        self.bind(source, "weight", [f"{name}.weight" for name in names], (codes // 2,), torch.uint8)
+        self.bind(source, "absmax", [f"{name}.weight.absmax" for name in names], (blocks,), torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.matmul_nf4(x, self.weight, self.absmax.to(x.dtype), self.rows, self.width, self.block_size)
-
-
-def _nf4_shape(source: Source, name: str) -> tuple[int, int]:
-    state = json.loads(bytes(source.checkpoint.load(name + _NF4_STATE).tolist()))
-    rows, width = state["shape"]
-    return rows, width
 
 
 class Bias(Stored):
@@ -188,7 +188,7 @@ class Bias(Stored):
 
     def __init__(self, source: Source, names: list[str]) -> None:
         super().__init__()
-        tensors = [source.tensor(f"{name}.bias") for name in names]
+        tensors = [floating(source.tensor(f"{name}.bias")) for name in names]
         rows = sum(tensor.shape[0] for tensor in tensors)
         self.bind(source, "bias", [tensor.name for tensor in tensors], (rows,), DTYPES[tensors[0].dtype])
 
@@ -197,49 +197,39 @@ class Bias(Stored):
         return x + self.bias.to(x.dtype)
 
 
-def _weight_module(source: Source, names: list[str]) -> Stored:
-    if f"{names[0]}.qweight" in source.checkpoint.tensors:
-        raise InputError(
-            f"{source.checkpoint.folder}: stored as qweight (GPTQ or AWQ), a format for other tools; for a folder to "
-            "export, run on the original checkpoint: python -m quantize --model ORIGINAL --bits 4"
-        )
-    if f"{names[0]}.weight_packed" in source.checkpoint.tensors:
-        return _Packed(source, names)
-    if f"{names[0]}{_NF4_STATE}" in source.checkpoint.tensors:
-        return _Nf4(source, names)
-    return _Dense(source, names)
-
-
-def _stored_names(source: Source, names: list[str]) -> Iterator[list[str]]:
-    """The tensors that must be adjacent for these linears to be one matrix product, one list a kind."""
-    tensors = source.checkpoint.tensors
-    for suffix in (".weight_packed", ".weight_scale", ".weight", ".weight.absmax", ".bias"):
-        if names[0] + suffix in tensors:
-            yield [name + suffix for name in names]
+_MODULES: dict[str, Callable[[Source, list[str], int, Format], Stored]] = {
+    "dense": _Dense,
+    "packed": _Packed,
+    "nf4": _Nf4,
+}
+_FUSED = {
+    "dense": (".weight",),
+    "packed": (".weight_packed", ".weight_scale"),
+    "nf4": (".weight", ".weight.absmax"),
+}
+"""Tensors of each kind that must be adjacent for several linears to be one matrix product."""
 
 
 class Linear(nn.Module):
-    """Linear layers that read the same input: one matrix product where their tensors are neighbours in the file."""
+    """Linear layers that read the same input: one matrix product where their tensors are neighbours of one format."""
 
     def __init__(self, source: Source, *names: str) -> None:
         super().__init__()
-        together = all(adjacent(source, stored) for stored in _stored_names(source, list(names)))
-        parts = [list(names)] if together else [[name] for name in names]
-        self.products = nn.ModuleList(_weight_module(source, part) for part in parts)
-        has_bias = f"{names[0]}.bias" in source.checkpoint.tensors
-        self.biases = nn.ModuleList(Bias(source, part) for part in parts) if has_bias else None
-        self.widths = [_output_width(source, name) for name in names]
+        found = [read_format(source.checkpoint, name) for name in names]
+        self.widths = [rows for rows, _ in found]
+        if _one_product(source, names, [stored for _, stored in found]):
+            parts = [(list(names), sum(self.widths), found[0][1])]
+        else:
+            parts = [([name], rows, stored) for name, (rows, stored) in zip(names, found, strict=True)]
+        self.products = nn.ModuleList(_MODULES[stored.kind](source, part, rows, stored) for part, rows, stored in parts)
+        self.biases = nn.ModuleList(Bias(source, part) if s.has_bias else nn.Identity() for part, _, s in parts)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """x [..., K] to one output [..., N] per name."""
-        outputs = [product(x) for product in self.products]
-        if self.biases is not None:
-            outputs = [bias(output) for bias, output in zip(self.biases, outputs, strict=True)]
+        outputs = [bias(product(x)) for product, bias in zip(self.products, self.biases, strict=True)]
         return ops.split(outputs[0], self.widths) if len(outputs) < len(self.widths) else tuple(outputs)
 
 
-def _output_width(source: Source, name: str) -> int:
-    if f"{name}{_NF4_STATE}" in source.checkpoint.tensors:
-        return _nf4_shape(source, name)[0]
-    packed = source.checkpoint.tensors.get(f"{name}.weight_packed")
-    return packed.shape[0] if packed else source.tensor(f"{name}.weight").shape[0]
+def _one_product(source: Source, names: Sequence[str], formats: list[Format]) -> bool:
+    suffixes = [*_FUSED[formats[0].kind], *([".bias"] if formats[0].has_bias else [])]
+    return len(set(formats)) == 1 and all(adjacent(source, [name + end for name in names]) for end in suffixes)

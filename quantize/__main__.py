@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from calib_data import READER
-from calib_data.errors import InputError, run_command
+from calib_data.errors import refuse_options, run_command
 
 # Read by PyTorch when it is imported: huge pages, since a temporary of 100 MB takes longer to map than to fill.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -63,7 +63,7 @@ def main(
     The command `plan` says beforehand what fits on a card.
     """
     if context.invoked_subcommand is not None:
-        _refuse_options(context)
+        refuse_options(context)
         return
     from rich.console import Console
 
@@ -125,15 +125,6 @@ def plan(
         sys.stdout.write(json.dumps(planned.as_dict()) + "\n")
     else:
         print_plan(planned, Console())
-
-
-def _refuse_options(context: typer.Context) -> None:
-    """Options of quantizing in front of a command would have no effect. Raises InputError."""
-    for name in context.params:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE":
-            option, command = "--" + name.replace("_", "-"), context.invoked_subcommand
-            raise InputError(f"{option} in front of `{command}` has no effect; options of `{command}` follow it")
 
 
 if __name__ == "__main__":

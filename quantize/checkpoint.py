@@ -64,14 +64,18 @@ class Checkpoint:
     config: dict[str, Any]
     tensors: dict[str, StoredTensor]
 
+    def tensor(self, name: str) -> StoredTensor:
+        """Tell where a tensor lies. Raises InputError when the checkpoint has no such tensor."""
+        if name not in self.tensors:
+            raise InputError(f"{self.folder}: the checkpoint has no tensor {name}; is it complete?")
+        return self.tensors[name]
+
     def load(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Read one tensor into memory of its own, converted to `dtype` when given.
 
         Raises InputError when the checkpoint has no such tensor.
         """
-        if name not in self.tensors:
-            raise InputError(f"{self.folder}: the checkpoint has no tensor {name}; is it complete?")
-        stored = self.tensors[name]
+        stored = self.tensor(name)
         raw = torch.empty(stored.nbytes, dtype=torch.uint8)
         with stored.file.open("rb") as file:
             file.seek(stored.offset)

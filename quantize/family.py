@@ -86,6 +86,20 @@ class Family:
         """List the vision blocks, first to last."""
         return [f"{self.vision}.blocks.{i}" for i in range(config.vision_config.depth)] if self.vision else []
 
+    def blocks(self, config: PreTrainedConfig) -> list[tuple[str, Linears]]:
+        """List what a checkpoint consists of, with its linears below it, in the order in which data passes."""
+        found: list[tuple[str, Linears]] = []
+        if self.patch_embed and self.merger:
+            found.append((self.patch_embed, ()))
+            found += [(path, self.vision_linears) for path in self.vision_blocks(config)]
+            found.append((self.merger, self.merger_linears))
+        found.append((self.embeddings, ()))
+        found += [(path, self.decoder_linears) for path in self.decoder_blocks(config)]
+        found.append((self.norm, ()))
+        if self.mtp and self.mtp_layers(config):
+            found.append((self.mtp, self.mtp_linears(config)))
+        return [*found, (self.head, (("",),))]
+
     def mtp_layers(self, config: PreTrainedConfig) -> int:
         """Count the layers that predict further tokens. Raises InputError where the config has no number for them."""
         layers = getattr(config.get_text_config(), "num_nextn_predict_layers", None) or 0

@@ -14,7 +14,9 @@ import torch
 from quantize.grids import NF4_VALUES, ROWS, Grid, UniformGrid, pack_nibbles
 
 if TYPE_CHECKING:
-    from quantize.family import Family
+    from collections.abc import Mapping
+
+    from quantize.family import Family, Linears
     from quantize.settings import Format, Settings
 
 
@@ -28,6 +30,14 @@ def stored(codes: torch.Tensor, scales: torch.Tensor, grid: Grid, form: Format |
         return {"qweight": pack_to_int32(codes.T, grid.bits, packed_dim=0), "scales": scales.T}
     packed = torch.cat([pack_to_int32(rows, grid.bits) for rows in codes.split(ROWS)])  # which takes 12 bytes a code
     return {"weight_packed": packed, "weight_scale": scales}
+
+
+def neighbours(groups: Linears, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
+    """Name and order the tensors of linears: of a group's, which read the same inputs, those of a kind side by side.
+
+    parts: tensors of every linear, by its path.
+    """
+    return [(f"{path}.{kind}", parts[path][kind]) for group in groups for kind in parts[group[0]] for path in group]
 
 
 def described(codes: torch.Tensor, scales: torch.Tensor, grid: Grid, settings: Settings) -> dict[str, torch.Tensor]:

@@ -25,18 +25,17 @@ Grids = dict[str, "Grid | None"]
 
 def plan_grids(settings: Settings, family: Family, config: PreTrainedConfig) -> Grids:
     """Choose the grid of every linear."""
-    vision, decoder = settings.grid_of("vision"), settings.grid_of("decoder")
+    decoder = settings.grid_of("decoder")
+    towers = {
+        "vision": settings.grid_of("vision"),
+        "decoder": decoder,
+        "mtp": None if settings.format == "gptq" else decoder,  # no loader of that format quantizes the MTP layer
+        "head": settings.grid_of("head"),
+    }
     grids: Grids = {}
-    for path in family.vision_blocks(config):
-        grids.update(dict.fromkeys(sum(full_paths(path, family.vision_linears), ()), vision))
-    if family.merger:
-        grids.update(dict.fromkeys(sum(full_paths(family.merger, family.merger_linears), ()), vision))
-    for path in family.decoder_blocks(config):
-        grids.update(dict.fromkeys(sum(full_paths(path, family.decoder_linears), ()), decoder))
-    if family.mtp:
-        drafting = None if settings.format == "gptq" else decoder  # no loader of that format quantizes the MTP layer
-        grids.update(dict.fromkeys(sum(full_paths(family.mtp, family.mtp_linears(config)), ()), drafting))
-    return {**grids, family.head: settings.grid_of("head")}
+    for path, linears in family.blocks(config):
+        grids.update(dict.fromkeys(sum(full_paths(path, linears), ()), towers[family.tower(path)]))
+    return grids
 
 
 def has_mtp(checkpoint: Checkpoint, family: Family) -> bool:

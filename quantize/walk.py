@@ -22,7 +22,7 @@ from quantize.activations import ACTIVATIONS
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.documents import Documents
 from quantize.family import Family, find_family, full_paths, model_config
-from quantize.formats import described, stored
+from quantize.formats import described, neighbours, stored
 from quantize.hessians import Group, Hessians
 from quantize.kv_ranges import KV_SCALES
 from quantize.output import REPORT, TIMES, copy_companions, is_finished, output_folder, write_json
@@ -344,24 +344,21 @@ class Walk:
         """Write a block of the skeleton and free it. Linears that read the same inputs lie side by side in the file."""
         dtype, module = self.settings.torch_dtype, self.model.get_submodule(path)
         state = {f"{path}.{name}": tensor for name, tensor in module.named_parameters()}
-        tensors: Named = []
+        parts: dict[str, dict[str, torch.Tensor]] = {}
         small: Named = []
-        for group in groups:
-            parts: list[dict[str, torch.Tensor]] = []
-            for linear in group:
-                weight, bias = state.pop(f"{linear}.weight"), state.pop(f"{linear}.bias", None)
-                if quantized := solved.get(linear):
-                    solution = (quantized.codes, quantized.scales, quantized.grid)
-                    parts.append(stored(*solution, self.settings.format))
-                    about = described(*solution, self.settings)
-                    small += [(f"{linear}.{key}", tensor) for key, tensor in about.items()]
-                else:
-                    parts.append({"weight": weight.to(dtype)})
-                if bias is not None:
-                    parts[-1]["bias"] = bias.to(dtype)
-            for key in parts[0]:
-                tensors += [(f"{linear}.{key}", part[key]) for linear, part in zip(group, parts, strict=True)]
-        self._write([*tensors, *((name, tensor.to(dtype)) for name, tensor in state.items())], small)
+        for linear in sum(groups, ()):
+            weight, bias = state.pop(f"{linear}.weight"), state.pop(f"{linear}.bias", None)
+            if quantized := solved.get(linear):
+                solution = (quantized.codes, quantized.scales, quantized.grid)
+                parts[linear] = stored(*solution, self.settings.format)
+                about = described(*solution, self.settings)
+                small += [(f"{linear}.{key}", tensor) for key, tensor in about.items()]
+            else:
+                parts[linear] = {"weight": weight.to(dtype)}
+            if bias is not None:
+                parts[linear]["bias"] = bias.to(dtype)
+        rest = [(name, tensor.to(dtype)) for name, tensor in state.items()]
+        self._write([*neighbours(groups, parts), *rest], small)
         module.to("meta")
 
     def _write(self, tensors: Named, small: Named | None = None) -> None:

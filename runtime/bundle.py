@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import json
 import struct
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 FILE = "runtime.json"
 FORMAT = 2
+_PIECE = 1 << 22  # bytes of a file read at once
 
 # Decoder: prompt and step are one graph.
 INPUTS_EMBEDS = "inputs_embeds"  # [batch, tokens, hidden], the target's dtype
@@ -103,10 +105,14 @@ class StoredArray:
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a weights file looked like when the graphs were made: their offsets hold only for these bytes."""
+    """What a weights file looked like when the graphs were made: their offsets hold only for these bytes.
+
+    crc32: of the whole file, for `python -m export verify`; to load it, the other two are enough.
+    """
 
     bytes: int
     header_sha256: str
+    crc32: int
 
 
 @dataclass(frozen=True)
@@ -194,7 +200,7 @@ def load_bundle(folder: Path) -> Bundle:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not readable ({error}); run python -m export again") from error
     for name, expected in bundle.weights.items():
-        if describe_weights(folder / name) != expected:
+        if describe_header(folder / name) != (expected.bytes, expected.header_sha256):
             raise InputError(f"{folder / name}: changed since the graphs were made; run python -m export again")
     return bundle
 
@@ -204,6 +210,20 @@ def _target(entry: dict[str, Any]) -> Target:
 
 
 def describe_weights(path: Path) -> WeightsFile:
+    """All that is kept of a .safetensors file; reads it from end to end."""
+    return WeightsFile(*describe_header(path), checksum(path))
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    crc = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            crc = zlib.crc32(piece, crc)
+    return crc
+
+
+def describe_header(path: Path) -> tuple[int, str]:
     """Size and header hash of a .safetensors file; the header holds every offset, so it is enough."""
     try:
         with path.open("rb") as file:
@@ -215,4 +235,4 @@ def describe_weights(path: Path) -> WeightsFile:
             digest = hashlib.sha256(prefix + file.read(length)).hexdigest()
     except (OSError, struct.error) as error:
         raise InputError(f"{path}: cannot be read as safetensors ({error})") from error
-    return WeightsFile(bytes=size, header_sha256=digest)
+    return size, digest

@@ -8,19 +8,17 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import ml_dtypes
 import numpy as np
 
 from calib_data.errors import InputError
-from runtime import bundle as io
 from runtime.bundle import load_bundle
 from runtime.decoder import DecoderSession
 from runtime.images import ImageSettings, image_grid, preprocess
 from runtime.prompt import Chat
-from runtime.sessions import Buffer, Device, Options, VisionSession, open_session, require_device
+from runtime.sessions import Buffer, Device, Options, VisionSession, map_stored, open_session, require_device
 from runtime.speculation import Drafter, Rewinder, speculate
 from runtime.video import VideoSettings, video_grid, video_patches
-from runtime.windows import vision_index
+from runtime.vision import vision_feeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -73,7 +71,7 @@ class Model:
         self.end_ids = _end_ids(folder, self.generation)
         require_device(self.device)
         self._head = {
-            name: Buffer.of(_map(folder, stored), stored.dtype, self.device)
+            name: Buffer.of(map_stored(folder, stored), stored.dtype, self.device)
             for name, stored in self.target.head.items()
         }
         self.decoder = DecoderSession(
@@ -85,7 +83,7 @@ class Model:
             self._head,
             capture=self.options.capture,
         )
-        self._embeddings = _map(folder, self.bundle.embeddings)
+        self._embeddings = map_stored(folder, self.bundle.embeddings)
 
     @cached_property
     def vision(self) -> VisionSession:
@@ -234,32 +232,6 @@ class Model:
                 "quantize the checkpoint again with --dtype bfloat16"
             )
         return decoded
-
-
-def vision_feeds(
-    patches: NDArray[np.float32], grids: Sequence[tuple[int, int, int]], shape: io.Vision
-) -> dict[str, NDArray[np.generic]]:
-    """Inputs of the vision graph for patches [P, ...] of images in turn; their grids are (frames, rows, columns)."""
-    index = vision_index(grids, shape)
-    return {
-        io.PATCHES: patches,
-        io.PATCH_COS: index.cos,
-        io.PATCH_SIN: index.sin,
-        io.WINDOW_INDEX: index.window_index,
-        io.WINDOW_INVERSE: index.inverse_index,
-        io.WINDOW_GATHER: index.window_gather.reshape(len(index.window_lengths), -1),
-        io.WINDOW_SCATTER: index.window_scatter,
-        io.WINDOW_LENGTHS: index.window_lengths,
-        io.FRAME_GATHER: index.frame_gather.reshape(len(index.frame_lengths), -1),
-        io.FRAME_SCATTER: index.frame_scatter,
-        io.FRAME_LENGTHS: index.frame_lengths,
-        io.FRAME_LENGTH: np.array(index.frame_lengths.max()),
-    }
-
-
-def _map(folder: Path, stored: io.StoredArray) -> NDArray[np.generic]:
-    dtype = ml_dtypes.bfloat16 if stored.dtype == "bfloat16" else stored.dtype
-    return np.memmap(folder / stored.file, dtype, "r", stored.offset, tuple(stored.shape))
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

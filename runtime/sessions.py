@@ -7,6 +7,7 @@ A session runs on the device that was asked for, or it is an error. Nothing is c
 from __future__ import annotations
 
 import ctypes
+import json
 import math
 import re
 import sys
@@ -60,12 +61,14 @@ class Options:
     """How sessions run.
 
     threads: of the CPU; None for all cores. memory_limit: bytes on a card that the weights and activations of one graph
-    may take, beside the KV cache; None for all. capture: replay decode steps as CUDA graphs.
+    may take, beside the KV cache; None for all. capture: replay decode steps as CUDA graphs. profile: a folder for the
+    record that `placement` reads.
     """
 
     threads: int | None = None
     memory_limit: int | None = None
     capture: bool = False
+    profile: Path | None = None
 
 
 def open_session(
@@ -79,12 +82,15 @@ def open_session(
     require_device(device)
     if not path.is_file():
         raise InputError(f"{path} is missing; run: python -m export --model {path.parent} --target {device.kind}")
+    options = options or Options()
     settings = ort.SessionOptions()
     settings.log_severity_level = 3
     settings.enable_mem_pattern = not give_back
-    options = options or Options()
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
+    if options.profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(options.profile / path.stem)
     try:
         chosen = [provider(device, options, exactly=give_back)]
         session = ort.InferenceSession(path, settings, providers=chosen)
@@ -95,6 +101,18 @@ def open_session(
     if device.kind == "cpu":
         use_huge_pages()
     return session
+
+
+def placement(session: ort.InferenceSession) -> list[tuple[str, str]]:
+    """End the profiling of a session that has run: operator and provider of every node that ran, Memcpy too."""
+    events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
+    nodes = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
+    return sorted({node["node_index"]: (node["op_name"], node["provider"]) for node in nodes}.values())
+
+
+def map_stored(folder: Path, stored: io.StoredArray) -> NDArray[np.generic]:
+    """A tensor of a model folder, in the file that it lies in."""
+    return np.memmap(folder / stored.file, _NUMPY[stored.dtype], "r", stored.offset, tuple(stored.shape))
 
 
 def provider(device: Device, options: Options, *, exactly: bool = False) -> tuple[str, dict[str, str]]:

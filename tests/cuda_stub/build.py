@@ -21,6 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SUPPORTED = "libcudart.so.13"  # cudart.c knows this version's cudaDeviceProp
+ASKED = {"cuDeviceGetName", "cuMemGetInfo_v2"}  # of the driver by `export.card`; answered with nothing
 
 
 class CudaStub:
@@ -72,7 +73,7 @@ def build(folder: Path) -> CudaStub:
     for library in _needed(provider):
         names = {name for name, version in wanted if version == library}
         if library == "libcuda.so.1":  # the driver's symbols carry no version
-            names = {name for name, version in wanted if not version and re.match(r"cu[A-Z]", name)}
+            names = {name for name, version in wanted if not version and re.match(r"cu[A-Z]", name)} | ASKED
         _compile(library, names, folder)
     return CudaStub(folder)
 

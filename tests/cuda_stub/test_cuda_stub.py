@@ -10,7 +10,8 @@ from .build import CudaStub
 RUN = """
 import json, sys
 import numpy as np, onnxruntime as ort
-from traffic import Traffic, placement
+from traffic import Traffic
+from runtime.sessions import placement
 
 options = ort.SessionOptions()
 options.enable_profiling = True

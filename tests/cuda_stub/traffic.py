@@ -1,4 +1,4 @@
-"""What a script on the stand-in device can see: bytes between host and device, memory there, and where nodes run.
+"""What a script on the stand-in device can see: bytes between host and device, and memory there.
 
 Imported by the scripts that `CudaStub.run` starts, under the name `traffic`.
 """
@@ -6,12 +6,6 @@ Imported by the scripts that `CudaStub.run` starts, under the name `traffic`.
 from __future__ import annotations
 
 import ctypes
-import json
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import onnxruntime
 
 COUNTERS = ("bytes_to_device", "bytes_to_host", "copies_to_device", "copies_to_host", "launches")
 
@@ -45,10 +39,3 @@ def _counters() -> dict[str, int]:
 
 def _counter(name: str) -> ctypes.c_ulong:
     return ctypes.c_ulong.in_dll(ctypes.CDLL("libcudart.so.13"), f"stub_{name}")
-
-
-def placement(session: onnxruntime.InferenceSession) -> list[tuple[str, str]]:
-    """End the profiling of a session that has run; returns (operator, provider) of every node that ran, Memcpy too."""
-    events = json.loads(Path(session.end_profiling()).read_text())
-    nodes = [event["args"] for event in events if event["name"].endswith("_kernel_time")]
-    return sorted({(node["op_name"], node["provider"]) for node in nodes})

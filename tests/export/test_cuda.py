@@ -18,7 +18,8 @@ RUN = """
 import json, sys
 from pathlib import Path
 import numpy as np, onnxruntime as ort
-from traffic import Traffic, placement
+from traffic import Traffic
+from runtime.sessions import placement
 from runtime import sessions
 from runtime.generate import Model, vision_feeds
 from runtime.sampling import greedy

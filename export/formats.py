@@ -1,0 +1,132 @@
+"""How the linears of a checkpoint are stored, and which ways a graph can read as they are.
+
+Folders that others wrote come here too. Where a graph would compute something else than the folder means, or ONNX
+Runtime has no operator for it, that is refused, by the name of the tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from calib_data.errors import InputError
+from quantize.settings import GROUP_SIZES
+
+if TYPE_CHECKING:
+    from quantize.checkpoint import Checkpoint, StoredTensor
+
+NF4_STATE = ".weight.quant_state.bitsandbytes__nf4"
+_FLOATS = ("F16", "BF16", "F32")
+_BITS = (4, 8)
+_ADVICE = "run on the original checkpoint: python -m quantize --model ORIGINAL"
+
+# Tensors beside a weight that change what it means, and for whom they are.
+_REFUSED = {
+    ".weight_zero_point": "asymmetric groups",
+    ".weight_g_idx": "act-ordered groups",
+    ".weight_global_scale": "4-bit floats",
+    ".weight_scale_inv": "8-bit floats",
+    ".input_scale": "quantized activations",
+    ".input_global_scale": "quantized activations",
+    ".input_zero_point": "quantized activations",
+    ".weight.nested_absmax": "NF4 with double quantization",
+    ".weight.quant_state.bitsandbytes__fp4": "FP4",
+    ".SCB": "int8 of bitsandbytes",
+}
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a weight is stored; weights of one format that read the same input can be one product.
+
+    width: inputs. bits: of a code, 16 and 32 where there are none. block: weights that share a scale, 0 where there is
+    none. has_bias: a bias lies beside it.
+    """
+
+    kind: Literal["dense", "packed", "nf4"]
+    width: int
+    bits: int
+    block: int
+    has_bias: bool
+
+
+def check_config(checkpoint: Checkpoint) -> None:
+    """Refuse what config.json alone says: activations that are quantized, or rotated while the model runs."""
+    config = checkpoint.config.get("quantization_config") or {}
+    path = checkpoint.folder / "config.json"
+    for name, group in (config.get("config_groups") or {}).items():
+        for part in ("input_activations", "output_activations"):
+            if isinstance(group, dict) and group.get(part):
+                raise InputError(f"{path}: {name} quantizes {part}, which graphs do not; {_ADVICE}")
+    if (config.get("transform_config") or {}).get("config_groups"):
+        raise InputError(f"{path}: transform_config rotates activations, which graphs do not; {_ADVICE}")
+
+
+def read_format(checkpoint: Checkpoint, name: str) -> tuple[int, Format]:
+    """Outputs of a linear, and how its weight is stored. Raises InputError for a way that graphs cannot read."""
+    tensors = checkpoint.tensors
+    if f"{name}.qweight" in tensors:
+        raise InputError(
+            f"{checkpoint.folder}: stored as qweight (GPTQ or AWQ), a format for other tools; for a folder to export, "
+            f"{_ADVICE} --bits 4"
+        )
+    for suffix, meaning in _REFUSED.items():
+        if name + suffix in tensors:
+            raise InputError(f"{name + suffix}: {meaning} are not supported; {_ADVICE}")
+    has_bias = f"{name}.bias" in tensors
+    if f"{name}.weight_packed" in tensors:
+        return _packed(checkpoint, name, has_bias)
+    if name + NF4_STATE in tensors:
+        return _nf4(checkpoint, name, has_bias)
+    weight = floating(checkpoint.tensor(f"{name}.weight"))
+    if f"{name}.weight_scale" in tensors:
+        raise InputError(f"{name}.weight_scale: scales beside a weight that is not packed; {_ADVICE}")
+    width = math.prod(weight.shape[1:])
+    return weight.shape[0], Format("dense", width, 32 if weight.dtype == "F32" else 16, 0, has_bias)
+
+
+def floating(tensor: StoredTensor) -> StoredTensor:
+    """The same tensor, which must be one of floats of 16 or 32 bits."""
+    if tensor.dtype not in _FLOATS:
+        raise InputError(f"{tensor.name}: stored as {tensor.dtype}; graphs read {', '.join(_FLOATS)} here; {_ADVICE}")
+    return tensor
+
+
+def _packed(checkpoint: Checkpoint, name: str, has_bias: bool) -> tuple[int, Format]:
+    """compressed-tensors `pack-quantized`: int32 [N, K * bits / 32], and a scale a group of inputs [N, K / group]."""
+    packed, scale = checkpoint.tensor(f"{name}.weight_packed"), floating(checkpoint.tensor(f"{name}.weight_scale"))
+    if packed.dtype != "I32" or len(packed.shape) != 2:
+        raise InputError(f"{packed.name}: {packed.dtype} {list(packed.shape)}; graphs read rows of I32; {_ADVICE}")
+    rows, width = packed.shape[0], int(checkpoint.load(f"{name}.weight_shape")[1])
+    if width < 1 or packed.shape[1] * 32 % width or packed.shape[1] * 32 // width not in _BITS:
+        bits = f"{packed.shape[1] * 32} bits for {width} weights"
+        raise InputError(f"{packed.name}: {bits}; 4 and 8 a weight are supported; {_ADVICE}")
+    if len(scale.shape) != 2 or scale.shape[0] != rows or width % scale.shape[1]:
+        raise InputError(
+            f"{scale.name}: {list(scale.shape)} for [{rows}, {width}] weights, not a scale a group; {_ADVICE}"
+        )
+    block = width // scale.shape[1]
+    _check_block(scale.name, block)
+    return rows, Format("packed", width, packed.shape[1] * 32 // width, block, has_bias)
+
+
+def _nf4(checkpoint: Checkpoint, name: str, has_bias: bool) -> tuple[int, Format]:
+    """bitsandbytes' NF4: two codes a byte, and a float32 scale a block of the flat weight."""
+    absmax = checkpoint.tensor(f"{name}.weight.absmax")
+    try:
+        rows, width = json.loads(bytes(checkpoint.load(name + NF4_STATE).tolist()))["shape"]
+        block, left = divmod(rows * width, math.prod(absmax.shape))
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        raise InputError(f"{name + NF4_STATE}: not readable ({error}); download the folder again") from error
+    if absmax.dtype != "F32" or left:
+        raise InputError(f"{absmax.name}: {absmax.dtype} {list(absmax.shape)} for [{rows}, {width}] weights; {_ADVICE}")
+    _check_block(absmax.name, block)
+    return rows, Format("nf4", width, 4, block, has_bias)
+
+
+def _check_block(name: str, block: int) -> None:
+    if block not in GROUP_SIZES:
+        sizes = ", ".join(map(str, GROUP_SIZES))
+        raise InputError(f"{name}: one scale for {block} weights; ONNX Runtime takes groups of {sizes}; {_ADVICE}")

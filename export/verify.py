@@ -1,0 +1,277 @@
+"""Every graph of an exported folder against the eager module it stands for, over the weights as they are now.
+
+The eager module computes in float32, reads a product's weights when their turn comes and frees them after it, so a
+folder larger than memory can be verified. Decoder and MTP layer get a prompt in one call and then single tokens, and
+all their logits are compared.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from PIL import Image, ImageDraw
+
+from calib_data.errors import InputError
+from calib_data.progress import track
+from export.card import read_card
+from export.decoder import Decoder
+from export.kv_scales import read_kv_scales
+from export.mtp import Mtp
+from export.vision import VisionEncoder
+from export.weights import Source, read_when_used
+from quantize.checkpoint import open_checkpoint
+from quantize.family import find_family, model_config
+from runtime import bundle as io
+from runtime.decoder import DecoderSession
+from runtime.images import ImageSettings, preprocess
+from runtime.rope import rope_tables
+from runtime.sessions import (
+    Buffer,
+    Device,
+    Options,
+    VisionSession,
+    map_stored,
+    open_session,
+    placement,
+    require_device,
+)
+from runtime.vision import vision_feeds
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+TOKENS = 150  # more than two windows of the bundled reader; the released model's window is longer
+STEPS = 6  # of them one by one, over the cache
+PAGE = (140, 168)  # pixels: 12 x 10 patches, whose windows have four sizes
+SPEED_TOKENS, SPEED_SECONDS = 64, 10.0  # tokens are decoded until either is reached
+
+# Largest differences that pass, relative to the largest value of the eager module.
+EXACT = 2e-5  # weights dequantized inside the kernel, sums in another order
+VISION = 1e-4  # the trained tower magnifies rounding
+INT8_ACTIVATIONS = 0.08  # the eager module rounds to int8, too: where a value falls on the other side of a step
+INT8_KV = 0.02  # as above, but for keys and values
+# Not measured on a card yet. Rounding to bfloat16 costs 4e-3 a product where int8 activations cost 6e-3, and those are
+# 0.08 off after 25 products in a row; to float16 an eighth. The first is that with some room, the second with more.
+HALF = {"float16": 0.02, "bfloat16": 0.1}
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One graph. error, tolerance: relative to the largest value. operators: nodes of the file, by operator.
+
+    nodes: those that ran, after ONNX Runtime's own optimisations, by provider.
+    """
+
+    graph: str
+    error: float
+    tolerance: float
+    operators: dict[str, int]
+    nodes: dict[str, int]
+
+    @property
+    def passed(self) -> bool:
+        """Whether the graph is what the eager module is; a NaN is not."""
+        return self.error <= self.tolerance
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `verify` found. damaged: weights files whose bytes are not those that were exported.
+
+    memory: the most MiB in use by the end of decoding: of a card by all processes; on the CPU by this one, None where
+    the system does not say.
+    """
+
+    device: str
+    about: str
+    damaged: list[str]
+    rungs: list[Rung]
+    tokens_per_second: float
+    memory: float | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every graph does, over weights that are whole."""
+        return not self.damaged and all(rung.passed for rung in self.rungs)
+
+
+def verify(folder: Path, device: str) -> Verification:
+    """Hold every graph of a target against its eager module. Raises InputError for a folder or device that cannot."""
+    place = Device.parse(device)
+    described = io.load_bundle(folder)
+    if place.kind not in described.targets:
+        raise InputError(
+            f"{folder}: not exported for {place.kind}; run: python -m export --model {folder} --target {place.kind}"
+        )
+    require_device(place)
+    damaged = [name for name, was in described.weights.items() if io.checksum(folder / name) != was.crc32]
+    with tempfile.TemporaryDirectory() as profiles, torch.no_grad():
+        graphs = _Graphs(folder, described, place, Path(profiles))
+        speed, memory = graphs.speed()
+        rungs = [step() for step in track(graphs.steps(), "Verifying")]
+    return Verification(device, _about(place, graphs.target), damaged, rungs, speed, memory)
+
+
+class _Graphs:
+    """The graphs of one target and the eager modules they stand for."""
+
+    def __init__(self, folder: Path, described: io.Bundle, device: Device, profiles: Path) -> None:
+        self.folder, self.device, self.profiles = folder, device, profiles
+        self.text, self.vision_shape = described.text, described.vision
+        self.target = described.targets[device.kind]
+        self.checkpoint = open_checkpoint(folder)
+        self.family, self.config = find_family(self.checkpoint.config), model_config(self.checkpoint.config)
+        self.source = Source(self.checkpoint, load=False, exact=self.target.exact)
+        self.head = {
+            name: Buffer.of(map_stored(folder, stored), stored.dtype, device)
+            for name, stored in self.target.head.items()
+        }
+        ids = np.random.default_rng(0).integers(self.text.vocab_size, size=TOKENS + 1)
+        self.embeds = map_stored(folder, described.embeddings)[ids].astype(np.float32)
+
+    def speed(self) -> tuple[float, float | None]:
+        """Tokens a second, one at a time after a prompt, and the memory in use by then, in MiB."""
+        decoder = self._decoder(open_session(self.folder / self.target.decoder, self.device))
+        cache = decoder.new_cache(TOKENS + SPEED_TOKENS)
+        one = np.zeros((1, 1), np.int64)
+        decoder.run(cache, self.embeds[None, :TOKENS], one)
+        decoder.run(cache, self.embeds[None, :1], one)  # the first step has buffers to make
+        done, seconds, started = 0, 0.0, time.perf_counter()
+        while done < SPEED_TOKENS - 1 and seconds < SPEED_SECONDS:
+            decoder.run(cache, self.embeds[None, :1], one)
+            done, seconds = done + 1, time.perf_counter() - started
+        return done / seconds, self._memory()
+
+    def steps(self) -> list[Callable[[], Rung]]:
+        """What makes the rung of each graph; the decoder's comes before that of the MTP layer, which reads from it."""
+        target = self.target
+        return [*([self._vision] if target.vision else []), self._decode, *([self._draft] if target.mtp else [])]
+
+    def _decode(self) -> Rung:
+        graph, kv_dtype, drafts = self.target.decoder, self.target.kv_dtype, self.target.mtp is not None
+        scales = read_kv_scales(self.folder, self.family, self.config) if kv_dtype == "int8" else None
+        module = Decoder(self.source, self.family, self.config, with_hidden=drafts, kv_scales=scales)
+        logits, self.hidden = self._eager(module, [self.embeds[:TOKENS]], self.text.windows, kv_dtype)
+        return self._rung(graph, *self._cached(graph), logits)
+
+    def _draft(self) -> Rung:
+        graph = self.target.mtp
+        assert graph is not None
+        module, read = Mtp(self.source, self.family, self.config), [self.embeds[1:], self.hidden]
+        logits, _ = self._eager(module, read, self.text.mtp_windows, self.target.dtype)
+        return self._rung(graph, *self._cached(graph, self.hidden), logits)
+
+    def _vision(self) -> Rung:
+        graph, shape = self.target.vision, self.vision_shape
+        assert graph is not None and shape is not None
+        patches, grid = preprocess(page(), ImageSettings.from_folder(self.folder))
+        feeds = vision_feeds(patches, [grid], shape)
+        on_cuda = self.device.kind == "cuda"
+        module = VisionEncoder(self.source, self.family, self.config, on_cuda=on_cuda, dtype=torch.float32)
+        read_when_used(module, self.folder)
+        expected = module(*(torch.from_numpy(feeds[name]) for name in io.VISION_INPUTS)).numpy()
+        session = self._profiled(graph)
+        return self._rung(graph, VisionSession(session).run(feeds), placement(session), expected)
+
+    def _eager(
+        self, module: Decoder | Mtp, read: list[NDArray[np.float32]], windows: list[int | None], kv_dtype: str
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Logits [T, V] and hidden states [T, H] of all tokens in one call, over buffers no longer than they are.
+
+        The second is nothing of use where there is no MTP layer.
+        """
+        read_when_used(module, self.folder)
+        cos, sin = (torch.from_numpy(table) for table in rope_tables(self.text.rope, TOKENS))
+        dtype = torch.int8 if kv_dtype == "int8" else torch.float32
+        shapes = [(1, self.text.kv_heads, min(window or TOKENS, TOKENS), self.text.head_dim) for window in windows]
+        past = [torch.zeros(shape, dtype=dtype) for shape in shapes for _ in ("key", "value")]
+        last, total = torch.tensor([TOKENS - 1], dtype=torch.int32), torch.tensor(TOKENS, dtype=torch.int32)
+        inputs = [torch.from_numpy(each)[None] for each in read]
+        outputs: tuple[Tensor, ...] = module(*inputs, last, total, torch.arange(TOKENS)[None], cos, sin, past)
+        return outputs[0][0].numpy(), outputs[1][0].numpy()
+
+    def _cached(
+        self, graph: str, hidden: NDArray[np.float32] | None = None
+    ) -> tuple[NDArray[np.float32], list[tuple[str, str]]]:
+        """The same logits by a graph, a prompt and then single tokens, and where its nodes ran."""
+        session = self._profiled(graph)
+        decoder = self._decoder(session, mtp=hidden is not None)
+        embeds = self.embeds[:TOKENS] if hidden is None else self.embeds[1:]
+        cache, prompt, logits = decoder.new_cache(TOKENS), TOKENS - STEPS, []
+        for start, stop in [(0, prompt), *((at, at + 1) for at in range(prompt, TOKENS))]:
+            previous = None if hidden is None else Buffer.of(hidden[None, start:stop], self.target.dtype, self.device)
+            wanted = np.arange(stop - start)[None]
+            logits.append(decoder.run(cache, embeds[None, start:stop], wanted, previous).logits[0])
+        return np.concatenate(logits), placement(session)
+
+    def _decoder(self, session: onnxruntime.InferenceSession, *, mtp: bool = False) -> DecoderSession:
+        target, text = self.target, self.text
+        shape = replace(text, windows=text.mtp_windows) if mtp else text
+        kv_dtype = target.dtype if mtp else target.kv_dtype
+        return DecoderSession(session, shape, target.dtype, kv_dtype, self.device, self.head)
+
+    def _profiled(self, graph: str) -> onnxruntime.InferenceSession:
+        return open_session(self.folder / graph, self.device, Options(profile=self.profiles))
+
+    def _rung(
+        self, graph: str, found: NDArray[np.float32], ran: list[tuple[str, str]], expected: NDArray[np.float32]
+    ) -> Rung:
+        error = float(np.abs(found - expected).max() / np.abs(expected).max())
+        nodes = onnx.load(self.folder / graph, load_external_data=False).graph.node
+        operators = Counter(node.op_type for node in nodes)
+        providers = Counter(provider.removesuffix("ExecutionProvider") for _, provider in ran)
+        return Rung(graph, error, self._tolerance(graph, operators), dict(operators.most_common()), dict(providers))
+
+    def _tolerance(self, graph: str, operators: Counter[str]) -> float:
+        target = self.target
+        kinds = [VISION if graph == target.vision else EXACT, HALF.get(target.dtype, 0.0)]
+        if not target.exact and operators["MatMulNBits"]:
+            kinds.append(INT8_ACTIVATIONS)
+        if target.kv_dtype == "int8" and graph == target.decoder:
+            kinds.append(INT8_KV)
+        return max(kinds)
+
+    def _memory(self) -> float | None:
+        """MiB as `Verification` counts them; ONNX Runtime keeps a card's memory until its session ends."""
+        if self.device.kind == "cuda":
+            return read_card(self.device.index).used / 2**20
+        if sys.platform == "win32":  # has no module for it
+            return None
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def page() -> Image.Image:
+    """A small page of text: on noise a trained tower magnifies every rounding."""
+    image = Image.new("L", PAGE, 255)
+    lines = (f"{chr(65 + line)} {2**line * 37 % 10_000:04d} - {line * 29 % 100:02d}" for line in range(12))
+    ImageDraw.Draw(image).multiline_text((8, 6), "\n".join(lines), fill=0)
+    return image
+
+
+def _about(device: Device, target: io.Target) -> str:
+    """The kind of graphs, the card or the processor, and the versions."""
+    where = f"{platform.machine()} with {os.cpu_count()} cores"
+    if device.kind == "cuda":
+        card = read_card(device.index)
+        where = f"{card.name} with {card.total / 2**30:.1f} GiB"
+    activations = f"{target.dtype} activations{'' if target.exact else ', int8 in packed products'}"
+    packages = f"onnxruntime {onnxruntime.__version__}, torch {version('torch')}"
+    return f"{activations}, {target.kv_dtype} KV cache; {where}, Python {platform.python_version()}, {packages}"

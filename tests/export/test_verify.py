@@ -1,0 +1,209 @@
+"""`python -m export verify`: every kind of folder passes, and damage of every kind does not."""
+
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+
+from calib_data.errors import InputError
+from export.graphs import export_folder
+from export.verify import EXACT, INT8_ACTIVATIONS, INT8_KV, VISION, verify
+from export.weights import Stored
+from quantize.checkpoint import open_checkpoint
+
+from ..cuda_stub.build import CudaStub
+from .test_command import run
+
+DECODER, VISION_GRAPH, MTP = "decoder.cpu.onnx", "vision.cpu.onnx", "mtp.cpu.onnx"
+PRODUCTS = {"w4": "MatMulNBits", "w8": "MatMulNBits", "bf16": "MatMulNBits", "nf4": "MatMulBnb4", "fp16": "FusedMatMul"}
+
+
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_folders_of_every_kind_pass(name, exported):
+    found = verify(exported(name), "cpu")
+    assert found.passed
+    assert [rung.graph for rung in found.rungs] == [VISION_GRAPH, DECODER, MTP]
+    assert [rung.tolerance for rung in found.rungs] == [VISION, EXACT, EXACT]
+    assert all(rung.error > 0 for rung in found.rungs)
+    _, decoder, _ = found.rungs
+    nodes = [node.op_type for node in onnx.load(exported(name) / DECODER, load_external_data=False).graph.node]
+    assert decoder.operators[PRODUCTS[name]] == nodes.count(PRODUCTS[name]) >= 4
+    assert sum(decoder.operators.values()) == len(nodes)
+    assert set(decoder.nodes) == {"CPU"}
+    assert 40 < decoder.nodes["CPU"] < len(nodes)  # casts of stored weights are folded
+    assert found.tokens_per_second > 0
+    assert found.memory > 50
+
+
+def test_activations_and_caches_of_8_bits_have_a_rung_of_their_own(quantized, tmp_path):
+    folder = shutil.copytree(quantized("w4"), tmp_path / "w4")
+    export_folder(folder, "cpu", kv_bits=8)
+    found = verify(folder, "cpu")
+    assert found.passed
+    assert [rung.tolerance for rung in found.rungs] == [INT8_ACTIVATIONS] * 3
+    export_folder(folder, "cpu", exact=True, kv_bits=8)
+    found = verify(folder, "cpu")
+    assert found.passed
+    assert [rung.tolerance for rung in found.rungs] == [VISION, INT8_KV, EXACT]
+    assert "int8 KV cache" in found.about
+
+
+def test_memory_is_that_of_one_product(exported, monkeypatch):
+    """Weights of the eager modules are freed as soon as they were used, so that models larger than memory fit."""
+    held, largest = [0], [0]
+    fill, free = Stored.fill, Stored.free
+
+    def counted_fill(self, folder):
+        fill(self, folder)
+        held[0] += sum(buffer.nbytes for buffer in self.buffers())
+        largest[0] = max(largest[0], held[0])
+
+    def counted_free(self):
+        held[0] -= sum(buffer.nbytes for buffer in self.buffers())
+        free(self)
+
+    monkeypatch.setattr(Stored, "fill", counted_fill)
+    monkeypatch.setattr(Stored, "free", counted_free)
+    assert verify(exported("w4"), "cpu").passed
+    head = open_checkpoint(exported("w4")).tensors["lm_head.weight_packed"].nbytes
+    assert held == [0]
+    assert 0 < largest[0] < 8 * head  # the merger's first product
+
+
+def damaged(folder: Path, name: str) -> Path:
+    """Turn one byte in the middle of a tensor over."""
+    tensor = open_checkpoint(folder).tensors[name]
+    with tensor.file.open("r+b") as file:
+        file.seek(tensor.offset + tensor.nbytes // 2)
+        byte = file.read(1)[0]
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 255]))
+    return tensor.file
+
+
+def test_a_byte_that_changed_after_export_fails(exported, tmp_path):
+    """Graphs and eager modules read the same bytes and agree; that they are not those of the export is seen."""
+    folder = shutil.copytree(exported("w4"), tmp_path / "w4")
+    file = damaged(folder, "model.language_model.layers.2.mlp.down_proj.weight_packed")
+    done = run("verify", "--model", folder)
+    assert done.returncode == 1, done.stderr
+    assert f"FAILS: {file} is damaged" in done.stdout
+    assert done.stdout.count("FAILS") == 1
+
+
+def change_graph(path: Path, change) -> None:
+    model = onnx.load(path, load_external_data=False)
+    change(model.graph)
+    onnx.save(model, path)
+
+
+def move_an_initializer(graph) -> None:
+    """Let one packed weight begin a row late."""
+    tensor = next(t for t in graph.initializer if t.name.endswith("down.products.0.weight_packed"))
+    (offset,) = (entry for entry in tensor.external_data if entry.key == "offset")
+    offset.value = str(int(offset.value) + 384)
+
+
+def widen_a_window(graph) -> None:
+    node = next(node for node in graph.node if node.op_type == "GroupQueryAttention")
+    attribute = next(attribute for attribute in node.attribute if attribute.name == "local_window_size")
+    attribute.i -= 1
+
+
+def swap_the_halves_of_an_mlp(graph) -> None:
+    node = next(node for node in graph.node if node.op_type == "Split" and len(node.output) == 2)
+    node.output[0], node.output[1] = node.output[1], node.output[0]
+
+
+@pytest.mark.parametrize(
+    ("graph", "change"),
+    [
+        (DECODER, move_an_initializer),
+        (DECODER, widen_a_window),
+        (VISION_GRAPH, swap_the_halves_of_an_mlp),
+        (MTP, swap_the_halves_of_an_mlp),
+    ],
+)
+def test_a_graph_that_is_not_the_model_fails(graph, change, exported, tmp_path):
+    folder = shutil.copytree(exported("w4"), tmp_path / "w4")
+    change_graph(folder / graph, change)
+    found = verify(folder, "cpu")
+    assert [rung.graph for rung in found.rungs if not rung.passed] == [graph]
+    assert not found.damaged
+    assert not found.passed
+
+
+def test_the_command_names_the_graph(exported, tmp_path):
+    folder = shutil.copytree(exported("w4"), tmp_path / "w4")
+    change_graph(folder / DECODER, move_an_initializer)
+    done = run("verify", "--model", folder, "--json")
+    assert done.returncode == 1
+    said = json.loads(done.stdout)
+    assert said["passed"] is False
+    assert [rung["error"] > rung["tolerance"] for rung in said["rungs"]] == [False, True, False]
+    done = run("verify", "--model", folder)
+    assert done.returncode == 1
+    (line,) = [line for line in done.stdout.splitlines() if "FAILS" in line]
+    assert line.startswith(f"FAILS: {DECODER} is ")
+
+
+def test_a_folder_that_passes_exits_0(exported):
+    done = run("verify", "--model", exported("fp16"))
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
+    assert rows[2:] == [VISION_GRAPH, DECODER, MTP]
+    assert "tokens/s" in done.stdout
+    assert "FAILS" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["verify", "--model", "nowhere"], "nowhere: no such folder"),
+        (["verify", "--device", "tpu"], "--device tpu"),
+        (["--exact", "verify"], "--exact in front of `verify` has no effect"),
+        (["verifi"], "verifi"),
+    ],
+)
+def test_wrong_input_is_one_line(arguments, says):
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+
+
+def test_cuda_that_is_not_there_is_one_line(exported, quantized, tmp_path):
+    with pytest.raises(InputError, match="not exported for cuda; run: python -m export"):
+        verify(exported("w4"), "cuda")
+    folder = shutil.copytree(quantized("w4"), tmp_path / "w4")
+    export_folder(folder, "cuda")
+    with pytest.raises(InputError, match="CUDA was asked for"):
+        verify(folder, "cuda")
+
+
+ON_CUDA = """
+import json, sys
+from dataclasses import asdict
+from pathlib import Path
+from export.verify import verify
+
+found = verify(Path(sys.argv[1]), "cuda")
+print(json.dumps(asdict(found) | {"passed": found.passed}))
+"""
+
+
+@pytest.mark.parametrize(("name", "tolerance"), [("w4", 0.02), ("bf16", 0.1)])
+def test_on_a_card_it_says_where_nodes_run_and_wrong_values_fail(
+    name, tolerance, cuda_stub: CudaStub, quantized, tmp_path
+):
+    """The stand-in computes nothing, so all but the values can be seen."""
+    folder = shutil.copytree(quantized(name), tmp_path / name)
+    export_folder(folder, "cuda")
+    found = cuda_stub.run(ON_CUDA, folder)
+    assert not found["passed"]
+    assert [rung["graph"] for rung in found["rungs"]] == ["vision.cuda.onnx", "decoder.cuda.onnx", "mtp.cuda.onnx"]
+    assert {rung["tolerance"] for rung in found["rungs"]} == {tolerance}
+    assert all(set(rung["nodes"]) == {"CUDA"} for rung in found["rungs"])
