@@ -1,9 +1,9 @@
 """`python -m bench.vision_memory`: memory that the vision graph takes for an image, up to the largest, and then keeps.
 
-The bundled reader, and random weights of 16 bits at the widths of EXAONE 4.5 33B: a block of windows and a block that
-sees the whole image. Blocks run one after the other in the same buffers, so the release's 28 need no more than these
-two. On the CPU it is the growth of the resident memory. For CUDA it is what ONNX Runtime's provider asks of a stand-in
-device (tests/cuda_stub), whose kernels compute nothing: the flash kernel is chosen by the provider's own code.
+The bundled reader, and random weights of 16 bits at the widths of EXAONE 4.5 33B. For CUDA all 28 blocks of it, and
+what ONNX Runtime's provider asks of a stand-in device (tests/cuda_stub), whose kernels compute nothing: the flash
+kernel is chosen by the provider's own code. On the CPU a block of windows and a block that sees the whole image, and
+the growth of the resident memory: blocks run one after the other in the same buffers.
 """
 
 from __future__ import annotations
@@ -105,31 +105,26 @@ def on_cuda(folder: Path, side: int, stub: CudaStub) -> tuple[int, int]:
     return peak, kept
 
 
-def make_released(folder: Path) -> None:
-    """A folder with two vision blocks of the release's widths, and hardly a decoder."""
-    config = shortened(read_json(RELEASED), layers=1, vision_blocks=2)
-    config["text_config"] |= {"vocab_size": read_json(READER / "config.json")["text_config"]["vocab_size"]}
-    config["text_config"] |= {"intermediate_size": 128}
+def make_released(folder: Path, blocks: int) -> None:
+    """A folder with so many vision blocks of the release's widths, and hardly a decoder."""
+    config = shortened(read_json(RELEASED), layers=1, vision_blocks=blocks)
+    vocabulary = read_json(READER / "config.json")["text_config"]["vocab_size"]
+    config["text_config"] |= {"vocab_size": vocabulary, "intermediate_size": 128}
     make_checkpoint(config, folder)
 
 
-def measure(name: str, folder: Path, sides: list[int], stub: CudaStub | None) -> list[Call]:
-    """Export a folder and run images of these sides, in patches, on both targets; on the CPU alone without a stub."""
+def measure(name: str, folder: Path, target: TargetName, sides: list[int], stub: CudaStub | None) -> list[Call]:
+    """Export a folder and run images of these sides, in patches; nothing for CUDA without a stub."""
+    if target == "cuda" and stub is None:
+        return []
+    export_folder(folder, target)
     heads = read_json(folder / "config.json")["vision_config"]["num_heads"]
+    wide = 4 if load_bundle(folder).targets[target].dtype == "float32" else 2
     calls: list[Call] = []
-    targets: list[TargetName] = ["cpu", "cuda"] if stub else ["cpu"]
-    for target in targets:
-        export_folder(folder, target)
-        wide = 4 if load_bundle(folder).targets[target].dtype == "float32" else 2
-        for side in sides:
-            seconds = None
-            if target == "cuda":
-                assert stub is not None
-                peak, kept = on_cuda(folder, side, stub)
-            else:
-                peak, kept, seconds = on_cpu(folder, side)
-            calls.append(Call(name, target, side**2, peak, kept, seconds, heads * side**4 * wide))
-            say(f"{name}, {target}, {side**2} patches: {peak / MIB:.0f} MiB")
+    for side in sides:
+        peak, kept, *seconds = on_cpu(folder, side) if stub is None else on_cuda(folder, side, stub)
+        calls.append(Call(name, target, side**2, peak, kept, seconds[0] if seconds else None, heads * side**4 * wide))
+        say(f"{name}, {target}, {side**2} patches: {peak / MIB:.0f} MiB")
     return calls
 
 
@@ -165,12 +160,15 @@ def main(side: Annotated[int, typer.Option(min=2, help="Patches along the larger
             stub_folder = Path(scratch) / "stub"
             stub_folder.mkdir()
             stub = build(stub_folder)
-        reader, released = Path(scratch) / "reader", Path(scratch) / "released"
+        reader, two, all_blocks = (Path(scratch) / name for name in ("reader", "two", "all"))
         shutil.copytree(READER, reader)
-        make_released(released)
+        make_released(two, 2)
+        make_released(all_blocks, 28)
         sides = [side // 4 * 2, side]
-        calls = measure("bundled reader", reader, sides, stub)
-        calls += measure("33 B widths, 2 blocks", released, sides, stub)
+        calls = measure("bundled reader", reader, "cpu", sides, None)
+        calls += measure("bundled reader", reader, "cuda", sides, stub)
+        calls += measure("33 B widths, 2 of 28 blocks", two, "cpu", sides, None)
+        calls += measure("33 B widths", all_blocks, "cuda", sides, stub)
     print(table(calls))
     print(f"\n{provenance(f'python -m bench.vision_memory --side {side}')}")
 

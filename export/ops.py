@@ -8,7 +8,7 @@ ONNX Runtime's kernels against the torch arithmetic written here. Schemas: the c
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -18,6 +18,9 @@ from quantize.grids import NF4_VALUES, ROWS
 
 KvScales = tuple[Tensor, Tensor]
 """What one step of an int8 key and of an int8 value stands for, each float32 [1, kv_heads, 1, D]."""
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 _NF4 = 1  # MatMulBnb4's quant_type
 _NEVER = -1e30  # a score that no float32 score comes near
@@ -275,35 +278,56 @@ def resident(total: int, room: int, window: int) -> int:
     return total - step * -(-(total - room) // step)
 
 
-def padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, longest: Tensor, head_dim: int) -> Tensor:
+def padded_attention(
+    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, longest: Tensor, index: Tensor, head_dim: int
+) -> Tensor:
     """Attention within right-padded rows, every token of a row seeing the whole row (GroupQueryAttention, causal=0).
 
     q [rows, T, heads*D], k and v [rows, T, kv_heads*D], lengths int32 [rows], longest int32 scalar = T on the host.
-    Output rows beyond a length are unspecified. On the CPU the kernel holds the T x T scores of all heads.
+    index int64 [P]: which of the rows * T slots are wanted, all of them within the lengths. Output [P, heads*D].
+    On the CPU the kernel holds the T x T scores of all heads.
     """
-    if torch.onnx.is_in_onnx_export():
-        heads, kv_heads = q.shape[-1] // head_dim, k.shape[-1] // head_dim
-        cache_shape = (k.shape[0], kv_heads, k.shape[1], head_dim)
-        output, _, _ = torch.onnx.ops.symbolic_multi_out(
-            "com.microsoft::GroupQueryAttention",
-            (q, k, v, None, None, lengths - 1, longest),
-            {"num_heads": heads, "kv_num_heads": kv_heads, "causal": 0},
-            dtypes=(q.dtype, k.dtype, v.dtype),
-            shapes=(q.shape, cache_shape, cache_shape),
-            version=1,
+    if not torch.onnx.is_in_onnx_export():
+        return _padded_attention(q, k, v, lengths, head_dim)[index]
+    heads, kv_heads = q.shape[-1] // head_dim, k.shape[-1] // head_dim
+    cache_shape = (k.shape[0], kv_heads, k.shape[1], head_dim)
+    output, *cache = torch.onnx.ops.symbolic_multi_out(
+        "com.microsoft::GroupQueryAttention",
+        (q, k, v, None, None, lengths - 1, longest),
+        {"num_heads": heads, "kv_num_heads": kv_heads, "causal": 0},
+        dtypes=(q.dtype, k.dtype, v.dtype),
+        shapes=(q.shape, cache_shape, cache_shape),
+        version=1,
+    )
+    return reshape(output, -1, q.shape[-1]).index_select(0, _with_no_rows_of(cache, index))
+
+
+def _with_no_rows_of(unused: Sequence[Tensor], index: Tensor) -> Tensor:
+    """`index` as it is, from a node that reads none of the rows of `unused` as well; while tracing only.
+
+    CUDA's attention must be given keys and values to write, and ONNX Runtime keeps an output that nothing reads until
+    the run ends: in the vision tower 32 MiB a block at 33 B, most of a gigabyte in all.
+    """
+    zero = torch.tensor([0], dtype=torch.int64)
+    parts = [index]
+    for x in unused:
+        shape = (0, *x.shape[1:])
+        none = torch.onnx.ops.symbolic("::Slice", (x, zero, zero, zero), dtype=x.dtype, shape=shape, version=13)
+        to: dict[str, Any] = {"to": 7}  # TensorProto.INT64
+        parts.append(
+            torch.onnx.ops.symbolic("::Cast", (reshape(none, -1),), to, dtype=torch.int64, shape=(0,), version=13)
         )
-        return output
-    return _padded_attention(q, k, v, lengths, head_dim)
+    return torch.onnx.ops.symbolic("::Concat", parts, {"axis": 0}, dtype=index.dtype, shape=index.shape, version=13)
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, head_dim: int) -> Tensor:
-    """`padded_attention` for the CPU, where no T x T tensor exists (MultiHeadAttention); q, k, v and lengths as there.
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, index: Tensor, head_dim: int) -> Tensor:
+    """`padded_attention` for the CPU, where no T x T tensor exists (MultiHeadAttention); arguments as there.
 
     MultiHeadAttention's own padding mask would bring that tensor back. So a channel is added to every head: 1 in q, and
     in k 0 for a token and hugely negative for padding, whose weight is then exactly 0. KV heads are repeated.
     """
     if not torch.onnx.is_in_onnx_export():
-        return _padded_attention(q, k, v, lengths, head_dim)
+        return _padded_attention(q, k, v, lengths, head_dim)[index]
     heads, kv_heads = q.shape[-1] // head_dim, k.shape[-1] // head_dim
     hidden = torch.where(torch.arange(k.shape[1]) < lengths.unsqueeze(-1), 0.0, _NEVER)  # [rows, T]
     k = reshape(k, 0, 0, kv_heads, 1, head_dim)
@@ -312,7 +336,7 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, head_dim: 
         reshape(x.expand(-1, -1, -1, heads // kv_heads, -1), 0, 0, -1)
         for x in (k, reshape(v, 0, 0, kv_heads, 1, head_dim))
     )
-    return torch.onnx.ops.symbolic(
+    output = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
         (reshape(F.pad(reshape(q, 0, 0, heads, head_dim), (0, 1), value=1.0), 0, 0, -1), k, v),
         {"num_heads": heads, "scale": 1 / math.sqrt(head_dim)},
@@ -320,10 +344,11 @@ def flash_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, head_dim: 
         shape=q.shape,
         version=1,
     )
+    return reshape(output, -1, q.shape[-1]).index_select(0, index)
 
 
 def _padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, head_dim: int) -> Tensor:
-    """The arithmetic of both."""
+    """The arithmetic of both: [rows * T, heads*D]."""
     allowed = torch.arange(k.shape[1]) < lengths.unsqueeze(-1)  # [rows, T]
     q, k, v = (_heads(x, x.shape[-1] // head_dim) for x in (q, k, v))
-    return _attend(q, k, v, allowed[:, None, None, :])
+    return _attend(q, k, v, allowed[:, None, None, :]).flatten(0, 1)

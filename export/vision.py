@@ -60,20 +60,15 @@ class VisionAttention(nn.Module):
     def _within_windows(self, qkv: tuple[Tensor, ...], gather: Tensor, scatter: Tensor, lengths: Tensor) -> Tensor:
         q, k, v = (F.embedding(gather, part) for part in qkv)  # rows of a table: one Gather to [windows, slots, width]
         longest = torch.tensor(self.window_patches, dtype=torch.int32)
-        return _rows(ops.padded_attention(q, k, v, lengths, longest, self.head_dim), scatter)
+        return ops.padded_attention(q, k, v, lengths, longest, scatter, self.head_dim)
 
     def _within_frames(
         self, qkv: tuple[Tensor, ...], gather: Tensor, scatter: Tensor, lengths: Tensor, longest: Tensor
     ) -> Tensor:
         q, k, v = (F.embedding(gather, part) for part in qkv)
         if self.on_cuda:
-            return _rows(ops.padded_attention(q, k, v, lengths, longest, self.head_dim), scatter)
-        return _rows(ops.flash_attention(q, k, v, lengths, self.head_dim), scatter)
-
-
-def _rows(padded: Tensor, scatter: Tensor) -> Tensor:
-    """Back from padded rows [rows, slots, width] to [P, width]."""
-    return ops.reshape(padded, -1, padded.shape[-1]).index_select(0, scatter)
+            return ops.padded_attention(q, k, v, lengths, longest, scatter, self.head_dim)
+        return ops.flash_attention(q, k, v, lengths, scatter, self.head_dim)
 
 
 class VisionBlock(nn.Module):

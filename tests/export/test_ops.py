@@ -195,7 +195,7 @@ def test_attention_within_padded_rows(operator):
 
     What lies beyond a length is not compared, nor does it matter.
     """
-    names = "qkvln" if operator is ops.padded_attention else "qkvl"
+    names = "qkvlni" if operator is ops.padded_attention else "qkvli"
 
     def function(*inputs):
         return operator(*inputs, 32)
@@ -203,16 +203,18 @@ def test_attention_within_padded_rows(operator):
     def draw(lengths, size=1):
         rows, longest = len(lengths), max(lengths)
         q, k, v = torch.randn(rows, longest, 128) * size, *torch.randn(2, rows, longest, 64)
-        lengths = torch.tensor(lengths, dtype=torch.int32)
-        return (q, k, v, lengths, torch.tensor(longest, dtype=torch.int32))[: len(names)]
+        index = torch.cat([row * longest + torch.arange(length) for row, length in enumerate(lengths)])
+        inputs = {"q": q, "k": k, "v": v, "l": torch.tensor(lengths, dtype=torch.int32), "i": index}
+        inputs["n"] = torch.tensor(longest, dtype=torch.int32)
+        return [inputs[name] for name in names]
 
-    axes = [*[{0: "n", 1: "t"}] * 3, {0: "n"}, {}][: len(names)]
-    session = run_on_cpu(trace(Call(function), [list(draw([5, 3]))], [axes], list(names), ["out"]))
+    by_name = {**{name: {0: "n", 1: "t"} for name in "qkv"}, "l": {0: "n"}, "n": {}, "i": {0: "p"}}
+    axes = [by_name[name] for name in names]
+    session = run_on_cpu(trace(Call(function), [draw([5, 3])], [axes], list(names), ["out"]))
     for lengths, size in (([700, 4, 1, 170], 1), ([700, 4, 1, 170], 30), ([170], 1), ([1], 1)):
         inputs = draw(lengths, size)
         (output,) = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
-        eager = function(*inputs)
-        for row, length in enumerate(lengths):
-            alone = dense(*(x[row, :length].double() for x in inputs[:3]), 32).float()
-            torch.testing.assert_close(eager[row, :length], alone, rtol=1e-5, atol=1e-5 * size)
-            np.testing.assert_allclose(output[row, :length], alone.numpy(), rtol=1e-5, atol=1e-5 * size)
+        rows = [dense(*(x[row, :n].double() for x in inputs[:3]), 32) for row, n in enumerate(lengths)]
+        alone = torch.cat(rows).float()
+        torch.testing.assert_close(function(*inputs), alone, rtol=1e-5, atol=1e-5 * size)
+        np.testing.assert_allclose(output, alone.numpy(), rtol=1e-5, atol=1e-5 * size)
