@@ -74,7 +74,9 @@ def main(
     rounds: Annotated[int, typer.Option(min=2, help="Turns of each.")] = 8,
     prompt: Annotated[int, typer.Option(min=1, max=384, help="Tokens of the prompt.")] = 256,
     tokens: Annotated[int, typer.Option(min=2, max=128, help="Tokens after it.")] = 128,
-    threads: Annotated[int, typer.Option(min=1, help="Of each.", show_default="all cores")] = os.cpu_count() or 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Of each; 1 is timed by processor time.", show_default="all cores")
+    ] = os.cpu_count() or 1,
     seed: Annotated[int, typer.Option(help="Of the prompt.")] = 0,
     cache: Annotated[Path, typer.Option(help="Folder of the models and of llama.cpp.")] = Path("build/llama.cpp"),
 ) -> None:
