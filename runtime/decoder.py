@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from runtime import bundle as io
 from runtime.cache import KVCache
+from runtime.pages import use_huge_pages
 from runtime.sessions import Buffer, Device
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class DecoderSession:
     def new_cache(self, room: int, batch: int = 1) -> KVCache:
         """Buffers for `batch` sequences of up to `room` tokens each."""
         cache = KVCache(self._text, self._dtype, self._kv_dtype, self._device, room, batch)
+        if self._device.kind == "cpu":
+            use_huge_pages()
         if self._capture:
             # To capture a step, ONNX Runtime runs it several times, and each would push rows out of a full window.
             step = np.zeros((batch, 1, self._text.hidden_size), np.float32)

@@ -74,7 +74,9 @@ def main(
     rounds: Annotated[int, typer.Option(min=2, help="Turns of each.")] = 8,
     prompt: Annotated[int, typer.Option(min=1, max=384, help="Tokens of the prompt.")] = 256,
     tokens: Annotated[int, typer.Option(min=2, max=128, help="Tokens after it.")] = 128,
-    threads: Annotated[int, typer.Option(min=1, help="Of each.", show_default="all cores")] = os.cpu_count() or 1,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Of each; 1 is timed by processor time.", show_default="all cores")
+    ] = os.cpu_count() or 1,
     seed: Annotated[int, typer.Option(help="Of the prompt.")] = 0,
     cache: Annotated[Path, typer.Option(help="Folder of the models and of llama.cpp.")] = Path("build/llama.cpp"),
 ) -> None:
@@ -90,13 +92,15 @@ def main(
         )
     ]
     rows: list[Runner] = [Ours("this toolkit, 4 bits", exported(cache), threads), *theirs]
+    load = os.getloadavg()[0]
     turns, bandwidth = measure(rows, Task(ids, tokens), rounds, Memory(threads))
     for row in theirs:
         row.close()
     print(*table(rows, turns, bandwidth), sep="\n")
     same = np.corrcoef(rows[0].logits, rows[1].logits)[0, 1]
     print(f"\n{NOTES}")
-    print(f"Memory bandwidth: {bandwidth / 1e9:.1f} GB/s. Logits of the first two rows correlate at {same:.2f}.\n")
+    print(f"Memory bandwidth: {bandwidth / 1e9:.1f} GB/s. Load average before: {load:.1f}.")
+    print(f"Logits of the first two rows after the prompt correlate at {same:.2f}.\n")
     command = f"python -m bench.llama_cpp --rounds {rounds} --prompt {prompt} --tokens {tokens} --threads {threads}"
     print(f"{provenance(f'{command} --seed {seed}')} {LLAMA_CPP.versions}.")
 

@@ -90,6 +90,7 @@ class Runner:
         settings = llama_cpp.llama_context_default_params()
         settings.n_ctx = CONTEXT
         settings.n_threads = settings.n_threads_batch = threads
+        self.clock = time.process_time if threads == 1 else time.perf_counter
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
         if not self.context:
             raise SystemExit(f"llama.cpp cannot load {model}")
@@ -106,14 +107,14 @@ class Runner:
     def turn(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
         """Seconds of the prompt up to its first new token, and of all further ones; the logits after the prompt."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
-        start = time.perf_counter()
+        start = self.clock()
         logits = self.logits(prompt)
-        token, first = int(logits.argmax()), time.perf_counter()
+        token, first = int(logits.argmax()), self.clock()
         after_prompt = logits.tolist()
-        decode_start = time.perf_counter()
+        decode_start = self.clock()
         for _ in range(new_tokens - 1):
             token = int(self.logits([token]).argmax())
-        decoded = time.perf_counter() - decode_start
+        decoded = self.clock() - decode_start
         return {"prompt": first - start, "decode": decoded, "logits": after_prompt}
 
 
