@@ -32,10 +32,8 @@ def plan_grids(settings: Settings, family: Family, config: PreTrainedConfig) -> 
         "mtp": None if settings.format == "gptq" else decoder,  # no loader of that format quantizes the MTP layer
         "head": settings.grid_of("head"),
     }
-    grids: Grids = {}
-    for path, linears in family.blocks(config):
-        grids.update(dict.fromkeys(sum(full_paths(path, linears), ()), towers[family.tower(path)]))
-    return grids
+    blocks = (sum(full_paths(path, linears), ()) for path, linears in family.blocks(config))
+    return {linear: towers[family.tower(linear)] for linears in blocks for linear in linears}
 
 
 def has_mtp(checkpoint: Checkpoint, family: Family) -> bool:

@@ -220,7 +220,7 @@ def test_the_longest_context_fits_and_one_more_token_does_not(plan, kind):
 def test_the_runtime_allocates_what_is_planned(plan, released):
     """quantize may not import the runtime, so this is where both are held together."""
     text = released.text
-    shape = Text(text.hidden_size, text.vocab_size, 8, 128, 262144, windows(released.config), {})
+    shape = Text(text.hidden_size, text.vocab_size, 8, 128, 262144, windows(released.config), [], {})
     for tokens, sizes in plan.kv.items():
         assert sizes == {"fp16": cache_bytes(shape, 1, tokens, 2), "int8": cache_bytes(shape, 1, tokens, 1)}
     lines = {line.name: line for line in by_name(plan)["4-bit"].workspace}
