@@ -62,7 +62,7 @@ def judge(
     layers: Sequence[Layer],
 ) -> Verdict:
     """Check every gate, and put into words what is significant and what is noise."""
-    drop = -differences["anls"].value if differences else None
+    drop = 0 - differences["anls"].value if differences else None
     checks = []
     if gates.max_drop_anls is not None:
         checks.append(Check("--max-drop-anls", gates.max_drop_anls, drop, drop is None or drop <= gates.max_drop_anls))
@@ -71,13 +71,14 @@ def judge(
     if gates.min_agreement is not None:
         passed = agreement.value >= gates.min_agreement
         checks.append(Check("--min-agreement", gates.min_agreement, agreement.value, passed))
-    findings = [*_weak(baseline), *_scores(differences, exact_match), *_suspects(layers)]
+    findings = [*about_baseline(baseline), *_scores(differences, exact_match), *_suspects(layers)]
     if all(check.value is None for check in checks):
         findings.append("No gate could be checked; give --max-kl or --min-agreement.")
     return Verdict(all(check.passed for check in checks), checks, findings)
 
 
-def _weak(baseline: Scores | None) -> list[str]:
+def about_baseline(baseline: Scores | None) -> list[str]:
+    """What keeps a baseline from judging by answers; nothing for a good one."""
     if baseline is None:
         return ["The baseline is a reference without answers: scores of answers are not available."]
     if baseline.anls >= WEAK:
