@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 import warnings
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
@@ -35,8 +35,10 @@ WIDTH = 400  # user units, near the pixels of a phone, so that text of 10 can be
 _MOST_BINS, _LONGEST_NAME, _MOST_NAMED = 32, 26, 3
 _LEAST_KL, _LEAST_ERROR = 1e-6, 1e-3  # below, axes are linear
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_TOWERS = (("visual", "vision"), ("mtp", "MTP"), ("lm_head", "head"))  # in this order; all others are the decoder's
 _LABELS = {"exact_match": "exact match", "cer": "CER", "anls": "ANLS"}
-_RC = {
+_RC: dict[Any, Any] = {
+    "svg.hashsalt": "compare",  # the same ids in every run
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -64,91 +66,98 @@ _RC = {
 }
 
 
+@mpl.rc_context(_RC)
 def kl_by_position(names: Sequence[str], measured: Sequence[Measured]) -> str:
     """Mean KL against the place in the answer, a line a candidate; below, how many answers are as long."""
     longest = max(len(one.baseline.log_likelihood) for one in measured)
     width = -(-longest // _MOST_BINS)
     starts = np.arange(0, longest, width)
-    with mpl.rc_context(_RC | {"svg.hashsalt": "kl"}):
-        figure = Figure(figsize=(WIDTH / 72, 290 / 72), layout="constrained")
-        top, bottom = figure.subplots(2, sharex=True, height_ratios=(4, 1))
-        for number, name in enumerate(names):
-            values = [value for one in measured for value in one.differences[number].kl]
-            places = [place for one in measured for place in range(len(one.differences[number].kl))]
-            sums, counts = (np.bincount(places, weights, longest) for weights in (values, None))
-            means = np.add.reduceat(sums, starts) / np.add.reduceat(counts, starts)
-            top.plot(starts + (width - 1) / 2 + 1, means, label=_short(name), **_style(number))
-        _log_to_zero(top, _LEAST_KL)
-        top.set_ylabel("KL, nats a token")
-        lengths = np.array([len(one.baseline.log_likelihood) for one in measured])
-        bottom.fill_between(
-            np.arange(longest) + 1, [(lengths > place).sum() for place in range(longest)], step="mid", color=MUTED
-        )
-        bottom.set(xlabel="token of the true answer", ylabel="documents", ylim=(0, None), yticks=(0, len(lengths)))
-        _legend(figure, len(names))
-        return _svg(figure, "kl")
+    figure = Figure(figsize=(WIDTH / 72, 290 / 72), layout="constrained")
+    top, bottom = figure.subplots(2, sharex=True, height_ratios=(7, 2))
+    for number, name in enumerate(names):
+        values = [value for one in measured for value in one.differences[number].kl]
+        places = [place for one in measured for place in range(len(one.differences[number].kl))]
+        sums, counts = (np.bincount(places, weights, longest) for weights in (values, None))
+        means = np.add.reduceat(sums, starts) / np.add.reduceat(counts, starts)
+        top.plot(starts + (width - 1) / 2 + 1, means, label=_short(name), **_style(number))
+    _log_to_zero(top, _LEAST_KL)
+    top.set_ylabel("KL, nats a token")
+    lengths = np.array([len(one.baseline.log_likelihood) for one in measured])
+    bottom.fill_between(
+        np.arange(longest) + 1, [(lengths > place).sum() for place in range(longest)], step="mid", color=MUTED
+    )
+    bottom.set(xlabel="token of the true answer", ylabel="documents", ylim=(0, None), yticks=(0, len(lengths)))
+    _legend(figure, len(names))
+    return _svg(figure, "kl")
 
 
+@mpl.rc_context(_RC)
 def score_differences(names: Sequence[str], candidates: Sequence[Candidate]) -> str:
     """Candidate less baseline with its interval, a panel a score; the gate is a dashed line."""
-    with mpl.rc_context(_RC | {"svg.hashsalt": "scores"}):
-        figure = Figure(figsize=(WIDTH / 72, (90 + 3 * (34 + 15 * len(names))) / 72), layout="constrained")
-        panels = figure.subplots(len(SCORES), sharex=True)
-        for score, panel in zip(SCORES, panels, strict=True):
-            for number, candidate in enumerate(candidates):
-                assert candidate.differences is not None
-                _interval(panel, candidate.differences[score], number)
-            panel.axvline(0, color=INK, linewidth=1)
-            better = "less is better" if score == "cer" else "more is better"
-            panel.set_title(f"{_LABELS[score]} ({better})")
-            panel.set(yticks=range(len(names)), yticklabels=[_short(name) for name in names])
-            panel.set_ylim(len(names) - 0.4, -0.6)
-            panel.grid(visible=False, axis="y")
-        limit = next((c.limit for c in candidates[0].verdict.checks if c.option == "--max-drop-anls"), None)
-        if limit is not None:
-            panels[SCORES.index("anls")].axvline(-limit, color=FAIL, linestyle=(0, (4, 3)), linewidth=1.2)
-        panels[-1].set_xlabel("candidate less baseline, 95 % interval")
-        return _svg(figure, "scores")
+    figure = Figure(figsize=(WIDTH / 72, (20 + 3 * (52 + 15 * len(names))) / 72), layout="constrained")
+    panels = figure.subplots(len(SCORES))
+    for score, panel in zip(SCORES, panels, strict=True):
+        for number, candidate in enumerate(candidates):
+            assert candidate.differences is not None
+            _interval(panel, candidate.differences[score], number)
+        panel.axvline(0, color=INK, linewidth=1)
+        better = "less is better" if score == "cer" else "more is better"
+        panel.set_title(f"{_LABELS[score]} ({better})")
+        panel.set(yticks=range(len(names)), yticklabels=[_short(name) for name in names])
+        panel.set_ylim(len(names) - 0.4, -0.6)
+        panel.grid(visible=False, axis="y")
+        panel.locator_params(axis="x", nbins=6)
+    limit = next((c.limit for c in candidates[0].verdict.checks if c.option == "--max-drop-anls"), None)
+    if limit is not None:
+        panels[SCORES.index("anls")].axvline(-limit, color=FAIL, linestyle=(0, (4, 3)), linewidth=1.2)
+    panels[-1].set_xlabel("candidate less baseline, 95 % interval")
+    return _svg(figure, "scores")
 
 
+@mpl.rc_context(_RC)
 def layer_errors(names: Sequence[str], candidates: Sequence[Candidate]) -> str:
     """Error of every linear in order, a panel a candidate; suspects are ringed and named."""
-    shown = [number for number, candidate in enumerate(candidates) if any(error(layer) is not None for layer in candidate.layers)]
-    with mpl.rc_context(_RC | {"svg.hashsalt": "layers"}):
-        figure = Figure(figsize=(WIDTH / 72, (60 + 130 * len(shown)) / 72), layout="constrained")
-        panels = figure.subplots(len(shown), sharex=True, sharey=True, squeeze=False)[:, 0]
-        for number, panel in zip(shown, panels, strict=True):
-            _layers(panel, candidates[number].layers, number)
-            panel.set_title(_short(names[number]))
-        _log_to_zero(panels[0], _LEAST_ERROR)
-        panels[-1].set_xticks(*_towers(candidates[shown[0]].layers))
-        return _svg(figure, "layers")
+    shown = [number for number, candidate in enumerate(candidates) if has_errors(candidate)]
+    figure = Figure(figsize=(WIDTH / 72, (60 + 130 * len(shown)) / 72), layout="constrained")
+    panels = figure.subplots(len(shown), sharex=True, sharey=True, squeeze=False)[:, 0]
+    for number, panel in zip(shown, panels, strict=True):
+        _layers(panel, candidates[number].layers, number)
+        panel.set_title(_short(names[number]))
+        panel.tick_params(axis="x", length=0)
+    _log_to_zero(panels[0], _LEAST_ERROR)
+    panels[-1].set_xticks(*_towers(candidates[shown[0]].layers))
+    return _svg(figure, "layers")
 
 
+@mpl.rc_context(_RC)
 def cost(names: Sequence[str], baseline: Side, candidates: Sequence[Candidate]) -> str:
     """Mean KL against size and against speed, a point a candidate; the baseline's cost is a dashed line."""
     costs = [candidate.cost for candidate in candidates]
-    with mpl.rc_context(_RC | {"svg.hashsalt": "cost"}):
-        figure = Figure(figsize=(WIDTH / 72, 250 / 72), layout="constrained")
-        panels = figure.subplots(1, 2, sharey=True)
-        for field, label, panel in zip(
-            ("weights", "tokens_per_second"), ("weights, MiB", "tokens a second"), panels, strict=True
-        ):
-            for number, (candidate, taken) in enumerate(zip(candidates, costs, strict=True)):
-                found = candidate.mean_kl
-                spread = [[found.value - found.low], [found.high - found.value]]
-                panel.errorbar(
-                    getattr(taken, field), found.value, spread, capsize=3, label=_short(names[number]), **_style(number)
-                )
-            if baseline.cost is not None:
-                panel.axvline(getattr(baseline.cost, field), color=MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
-            panel.set_xlabel(label)
-            panel.set_xlim(0, None)
-        _log_to_zero(panels[0], _LEAST_KL)
-        panels[0].set_ylabel("mean KL, nats a token")
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper left", ncols=2, handletextpad=0.3)
-        return _svg(figure, "cost")
+    figure = Figure(figsize=(WIDTH / 72, 250 / 72), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    for field, label, panel in zip(
+        ("weights", "tokens_per_second"), ("weights, MiB", "tokens a second"), panels, strict=True
+    ):
+        for number, (candidate, taken) in enumerate(zip(candidates, costs, strict=True)):
+            found = candidate.mean_kl
+            spread = [[max(found.value - found.low, 0)], [max(found.high - found.value, 0)]]
+            panel.errorbar(
+                getattr(taken, field), found.value, spread, capsize=3, label=_short(names[number]), **_style(number)
+            )
+        if baseline.cost is not None:
+            panel.axvline(getattr(baseline.cost, field), color=MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
+        panel.set_xlabel(label)
+        panel.set_xlim(0, 1.1 * panel.get_xlim()[1])
+    _log_to_zero(panels[0], _LEAST_KL)
+    panels[0].set_ylabel("mean KL, nats a token")
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=2, handletextpad=0.3)
+    return _svg(figure, "cost")
+
+
+def has_errors(candidate: Candidate) -> bool:
+    """Whether there is anything to show of its layers."""
+    return any(error(layer) is not None for layer in candidate.layers)
 
 
 def error(layer: Layer) -> float | None:
@@ -158,7 +167,7 @@ def error(layer: Layer) -> float | None:
 
 def _layers(panel: Axes, layers: Sequence[Layer], number: int) -> None:
     ordered = sorted(layers, key=_order)
-    style = _style(number) | {"linestyle": "", "markersize": 4}
+    style = _style(number) | {"linestyle": "", "markersize": 4, "clip_on": False}
     panel.plot([_nan(error(layer)) for layer in ordered], **style)
     if all(layer.error is None for layer in ordered):
         nearest = [_nan(layer.reported_rtn) for layer in ordered]
@@ -179,22 +188,27 @@ def _layers(panel: Axes, layers: Sequence[Layer], number: int) -> None:
         )
     panel.grid(visible=False, axis="x")
     panel.set_xlim(-1, len(ordered))
+    towers = [_tower(layer.name) for layer in ordered]
+    for place in range(1, len(towers)):
+        if towers[place] != towers[place - 1]:
+            panel.axvline(place - 0.5, color=LINE, linewidth=1)
 
 
 def _towers(layers: Sequence[Layer]) -> tuple[list[float], list[str]]:
-    """Where on the axis each part of a model has its middle, and what it is called."""
+    """Where on the axis each part of a model has its middle, and what it is called; small neighbours share a name."""
     parts = [_tower(layer.name) for layer in sorted(layers, key=_order)]
-    found = dict.fromkeys(parts)
-    middles = [float(np.mean([place for place, part in enumerate(parts) if part == name])) for name in found]
-    return middles, list(found)
+    ticks: list[tuple[float, str]] = []
+    for name in dict.fromkeys(parts):
+        middle = float(np.mean([place for place, part in enumerate(parts) if part == name]))
+        if ticks and middle - ticks[-1][0] < len(parts) / 6:
+            before, other = ticks.pop()
+            middle, name = (before + middle) / 2, f"{other}, {name}"
+        ticks.append((middle, name))
+    return [middle for middle, _ in ticks], [name for _, name in ticks]
 
 
 def _tower(name: str) -> str:
     return next((tower for part, tower in _TOWERS if part in name), "decoder")
-
-
-# Tried in this order; all other linears are the decoder's.
-_TOWERS = (("visual", "vision"), ("mtp", "MTP"), ("lm_head", "head"))
 
 
 def _order(layer: Layer) -> tuple[int, list[tuple[int, str]]]:
@@ -222,7 +236,7 @@ def _interval(panel: Axes, found: Interval, number: int) -> None:
 def _log_to_zero(panel: Axes, linear: float) -> None:
     """A logarithmic y axis that goes on to 0 below `linear`: models that agree are 0 apart."""
     panel.set_yscale("symlog", linthresh=linear, linscale=0.4)
-    panel.set_ylim(0, max(panel.get_ylim()[1], 10 * linear))
+    panel.set_ylim(0, max(2 * panel.get_ylim()[1], 10 * linear))
     panel.yaxis.set_major_formatter(lambda value, _: _power_of_ten(value))
 
 
@@ -233,7 +247,7 @@ def _power_of_ten(value: float) -> str:
     return "1" if power == 0 else "10" + str(power).translate(_RAISED)
 
 
-def _style(number: int) -> dict[str, object]:
+def _style(number: int) -> dict[str, Any]:
     color = COLORS[number % len(COLORS)]
     return {"color": color, "marker": MARKERS[number % len(MARKERS)], "markeredgecolor": color}
 

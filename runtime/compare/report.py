@@ -17,6 +17,7 @@ from PIL import Image
 from calib_data.errors import InputError
 from runtime.compare.diff import Piece, differences
 from runtime.compare.gate import about_baseline
+from runtime.compare.screen import short_names
 from runtime.compare.table import groups
 
 if TYPE_CHECKING:
@@ -110,12 +111,6 @@ def render(comparison: Comparison, measured: Sequence[Measured], documents: Sequ
     )
 
 
-def short_names(paths: Sequence[str]) -> list[str]:
-    """The last part of every path where that tells them apart, and the whole path elsewhere."""
-    last = [Path(path).name for path in paths]
-    return last if all(last) and len(set(last)) == len(last) else list(paths)
-
-
 def tone(comparison: Comparison) -> str:
     """What the verdict looks like: "fail", "pass", or "weak" where passing says little."""
     if not comparison.passed:
@@ -127,12 +122,16 @@ def tone(comparison: Comparison) -> str:
 
 def headline(names: Sequence[str], comparison: Comparison) -> str:
     """The verdict in one line."""
-    passed = [candidate.verdict.passed for candidate in comparison.candidates]
-    if len(names) == 1:
-        return f"{names[0]} {'passes' if passed[0] else 'fails'}"
-    if all(passed):
-        return f"All {len(names)} candidates pass"
-    return f"{passed.count(False)} of {len(names)} candidates fail"
+    failing = [name for name, one in zip(names, comparison.candidates, strict=True) if not one.verdict.passed]
+    if not failing:
+        return f"{names[0]} passes" if len(names) == 1 else f"All {len(names)} candidates pass"
+    if len(failing) == 1:
+        return f"{failing[0]} fails" + (f", {_passing(len(names) - 1)}" if len(names) > 1 else "")
+    return f"{len(failing)} of {len(names)} candidates fail"
+
+
+def _passing(count: int) -> str:
+    return "the other passes" if count == 1 else f"the other {count} pass"
 
 
 def _documents(about: Mapping[str, Any]) -> str:
@@ -174,11 +173,11 @@ def _plots(names: Sequence[str], comparison: Comparison, measured: Sequence[Meas
     drawn: dict[str, Any] = {"kl": plots.kl_by_position(names, measured)}
     if all(candidate.differences for candidate in candidates):
         drawn["scores"] = plots.score_differences(names, candidates)
-    if any(plots.error(layer) is not None for candidate in candidates for layer in candidate.layers):
+    if any(map(plots.has_errors, candidates)):
         drawn["layers"] = plots.layer_errors(names, candidates)
     if len(names) > 1 and all(one.cost and one.cost.tokens_per_second for one in candidates):
         drawn["cost"] = plots.cost(names, comparison.baseline, candidates)
-    return {name: Markup(svg) for name, svg in drawn.items()}  # noqa: S704 - matplotlib escapes names
+    return {name: Markup(svg) for name, svg in drawn.items()}  # matplotlib escapes names
 
 
 def _shown(one: Measured, document: Document, names: Sequence[str]) -> Shown:

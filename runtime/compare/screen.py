@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
@@ -9,7 +10,7 @@ from rich.table import Table
 from runtime.evaluate import SCORES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from rich.console import Console
 
@@ -22,7 +23,7 @@ NOT_AVAILABLE = "not available"
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print the table, the findings and the verdict."""
     sides: list[Side] = [comparison.baseline, *comparison.candidates]
-    table = Table("", *(side.model for side in sides), title=f"{comparison.about['count']} documents")
+    table = Table("", *short_names([side.model for side in sides]), title=f"{comparison.about['count']} documents")
     for name in SCORES:
         table.add_row(name, *(NOT_AVAILABLE if s.scores is None else f"{getattr(s.scores, name):.4f}" for s in sides))
     table.add_row("perplexity", *(f"{side.perplexity:.4f}" for side in sides))
@@ -39,6 +40,12 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(table)
     for candidate in comparison.candidates:
         _print_verdict(candidate, console)
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last part of every path where that tells them apart, and the whole path elsewhere."""
+    last = [Path(path).name for path in paths]
+    return last if all(last) and len(set(last)) == len(last) else list(paths)
 
 
 def _print_verdict(candidate: Candidate, console: Console) -> None:

@@ -78,7 +78,7 @@ def _score(label: str, note: str, baseline: Side, candidates: list[Candidate], n
         if candidate.differences is None:
             cells.append(own._replace(detail="difference not available"))
         else:
-            cells.append(own._replace(**_difference(candidate.differences[name], less_is_better=name == "cer")))
+            cells.append(_difference(own.value, candidate.differences[name], less_is_better=name == "cer"))
     return Row(label, note, cells)
 
 
@@ -86,9 +86,9 @@ def _own(scores: Scores | None, name: str) -> Cell:
     return Cell(NOT_AVAILABLE if scores is None else f"{getattr(scores, name):.4f}")
 
 
-def _difference(found: Interval, *, less_is_better: bool) -> dict[str, str]:
-    tone = "noise" if found.is_zero_possible else "gain" if (found.value < 0) == less_is_better else "loss"
-    return {"detail": f"{_signed(found.value)} ({_signed(found.low)} to {_signed(found.high)})", "tone": tone}
+def _difference(value: str, found: Interval, *, less_is_better: bool) -> Cell:
+    tone: Tone = "noise" if found.is_zero_possible else "gain" if (found.value < 0) == less_is_better else "loss"
+    return Cell(value, f"{_signed(found.value)} ({_signed(found.low)} to {_signed(found.high)})", tone)
 
 
 def _signed(value: float) -> str:
@@ -122,7 +122,5 @@ def _cost(sides: list[Side]) -> list[Row]:
     rows = []
     for label, note, name, digits in fields:
         values = [None if cost is None else getattr(cost, name) for cost in costs]
-        rows.append(
-            Row(label, note, [Cell(NOT_AVAILABLE if v is None else f"{v:.{digits}f}") for v in values])
-        )
+        rows.append(Row(label, note, [Cell(NOT_AVAILABLE if v is None else f"{v:.{digits}f}") for v in values]))
     return rows
