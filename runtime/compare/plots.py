@@ -124,7 +124,8 @@ def layer_errors(names: Sequence[str], candidates: Sequence[Candidate]) -> str:
         _layers(panel, candidates[number].layers, number)
         panel.set_title(_short(names[number]))
         panel.tick_params(axis="x", length=0)
-    _log_to_zero(panels[0], _LEAST_ERROR)
+    weights = any(layer.error is not None for number in shown for layer in candidates[number].layers)
+    _log_to_zero(panels[0], _LEAST_ERROR if weights else _LEAST_ERROR**2)  # what quantize reports is squared
     panels[-1].set_xticks(*_towers(candidates[shown[0]].layers))
     return _svg(figure, "layers")
 
@@ -178,13 +179,14 @@ def _layers(panel: Axes, layers: Sequence[Layer], number: int) -> None:
     for place, layer in sorted(suspects, key=lambda pair: -_nan(pair[1].error))[:_MOST_NAMED]:
         left = place > len(ordered) / 2
         panel.annotate(
-            _tail(layer.name),
+            _short(_tail(layer.name)),
             (place, _nan(layer.error)),
             xytext=(-11 if left else 11, -3),
             textcoords="offset points",
             ha="right" if left else "left",
             color=FAIL,
             weight="bold",
+            in_layout=False,
         )
     panel.grid(visible=False, axis="x")
     panel.set_xlim(-1, len(ordered))

@@ -112,19 +112,23 @@ def render(comparison: Comparison, measured: Sequence[Measured], documents: Sequ
 
 
 def tone(comparison: Comparison) -> str:
-    """What the verdict looks like: "fail", "pass", or "weak" where passing says little."""
+    """What the verdict is: "fail", "pass", or "open" where what was checked cannot tell."""
     if not comparison.passed:
         return "fail"
+    weak = bool(about_baseline(comparison.baseline.scores))
     checks = [check for candidate in comparison.candidates for check in candidate.verdict.checks]
-    doubtful = about_baseline(comparison.baseline.scores) and any(check.option == "--max-drop-anls" for check in checks)
-    return "weak" if doubtful or all(check.value is None for check in checks) else "pass"
+    telling = [check for check in checks if not (weak and check.option == "--max-drop-anls")]
+    return "pass" if telling else "open"
 
 
 def headline(names: Sequence[str], comparison: Comparison) -> str:
     """The verdict in one line."""
+    if tone(comparison) == "open":
+        reason = "no gate could be checked" if comparison.baseline.scores is None else "the baseline is too weak"
+        return f"Not judged: {reason}"
     failing = [name for name, one in zip(names, comparison.candidates, strict=True) if not one.verdict.passed]
     if not failing:
-        return f"{names[0]} passes" if len(names) == 1 else f"All {len(names)} candidates pass"
+        return {1: f"{names[0]} passes", 2: "Both candidates pass"}.get(len(names), f"All {len(names)} candidates pass")
     if len(failing) == 1:
         return f"{failing[0]} fails" + (f", {_passing(len(names) - 1)}" if len(names) > 1 else "")
     return f"{len(failing)} of {len(names)} candidates fail"

@@ -116,7 +116,7 @@ def _cost(sides: list[Side]) -> list[Row]:
     fields = (
         ("Weights", "MiB", "weights", 1),
         ("KV cache", "MiB, 4096 tokens", "kv_cache_at_4096", 1),
-        ("Memory", "MiB gained on loading", "resident", 1),
+        ("Memory", "MiB gained on loading, the first with the runtime’s own", "resident", 1),
         ("Speed", "tokens a second, picture included", "tokens_per_second", 0),
     )
     rows = []

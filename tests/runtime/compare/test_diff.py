@@ -1,6 +1,7 @@
 """Marked differences, against rapidfuzz's insertion-and-deletion distance."""
 
 import random
+from itertools import pairwise
 
 import pytest
 from rapidfuzz.distance import Indel
@@ -22,8 +23,7 @@ def test_pieces_spell_both_texts_and_mark_no_less_than_the_distance():
         assert spelled(pieces, "same", "removed") == first
         assert spelled(pieces, "same", "added") == second
         assert len(spelled(pieces, "removed", "added")) >= Indel.distance(first, second)
-        kinds = [piece.kind for piece in pieces]
-        assert all(one != other for one, other in zip(kinds, kinds[1:], strict=False))
+        assert all(one.kind != other.kind for one, other in pairwise(pieces))
 
 
 @pytest.mark.parametrize(
