@@ -9,7 +9,7 @@ reference.npz, for D documents, A answer tokens of all of them and the K likelie
     answer    [D] int32    how many of them, at the end, are the true answer and the end of the turn
     ids       [sum of length] int32
     top_ids   [A, K] int32, top_logits [A, K] float32, from the likeliest down
-    logsumexp [A] float32  of all logits: log p = logit - logsumexp
+    logsumexp [A] float64  of all logits: log p = logit - logsumexp; float32 would be as coarse as a small divergence
     source    JSON text: source, count, seed
 """
 
@@ -37,11 +37,11 @@ ROWS = 64  # positions at a time: logits over a vocabulary of 153600 take 0.6 MB
 
 @dataclass(frozen=True)
 class Predicted:
-    """What is kept of one document: the largest logits [A, K] float32, their ids int32, and logsumexp [A] float32."""
+    """What is kept of one document: the largest logits [A, K] float32, their ids int32, and logsumexp [A] float64."""
 
     ids: NDArray[np.int32]
     logits: NDArray[np.float32]
-    logsumexp: NDArray[np.float32]
+    logsumexp: NDArray[np.float64]
 
 
 def likeliest(logits: torch.Tensor) -> Predicted:
@@ -50,7 +50,7 @@ def likeliest(logits: torch.Tensor) -> Predicted:
     return Predicted(
         top.indices.cpu().numpy().astype(np.int32),
         top.values.float().cpu().numpy(),
-        logits.double().logsumexp(-1).float().cpu().numpy(),
+        logits.double().logsumexp(-1).cpu().numpy(),
     )
 
 

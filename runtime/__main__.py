@@ -208,8 +208,8 @@ def compare(
     loaded = models.load()
     drawn, about = _compared_documents(loaded.baseline, documents, source, seed, kind)
     about["device"] = device
-    progress = Progress(output, settings_of(models, about))
-    measured = run(models, loaded, drawn, progress, jobs)
+    with Progress(output, settings_of(models, about)) as progress:
+        measured = run(models, loaded, drawn, progress, jobs)
     result = summarize(models, loaded, measured, gates, about | provenance(loaded))
     content = result.to_json(measured)
     if output:

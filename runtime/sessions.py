@@ -20,6 +20,7 @@ import onnxruntime as ort
 
 from calib_data.errors import InputError
 from runtime import bundle as io
+from runtime.pages import use_huge_pages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -83,6 +84,8 @@ def open_session(path: Path, device: Device, options: Options | None = None) -> 
         raise InputError(f"{path}: ONNX Runtime cannot load it ({error}); run python -m export again") from error
     if session.get_providers()[0] != f"{device.kind.upper()}ExecutionProvider":
         raise InputError(f"{device.kind} was asked for but ONNX Runtime could not start it; see its message above")
+    if device.kind == "cpu":
+        use_huge_pages()
     return session
 
 

@@ -62,7 +62,7 @@ def judge(
     layers: Sequence[Layer],
 ) -> Verdict:
     """Check every gate, and put into words what is significant and what is noise."""
-    drop = 0 - differences["anls"].value if differences else None
+    drop = 0.0 - differences["anls"].value if differences else None  # and no -0.0
     checks = []
     if gates.max_drop_anls is not None:
         checks.append(Check("--max-drop-anls", gates.max_drop_anls, drop, drop is None or drop <= gates.max_drop_anls))
@@ -102,8 +102,9 @@ def _scores(differences: Mapping[str, Interval] | None, exact_match: ExactMatch 
             gained = (found.value > 0) == (better == "more")
             lines.append(f"{label}: a significant {'gain' if gained else 'loss'}.")
     lost, gained_, p = exact_match.only_baseline, exact_match.only_candidate, exact_match.p
+    chance = f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
     word = "within noise" if p >= 0.05 else "significant"
-    lines.append(f"Exact match: {lost} documents lost, {gained_} gained (McNemar p = {p:.3f}): {word}.")
+    lines.append(f"Exact match: {lost} documents lost, {gained_} gained (McNemar {chance}): {word}.")
     return lines
 
 

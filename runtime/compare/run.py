@@ -9,7 +9,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import onnxruntime as ort
 
@@ -129,6 +129,13 @@ class Progress:
         self._file = path.open("w", encoding="utf-8")
         self._file.writelines(whole or [first + "\n"])
         self._file.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
 
     def add(self, measured: Measured) -> None:
         """Keep one more document."""

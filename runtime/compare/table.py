@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from runtime.compare.screen import NOT_AVAILABLE
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from runtime.compare.result import Candidate, Comparison, Scores, Side
     from runtime.compare.statistics import Interval
 
+NOT_AVAILABLE = "not available"
 Tone = Literal["", "gain", "loss", "noise"]
 
 

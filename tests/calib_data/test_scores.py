@@ -10,7 +10,7 @@ from calib_data.scores import anls, character_error_rate, edit_distance, exact_m
 
 PAIRS = [
     ("".join(rng.choices("ab 12,가나", k=rng.randint(0, 14))), "".join(rng.choices("ab 12,가나", k=rng.randint(1, 14))))
-    for rng in map(random.Random, range(200))
+    for rng in map(random.Random, range(1000))
 ]
 
 

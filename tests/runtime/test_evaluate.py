@@ -11,7 +11,9 @@ from calib_data.sources import open_documents
 from runtime.evaluate import MAX_ANSWER_TOKENS, Scored, score, summary, with_answers
 from runtime.sampling import greedy
 
-LINE = Scored(name="line", truth="abcd", answer="abcd", tokens=4, seconds=0.5, exact_match=1.0, cer=0.0, anls=1.0)
+LINE = Scored(
+    name="line", truth="abcd", answer="abcd", ids=[1, 2, 3, 4], seconds=0.5, exact_match=1.0, cer=0.0, anls=1.0
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +29,7 @@ def answer(document, reader) -> str:
 
 
 def test_a_summary_is_the_mean_over_documents():
-    wrong = replace(LINE, tokens=6, seconds=1.5, exact_match=0.0, cer=0.5, anls=0.6)
+    wrong = replace(LINE, ids=[1] * 6, seconds=1.5, exact_match=0.0, cer=0.5, anls=0.6)
     result = summary([LINE, wrong, LINE, LINE])
     assert result == {
         "documents": 4,

@@ -10,8 +10,7 @@ from PIL import Image
 
 from runtime.compare.gate import Gates
 from runtime.compare.layers import Layer
-from runtime.compare.report import WORST, headline, render, tone, worst, write_report
-from runtime.compare.screen import short_names
+from runtime.compare.report import WORST, headline, render, short_names, tone, worst, write_report
 
 from .pages import LAYERS, Page, comparison, measured, pictures
 

@@ -1,0 +1,105 @@
+"""`python -m bench.llama_cpp`: tokens a second on this CPU, beside llama.cpp with the same weights in Q4_0.
+
+One EXAONE 4 checkpoint of 220 M random weights, quantized by each: by our commands with their defaults (4-bit groups of
+128, 8-bit head, int8 activations), and by llama.cpp's own quantizer (Q4_0, whose head is Q6_K; int8 activations, too).
+llama.cpp is built from source into an environment of its own, which takes half an hour once. Nothing else should run
+meanwhile: llama.cpp's threads wait for each other by spinning, and lose most where one is held up.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from bench.provenance import provenance
+from calib_data.errors import run_command
+from calib_data.progress import track
+
+from .model import checkpoint, config, exported
+from .runners import LLAMA_CPP, Memory, Ours, Runner, Task, Theirs, Turn
+
+app = typer.Typer(add_completion=False)
+REST = 0.1  # seconds between turns: idle threads spin for a while before they sleep
+HEADER = """\
+| | MB a token | prompt, tokens/s | decode, tokens/s | bandwidth | prompt, ours to this | decode, ours to this |
+|---|---|---|---|---|---|---|"""
+NOTES = """\
+Medians over the rounds, all in turns, in another order each round; ratios are of turns of the same round, in brackets
+their quartiles. Prompt: up to the first new token. Decode: greedy, batch 1, no speculation. MB a token: weights as they
+are stored, without the embeddings. Bandwidth: what reading these takes of the memory bandwidth of the same rounds."""
+
+
+def table(rows: list[Runner], turns: list[list[Turn]], bandwidth: float) -> list[str]:
+    """One row each. turns: by row, then by round. bandwidth: bytes a second."""
+    lines = [HEADER]
+    for row, taken in zip(rows, turns, strict=True):
+        prompt, decode = (np.median([getattr(turn, part) for turn in taken]) for part in ("prompt", "decode"))
+        ratios = [ratio(turns[0], taken, part) if row is not rows[0] else "–" for part in ("prompt", "decode")]
+        lines.append(
+            f"| {row.name} | {row.weight_bytes / 1e6:.0f} | {prompt:.0f} | {decode:.0f} "
+            f"| {row.weight_bytes * decode / bandwidth:.0%} | {' | '.join(ratios)} |"
+        )
+    return lines
+
+
+def ratio(ours: list[Turn], theirs: list[Turn], part: str) -> str:
+    """The median over rounds of ours to theirs, and its quartiles."""
+    ratios = [getattr(mine, part) / getattr(other, part) for mine, other in zip(ours, theirs, strict=True)]
+    low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
+    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+
+
+def measure(rows: list[Runner], task: Task, rounds: int, memory: Memory) -> tuple[list[list[Turn]], float]:
+    """All turns, by row, then by round, and the median of bytes a second."""
+    turns: list[list[Turn]] = [[] for _ in rows]
+    bandwidths = []
+    for row in rows:
+        row.turn(task)  # to warm up
+    for number in track(range(rounds), "rounds"):
+        for place in range(len(rows)):
+            chosen = (number + place) % len(rows)
+            time.sleep(REST)
+            turns[chosen].append(rows[chosen].turn(task))
+        bandwidths.append(memory.bandwidth())
+    return turns, float(np.median(bandwidths))
+
+
+@app.command()
+def main(
+    rounds: Annotated[int, typer.Option(min=2, help="Turns of each.")] = 8,
+    prompt: Annotated[int, typer.Option(min=1, max=384, help="Tokens of the prompt.")] = 256,
+    tokens: Annotated[int, typer.Option(min=2, max=128, help="Tokens after it.")] = 128,
+    threads: Annotated[int, typer.Option(min=1, help="Of each.", show_default="all cores")] = os.cpu_count() or 1,
+    seed: Annotated[int, typer.Option(help="Of the prompt.")] = 0,
+    cache: Annotated[Path, typer.Option(help="Folder of the models and of llama.cpp.")] = Path("build/llama.cpp"),
+) -> None:
+    """Quantize a model of random weights with both, run both in turns, and print tokens a second."""
+    ids = np.random.default_rng(seed).integers(0, config()["vocab_size"], prompt).tolist()
+    source = checkpoint(cache)
+    theirs = [
+        Theirs(f"llama.cpp, {name}", cache, source, head, threads, huge_pages=huge_pages)
+        for name, head, huge_pages in (
+            ("Q4_0", "default", False),
+            ("Q4_0 with a Q8_0 head", "Q8_0", False),
+            ("Q4_0, on huge pages", "default", True),
+        )
+    ]
+    rows: list[Runner] = [Ours("this toolkit, 4 bits", exported(cache), threads), *theirs]
+    turns, bandwidth = measure(rows, Task(ids, tokens), rounds, Memory(threads))
+    for row in theirs:
+        row.close()
+    print(*table(rows, turns, bandwidth), sep="\n")
+    same = np.corrcoef(rows[0].logits, rows[1].logits)[0, 1]
+    print(f"\n{NOTES}")
+    print(f"Memory bandwidth: {bandwidth / 1e9:.1f} GB/s. Logits of the first two rows correlate at {same:.2f}.\n")
+    command = f"python -m bench.llama_cpp --rounds {rounds} --prompt {prompt} --tokens {tokens} --threads {threads}"
+    print(f"{provenance(f'{command} --seed {seed}')} {LLAMA_CPP.versions}.")
+
+
+if __name__ == "__main__":
+    run_command(app)

@@ -1,0 +1,84 @@
+"""An EXAONE 4 text model of 220 M random weights, and the folder that this toolkit makes of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+from bench.released_widths import make_checkpoint
+from calib_data import READER
+from calib_data.errors import InputError
+from quantize.checkpoint import open_checkpoint, read_json
+from quantize.family import find_family
+from runtime.bundle import FILE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+LAYERS = 12
+
+
+def config() -> dict[str, Any]:
+    """Its raw config.json.
+
+    No sliding window, as in EXAONE 4.0 1.2B: llama.cpp gives this architecture one at 64 layers only. Tokens that mean
+    something are the bundled reader's, as its tokenizer is.
+    """
+    special = read_json(READER / "config.json")["text_config"]
+    return {
+        "architectures": ["Exaone4ForCausalLM"],
+        "model_type": "exaone4",
+        "dtype": "bfloat16",
+        "vocab_size": 32768,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": LAYERS,
+        "layer_types": ["full_attention"] * LAYERS,
+        "sliding_window": None,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "hidden_act": "silu",
+        "max_position_embeddings": 4096,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+        "rms_norm_eps": 1e-5,
+        "attention_dropout": 0.0,
+        "tie_word_embeddings": False,
+        **{key: special[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
+    }
+
+
+def checkpoint(cache: Path) -> Path:
+    """The 16-bit checkpoint, made unless it is there."""
+    folder = cache / "exaone4"
+    if not folder.exists():
+        make_checkpoint(config(), folder)
+    return folder
+
+
+def exported(cache: Path) -> Path:
+    """The checkpoint in 4 bits with graphs for the CPU, made with the commands unless they are there.
+
+    Rounding to nearest: which codes are stored does not change the speed.
+    """
+    source, folder = checkpoint(cache), cache / "exaone4-w4"
+    if not folder.exists():
+        options = ["--model", str(source), "--output", str(folder), "--solver", "rtn"]
+        _command("quantize", *options, "--samples", "1", "--reference", "0")
+    if not (folder / FILE).exists():
+        _command("export", "--model", str(folder))
+    return folder
+
+
+def _command(*arguments: str) -> None:
+    """Run a command of this toolkit in a process of its own: what it leaves in memory would be measured, too."""
+    if subprocess.run([sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL, check=False).returncode:
+        raise InputError(f"`python -m {' '.join(arguments)}` failed; see above")
+
+
+def weight_bytes(folder: Path) -> int:
+    """Bytes of all weights that one token reads, as stored: every tensor but the embeddings."""
+    opened = open_checkpoint(folder)
+    embeddings = f"{find_family(opened.config).embeddings}.weight"
+    return sum(tensor.nbytes for name, tensor in opened.tensors.items() if name != embeddings)

@@ -1,0 +1,137 @@
+"""llama.cpp, run in an environment of its own by `bench.llama_cpp`; it imports nothing of this project.
+
+    peer.py convert CHECKPOINT GGUF HEAD   a bfloat16 checkpoint as Q4_0; HEAD: type of the output tensor, or default
+    peer.py run GGUF THREADS               says what it is, then answers [prompt, tokens] on a line with a line of JSON
+
+Called through its C interface, so that Python costs what it costs us: one call and one argmax a token.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import struct
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import gguf
+import llama_cpp
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+Q4_0_FILE = 2  # llama_ftype
+CONTEXT = 512
+
+
+def tensors(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
+    """Tensors of a bfloat16 safetensors file, as float32."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    for name, entry in header.items():
+        assert entry["dtype"] == "BF16", name
+        begin, end = entry["data_offsets"]
+        raw = np.memmap(path, "<u2", "r", 8 + length + begin, ((end - begin) // 2,))
+        yield name, (raw.astype(np.uint32) << 16).view(np.float32).reshape(entry["shape"])
+
+
+def convert(checkpoint: Path, output: Path, head: str) -> None:
+    """Write a checkpoint as GGUF: in 16 bits, then quantized to Q4_0 by llama.cpp itself."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    wide = output.with_suffix(".f16.gguf")
+    writer = gguf.GGUFWriter(wide, "exaone4")
+    writer.add_tokenizer_model("none")
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.EXAONE4, config["num_hidden_layers"])
+    for path in sorted(checkpoint.glob("*.safetensors")):
+        for name, values in tensors(path):
+            known = names.get_name(name, try_suffixes=(".weight",))
+            assert known is not None, name
+            writer.add_tensor(known, values.astype(np.float16) if values.ndim > 1 else values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype = Q4_0_FILE
+    if head != "default":
+        settings.output_tensor_type = gguf.GGMLQuantizationType[head]
+    failed = llama_cpp.llama_model_quantize(bytes(wide), bytes(output), ctypes.byref(settings))
+    wide.unlink()
+    if failed:
+        raise SystemExit(f"llama.cpp cannot quantize {wide}")
+
+
+class Runner:
+    """A loaded model and its context."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        llama_cpp.llama_backend_init()
+        self.model = llama_cpp.llama_model_load_from_file(bytes(model), llama_cpp.llama_model_default_params())
+        settings = llama_cpp.llama_context_default_params()
+        settings.n_ctx = CONTEXT
+        settings.n_threads = settings.n_threads_batch = threads
+        self.context = llama_cpp.llama_init_from_model(self.model, settings)
+        if not self.context:
+            raise SystemExit(f"llama.cpp cannot load {model}")
+        self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+
+    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
+        """Those after the last of these tokens; the cache is extended by all of them."""
+        ids = (llama_cpp.llama_token * len(tokens))(*tokens)  # the batch only points to them
+        batch = llama_cpp.llama_batch_get_one(ids, len(tokens))
+        if llama_cpp.llama_decode(self.context, batch):
+            raise SystemExit("llama_decode failed")
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.context, -1), (self.vocabulary,))
+
+    def turn(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
+        """Seconds of the prompt up to its first new token, and of all further ones; the logits after the prompt."""
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+        start = time.perf_counter()
+        logits = self.logits(prompt)
+        token, first = int(logits.argmax()), time.perf_counter()
+        after_prompt = logits.tolist()
+        decode_start = time.perf_counter()
+        for _ in range(new_tokens - 1):
+            token = int(self.logits([token]).argmax())
+        decoded = time.perf_counter() - decode_start
+        return {"prompt": first - start, "decode": decoded, "logits": after_prompt}
+
+
+def weight_bytes(model: Path) -> int:
+    """Bytes of all weights that one token reads: every tensor but the embeddings."""
+    return int(sum(tensor.n_bytes for tensor in gguf.GGUFReader(model).tensors if tensor.name != "token_embd.weight"))
+
+
+def run(model: Path, threads: int) -> None:
+    """Tell about the model, then take a turn for each line."""
+    runner = Runner(model, threads)
+    print(json.dumps({"bytes": weight_bytes(model)}), flush=True)
+    for line in sys.stdin:
+        print(json.dumps(runner.turn(*json.loads(line))), flush=True)
+
+
+if __name__ == "__main__":
+    if sys.argv[1] == "convert":
+        convert(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
+    else:
+        run(Path(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,150 @@
+"""Who takes turns: our runtime in this process, llama.cpp in processes of its own, and the memory bus."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from bench.peers.environments import Peer, environment
+from calib_data.errors import InputError
+from runtime.generate import Model, Prompt
+from runtime.sampling import greedy
+from runtime.sessions import Options
+
+from .model import weight_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+LLAMA_CPP = Peer("llama.cpp", "llama_cpp", ("llama-cpp-python==0.3.36", "gguf==0.19.0"))
+READ_BYTES = 2**28
+
+
+@dataclass(frozen=True)
+class Task:
+    """What each does in a turn: read a prompt of token ids, then go on greedily for this many tokens in all."""
+
+    prompt: list[int]
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Tokens a second: of the prompt, its first new token included, and of the tokens after that."""
+
+    prompt: float
+    decode: float
+
+
+class Runner(Protocol):
+    """One row of the table. weight_bytes: what one token reads. logits [V]: after the prompt, of the last turn."""
+
+    name: str
+    weight_bytes: int
+    logits: NDArray[np.float32]
+
+    def turn(self, task: Task) -> Turn:
+        """Do the task once."""
+        ...
+
+
+class Ours:
+    """`Model.generate`, as the command runs it."""
+
+    def __init__(self, name: str, folder: Path, threads: int) -> None:
+        self.name, self.weight_bytes = name, weight_bytes(folder)
+        self._model = Model(folder, "cpu", Options(threads=threads))
+        self.logits = np.empty(0, np.float32)
+
+    def turn(self, task: Task) -> Turn:
+        """Do the task once."""
+        start, ids = perf_counter(), np.array(task.prompt)
+        tokens = self._model.generate(Prompt(ids, self._model.embed_tokens(ids)), self._sample, task.new_tokens)
+        next(tokens)
+        first = perf_counter()
+        if sum(1 for _ in tokens) != task.new_tokens - 1:
+            raise InputError("the random model ended its answer; give another --seed")
+        return rates(task, first - start, perf_counter() - first)
+
+    def _sample(self, logits: NDArray[np.float32], generated: Sequence[int]) -> int:
+        if not generated:
+            self.logits = logits
+        return greedy(logits, generated)
+
+
+class Theirs:
+    """llama.cpp in an environment of its own. head: the type of its output tensor, or "default".
+
+    huge_pages: what llama.cpp allocates is on huge pages, as `runtime.pages` does for ours.
+    """
+
+    def __init__(self, name: str, cache: Path, checkpoint: Path, head: str, threads: int, *, huge_pages: bool) -> None:
+        self.name, self.logits = name, np.empty(0, np.float32)
+        self._python, self._script = environment(LLAMA_CPP, cache.parent), __file__.replace("runners.py", "peer.py")
+        self._log = cache / f"{name}.log"
+        model = cache / f"exaone4-{head}.gguf"
+        if not model.exists():
+            self._start("convert", str(checkpoint), str(model), head).wait()
+        settings = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {}
+        self._process = self._start("run", str(model), str(threads), **settings)
+        self.weight_bytes = self._ask(None)["bytes"]
+
+    def _start(self, *arguments: str, **settings: str) -> subprocess.Popen[str]:
+        command = [str(self._python), "-E", self._script, *arguments]
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        with self._log.open("a") as log:
+            return subprocess.Popen(command, stderr=log, env=os.environ | settings, **pipes)
+
+    def _ask(self, task: Task | None) -> dict[str, Any]:
+        """What the process answers to a task, or says of itself when it starts."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if task is not None:
+            self._process.stdin.write(json.dumps([task.prompt, task.new_tokens]) + "\n")
+            self._process.stdin.flush()
+        if not (line := self._process.stdout.readline()):
+            raise InputError(f"{self.name} has ended; see {self._log}")
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def turn(self, task: Task) -> Turn:
+        """Do the task once."""
+        answer = self._ask(task)
+        self.logits = np.array(answer["logits"], np.float32)
+        return rates(task, answer["prompt"], answer["decode"])
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()
+
+
+def rates(task: Task, prompt_seconds: float, decode_seconds: float) -> Turn:
+    """Tokens a second of a turn."""
+    return Turn(len(task.prompt) / prompt_seconds, (task.new_tokens - 1) / decode_seconds)
+
+
+class Memory:
+    """Reads an array too large for any cache, each thread its part."""
+
+    def __init__(self, threads: int) -> None:
+        self._parts = np.ones((threads, READ_BYTES // 4 // threads), np.float32)
+        self._pool = ThreadPoolExecutor(threads)
+
+    def bandwidth(self) -> float:
+        """Bytes a second, the best of three."""
+        seconds = []
+        for _ in range(3):
+            start = perf_counter()
+            list(self._pool.map(lambda part: np.dot(part, part), self._parts))
+            seconds.append(perf_counter() - start)
+        return self._parts.nbytes / min(seconds)

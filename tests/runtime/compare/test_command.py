@@ -1,0 +1,252 @@
+"""The command: its numbers against transformers on the same weights, its gates, and going on after a stop."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoTokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from calib_data import READER
+from calib_data.document import Document
+from calib_data.sources import open_documents, split_of_item
+from export.graphs import export_folder
+from quantize.settings import Settings
+from quantize.walk import quantize
+from runtime.evaluate import score
+from runtime.generate import Model
+
+from ..damage import change_tensor, edit_json
+
+END = 53  # <|endofturn|>
+DOCUMENTS, SEED = 50, 8
+
+
+def compare(command, baseline, model, *arguments):
+    """Exit code, and what is printed of one candidate, with the baseline under "baseline"."""
+    code, out, err = command("compare", "--baseline", baseline, "--model", model, "--json", *arguments)
+    assert out.count("\n") == 1, err
+    result = json.loads(out)
+    return code, {**result["candidates"][0], "baseline": result["baseline"], "about": result}
+
+
+@torch.no_grad()
+def reference_logits(folder: Path, documents: list[Document]) -> list[torch.Tensor]:
+    """What transformers predicts for each token of the true answers and their end, in float32."""
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    tokenizer, processor = AutoTokenizer.from_pretrained(folder), Qwen2VLImageProcessorPil.from_pretrained(folder)
+    logits = []
+    for document in documents:
+        pixels = processor(document.image, return_tensors="pt")
+        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": document.prompt}]}
+        text = tokenizer.apply_chat_template(
+            [message], tokenize=False, add_generation_prompt=True, enable_thinking=False
+        )
+        text = text.replace("<|image_pad|>", "<|image_pad|>" * (int(pixels["image_grid_thw"].prod()) // 4))
+        prompt, answer = (tokenizer.encode(part, add_special_tokens=False) for part in (text, document.answer))
+        ids = torch.tensor([[*prompt, *answer, END]])
+        logits.append(
+            model(input_ids=ids, attention_mask=torch.ones_like(ids), **pixels).logits[0, len(prompt) - 1 : -1]
+        )
+    return logits
+
+
+def test_numbers_are_those_of_transformers(command: Callable, exported: Callable[[str], Path]):
+    """KL, agreement and perplexity of a 4-bit folder, each model loaded from its folder by transformers itself."""
+    documents = open_documents(split="evaluation", count=DOCUMENTS, seed=SEED)
+    log_p, log_q = (
+        torch.cat(reference_logits(exported(name), documents)).double().log_softmax(-1) for name in ("fp16", "w4")
+    )
+    kl = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+    chat = Model(exported("fp16"), "cpu").chat
+    truth = torch.tensor([token for document in documents for token in [*chat.encode_text(document.answer), END]])
+    perplexities = [float((-part.gather(1, truth[:, None]).mean()).exp()) for part in (log_p, log_q)]
+    _, result = compare(command, exported("fp16"), exported("w4"), "--documents", DOCUMENTS, "--seed", SEED)
+    assert result["mean_kl"]["value"] == pytest.approx(kl.mean().item(), rel=1e-3)
+    assert 0 < result["mean_kl"]["low"] < result["mean_kl"]["value"] < result["mean_kl"]["high"]
+    assert result["agreement"]["value"] == (log_p.argmax(-1) == log_q.argmax(-1)).double().mean().item()
+    assert [result["baseline"]["perplexity"], result["perplexity"]] == pytest.approx(perplexities, rel=1e-3)
+    assert result["perplexity_ratio"]["value"] == pytest.approx(perplexities[1] / perplexities[0], rel=1e-3)
+
+
+def test_a_folder_is_no_distance_from_itself(command, exported):
+    gates = "--max-drop-anls", 0, "--max-kl", 0, "--min-agreement", 1
+    code, result = compare(command, exported("fp16"), exported("fp16"), "--documents", 3, *gates)
+    nothing, one = {"value": 0.0, "low": 0.0, "high": 0.0}, {"value": 1.0, "low": 1.0, "high": 1.0}
+    assert code == 0
+    assert (result["mean_kl"], result["agreement"], result["perplexity_ratio"]) == (nothing, one, one)
+    assert result["differences"] == dict.fromkeys(("exact_match", "cer", "anls"), nothing)
+    assert (result["answers_changed"], result["first_change"]) == (0, None)
+    assert result["exact_match_test"] == {"only_baseline": 0, "only_candidate": 0, "p": 1.0}
+    assert set(result["kl_by_position"]) == {0.0}
+    assert {layer["error"] for layer in result["layers"]} == {0.0}
+    assert result["scores"] == result["baseline"]["scores"]
+    assert {name: result["about"][name] for name in ("count", "kind", "seed", "source")} == {
+        "count": 3,
+        "kind": None,
+        "seed": 0,
+        "source": "rendered",
+    }
+
+
+@pytest.fixture
+def own_answers(tmp_path: Path, reader: Model) -> Path:
+    """A source of one document whose true answer is that of the fp16 reader."""
+    name = next(name for name in (f"{number}.png" for number in range(20)) if split_of_item(name) == "evaluation")
+    (document,) = open_documents(split="evaluation", count=1, seed=30, kind="line")
+    document.image.save(tmp_path / name)
+    row = {"image": name, "prompt": document.prompt, "answer": score(reader, document)[0].answer}
+    (tmp_path / "own.jsonl").write_text(json.dumps(row))
+    return tmp_path / "own.jsonl"
+
+
+def test_the_gate_stops_a_damaged_folder(command, exported, own_answers, copied):
+    """Each row of the head says the next token's logit: no answer survives, though the folder is a valid one."""
+    change_tensor(copied, "lm_head.weight", lambda weight: np.roll(weight, 1, axis=0))
+    arguments = "--source", own_answers
+    code, result = compare(command, exported("fp16"), copied, *arguments)
+    assert code == 1
+    assert result["baseline"]["scores"] == {"exact_match": 1.0, "cer": 0.0, "anls": 1.0}
+    assert result["scores"]["anls"] < 0.98
+    (check,) = result["verdict"]["checks"]
+    assert check["value"] == 1.0 - result["scores"]["anls"]
+    assert (result["verdict"]["passed"], result["answers_changed"]) == (False, 1)
+    assert result["mean_kl"]["value"] > 0.01
+    code, result = compare(command, copied, exported("fp16"), *arguments)
+    assert (code, result["verdict"]["passed"]) == (0, True)  # better than its baseline
+    assert result["verdict"]["checks"][0]["value"] < 0
+    loose = "--max-drop-anls", 1
+    code, out, _ = command("compare", "--baseline", exported("fp16"), "--model", copied, *arguments, *loose)
+    assert code == 0
+    assert "1 documents" in out
+    assert "--max-drop-anls 1.0: passes" in out
+
+
+def test_the_default_gate_stops_one_corrupted_layer_and_not_4_bits(command, exported, copied):
+    arguments = "--documents", 24, "--seed", 3
+    assert compare(command, exported("fp16"), exported("w4"), *arguments)[0] == 0
+    change_tensor(copied, "model.language_model.layers.1.mlp.down_proj.weight", lambda weight: np.roll(weight, 1, 0))
+    code, result = compare(command, exported("fp16"), copied, *arguments)
+    assert code == 1
+    (check,) = result["verdict"]["checks"]
+    assert check["value"] > check["limit"] == 0.02
+    assert [layer["name"] for layer in result["layers"] if layer["suspect"]] == [
+        "model.language_model.layers.1.mlp.down_proj"
+    ]
+
+
+def test_folders_of_different_models_are_refused(command, exported, copied):
+    path = copied / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    code, out, err = command("compare", "--baseline", exported("fp16"), "--model", copied, "--documents", 1)
+    assert (code, out) == (2, "")
+    assert err == f"error: {copied}: its tokens are not those of {exported('fp16')}; give two folders of one model\n"
+    shutil.copy(exported("fp16") / "tokenizer.json", path)
+    runtime = json.loads((copied / "runtime.json").read_text())
+    edit_json(copied / "runtime.json", text={**runtime["text"], "vocab_size": 511})
+    assert command("compare", "--baseline", exported("fp16"), "--model", copied, "--documents", 1) == (2, "", err)
+
+
+def test_a_missing_baseline_is_named(command, exported):
+    code, out, err = command("compare", "--model", exported("fp16"))
+    assert (code, out) == (2, "")
+    assert "--baseline" in err
+    code, out, err = command("compare", "--model", exported("fp16"), "--baseline", "nowhere", "--documents", 1)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: nowhere: no such folder")
+
+
+def untimed(value):
+    """The same without what differs from run to run, numbers to what a different count of threads changes."""
+    if isinstance(value, dict):
+        left_out = ("seconds", "resident", "tokens_per_second")
+        return {key: untimed(part) for key, part in value.items() if key not in left_out}
+    if isinstance(value, list):
+        return [untimed(part) for part in value]
+    return pytest.approx(value, rel=1e-5, abs=1e-9) if isinstance(value, float) else value
+
+
+def test_a_stopped_comparison_goes_on(command, exported, tmp_path):
+    """Lines that are done are not measured again, half a line is; the result is that of one run."""
+    arguments = "--baseline", exported("fp16"), "--model", exported("w4"), "--documents", 6
+    assert command("compare", *arguments, "--output", tmp_path / "whole")[0] == 0
+    lines = (tmp_path / "whole" / "documents.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 7
+    second = json.loads(lines[2])
+    second["candidates"][0]["scored"]["answer"] = "as it was left"
+    stopped = tmp_path / "stopped"
+    stopped.mkdir()
+    kept = [*lines[:2], json.dumps(second) + "\n", lines[3][:100]]
+    (stopped / "documents.jsonl").write_text("".join(kept))
+    assert command("compare", *arguments, "--output", stopped, "--jobs", 2)[0] == 0
+    results = [json.loads((folder / "compare.json").read_text()) for folder in (tmp_path / "whole", stopped)]
+    assert results[1]["documents"][1]["candidates"][0]["scored"]["answer"] == "as it was left"
+    results[1]["documents"][1] = results[0]["documents"][1]
+    assert untimed(results[0]) == untimed(results[1])
+    code, out, err = command("compare", *arguments, "--seed", 1, "--output", stopped)
+    assert (code, out) == (2, "")
+    assert err == f"error: {stopped}: holds a comparison of other models or documents; give another --output\n"
+
+
+def test_several_candidates_are_each_what_they_are_alone(command, exported):
+    arguments = "--baseline", exported("fp16"), "--documents", 3, "--json"
+    both = json.loads(command("compare", *arguments, "--model", exported("w4"), "--model", exported("nf4"))[1])
+    for candidate, name in zip(both["candidates"], ("w4", "nf4"), strict=True):
+        alone = json.loads(command("compare", *arguments, "--model", exported(name))[1])["candidates"][0]
+        assert untimed(candidate) == untimed(alone)
+
+
+def test_gates_are_written_as_junit(command, exported, tmp_path):
+    path, models = tmp_path / "gates.xml", ("--model", exported("w4"), "--model", exported("fp16"))
+    arguments = "--baseline", exported("fp16"), *models, "--documents", 3, "--max-kl", 1e-9, "--max-drop-anls", 1
+    assert command("compare", *arguments, "--junit", path)[0] == 1
+    suites = ET.parse(path).getroot().findall("testsuite")
+    assert [suite.get("name") for suite in suites] == [str(exported("w4")), str(exported("fp16"))]
+    assert [(suite.get("tests"), suite.get("failures")) for suite in suites] == [("2", "1"), ("2", "0")]
+    failure = suites[0].find("testcase[@name='--max-kl']/failure")
+    assert failure.get("message").startswith("mean KL 0.000")
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory) -> Path:
+    """A 4-bit folder that keeps predictions of the full model."""
+    folder = tmp_path_factory.mktemp("kept") / "w4"
+    quantize(Settings(READER, folder, samples=8, reference=6))
+    export_folder(folder, "cpu", exact=True)
+    return folder
+
+
+def test_a_reference_gives_the_divergence_of_the_folder(command, exported, kept):
+    """Up to what the 128 likeliest tokens leave out of the vocabulary's 512."""
+    _, by_reference = compare(command, kept / "reference.npz", kept, "--max-kl", 1)
+    _, by_folder = compare(command, exported("fp16"), kept, "--documents", 6)
+    assert by_reference["mean_kl"]["value"] == pytest.approx(by_folder["mean_kl"]["value"], rel=1e-3)
+    assert by_reference["baseline"]["perplexity"] == pytest.approx(by_folder["baseline"]["perplexity"], rel=1e-4)
+    assert by_reference["agreement"] == by_folder["agreement"]
+    assert by_reference["scores"] == by_folder["scores"]
+    for name in ("differences", "answers_changed", "exact_match_test"):
+        assert by_reference[name] is None
+    assert by_reference["baseline"]["scores"] is None
+    assert {layer["error"] for layer in by_reference["layers"]} == {None}
+
+
+def test_references_that_do_not_serve(command, exported, kept, tmp_path):
+    def refused(path, *arguments):
+        code, out, err = command("compare", "--baseline", path, "--model", kept, *arguments)
+        assert (code, out, err.count("\n")) == (2, "", 1)
+        return err
+
+    assert "no such file; python -m quantize writes it" in refused(tmp_path / "reference.npz")
+    (tmp_path / "reference.npz").write_bytes(b"PK broken")
+    assert "is not a reference that quantize wrote" in refused(tmp_path / "reference.npz")
+    assert "a reference has documents of its own" in refused(kept / "reference.npz", "--seed", 3)
+    with np.load(kept / "reference.npz") as stored:
+        content = dict(stored)
+    content["ids"] = content["ids"] + 1
+    np.savez(tmp_path / "reference.npz", **content)
+    assert "has another answer now than when it was kept" in refused(tmp_path / "reference.npz")

@@ -1,0 +1,70 @@
+"""What passes, and what is said of numbers known by hand."""
+
+from runtime.compare.gate import Gates, judge
+from runtime.compare.layers import Layer
+from runtime.compare.result import ExactMatch, Scores
+from runtime.compare.statistics import Interval
+
+KL, AGREEMENT = Interval(0.01, 0.005, 0.02), Interval(0.99, 0.98, 1.0)
+DIFFERENCES = {
+    "anls": Interval(-0.03, -0.05, -0.01),
+    "cer": Interval(0.01, -0.01, 0.03),
+    "exact_match": Interval(-0.1, -0.2, 0.0),
+}
+STRONG = Scores(0.9, 0.02, 0.98)
+
+
+def judged(gates, differences=DIFFERENCES, baseline=STRONG, layers=()):
+    test = ExactMatch(6, 0, 0.03125) if differences else None
+    return judge(gates, KL, AGREEMENT, differences, baseline, test, layers)
+
+
+def test_every_gate_passes_up_to_its_limit():
+    assert judged(Gates(max_kl=0.01, max_drop_anls=0.03, min_agreement=0.99)).passed
+    for gates, option in (
+        (Gates(max_kl=0.0099, max_drop_anls=1), "--max-kl"),
+        (Gates(max_drop_anls=0.0299), "--max-drop-anls"),
+        (Gates(max_drop_anls=1, min_agreement=0.991), "--min-agreement"),
+    ):
+        verdict = judged(gates)
+        assert not verdict.passed
+        (failed,) = [check for check in verdict.checks if not check.passed]
+        assert failed.option == option
+        assert failed.line.endswith("FAILS")
+
+
+def test_a_gain_is_no_drop():
+    assert judged(Gates(max_drop_anls=0), {**DIFFERENCES, "anls": Interval(0.01, 0.0, 0.02)}).passed
+
+
+def test_words_for_significant_and_for_noise():
+    findings = judged(Gates()).findings
+    assert findings == [
+        "ANLS changes by -0.0300 (-0.0500 to -0.0100): a significant loss.",
+        "CER changes by +0.0100 (-0.0100 to +0.0300): within noise.",
+        "Exact match: 6 documents lost, 0 gained (McNemar p = 0.031): significant.",
+    ]
+    better = {"anls": Interval(0.03, 0.01, 0.05), "cer": Interval(-0.01, -0.02, -0.005)}
+    assert [line.rpartition(": ")[2] for line in judged(Gates(), better).findings[:2]] == ["a significant gain."] * 2
+
+
+def test_without_answers_nothing_can_fail_by_them_and_that_is_said():
+    verdict = judged(Gates(), differences=None, baseline=None)
+    assert verdict.passed
+    assert verdict.checks[0].value is None
+    assert "not available" in verdict.checks[0].line
+    assert verdict.findings[0].startswith("The baseline is a reference without answers")
+    assert verdict.findings[1] == "No gate could be checked; give --max-kl or --min-agreement."
+    assert not judged(Gates(max_kl=0.001), differences=None, baseline=None).passed
+
+
+def test_a_baseline_that_cannot_read_is_too_weak():
+    (finding, *_) = judged(Gates(), baseline=Scores(0, 1, 0.2)).findings
+    assert finding.startswith("The baseline is too weak to judge by")
+    assert "0.200" in finding
+
+
+def test_suspected_layers_are_named():
+    layers = [Layer("good", 4, 0.1, None, None, False), Layer("bad", 4, 1.4, None, None, True)]
+    finding = judged(Gates(), layers=layers).findings[-1]
+    assert finding.startswith("Layer bad: its weights are 1.40")

@@ -1,0 +1,63 @@
+"""Divergence of next-token predictions, whole and of the likeliest tokens only, against torch and by hand."""
+
+import numpy as np
+import pytest
+import torch
+
+from runtime.compare.predictions import Predictions, divergence
+
+LOGITS = np.random.default_rng(0).normal(size=(2, 40, 300)).astype(np.float32) * 4
+
+
+def truncated(whole: Predictions, count: int) -> Predictions:
+    ids = np.argsort(-whole.log_probs, -1)[:, :count]
+    return Predictions(np.take_along_axis(whole.log_probs, ids, -1), ids)
+
+
+def test_divergence_is_that_of_torch():
+    log_p, log_q = (torch.from_numpy(part).double().log_softmax(-1) for part in LOGITS)
+    expected = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+    np.testing.assert_allclose(divergence(*map(Predictions.of_logits, LOGITS)), expected, rtol=1e-12)
+
+
+def test_divergence_of_distributions_known_by_hand():
+    p, q = np.array([[0.5, 0.25, 0.25], [1 / 3] * 3]), np.array([[0.25, 0.25, 0.5], [1 / 3] * 3])
+    pair = [Predictions.of_logits(np.log(part).astype(np.float32) + 7) for part in (p, q)]
+    np.testing.assert_allclose(divergence(*pair), [0.25 * np.log(2), 0], atol=1e-6)
+    huge = np.array([[3e4, 0, -3e4]], np.float32)
+    of = Predictions.of_logits
+    np.testing.assert_allclose(divergence(of(huge), of(huge / 2)), [0], atol=1e-12)
+    np.testing.assert_allclose(divergence(of(huge[:, ::-1]), of(huge)), [6e4])
+
+
+@pytest.mark.parametrize("count", [1, 8, 128, 299])
+def test_the_likeliest_tokens_give_a_lower_bound(count):
+    """It is the divergence of the distributions in which all other tokens are one."""
+    p, q = map(Predictions.of_logits, LOGITS)
+    known = truncated(p, count)
+    found = divergence(known, q)
+    assert (found <= divergence(p, q) + 1e-12).all()
+    for row in range(3):
+        merged = []
+        for part in (p, q):
+            probabilities = np.exp(part.log_probs[row])
+            kept = probabilities[known.ids[row]]
+            merged.append([*kept, probabilities.sum() - kept.sum()])
+        one, other = map(np.array, merged)
+        assert found[row] == pytest.approx((one * np.log(one / other)).sum(), rel=1e-9)
+
+
+def test_where_the_rest_is_unlikely_the_bound_is_close():
+    p, q = (Predictions.of_logits(part * 3) for part in LOGITS)
+    np.testing.assert_allclose(divergence(truncated(p, 128), q).mean(), divergence(p, q).mean(), rtol=1e-4)
+
+
+def test_tokens_that_were_not_kept_are_unknown():
+    p = Predictions.of_logits(LOGITS[0])
+    known = truncated(p, 5)
+    tokens = known.ids[:, 3].copy()
+    np.testing.assert_array_equal(known.of(tokens), p.of(tokens))
+    tokens[7] = np.argmin(p.log_probs[7])
+    assert np.isnan(known.of(tokens)).nonzero()[0].tolist() == [7]
+    np.testing.assert_array_equal(known.likeliest, p.likeliest)
+    np.testing.assert_array_equal(p.likeliest, LOGITS[0].argmax(-1))

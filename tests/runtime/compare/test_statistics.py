@@ -1,0 +1,44 @@
+"""Intervals against the normal approximation, McNemar's test against all tosses of a coin."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from runtime.compare.statistics import Interval, bootstrap, mcnemar
+
+
+def test_an_interval_of_a_mean_is_about_two_standard_errors_wide():
+    values = np.random.default_rng(1).exponential(size=400)
+    found = bootstrap(values)
+    error = values.std(ddof=1) / 20
+    assert found.value == pytest.approx(values.mean())
+    assert found.high - found.low == pytest.approx(2 * 1.96 * error, rel=0.1)
+    assert found == bootstrap(values)
+
+
+def test_an_interval_covers_the_truth_nineteen_times_of_twenty():
+    draws = np.random.default_rng(2).normal(3, 1, (400, 60))
+    covered = [low <= 3 <= high for _, low, high in map(bootstrap, draws)]
+    assert 0.90 < np.mean(covered) < 0.98
+
+
+def test_a_ratio_weighs_documents_by_their_tokens():
+    assert bootstrap([10, 0], [1, 9]).value == 1.0
+    found = bootstrap([2, 4, 6], [1, 2, 3])
+    assert found == Interval(2.0, 2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("interval", "possible"), [((0, -1, 1), True), ((0, 0, 0), True), ((2, 1, 3), False), ((-2, -3, -1), False)]
+)
+def test_zero_in_an_interval(interval, possible):
+    assert Interval(*interval).is_zero_possible == possible
+
+
+@pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (5, 1), (1, 5), (4, 4), (8, 2)])
+def test_mcnemar_counts_tosses_as_uneven_as_this(lost, gained):
+    total = lost + gained
+    tosses = [sum(toss) for toss in itertools.product((0, 1), repeat=total)]
+    uneven = [heads for heads in tosses if abs(heads - total / 2) >= abs(lost - total / 2)]
+    assert mcnemar(lost, gained) == pytest.approx(len(uneven) / len(tosses))
