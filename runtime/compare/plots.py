@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from matplotlib.axes import Axes
+    from numpy.typing import NDArray
 
     from runtime.compare.layers import Layer
     from runtime.compare.measure import Measured
@@ -69,26 +70,32 @@ _RC: dict[Any, Any] = {
 @mpl.rc_context(_RC)
 def kl_by_position(names: Sequence[str], measured: Sequence[Measured]) -> str:
     """Mean KL against the place in the answer, a line a candidate; below, how many answers are as long."""
-    longest = max(len(one.baseline.log_likelihood) for one in measured)
-    width = -(-longest // _MOST_BINS)
-    starts = np.arange(0, longest, width)
     figure = Figure(figsize=(WIDTH / 72, 290 / 72), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(7, 2))
     for number, name in enumerate(names):
-        values = [value for one in measured for value in one.differences[number].kl]
-        places = [place for one in measured for place in range(len(one.differences[number].kl))]
-        sums, counts = (np.bincount(places, weights, longest) for weights in (values, None))
-        means = np.add.reduceat(sums, starts) / np.add.reduceat(counts, starts)
-        top.plot(starts + (width - 1) / 2 + 1, means, label=_short(name), **_style(number))
+        top.plot(*mean_kl(measured, number), label=_short(name), **_style(number))
     _log_to_zero(top, _LEAST_KL)
     top.set_ylabel("KL, nats a token")
     lengths = np.array([len(one.baseline.log_likelihood) for one in measured])
-    bottom.fill_between(
-        np.arange(longest) + 1, [(lengths > place).sum() for place in range(longest)], step="mid", color=MUTED
-    )
+    places = np.arange(1, lengths.max() + 1)
+    bottom.fill_between(places, [(lengths >= place).sum() for place in places], step="mid", color=MUTED)
     bottom.set(xlabel="token of the true answer", ylabel="documents", ylim=(0, None), yticks=(0, len(lengths)))
     _legend(figure, len(names))
     return _svg(figure, "kl")
+
+
+def mean_kl(measured: Sequence[Measured], number: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Places in the answer, from 1, and a candidate's mean KL there, of every token of every document.
+
+    Answers longer than 32 tokens are cut into at most 32 runs of as many tokens; a run's place is its middle.
+    """
+    kl = [one.differences[number].kl for one in measured]
+    longest = max(map(len, kl))
+    width = -(-longest // _MOST_BINS)
+    bins = np.concatenate([np.arange(len(one)) // width for one in kl])
+    means = np.bincount(bins, np.concatenate(kl)) / np.bincount(bins)
+    places: NDArray[np.float64] = np.arange(len(means), dtype=np.float64) * width + (width + 1) / 2
+    return places, means
 
 
 @mpl.rc_context(_RC)

@@ -4,12 +4,16 @@ import base64
 import io
 import re
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from runtime.compare.gate import Gates
 from runtime.compare.layers import Layer
+from runtime.compare.measure import Difference
+from runtime.compare.plots import mean_kl
 from runtime.compare.report import WORST, headline, render, short_names, tone, worst, write_report
 
 from .pages import LAYERS, Page, comparison, measured, pictures
@@ -219,3 +223,15 @@ def test_without_matplotlib_one_line_names_the_extra_before_any_work(command, mo
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "install the extra 'report'" in err
     assert not (tmp_path / "report").exists()
+
+
+@pytest.mark.parametrize(("longest", "width"), [(5, 1), (32, 1), (70, 3)])
+def test_kl_by_position_is_the_mean_of_all_tokens_of_a_run(longest, width):
+    rng = np.random.default_rng(0)
+    kl = [rng.exponential(size=length).tolist() for length in (longest, longest // 2, 1)]
+    documents = [replace(GOOD[0], differences=[Difference(one, [True] * len(one), None)]) for one in kl]
+    places, means = mean_kl(documents, 0)
+    for start, place, mean in zip(range(0, longest, width), places, means, strict=True):
+        run = range(start, start + width)
+        assert place == np.mean(run) + 1
+        assert mean == pytest.approx(np.mean([one[at] for one in kl for at in run if at < len(one)]))
