@@ -33,7 +33,7 @@ _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", FAIL: "fail"} | {
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SIGNS = ("●", "■", "▲", "◆", "▼", "✚")  # the same in text
 WIDTH = 400  # user units, near the pixels of a phone, so that text of 10 can be read there
-_MOST_BINS, _LONGEST_NAME, _MOST_NAMED = 32, 26, 3
+_MOST_BINS, _LONGEST_NAME, _MANY_LAYERS = 32, 26, 150
 _LEAST_KL, _LEAST_ERROR = 1e-6, 1e-3  # below, axes are linear
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 _TOWERS = (("visual", "vision"), ("mtp", "MTP"), ("lm_head", "head"))  # in this order; all others are the decoder's
@@ -123,7 +123,7 @@ def score_differences(names: Sequence[str], candidates: Sequence[Candidate]) -> 
 
 @mpl.rc_context(_RC)
 def layer_errors(names: Sequence[str], candidates: Sequence[Candidate]) -> str:
-    """Error of every linear in order, a panel a candidate; suspects are ringed and named."""
+    """Error of every linear in order, a panel a candidate; suspects are ringed, the worst is named."""
     shown = [number for number, candidate in enumerate(candidates) if has_errors(candidate)]
     figure = Figure(figsize=(WIDTH / 72, (60 + 130 * len(shown)) / 72), layout="constrained")
     panels = figure.subplots(len(shown), sharex=True, sharey=True, squeeze=False)[:, 0]
@@ -175,7 +175,7 @@ def error(layer: Layer) -> float | None:
 
 def _layers(panel: Axes, layers: Sequence[Layer], number: int) -> None:
     ordered = sorted(layers, key=_order)
-    style = _style(number) | {"linestyle": "", "markersize": 4, "clip_on": False}
+    style = _style(number) | {"linestyle": "", "markersize": 4 if len(layers) < _MANY_LAYERS else 2, "clip_on": False}
     panel.plot([_nan(error(layer)) for layer in ordered], **style)
     if all(layer.error is None for layer in ordered):
         nearest = [_nan(layer.reported_rtn) for layer in ordered]
@@ -183,24 +183,30 @@ def _layers(panel: Axes, layers: Sequence[Layer], number: int) -> None:
     suspects = [(place, layer) for place, layer in enumerate(ordered) if layer.suspect]
     for place, layer in suspects:
         panel.plot(place, _nan(layer.error), "o", markersize=13, markerfacecolor="none", markeredgecolor=FAIL, mew=2)
-    for place, layer in sorted(suspects, key=lambda pair: -_nan(pair[1].error))[:_MOST_NAMED]:
-        left = place > len(ordered) / 2
-        panel.annotate(
-            _short(_tail(layer.name)),
-            (place, _nan(layer.error)),
-            xytext=(-11 if left else 11, -3),
-            textcoords="offset points",
-            ha="right" if left else "left",
-            color=FAIL,
-            weight="bold",
-            in_layout=False,
-        )
+    if suspects:
+        _name_worst(panel, suspects, len(ordered))
     panel.grid(visible=False, axis="x")
     panel.set_xlim(-1, len(ordered))
     towers = [_tower(layer.name) for layer in ordered]
     for place in range(1, len(towers)):
         if towers[place] != towers[place - 1]:
             panel.axvline(place - 0.5, color=LINE, linewidth=1)
+
+
+def _name_worst(panel: Axes, suspects: Sequence[tuple[int, Layer]], count: int) -> None:
+    """Name the suspect of the largest error and say how many others there are: names of neighbours would overlap."""
+    place, layer = max(suspects, key=lambda pair: _nan(pair[1].error))
+    left = place > count / 2
+    panel.annotate(
+        _short(_tail(layer.name)) + (f" +{len(suspects) - 1}" if len(suspects) > 1 else ""),
+        (place, _nan(layer.error)),
+        xytext=(-11 if left else 11, -3),
+        textcoords="offset points",
+        ha="right" if left else "left",
+        color=FAIL,
+        weight="bold",
+        in_layout=False,
+    )
 
 
 def _towers(layers: Sequence[Layer]) -> tuple[list[float], list[str]]:

@@ -162,11 +162,14 @@ def test_a_bad_candidate_does_not_hide_the_worst_of_another():
 
 
 def test_suspects_are_named_in_plot_and_caption():
+    """All of them in the caption; in the plot the worst, and how many others."""
     odd = Layer("model.layers.3.mlp.up_proj", 4, 1.414, None, None, suspect=True)
-    root = page(GOOD, "w4", "bad", layers=[*LAYERS, odd])
+    other = Layer("model.layers.4.mlp.up_proj", 4, 0.9, None, None, suspect=True)
+    root = page(GOOD, "w4", "bad", layers=[*LAYERS, odd, other])
     figure = next(one for one in root.find("figure") if one.find("h3")[0].text == "Error by layer")
-    assert figure.find("svg")[0].text.count("layers.3.mlp.up_proj") == 2
-    assert "w4, far above others of as many bits: model.layers.3.mlp.up_proj (1.414)" in figure.text
+    assert figure.find("svg")[0].text.count("layers.3.mlp.up_proj +1") == 2
+    suspects = "model.layers.3.mlp.up_proj (1.414), model.layers.4.mlp.up_proj (0.900)"
+    assert f"w4, far above others of as many bits: {suspects}" in figure.text
     assert "layers.1.mlp" not in figure.text
 
 
