@@ -21,6 +21,8 @@ from runtime import evaluate as evaluating
 from runtime.compare.baseline import Baseline, ReferenceBaseline
 from runtime.compare.gate import Gates
 from runtime.compare.junit import write_junit
+from runtime.compare.provenance import provenance
+from runtime.compare.report import require_matplotlib, write_report
 from runtime.compare.result import summarize
 from runtime.compare.run import Models, Progress, run, settings_of
 from runtime.compare.screen import print_comparison
@@ -210,22 +212,28 @@ def compare(
     as_json: JsonOption = False,
 ) -> None:
     """Compare folders with their FP16 baseline on the same documents; exit 1 when one fails a gate."""
+    if output:
+        require_matplotlib()
     models = Models(baseline, tuple(model), device)
     gates = Gates(max_kl=max_kl, max_drop_anls=max_drop_anls, min_agreement=min_agreement)
     loaded = models.load()
     drawn, about = _compared_documents(loaded.baseline, documents, source, seed, kind)
+    about["device"] = device
     with Progress(output, settings_of(models, about)) as progress:
         measured = run(models, loaded, drawn, progress, jobs)
-    result = summarize(models, loaded, measured, gates, about)
+    result = summarize(models, loaded, measured, gates, about | provenance(loaded))
     content = result.to_json(measured)
     if output:
         (output / "compare.json").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        report = write_report(result, measured, drawn, output)
     if junit:
         write_junit(result, junit)
     if as_json:
         _print_json({name: value for name, value in content.items() if name != "documents"})
     else:
         print_comparison(result, Console())
+        if output:
+            sys.stdout.write(f"report: {report}\n")
     if not result.passed:
         raise typer.Exit(1)
 

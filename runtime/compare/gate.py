@@ -71,13 +71,14 @@ def judge(
     if gates.min_agreement is not None:
         passed = agreement.value >= gates.min_agreement
         checks.append(Check("--min-agreement", gates.min_agreement, agreement.value, passed))
-    findings = [*_weak(baseline), *_scores(differences, exact_match), *_suspects(layers)]
+    findings = [*about_baseline(baseline), *_scores(differences, exact_match), *_suspects(layers)]
     if all(check.value is None for check in checks):
         findings.append("No gate could be checked; give --max-kl or --min-agreement.")
     return Verdict(all(check.passed for check in checks), checks, findings)
 
 
-def _weak(baseline: Scores | None) -> list[str]:
+def about_baseline(baseline: Scores | None) -> list[str]:
+    """What keeps a baseline from judging by answers; nothing for a good one."""
     if baseline is None:
         return ["The baseline is a reference without answers: scores of answers are not available."]
     if baseline.anls >= WEAK:
@@ -101,8 +102,9 @@ def _scores(differences: Mapping[str, Interval] | None, exact_match: ExactMatch 
             gained = (found.value > 0) == (better == "more")
             lines.append(f"{label}: a significant {'gain' if gained else 'loss'}.")
     lost, gained_, p = exact_match.only_baseline, exact_match.only_candidate, exact_match.p
+    chance = f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
     word = "within noise" if p >= 0.05 else "significant"
-    lines.append(f"Exact match: {lost} documents lost, {gained_} gained (McNemar p = {p:.3f}): {word}.")
+    lines.append(f"Exact match: {lost} documents lost, {gained_} gained (McNemar {chance}): {word}.")
     return lines
 
 

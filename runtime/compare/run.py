@@ -8,9 +8,10 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
+
+import onnxruntime as ort
 
 from calib_data.errors import InputError
 from calib_data.progress import track
@@ -146,7 +147,7 @@ class Progress:
 
 def settings_of(models: Models, about: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for a comparison to go on."""
-    return {**about, "fingerprint": models.fingerprint(), "onnxruntime": version("onnxruntime-gpu")}
+    return {**about, "fingerprint": models.fingerprint(), "onnxruntime": ort.__version__}
 
 
 def run(models: Models, loaded: Loaded, documents: Sequence[Document], progress: Progress, jobs: int) -> list[Measured]:

@@ -1,0 +1,112 @@
+"""Comparisons to draw, made of answers by the project's own scores, and a reader of the page."""
+
+from html.parser import HTMLParser
+
+import numpy as np
+from PIL import Image
+
+from calib_data.document import Document
+from calib_data.scores import anls, character_error_rate, exact_match
+from runtime.compare.gate import Gates
+from runtime.compare.layers import Layer
+from runtime.compare.measure import Difference, Measured, Reading, first_change
+from runtime.compare.result import Comparison, Cost, baseline_side, candidate_side
+from runtime.evaluate import Scored
+
+VOID = {"meta", "link", "img", "br"}
+ABOUT = {
+    "source": "rendered",
+    "kind": None,
+    "seed": 0,
+    "device": "cpu",
+    "date": "2026-01-02",
+    "machine": "x86_64",
+    "versions": {"onnxruntime": "1.31.1", "python": "3.11.7"},
+}
+COST = Cost(weights=4.0, kv_cache_at_4096=8.0, resident=3.0, tokens_per_second=100.0)
+LAYERS = [Layer(f"model.layers.{n}.mlp.down_proj", 4, 0.1 + n / 100, 0.001, 0.003, suspect=False) for n in range(12)]
+
+
+def scored(name, truth, answer):
+    ids = [ord(char) for char in answer]
+    numbers = exact_match(answer, truth), character_error_rate(answer, truth), anls(answer, [truth])
+    return Scored(name, truth, answer, ids, 0.5, *numbers)
+
+
+def measured(name, truth, baseline, *answers, kl=None, prompt="Read the text."):
+    """One document. baseline: None for a reference. kl: of each candidate, the same at every token."""
+    kl = kl or [0.001] * len(answers)
+    length = len(truth) + 1
+    own = None if baseline is None else scored(name, truth, baseline)
+    others = [scored(name, truth, answer) for answer in answers]
+    return Measured(
+        name,
+        prompt,
+        truth,
+        Reading(own, [-0.1] * length),
+        [Reading(other, [-0.2] * length) for other in others],
+        [Difference([kl[n]] * length, [True] * length, first_change(own, other)) for n, other in enumerate(others)],
+    )
+
+
+def comparison(documents, *names, baseline="fp16", gates=None, layers=LAYERS):
+    has_answers = documents[0].baseline.scored is not None
+    return Comparison(
+        ABOUT | {"count": len(documents), "graphs": ["float32 activations"] * (len(names) + 1)},
+        baseline_side(baseline, documents, COST if has_answers else None),
+        [
+            candidate_side(name, number, documents, gates or Gates(), cost=COST, layers=layers)
+            for number, name in enumerate(names)
+        ],
+    )
+
+
+def pictures(documents, size=(1200, 300)):
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
+    return [Document(image, one.prompt, one.truth, one.name) for one in documents]
+
+
+class Element:
+    def __init__(self, tag, attributes, order):
+        self.tag, self.attributes, self.text, self.order = tag, dict(attributes), "", order
+        self.inside: list[Element] = []
+
+    @property
+    def classes(self):
+        return (self.attributes.get("class") or "").split()
+
+    def find(self, tag, name=None):
+        return [one for one in self.inside if one.tag == tag and (name is None or name in one.classes)]
+
+
+class Page(HTMLParser):
+    """Elements in order, each with all of its text and everything inside; fails on tags that are not closed."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.root = Element("page", {}, 0)
+        self._open, self.count = [self.root], 0
+        self.feed(html)
+        self.close()
+        assert self._open == [self.root]
+
+    def handle_starttag(self, tag, attributes):
+        self.count += 1
+        element = Element(tag, attributes, self.count)
+        for one in self._open:
+            one.inside.append(element)
+        if tag not in VOID:
+            self._open.append(element)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in VOID:
+            self._open.pop()
+
+    def handle_endtag(self, tag):
+        assert self._open.pop().tag == tag
+
+    def handle_data(self, data):
+        for one in self._open:
+            one.text += data
