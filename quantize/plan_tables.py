@@ -79,7 +79,7 @@ def _notes(plan: Plan) -> list[str]:
     for footprint in plan.footprints:
         formats = ", ".join(f"{part} {kind}" for part, kind in footprint.formats.items())
         lines.append(f"  {footprint.choice.name}: {footprint.choice.about} ({formats})")
-    lines.append("Workspace (added up, for each session keeps the memory that it once used):")
+    lines.append("Workspace (added up, though the vision tower's is given back before the KV cache is filled):")
     lines += [f"  {line.name}: {line.tensors}" for line in plan.footprints[0].workspace]
     host = plan.footprints[0].host
     lines.append(
