@@ -20,10 +20,11 @@ from calib_data import fonts
 from calib_data.errors import InputError, run_command
 from calib_data.sources import open_documents
 from runtime.compare.gate import Gates
+from runtime.compare.progress import Progress
 from runtime.compare.provenance import provenance
 from runtime.compare.report import write_report
 from runtime.compare.result import summarize
-from runtime.compare.run import Models, Progress, run
+from runtime.compare.run import Models, run
 
 from .formats import Format, build
 from .reader import corrupted

@@ -40,7 +40,21 @@ def read_kv_scales(folder: Path, family: Family, config: PreTrainedConfig) -> li
             raise ValueError(f"{list(key.shape)} magnitudes, not {list(shape)}")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the ranges of this model ({error}); run python -m quantize again") from error
-    return [(_steps(keys), _steps(values)) for keys, values in zip(key, value, strict=True)]
+    rotated = [kind == "sliding_attention" or text.sliding_window is None for kind in text.layer_types]
+    return [
+        (_steps(_any_angle(keys) if turns else keys), _steps(values))
+        for keys, values, turns in zip(key, value, rotated, strict=True)
+    ]
+
+
+def _any_angle(largest: torch.Tensor) -> torch.Tensor:
+    """Ranges [kv_heads, D] of keys that RoPE turns, at any position.
+
+    It turns channels i and i + D/2 about each other, so further along a text either may become as large as both
+    together, sqrt(a^2 + b^2), which calibration, at its own positions, did not see.
+    """
+    radius = torch.hypot(*largest.chunk(2, dim=-1))
+    return torch.cat((radius, radius), dim=-1)
 
 
 def _steps(largest: torch.Tensor) -> torch.Tensor:

@@ -21,10 +21,11 @@ from runtime import evaluate as evaluating
 from runtime.compare.baseline import Baseline, ReferenceBaseline
 from runtime.compare.gate import Gates
 from runtime.compare.junit import write_junit
+from runtime.compare.progress import Progress
 from runtime.compare.provenance import provenance
 from runtime.compare.report import require_matplotlib, write_report
 from runtime.compare.result import summarize
-from runtime.compare.run import Models, Progress, run, settings_of
+from runtime.compare.run import Models, run, settings_of
 from runtime.compare.screen import print_comparison
 from runtime.generate import Model
 from runtime.sampling import Sampling
@@ -48,6 +49,7 @@ MemoryOption = Annotated[
     float | None,
     typer.Option(
         min=0.1,
+        max=10_000,
         help="CUDA: GiB that the weights and activations of a graph may take, beside the KV cache.",
         show_default="all",
     ),
@@ -170,6 +172,7 @@ def evaluate(
     """Score one folder's greedy answers on freshly drawn evaluation documents."""
     drawn = evaluating.with_answers(open_documents(source, split="evaluation", count=documents, seed=seed, kind=kind))
     loaded = Model(model, device)
+    evaluating.require_vision(loaded)
     scored = [evaluating.score(loaded, document)[0] for document in track(drawn, "evaluating")]
     result = {"model": str(model), "source": source, "kind": kind, "seed": seed, **evaluating.summary(scored)}
     if as_json:
@@ -214,6 +217,8 @@ def compare(
     """Compare folders with their FP16 baseline on the same documents; exit 1 when one fails a gate."""
     if output:
         require_matplotlib()
+    if junit and not junit.absolute().parent.is_dir():
+        raise InputError(f"--junit {junit}: there is no folder {junit.absolute().parent}; make it first")
     models = Models(baseline, tuple(model), device)
     gates = Gates(max_kl=max_kl, max_drop_anls=max_drop_anls, min_agreement=min_agreement)
     loaded = models.load()
@@ -224,7 +229,9 @@ def compare(
     result = summarize(models, loaded, measured, gates, about | provenance(loaded))
     content = result.to_json(measured)
     if output:
-        (output / "compare.json").write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        partial = output / "compare.json.partial"
+        partial.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        partial.replace(output / "compare.json")
         report = write_report(result, measured, drawn, output)
     if junit:
         write_junit(result, junit)

@@ -46,6 +46,12 @@ def with_answers(documents: list[Document]) -> list[Document]:
     return documents
 
 
+def require_vision(model: Model) -> None:
+    """Raise InputError for a model that cannot see documents."""
+    if model.bundle.vision is None:
+        raise InputError(f"{model.folder}: this model reads text only, and documents are pictures; give one that sees")
+
+
 def truth_of(document: Document) -> str:
     """The known answer of a document. Raises InputError where there is none."""
     if document.answer is None:

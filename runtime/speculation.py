@@ -1,7 +1,8 @@
 """Speculative decoding: the MTP layer drafts tokens, one call of the decoder checks them all (Leviathan et al. 2023).
 
 A drafted token stands when the sampler, shown the decoder's own logits at its place, chooses the same one. So the text
-is what it would be without drafts, whatever the sampler. Rejected drafts are taken back from both KV caches.
+is what it would be without drafts, whatever the sampler, but for near ties: a call of several tokens sums in another
+order than a call of one. Rejected drafts are taken back from both KV caches.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from calib_data.errors import InputError
 from runtime import bundle as io
 from runtime.sessions import Buffer, Device
 
@@ -150,6 +152,9 @@ def speculate(
 ) -> Iterator[int]:
     """Tokens of an answer without end. generated: those that were taken, kept by the caller; at most `budget`."""
     drafter, count = model.drafter, drafts.tokens
+    window = min((window for window in model.bundle.text.windows if window is not None), default=count + 1)
+    if count >= window:
+        raise InputError(f"--draft-tokens {count}: a window of {window} tokens is too short for as many; give fewer")
     room = len(prompt.ids) + budget + count
     cache, own = model.decoder.new_cache(room), drafter.session.new_cache(room)
     logits, unread = _read_prompt(model, prompt, cache, own)
@@ -165,11 +170,12 @@ def speculate(
         accepted = 0
         for row in decoded.logits[0]:
             token = sampler(row, generated)
+            stands = accepted < count and token == ahead[accepted]
+            accepted += stands
+            drafts.accepted += stands
             yield token
-            if accepted == count or token != ahead[accepted]:
+            if not stands:
                 break
-            accepted += 1
-            drafts.accepted += 1
         drafter.decoder_rewinder.rewind(cache, kept, count - accepted)
         assert decoded.hidden is not None
         stood = decoded.hidden.stretch(0, (1, accepted + 1, checked.shape[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from typing import TYPE_CHECKING, Any
 
@@ -62,35 +63,53 @@ class Weights:
             return 4
         return 8 * int(np.dtype(_DTYPES[self._tensors[f"{linear}.weight"][2]]).itemsize)
 
-    def load(self, linear: str) -> NDArray[np.float32]:
-        """The weight [N, K] of a linear. Raises InputError where there is none of that name."""
+    def shape(self, linear: str) -> tuple[int, int]:
+        """Rows and columns of a linear, convolutions over patches flattened."""
         if linear + _PACKED in self._tensors:
-            return self._unpack(linear)
+            rows, width = self._load(f"{linear}.weight_shape").tolist()
+        elif linear + _NF4_STATE in self._tensors:
+            rows, width = json.loads(bytes(self._load(linear + _NF4_STATE)))["shape"]
+        else:
+            rows, *others = self._tensors[f"{linear}.weight"][3]
+            width = math.prod(others)
+        return rows, width
+
+    def load(self, linear: str, rows: slice = slice(None)) -> NDArray[np.float32]:
+        """The weight [N, K] of a linear, or some of its rows. Raises InputError where there is none of that name.
+
+        Of NF4, rows begin and end at multiples of 64, where blocks of any width do.
+        """
+        if linear + _PACKED in self._tensors:
+            return self._unpack(linear, rows)
         if linear + _NF4_STATE in self._tensors:
-            return self._unpack_nf4(linear)
+            return self._unpack_nf4(linear, rows)
         if f"{linear}.weight" not in self._tensors:
             raise InputError(f"no linear {linear} among the weights; give two folders of one model")
-        weight = self._load(f"{linear}.weight").astype(np.float32)
+        weight = self._load(f"{linear}.weight")[rows].astype(np.float32)
         return weight.reshape(len(weight), -1)
 
     def _load(self, name: str) -> NDArray[Any]:
         path, offset, dtype, shape = self._tensors[name]
         return np.memmap(path, _DTYPES[dtype], "r", offset, shape)
 
-    def _unpack(self, linear: str) -> NDArray[np.float32]:
+    def _unpack(self, linear: str, rows: slice) -> NDArray[np.float32]:
         """compressed-tensors `pack-quantized`: codes from the lowest bits up, zero in the middle."""
-        packed, bits = np.ascontiguousarray(self._load(linear + _PACKED)).view(np.uint8), self.bits(linear)
-        scales = self._load(f"{linear}.weight_scale").astype(np.float32)
+        packed, bits = np.ascontiguousarray(self._load(linear + _PACKED)[rows]).view(np.uint8), self.bits(linear)
+        scales = self._load(f"{linear}.weight_scale")[rows].astype(np.float32)
         codes = packed if bits == 8 else np.stack((packed & 15, packed >> 4), -1)
         grouped = codes.reshape(*scales.shape, -1).astype(np.float32) - 2 ** (bits - 1)
         values: NDArray[np.float32] = grouped * scales[..., None]
         return values.reshape(len(scales), -1)
 
-    def _unpack_nf4(self, linear: str) -> NDArray[np.float32]:
+    def _unpack_nf4(self, linear: str, rows: slice) -> NDArray[np.float32]:
         """bitsandbytes NF4 without double quantization: the higher half of a byte first."""
-        state = json.loads(bytes(self._load(linear + _NF4_STATE)))
+        count, width = self.shape(linear)
+        first, last, _ = rows.indices(count)
         packed, levels = self._load(f"{linear}.weight").ravel(), self._load(f"{linear}.weight.quant_map")
         absmax = self._load(f"{linear}.weight.absmax").astype(np.float32)
+        block = count * width // len(absmax)
+        packed, absmax = packed[first * width // 2 : last * width // 2], absmax[first * width // block :]
+        absmax = absmax[: (last - first) * width // block]
         codes = np.stack((packed >> 4, packed & 15), -1).reshape(len(absmax), -1)
         values: NDArray[np.float32] = levels.astype(np.float32)[codes] * absmax[:, None]
-        return values.reshape(state["shape"])
+        return values.reshape(-1, width)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from calib_data.document import Document
     from runtime.evaluate import Scored
     from runtime.generate import Model
+
+
+_BROKEN = (zipfile.BadZipFile, zlib.error)
 
 
 class Expected(NamedTuple):
@@ -74,7 +78,7 @@ class ReferenceBaseline:
                     np.split(log_probs, ends), np.split(content["top_ids"].astype(np.int64), ends), strict=True
                 )
             ]
-        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, *_BROKEN) as error:
             raise InputError(f"{path}: is not a reference that quantize wrote ({error})") from error
         self._places = {document.name: place for place, document in enumerate(self.documents)}
 
@@ -84,6 +88,6 @@ class ReferenceBaseline:
         if self._ids[place][-len(tokens) :].tolist() != list(tokens):
             raise InputError(
                 f"{self.path}: {document.name} has another answer now than when it was kept, or the model another "
-                "tokenizer; run python -m quantize again"
+                "tokenizer or end of a turn; run python -m quantize again"
             )
         return Expected(None, self._predictions[place])

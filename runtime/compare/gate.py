@@ -104,7 +104,7 @@ def _scores(differences: Mapping[str, Interval] | None, exact_match: ExactMatch 
     lost, gained_, p = exact_match.only_baseline, exact_match.only_candidate, exact_match.p
     chance = f"p = {p:.3f}" if p >= 0.001 else "p < 0.001"
     word = "within noise" if p >= 0.05 else "significant"
-    lines.append(f"Exact match: {lost} documents lost, {gained_} gained (McNemar {chance}): {word}.")
+    lines.append(f"Exact match: {lost} lost, {gained_} gained (McNemar {chance}): {word}.")
     return lines
 
 

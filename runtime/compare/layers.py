@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 REPORT = "quantization_report.json"
 _TIMES_THE_MEDIAN = 4
 _NOTHING = 0.01  # weights that differ by less than rounding to 8 bits makes are not suspected
+_BROKEN = 0.5  # four bits make 0.1; half of the size of all weights is no rounding
+_ROWS = 4096  # at a time: all of a head of 153600 rows would take 3 GB
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class Layer:
 
     error: ‖W − Ŵ‖ / ‖W‖ against the baseline's weights; None where the baseline has none. reported, reported_rtn: what
     quantize measured, ‖(W − Ŵ)X‖² / ‖WX‖², as solved and for round-to-nearest; None where it measured nothing.
-    suspect: its error is several times that of others of as many bits.
+    suspect: its error is several times that of others of as many bits, or no rounding at all.
     """
 
     name: str
@@ -42,32 +45,33 @@ class Layer:
 def list_layers(folder: Path, bundle: Bundle, baseline: Weights | None) -> list[Layer]:
     """List every linear of a folder, in alphabetical order. Raises InputError for folders of two models."""
     weights, reported = Weights(folder, bundle.weights), _reported(folder)
-    names = weights.linears()
-    bits = {name: weights.bits(name) for name in names}
-    errors = {name: _error(baseline.load(name), weights.load(name), name) for name in names} if baseline else {}
-    usual = (
-        {count: median(errors[name] for name in names if bits[name] == count) for count in set(bits.values())}
-        if (errors)
-        else {}
-    )
-    return [
-        Layer(
-            name,
-            bits[name],
-            errors.get(name),
-            reported.get(name, {}).get("error"),
-            reported.get(name, {}).get("error_rtn"),
-            bool(errors) and errors[name] > max(_TIMES_THE_MEDIAN * usual[bits[name]], _NOTHING),
-        )
-        for name in names
-    ]
+    known = set(baseline.linears()) if baseline else set()
+    bits = {name: weights.bits(name) for name in weights.linears()}
+    errors = {name: _error(baseline, weights, name) for name in bits if baseline and name in known}
+    usual = {
+        count: median(error for name, error in errors.items() if bits[name] == count)
+        for count in set(bits.values())
+        if any(bits[name] == count for name in errors)
+    }
+    found = []
+    for name, count in bits.items():
+        error, said = errors.get(name), reported.get(name, {})
+        suspect = error is not None and error > min(_BROKEN, max(_TIMES_THE_MEDIAN * usual[count], _NOTHING))
+        found.append(Layer(name, count, error, said.get("error"), said.get("error_rtn"), suspect))
+    return found
 
 
-def _error(expected: np.ndarray, found: np.ndarray, name: str) -> float:
-    if expected.shape != found.shape:
-        raise InputError(f"{name}: {list(found.shape)} weights, the baseline has {list(expected.shape)}")
-    norm = float(np.linalg.norm(expected))
-    return float(np.linalg.norm(expected - found)) / norm if norm else float(np.any(found))
+def _error(baseline: Weights, weights: Weights, name: str) -> float:
+    rows, width = weights.shape(name)
+    if baseline.shape(name) != (rows, width):
+        raise InputError(f"{name}: {[rows, width]} weights, the baseline has {list(baseline.shape(name))}")
+    apart, size = 0.0, 0.0
+    for start in range(0, rows, _ROWS):
+        part = slice(start, start + _ROWS)
+        expected = baseline.load(name, part)
+        apart += float(np.square(expected - weights.load(name, part), dtype=np.float64).sum())
+        size += float(np.square(expected, dtype=np.float64).sum())
+    return math.sqrt(apart / size) if size else float(apart > 0)
 
 
 def _reported(folder: Path) -> dict[str, dict[str, Any]]:

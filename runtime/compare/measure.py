@@ -84,7 +84,18 @@ def require_same_tokens(baseline: Model, candidate: Model) -> None:
 
 
 def measure(baseline: Baseline, candidates: Sequence[Model], document: Document) -> Measured:
-    """Read a document with every model: answer it, and predict its true answer token by token."""
+    """Read a document with every model: answer it, and predict its true answer token by token.
+
+    Raises InputError, with the document's name, where one cannot.
+    """
+    try:
+        return _measure(baseline, candidates, document)
+    except InputError as error:
+        named = document.name in str(error)
+        raise error if named else InputError(f"{document.name}: {error}") from error
+
+
+def _measure(baseline: Baseline, candidates: Sequence[Model], document: Document) -> Measured:
     truth = truth_of(document)
     tokens = [*candidates[0].chat.encode_text(truth), candidates[0].end_ids[0]]
     expected = baseline.read(document, tokens)

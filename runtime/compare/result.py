@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calib_data.errors import InputError
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates, Verdict, judge
 from runtime.compare.layers import list_layers
@@ -29,8 +30,8 @@ FORMAT = 1
 class Cost:
     """What a model takes. Sizes in MiB.
 
-    resident: memory that the process gained by loading it and reading its first document; None where the system does
-    not tell. tokens_per_second: of whole answers, picture included; None where there are none.
+    resident: memory that the process gained by loading its decoder; None where the system does not tell.
+    tokens_per_second: of whole answers, picture included; None where there are none.
     """
 
     weights: float
@@ -62,7 +63,7 @@ class Side:
     """One model.
 
     model: as it was named. scores: None for a reference, which has no answers. perplexity: of a token of the true
-    answers, of those whose likelihood is known.
+    answers, of those whose likelihood the baseline knows: a reference knows its likeliest only.
     """
 
     model: str
@@ -142,7 +143,7 @@ def summarize(
 def baseline_side(model: str, measured: Sequence[Measured], cost: Cost | None) -> Side:
     """Sum up the baseline."""
     readings = [one.baseline for one in measured]
-    return Side(model, *_sum_up(readings), _timed(cost, readings))
+    return Side(model, *_sum_up(readings, readings), _timed(cost, readings))
 
 
 def _timed(cost: Cost | None, readings: Sequence[Reading]) -> Cost | None:
@@ -164,7 +165,7 @@ def candidate_side(
     """Sum up one candidate, the `number`th of those that were measured, and judge it."""
     before, after = [one.baseline for one in measured], [one.candidates[number] for one in measured]
     apart = [one.differences[number] for one in measured]
-    scores, perplexity = _sum_up(after)
+    scores, perplexity = _sum_up(after, before)
     counts = [len(one.kl) for one in apart]
     pairs = [_shared_likelihood(*pair) for pair in zip(before, after, strict=True)]
     ratio = bootstrap([lost for lost, _ in pairs], [known for _, known in pairs])
@@ -200,8 +201,12 @@ def scores_of(readings: Sequence[Reading]) -> Scores | None:
     return Scores(means["exact_match"], means["cer"], means["anls"])
 
 
-def _sum_up(readings: Sequence[Reading]) -> tuple[Scores | None, float]:
-    known = [value for one in readings for value in one.log_likelihood if value is not None]
+def _sum_up(readings: Sequence[Reading], baseline: Sequence[Reading]) -> tuple[Scores | None, float]:
+    """Scores, and the perplexity of tokens whose likelihood the baseline knows too."""
+    pairs = [zip(r.log_likelihood, b.log_likelihood, strict=True) for r, b in zip(readings, baseline, strict=True)]
+    known = [own for pair in pairs for own, other in pair if own is not None and other is not None]
+    if not known:
+        raise InputError("the reference knows no token of any true answer; quantize again for a new one")
     return scores_of(readings), math.exp(-float(np.mean(known)))
 
 

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
 from calib_data.errors import InputError
 from calib_data.progress import track
-from runtime.bundle import FILE
 from runtime.cache import cache_bytes
 from runtime.compare.baseline import Baseline, FolderBaseline, ReferenceBaseline
 from runtime.compare.measure import Measured, measure, require_same_tokens
 from runtime.compare.result import Cost
+from runtime.evaluate import require_vision
 from runtime.generate import Model
 from runtime.sessions import Options
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from calib_data.document import Document
+    from runtime.compare.progress import Progress
 
-PROGRESS = "documents.jsonl"
 MIB = 1 << 20
 _ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
@@ -62,15 +62,17 @@ class Models:
         for path in self.candidates:
             model, cost = _open(path, self.device, options)
             first = baseline.model if isinstance(baseline, FolderBaseline) else (candidates or [model])[0]
+            require_vision(model)
             require_same_tokens(first, model)
             candidates.append(model)
             costs.append(cost)
         return Loaded(baseline, candidates, costs)
 
     def fingerprint(self) -> str:
-        """A hash that changes when one of the models does."""
-        files = [path / FILE for path in self.candidates]
-        files.append(self.baseline if self.has_reference else self.baseline / FILE)
+        """A hash that changes when one of the models does: its graphs, weights, tokenizer or settings."""
+        folders = self.candidates if self.has_reference else (self.baseline, *self.candidates)
+        files = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in (".json", ".jinja")]
+        files += [self.baseline] if self.has_reference else []
         return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -104,47 +106,6 @@ def _resident() -> int | None:
         return None
 
 
-class Progress:
-    """Documents that are done, kept line by line in a folder so that a comparison can go on; without one, in memory.
-
-    settings: what must be the same for a comparison to go on. Raises InputError for a folder that holds another.
-    """
-
-    def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
-        self._file = None
-        self.done: dict[str, Measured] = {}
-        if folder is None:
-            return
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / PROGRESS
-        first = json.dumps(settings, sort_keys=True)
-        # A line without an end was being written when the run was stopped.
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        if whole and whole[0].rstrip("\n") != first:
-            raise InputError(f"{folder}: holds a comparison of other models or documents; give another --output")
-        for line in whole[1:]:
-            measured = Measured.from_json(json.loads(line))
-            self.done[measured.name] = measured
-        self._file = path.open("w", encoding="utf-8")
-        self._file.writelines(whole or [first + "\n"])
-        self._file.flush()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-    def add(self, measured: Measured) -> None:
-        """Keep one more document."""
-        self.done[measured.name] = measured
-        if self._file is not None:
-            self._file.write(json.dumps(measured.to_json(), ensure_ascii=False) + "\n")
-            self._file.flush()
-
-
 def settings_of(models: Models, about: dict[str, Any]) -> dict[str, Any]:
     """What must be the same for a comparison to go on."""
     return {**about, "fingerprint": models.fingerprint(), "onnxruntime": ort.__version__}
@@ -152,21 +113,23 @@ def settings_of(models: Models, about: dict[str, Any]) -> dict[str, Any]:
 
 def run(models: Models, loaded: Loaded, documents: Sequence[Document], progress: Progress, jobs: int) -> list[Measured]:
     """Measure all documents that are not done, and return all, in their order."""
-    left = [document for document in documents if document.name not in progress.done]
+    left = [document for document in documents if progress.find(document) is None]
     if jobs == 1 or not left:
-        measured: Iterator[Measured] = (measure(loaded.baseline, loaded.candidates, one) for one in left)
-        _keep(measured, left, progress)
+        _keep((measure(loaded.baseline, loaded.candidates, one) for one in left), left, progress)
     else:
         options = Options(threads=max(1, (os.cpu_count() or 1) // jobs))
         context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(jobs, context, _load_here, (models, options)) as pool:
-            _keep(pool.map(_measure_here, left), left, progress)
-    return [progress.done[document.name] for document in documents]
+        try:
+            with ProcessPoolExecutor(jobs, context, _load_here, (models, options)) as pool:
+                _keep(pool.map(_measure_here, left), left, progress)
+        except BrokenProcessPool as error:
+            raise InputError(f"--jobs {jobs}: a process ended by itself, for want of memory? Give fewer") from error
+    return [measured for document in documents if (measured := progress.find(document))]
 
 
 def _keep(measured: Iterator[Measured], left: Sequence[Document], progress: Progress) -> None:
-    for _ in track(left, "comparing"):
-        progress.add(next(measured))
+    for document in track(left, "comparing"):
+        progress.add(document, next(measured))
 
 
 _here: Callable[[Document], Measured]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -12,6 +13,8 @@ if TYPE_CHECKING:
 
 ROUNDS = 2000
 LEVEL = 0.95
+_Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
+_STUDENT = (12.706, 4.303)
 
 
 class Interval(NamedTuple):
@@ -30,15 +33,31 @@ class Interval(NamedTuple):
 def bootstrap(sums: ArrayLike, counts: ArrayLike | None = None) -> Interval:
     """Interval of a sum over documents by a count over documents, both [D]; without counts, of a mean over documents.
 
-    Documents are drawn with replacement (Efron 1979, percentile interval), with everything that belongs to them, so
-    differences of two models on the same documents are paired. The draws are the same in every run.
+    Documents are drawn with replacement (Efron 1979), with everything that belongs to them, so differences of two
+    models on the same documents are paired. The draws are the same in every run. Percentiles of few documents are too
+    narrow: they are moved out from the value by t / z sqrt(D / (D - 1)) (Hesterberg 2015, expanded percentile
+    interval). One document tells nothing of others: its interval reaches to 0.
     """
     summed = np.asarray(sums, np.float64)
     counted = np.ones(len(summed)) if counts is None else np.asarray(counts, np.float64)
+    value = float(summed.sum() / counted.sum())
+    if len(summed) == 1:
+        return Interval(value, min(value, 0.0), max(value, 0.0))
     drawn = np.random.default_rng(0).integers(0, len(summed), (ROUNDS, len(summed)))
-    values = summed[drawn].sum(1) / counted[drawn].sum(1)
-    low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(summed.sum() / counted.sum()), float(low), float(high))
+    with np.errstate(invalid="ignore"):  # documents that have nothing to count may be drawn alone
+        values = summed[drawn].sum(1) / counted[drawn].sum(1)
+    low, high = np.quantile(values[np.isfinite(values)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    wider = _student(len(summed) - 1) / _Z * math.sqrt(len(summed) / (len(summed) - 1))
+    return Interval(value, value + wider * (float(low) - value), value + wider * (float(high) - value))
+
+
+def _student(freedom: int) -> float:
+    """The 97.5th percentile of Student's t (Abramowitz and Stegun 26.7.5; its first two from their table 26.10)."""
+    if freedom <= len(_STUDENT):
+        return _STUDENT[freedom - 1]
+    z, n = _Z, freedom
+    terms = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96, (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return float(z + sum(term / n**power for power, term in enumerate(terms, 1)))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:

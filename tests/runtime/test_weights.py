@@ -51,6 +51,16 @@ def test_weights_are_those_of_the_libraries(folder, bits, name, exported):
     assert weights.bits(name) == (16 if "patch_embed" in name else expected)
 
 
+@pytest.mark.parametrize("folder", ["fp16", "w4", "nf4"])
+def test_rows_are_those_of_the_whole(folder, exported):
+    weights = opened(exported(folder))
+    for name in NAMES:
+        whole = weights.load(name)
+        assert weights.shape(name) == whole.shape
+        parts = [weights.load(name, slice(start, start + 64)) for start in range(0, len(whole), 64)]
+        np.testing.assert_array_equal(np.concatenate(parts), whole)
+
+
 def test_every_folder_has_the_same_linears(exported):
     names = opened(exported("fp16")).linears()
     assert len(names) == 4 * 7 + 7 + 1 + len([n for n in names if "visual" in n]) + 1

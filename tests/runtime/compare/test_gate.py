@@ -42,7 +42,7 @@ def test_words_for_significant_and_for_noise():
     assert findings == [
         "ANLS changes by -0.0300 (-0.0500 to -0.0100): a significant loss.",
         "CER changes by +0.0100 (-0.0100 to +0.0300): within noise.",
-        "Exact match: 6 documents lost, 0 gained (McNemar p = 0.031): significant.",
+        "Exact match: 6 lost, 0 gained (McNemar p = 0.031): significant.",
     ]
     better = {"anls": Interval(0.03, 0.01, 0.05), "cer": Interval(-0.01, -0.02, -0.005)}
     assert [line.rpartition(": ")[2] for line in judged(Gates(), better).findings[:2]] == ["a significant gain."] * 2

@@ -60,6 +60,12 @@ def test_numbers_are_those_of_weights_and_report(baseline, exported):
     assert (layer.bits, layer.reported, layer.reported_rtn) == (4, report[DOWN]["error"], report[DOWN]["error_rtn"])
 
 
+def test_a_damaged_head_has_no_others_to_be_measured_by(baseline, exported, tmp_path):
+    """It is the only decoder linear of 8 bits, but no rounding takes half of all weights."""
+    found = listed(rolled(exported("w4"), tmp_path / "w4", "lm_head.weight_packed"), baseline)
+    assert [name for name, layer in found.items() if layer.suspect] == ["lm_head"]
+
+
 def test_a_reference_has_no_weights_to_compare_with(exported):
     found = listed(exported("w4"), None)
     assert {layer.error for layer in found.values()} == {None}

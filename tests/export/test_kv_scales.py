@@ -1,0 +1,64 @@
+"""Steps of an int8 KV cache: of what calibration saw, and of keys turned further than it saw."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from calib_data import READER
+from export.kv_scales import read_kv_scales
+from export.ops import _rotate
+from quantize.checkpoint import open_checkpoint
+from quantize.family import find_family, model_config
+from quantize.kv_ranges import KV_SCALES
+
+CHECKPOINT = open_checkpoint(READER)
+FAMILY, CONFIG = find_family(CHECKPOINT.config), model_config(CHECKPOINT.config)
+TEXT = CONFIG.get_text_config()
+HEADS, WIDTH = TEXT.num_key_value_heads, 64
+
+
+@pytest.fixture
+def ranges(tmp_path):
+    """Largest magnitudes of random keys and values, by layer."""
+    torch.manual_seed(0)
+    written = {
+        name: {part: (torch.rand(HEADS, WIDTH) + 0.1).tolist() for part in ("key", "value")}
+        for name in FAMILY.decoder_blocks(CONFIG)
+    }
+    (tmp_path / KV_SCALES).write_text(json.dumps(written))
+    return tmp_path, [torch.tensor([layer["key"], layer["value"]]) for layer in written.values()]
+
+
+def test_values_and_keys_without_positions_span_what_was_seen(ranges):
+    folder, written = ranges
+    for layer, (key, value) in enumerate(read_kv_scales(folder, FAMILY, CONFIG)):
+        torch.testing.assert_close(value[0, :, 0] * 127, written[layer][1])
+        if TEXT.layer_types[layer] == "full_attention":
+            torch.testing.assert_close(key[0, :, 0] * 127, written[layer][0])
+
+
+def test_keys_with_positions_fit_at_every_position(ranges):
+    """The largest keys that were seen, turned by RoPE to any position."""
+    folder, written = ranges
+    positions = torch.arange(5000)
+    angles = torch.outer(positions.double(), 100.0 ** -torch.arange(0, 1, 2 / WIDTH, dtype=torch.double)).float()
+    for layer in (0, 2):
+        assert TEXT.layer_types[layer] == "sliding_attention"
+        key, _ = read_kv_scales(folder, FAMILY, CONFIG)[layer]
+        seen = written[layer][0][None, :, None].expand(1, HEADS, len(positions), WIDTH)
+        turned = _rotate(seen, positions[None], angles.cos(), angles.sin())
+        assert (turned.abs() <= key * 127 * (1 + 1e-5)).all()
+        assert (turned.abs().amax(2) > 1.3 * written[layer][0]).any()  # which is more than was seen
+        assert (key * 127).max() <= math.sqrt(2) * 1.1 + 1e-5
+
+
+def test_a_channel_that_was_always_zero_has_the_smallest_step(ranges):
+    folder, _ = ranges
+    written = json.loads((folder / KV_SCALES).read_text())
+    name = FAMILY.decoder_blocks(CONFIG)[1]
+    written[name]["value"][0][5] = 0.0
+    (folder / KV_SCALES).write_text(json.dumps(written))
+    _, value = read_kv_scales(folder, FAMILY, CONFIG)[1]
+    assert value[0, 0, 0, 5] == value.min() > 0

@@ -1,0 +1,72 @@
+"""What is kept of a comparison, and what of it is taken up again."""
+
+from dataclasses import replace
+
+import pytest
+from PIL import Image
+
+from calib_data.document import Document
+from calib_data.errors import InputError
+from runtime.compare.measure import Measured, Reading
+from runtime.compare.progress import PROGRESS, Progress
+
+SETTINGS = {"count": 2}
+FIRST = Document(Image.new("RGB", (4, 4)), "What is it?", "one", "first.png")
+SECOND = Document(Image.new("RGB", (4, 4), "red"), "What is it?", "two\u2028\x85lines 합계", "second.png")
+
+
+def measured(document):
+    return Measured(document.name, document.prompt, document.answer, Reading(None, [-0.5, None]), [], [])
+
+
+@pytest.fixture
+def kept(tmp_path):
+    with Progress(tmp_path, SETTINGS) as progress:
+        for document in (FIRST, SECOND):
+            progress.add(document, measured(document))
+    return tmp_path
+
+
+def test_documents_are_found_again(kept):
+    with Progress(kept, SETTINGS) as progress:
+        assert progress.find(FIRST) == measured(FIRST)
+        assert progress.find(SECOND) == measured(SECOND)
+
+
+def test_another_picture_question_or_answer_is_another_document(kept):
+    with Progress(kept, SETTINGS) as progress:
+        for changed in ({"answer": "three"}, {"prompt": "And now?"}, {"image": SECOND.image}, {"name": "other.png"}):
+            assert progress.find(replace(FIRST, **changed)) is None
+
+
+@pytest.mark.parametrize("cut", range(1, 12))
+def test_a_line_that_was_being_written_is_measured_again(cut, kept):
+    """Wherever it was cut, within a letter of several bytes too; what is kept then is whole."""
+    content = (kept / PROGRESS).read_bytes()
+    (kept / PROGRESS).write_bytes(content[: -4 * cut])
+    for _ in range(2):
+        with Progress(kept, SETTINGS) as progress:
+            assert progress.find(FIRST) == measured(FIRST)
+            assert progress.find(SECOND) is None
+    with Progress(kept, SETTINGS) as progress:
+        progress.add(SECOND, measured(SECOND))
+    assert (kept / PROGRESS).read_bytes() == content
+
+
+def test_folders_that_do_not_serve(kept, tmp_path):
+    with pytest.raises(InputError, match="holds a comparison of other models or documents"):
+        Progress(kept, {"count": 3})
+    with (kept / PROGRESS).open("ab") as file:
+        file.write(b"{}\n")
+    with pytest.raises(InputError, match=rf"{PROGRESS}: is damaged .*; delete it and run again"):
+        Progress(kept, SETTINGS)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        Progress(tmp_path / "file", SETTINGS)
+
+
+def test_without_a_folder_it_is_memory():
+    with Progress(None, SETTINGS) as progress:
+        progress.add(FIRST, measured(FIRST))
+        assert progress.find(FIRST) == measured(FIRST)
+        assert progress.find(SECOND) is None
