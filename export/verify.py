@@ -2,7 +2,8 @@
 
 The eager module computes in float32, reads a product's weights when their turn comes and frees them after it, so a
 folder larger than memory can be verified. Decoder and MTP layer get a prompt in one call and then single tokens, and
-all their logits are compared.
+all their logits are compared. The graphs that take back drafts stand for no module: what they restore must read as it
+did before.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import tempfile
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,6 +50,7 @@ from runtime.sessions import (
     placement,
     require_device,
 )
+from runtime.speculation import Rewinder
 from runtime.vision import vision_feeds
 
 if TYPE_CHECKING:
@@ -161,7 +164,12 @@ class _Graphs:
     def steps(self) -> list[Callable[[], Rung]]:
         """What makes the rung of each graph; the decoder's comes before that of the MTP layer, which reads from it."""
         target = self.target
-        return [*([self._vision] if target.vision else []), self._decode, *([self._draft] if target.mtp else [])]
+        steps = [*([self._vision] if target.vision else []), self._decode, *([self._draft] if target.mtp else [])]
+        if target.rewind:
+            steps.append(partial(self._rewind, target.decoder, target.rewind))
+        if target.mtp and target.mtp_rewind:
+            steps.append(partial(self._rewind, target.mtp, target.mtp_rewind, mtp=True))
+        return steps
 
     def _decode(self) -> Rung:
         graph, kv_dtype, drafts = self.target.decoder, self.target.kv_dtype, self.target.mtp is not None
@@ -188,6 +196,26 @@ class _Graphs:
         expected = module(*(torch.from_numpy(feeds[name]) for name in io.VISION_INPUTS)).numpy()
         session = self._profiled(graph)
         return self._rung(graph, VisionSession(session).run(feeds), placement(session), expected)
+
+    def _rewind(self, graph: str, rewinding: str, *, mtp: bool = False) -> Rung:
+        """Read the same drafts twice behind full windows, taken back in between: both times they must mean the same."""
+        windows = self.text.mtp_windows if mtp else self.text.windows
+        behind = max(window for window in windows if window) + STEPS
+        decoder = self._decoder(open_session(self.folder / graph, self.device), mtp=mtp)
+        session = self._profiled(rewinding)
+        rewinder, cache = Rewinder(session, windows), decoder.new_cache(behind + STEPS)
+        random = np.random.default_rng(1)
+        for buffer in cache.buffers:
+            large = 127 if buffer.dtype == "int8" else 1
+            buffer.write(random.uniform(-large, large, buffer.shape).astype(np.float32))
+        cache.lengths[:] = behind
+        drafts, wanted = self.embeds[None, :STEPS], np.arange(STEPS)[None]
+        hidden = Buffer.of(random.normal(size=drafts.shape), self.target.dtype, self.device) if mtp else None
+        kept = rewinder.keep(cache, STEPS)
+        first = decoder.run(cache, drafts, wanted, hidden).logits
+        rewinder.rewind(cache, kept, STEPS)
+        again = decoder.run(cache, drafts, wanted, hidden).logits
+        return self._rung(rewinding, again, placement(session), first)
 
     def _eager(
         self, module: Decoder | Mtp, read: list[NDArray[np.float32]], windows: list[int | None], kv_dtype: str
@@ -240,6 +268,8 @@ class _Graphs:
 
     def _tolerance(self, graph: str, operators: Counter[str]) -> float:
         target = self.target
+        if graph in (target.rewind, target.mtp_rewind):
+            return EXACT  # it moves bytes
         kinds = [VISION if graph == target.vision else EXACT, HALF.get(target.dtype, 0.0)]
         if not target.exact and operators["MatMulNBits"]:
             kinds.append(INT8_ACTIVATIONS)

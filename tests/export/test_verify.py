@@ -17,6 +17,7 @@ from ..cuda_stub.build import CudaStub
 from .test_command import run
 
 DECODER, VISION_GRAPH, MTP = "decoder.cpu.onnx", "vision.cpu.onnx", "mtp.cpu.onnx"
+REWINDS = ["rewind.cpu.onnx", "mtp_rewind.cpu.onnx"]
 PRODUCTS = {"w4": "MatMulNBits", "w8": "MatMulNBits", "bf16": "MatMulNBits", "nf4": "MatMulBnb4", "fp16": "FusedMatMul"}
 
 
@@ -24,10 +25,10 @@ PRODUCTS = {"w4": "MatMulNBits", "w8": "MatMulNBits", "bf16": "MatMulNBits", "nf
 def test_folders_of_every_kind_pass(name, exported):
     found = verify(exported(name), "cpu")
     assert found.passed
-    assert [rung.graph for rung in found.rungs] == [VISION_GRAPH, DECODER, MTP]
-    assert [rung.tolerance for rung in found.rungs] == [VISION, EXACT, EXACT]
-    assert all(rung.error > 0 for rung in found.rungs)
-    _, decoder, _ = found.rungs
+    assert [rung.graph for rung in found.rungs] == [VISION_GRAPH, DECODER, MTP, *REWINDS]
+    assert [rung.tolerance for rung in found.rungs] == [VISION, *[EXACT] * 4]
+    assert [rung.error > 0 for rung in found.rungs] == [True] * 3 + [False] * 2
+    _, decoder, *_ = found.rungs
     nodes = [node.op_type for node in onnx.load(exported(name) / DECODER, load_external_data=False).graph.node]
     assert decoder.operators[PRODUCTS[name]] == nodes.count(PRODUCTS[name]) >= 4
     assert sum(decoder.operators.values()) == len(nodes)
@@ -42,11 +43,11 @@ def test_activations_and_caches_of_8_bits_have_a_rung_of_their_own(quantized, tm
     export_folder(folder, "cpu", kv_bits=8)
     found = verify(folder, "cpu")
     assert found.passed
-    assert [rung.tolerance for rung in found.rungs] == [INT8_ACTIVATIONS] * 3
+    assert [rung.tolerance for rung in found.rungs] == [*[INT8_ACTIVATIONS] * 3, EXACT, EXACT]
     export_folder(folder, "cpu", exact=True, kv_bits=8)
     found = verify(folder, "cpu")
     assert found.passed
-    assert [rung.tolerance for rung in found.rungs] == [VISION, INT8_KV, EXACT]
+    assert [rung.tolerance for rung in found.rungs] == [VISION, INT8_KV, *[EXACT] * 3]
     assert "int8 KV cache" in found.about
 
 
@@ -117,6 +118,12 @@ def swap_the_halves_of_an_mlp(graph) -> None:
     node.output[0], node.output[1] = node.output[1], node.output[0]
 
 
+def put_rows_back_behind(graph) -> None:
+    """Instead of in front of what stays."""
+    node = next(node for node in graph.node if node.op_type == "Concat")
+    node.input[0], node.input[1] = node.input[1], node.input[0]
+
+
 @pytest.mark.parametrize(
     ("graph", "change"),
     [
@@ -124,6 +131,8 @@ def swap_the_halves_of_an_mlp(graph) -> None:
         (DECODER, widen_a_window),
         (VISION_GRAPH, swap_the_halves_of_an_mlp),
         (MTP, swap_the_halves_of_an_mlp),
+        (REWINDS[0], put_rows_back_behind),
+        (REWINDS[1], put_rows_back_behind),
     ],
 )
 def test_a_graph_that_is_not_the_model_fails(graph, change, exported, tmp_path):
@@ -142,7 +151,7 @@ def test_the_command_names_the_graph(exported, tmp_path):
     assert done.returncode == 1
     said = json.loads(done.stdout)
     assert said["passed"] is False
-    assert [rung["error"] > rung["tolerance"] for rung in said["rungs"]] == [False, True, False]
+    assert [rung["error"] > rung["tolerance"] for rung in said["rungs"]] == [False, True, False, False, False]
     done = run("verify", "--model", folder)
     assert done.returncode == 1
     (line,) = [line for line in done.stdout.splitlines() if "FAILS" in line]
@@ -153,7 +162,7 @@ def test_a_folder_that_passes_exits_0(exported):
     done = run("verify", "--model", exported("fp16"))
     assert done.returncode == 0, done.stderr
     rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
-    assert rows[2:] == [VISION_GRAPH, DECODER, MTP]
+    assert rows[2:] == [VISION_GRAPH, DECODER, MTP, *REWINDS]
     assert "tokens/s" in done.stdout
     assert "FAILS" not in done.stdout
 
@@ -204,6 +213,7 @@ def test_on_a_card_it_says_where_nodes_run_and_wrong_values_fail(
     export_folder(folder, "cuda")
     found = cuda_stub.run(ON_CUDA, folder)
     assert not found["passed"]
-    assert [rung["graph"] for rung in found["rungs"]] == ["vision.cuda.onnx", "decoder.cuda.onnx", "mtp.cuda.onnx"]
-    assert {rung["tolerance"] for rung in found["rungs"]} == {tolerance}
+    graphs = ("vision", "decoder", "mtp", "rewind", "mtp_rewind")
+    assert [rung["graph"] for rung in found["rungs"]] == [f"{graph}.cuda.onnx" for graph in graphs]
+    assert [rung["tolerance"] for rung in found["rungs"]] == [*[tolerance] * 3, EXACT, EXACT]
     assert all(set(rung["nodes"]) == {"CUDA"} for rung in found["rungs"])
