@@ -13,13 +13,10 @@ from typing import Annotated
 
 import typer
 
-from calib_data import READER
 from calib_data.errors import run_command
 from calib_data.progress import track
 from calib_data.sources import open_documents
 from export.graphs import export_folder
-from quantize.settings import Settings
-from quantize.walk import quantize
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
 from runtime.compare.measure import Measured, measure
@@ -28,6 +25,7 @@ from runtime.generate import Model, Prompt
 from runtime.sampling import greedy
 from runtime.speculation import Drafts
 
+from .formats import Format, build
 from .provenance import provenance
 
 app = typer.Typer(add_completion=False)
@@ -53,15 +51,13 @@ def main(
     samples: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
     seed: Annotated[int, typer.Option(help="Of both.")] = 0,
 ) -> None:
-    """Quantize the bundled reader to 4 bits, and answer with and without drafts, with KV caches of 16 and 8 bits."""
+    """Quantize the bundled reader to 4 bits; answer with and without drafts, and with an int8 KV cache."""
     drawn = open_documents("rendered", split="evaluation", count=documents, seed=seed)
     with tempfile.TemporaryDirectory() as place:
-        folders = [Path(place) / name for name in ("kv16", "kv8")]
-        quantize(Settings(READER, folders[0], seed=seed, samples=samples, reference=0, bits=4))
-        shutil.copytree(folders[0], folders[1])
-        for folder, kv_bits in zip(folders, (16, 8), strict=True):
-            export_folder(folder, "cpu", exact=True, kv_bits=kv_bits)  # type: ignore[arg-type]
-        wide, narrow = (Model(folder, "cpu") for folder in folders)
+        wide = build(Format("4-bit GPTQ", {"bits": 4}), Path(place) / "wide", seed, samples)
+        shutil.copytree(wide.folder, Path(place) / "int8")
+        export_folder(Path(place) / "int8", "cpu", exact=True, kv_bits=8)
+        narrow = Model(Path(place) / "int8", "cpu")
         baseline = FolderBaseline(wide)
         compared = [measure(baseline, [narrow], document) for document in track(drawn, "int8 KV cache")]
         prompts = [wide.prompt(document.prompt, [document.image]) for document in drawn]

@@ -41,8 +41,8 @@ import json, re, sys, time
 from pathlib import Path
 import numpy as np
 from runtime.bundle import load_bundle
-from runtime.generate import vision_feeds
 from runtime.sessions import Device, VisionSession, open_session
+from runtime.vision import vision_feeds
 
 folder, target, side = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 bundle = load_bundle(folder)

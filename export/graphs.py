@@ -46,6 +46,7 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
     source = Source(checkpoint, load=False, exact=exact or target == "cuda")
     dtype = activation_dtype(checkpoint, family, target)
     scales = read_kv_scales(folder, family, config) if kv_bits == 8 else None
+    kv_dtype = "int8" if kv_bits == 8 else _name(dtype)
     drafts = has_mtp(checkpoint, family) and family.mtp_layers(config) > 0
     names: dict[str, str | None] = dict.fromkeys(("vision", "mtp", "rewind", "mtp_rewind"))
     decoder = Decoder(source, family, config, with_hidden=drafts, kv_scales=scales)
@@ -57,12 +58,12 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
         save(trace_vision(vision, config), vision, folder / f"vision.{target}.onnx")
     entry = bundle.Target(
         dtype=_name(dtype),
-        kv_dtype="int8" if scales else _name(dtype),
+        kv_dtype=kv_dtype,
         exact=source.exact,
         decoder=f"decoder.{target}.onnx",
         versions={name: version(name) for name in ("torch", "transformers", "onnx")},
         head=head,
-        **(names | (_export_drafting(source, family, config, target, dtype, kv_bits, head) if drafts else {})),
+        **(names | (_export_drafting(source, family, config, target, dtype, kv_dtype, head) if drafts else {})),
     )
     described = describe(checkpoint, family, config, {**_other_targets(folder, target), target: entry})
     described.save(folder)
@@ -88,7 +89,7 @@ def _export_drafting(
     config: PreTrainedConfig,
     target: TargetName,
     dtype: torch.dtype,
-    kv_bits: KvBits,
+    kv_dtype: str,
     head: dict[str, bundle.StoredArray],
 ) -> dict[str, str | None]:
     """Write the graph of the MTP layer, and where there are windows those that take back drafts; returns the names."""
@@ -96,12 +97,11 @@ def _export_drafting(
     mtp = Mtp(source, family, config)
     save(trace_decoder(mtp, config, dtype), mtp, folder / f"mtp.{target}.onnx", head)
     names: dict[str, str | None] = {"mtp": f"mtp.{target}.onnx"}
-    stored = {"rewind": (windows(config), "int8" if kv_bits == 8 else _name(dtype))}
-    stored["mtp_rewind"] = (mtp_windows(config), _name(dtype))
-    for name, (limits, kv_dtype) in stored.items():
+    caches = {"rewind": (windows(config), kv_dtype), "mtp_rewind": (mtp_windows(config), _name(dtype))}
+    for name, (limits, stored) in caches.items():
         if any(limits):
             names[name] = f"{name}.{target}.onnx"
-            save_rewind(limits, text.num_key_value_heads, head_dim(text), kv_dtype, folder / f"{name}.{target}.onnx")
+            save_rewind(limits, text.num_key_value_heads, head_dim(text), stored, folder / f"{name}.{target}.onnx")
     return names
 
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,6 @@ import onnxruntime
 import torch
 from PIL import Image, ImageDraw
 
-from calib_data.errors import InputError
 from calib_data.progress import track
 from export.card import read_card
 from export.decoder import Decoder
@@ -37,7 +36,7 @@ from export.weights import Source, read_when_used
 from quantize.checkpoint import open_checkpoint
 from quantize.family import find_family, model_config
 from runtime import bundle as io
-from runtime.decoder import DecoderSession
+from runtime.decoder import DecoderSession, load_head
 from runtime.images import ImageSettings, preprocess
 from runtime.rope import rope_tables
 from runtime.sessions import (
@@ -118,10 +117,7 @@ def verify(folder: Path, device: str) -> Verification:
     """Hold every graph of a target against its eager module. Raises InputError for a folder or device that cannot."""
     place = Device.parse(device)
     described = io.load_bundle(folder)
-    if place.kind not in described.targets:
-        raise InputError(
-            f"{folder}: not exported for {place.kind}; run: python -m export --model {folder} --target {place.kind}"
-        )
+    described.target(folder, place.kind)
     require_device(place)
     damaged = [name for name, was in described.weights.items() if io.checksum(folder / name) != was.crc32]
     with tempfile.TemporaryDirectory() as profiles, torch.no_grad():
@@ -137,14 +133,11 @@ class _Graphs:
     def __init__(self, folder: Path, described: io.Bundle, device: Device, profiles: Path) -> None:
         self.folder, self.device, self.profiles = folder, device, profiles
         self.text, self.vision_shape = described.text, described.vision
-        self.target = described.targets[device.kind]
+        self.target = described.target(folder, device.kind)
         self.checkpoint = open_checkpoint(folder)
         self.family, self.config = find_family(self.checkpoint.config), model_config(self.checkpoint.config)
         self.source = Source(self.checkpoint, load=False, exact=self.target.exact)
-        self.head = {
-            name: Buffer.of(map_stored(folder, stored), stored.dtype, device)
-            for name, stored in self.target.head.items()
-        }
+        self.head = load_head(folder, self.target, device)
         ids = np.random.default_rng(0).integers(self.text.vocab_size, size=TOKENS + 1)
         self.embeds = map_stored(folder, described.embeddings)[ids].astype(np.float32)
 
@@ -249,10 +242,7 @@ class _Graphs:
         return np.concatenate(logits), placement(session)
 
     def _decoder(self, session: onnxruntime.InferenceSession, *, mtp: bool = False) -> DecoderSession:
-        target, text = self.target, self.text
-        shape = replace(text, windows=text.mtp_windows) if mtp else text
-        kv_dtype = target.dtype if mtp else target.kv_dtype
-        return DecoderSession(session, shape, target.dtype, kv_dtype, self.device, self.head)
+        return DecoderSession.of(session, self.text, self.target, self.device, self.head, mtp=mtp)
 
     def _profiled(self, graph: str) -> onnxruntime.InferenceSession:
         return open_session(self.folder / graph, self.device, Options(profile=self.profiles))

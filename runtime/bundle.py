@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FILE = "runtime.json"
 FORMAT = 2
+HEADER_PREFIX = 8  # bytes of a .safetensors file that say how long its header is
 _PIECE = 1 << 22  # bytes of a file read at once
 
 # Decoder: prompt and step are one graph.
@@ -69,17 +70,21 @@ IMAGE_EMBEDS = "image_embeds"  # float32 [patches / merge^2, hidden]
 
 def past_names(layers: int) -> list[str]:
     """Names of the KV inputs, key and value of each layer in turn; each [batch, kv_heads, room, head_dim]."""
-    return [f"past_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
+    return _buffer_names("past", layers)
 
 
 def present_names(layers: int) -> list[str]:
     """Names of the KV outputs, in the order of `past_names`; each may be the very buffer of its input."""
-    return [f"present_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
+    return _buffer_names("present", layers)
 
 
 def kept_names(layers: int) -> list[str]:
     """Names of the rows that were kept of each KV buffer, in the order of `past_names`."""
-    return [f"kept_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
+    return _buffer_names("kept", layers)
+
+
+def _buffer_names(what: str, layers: int) -> list[str]:
+    return [f"{what}_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
 
 
 def decoder_inputs(layers: int, *, mtp: bool = False) -> list[str]:
@@ -171,6 +176,14 @@ class Bundle:
     weights: dict[str, WeightsFile]
     targets: dict[str, Target]
 
+    def target(self, folder: Path, kind: str) -> Target:
+        """The graphs for a kind of device. Raises InputError where this folder was not exported for it."""
+        if kind not in self.targets:
+            raise InputError(
+                f"{folder}: not exported for {kind}; run: python -m export --model {folder} --target {kind}"
+            )
+        return self.targets[kind]
+
     def save(self, folder: Path) -> None:
         """Write `runtime.json`, replacing an older one in one step."""
         partial = folder / (FILE + ".partial")
@@ -225,14 +238,18 @@ def checksum(path: Path) -> int:
 
 def describe_header(path: Path) -> tuple[int, str]:
     """Size and header hash of a .safetensors file; the header holds every offset, so it is enough."""
+    digest = hashlib.sha256(read_header(path)).hexdigest()  # before the size: it says what is wrong with the file
+    return path.stat().st_size, digest
+
+
+def read_header(path: Path) -> bytes:
+    """What precedes the tensors of a .safetensors file: eight bytes that say how long its JSON is, and the JSON."""
     try:
         with path.open("rb") as file:
-            prefix = file.read(8)
+            prefix = file.read(HEADER_PREFIX)
             (length,) = struct.unpack("<Q", prefix)
-            size = path.stat().st_size
-            if length > size:
+            if length > path.stat().st_size:
                 raise InputError(f"{path}: truncated: its header alone is longer than the file")
-            digest = hashlib.sha256(prefix + file.read(length)).hexdigest()
+            return prefix + file.read(length)
     except (OSError, struct.error) as error:
         raise InputError(f"{path}: cannot be read as safetensors ({error})") from error
-    return size, digest

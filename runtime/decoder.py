@@ -6,27 +6,33 @@ A step moves the embedded tokens, their number and the logits between host and d
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import onnxruntime as ort
 
 from runtime import bundle as io
-from runtime.cache import KVCache
-from runtime.pages import use_huge_pages
-from runtime.sessions import Buffer, Device
+from runtime.cache import KVCache, cache_bytes
+from runtime.pages import HUGE, use_huge_pages
+from runtime.sessions import Buffer, Device, itemsize, map_stored
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from runtime.bundle import Text
+    from runtime.bundle import Target, Text
 
 _KEPT = 16  # calls of up to this many tokens keep their bindings: steps, and the checking of drafts
 _HOST = Device("cpu")
 _CAPTURES = itertools.count(1)
+
+
+def load_head(folder: Path, target: Target, device: Device) -> dict[str, Buffer]:
+    """Weights of the head that the graphs of a target take as inputs, by name; none where they are initializers."""
+    return {name: Buffer.of(map_stored(folder, stored), stored.dtype, device) for name, stored in target.head.items()}
 
 
 class Decoded(NamedTuple):
@@ -77,10 +83,27 @@ class DecoderSession:
         self._weights, self._capture = weights, capture
         self._has_hidden = io.HIDDEN in {output.name for output in session.get_outputs()}
 
+    @classmethod
+    def of(
+        cls,
+        session: ort.InferenceSession,
+        text: Text,
+        target: Target,
+        device: Device,
+        head: Mapping[str, Buffer],
+        *,
+        mtp: bool = False,
+        capture: bool = False,
+    ) -> DecoderSession:
+        """The session of a target's decoder, or of its MTP layer, whose cache is never int8. head: of `load_head`."""
+        kv_dtype = target.dtype if mtp else target.kv_dtype
+        shape = replace(text, windows=text.mtp_windows) if mtp else text
+        return cls(session, shape, target.dtype, kv_dtype, device, head, capture=capture)
+
     def new_cache(self, room: int, batch: int = 1) -> KVCache:
         """Buffers for `batch` sequences of up to `room` tokens each."""
         cache = KVCache(self._text, self._dtype, self._kv_dtype, self._device, room, batch)
-        if self._device.kind == "cpu":
+        if self._device.kind == "cpu" and cache_bytes(self._text, batch, room, itemsize(self._kv_dtype)) >= HUGE:
             use_huge_pages()
         if self._capture:
             # To capture a step, ONNX Runtime runs it several times, and each would push rows out of a full window.

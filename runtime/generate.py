@@ -12,10 +12,10 @@ import numpy as np
 
 from calib_data.errors import InputError
 from runtime.bundle import load_bundle
-from runtime.decoder import DecoderSession
+from runtime.decoder import DecoderSession, load_head
 from runtime.images import ImageSettings, image_grid, preprocess
 from runtime.prompt import Chat
-from runtime.sessions import Buffer, Device, Options, VisionSession, map_stored, open_session, require_device
+from runtime.sessions import Device, Options, VisionSession, map_stored, open_session, require_device
 from runtime.speculation import Drafter, Rewinder, speculate
 from runtime.video import VideoSettings, video_grid, video_patches
 from runtime.vision import vision_feeds
@@ -60,28 +60,15 @@ class Model:
     def __init__(self, folder: Path, device: str, options: Options | None = None) -> None:
         self.folder, self.device, self.options = folder, Device.parse(device), options or Options()
         self.bundle = load_bundle(folder)
-        kind = self.device.kind
-        if kind not in self.bundle.targets:
-            raise InputError(
-                f"{folder}: not exported for {kind}; run: python -m export --model {folder} --target {kind}"
-            )
-        self.target = self.bundle.targets[kind]
+        self.target = self.bundle.target(folder, self.device.kind)
         self.chat = Chat(folder)
         self.generation = _read_settings(folder / "generation_config.json")
         self.end_ids = _end_ids(folder, self.generation)
         require_device(self.device)
-        self._head = {
-            name: Buffer.of(map_stored(folder, stored), stored.dtype, self.device)
-            for name, stored in self.target.head.items()
-        }
-        self.decoder = DecoderSession(
-            open_session(folder / self.target.decoder, self.device, self.options),
-            self.bundle.text,
-            self.target.dtype,
-            self.target.kv_dtype,
-            self.device,
-            self._head,
-            capture=self.options.capture,
+        self._head = load_head(folder, self.target, self.device)
+        session = open_session(folder / self.target.decoder, self.device, self.options)
+        self.decoder = DecoderSession.of(
+            session, self.bundle.text, self.target, self.device, self._head, capture=self.options.capture
         )
         self._embeddings = map_stored(folder, self.bundle.embeddings)
 
@@ -99,9 +86,8 @@ class Model:
         if target.mtp is None:
             raise InputError(f"{self.folder}: this model has no MTP layer to draft with; leave out --draft-tokens")
         session = self._open(target.mtp)
-        shape = replace(text, windows=text.mtp_windows)
         return Drafter(
-            DecoderSession(session, shape, target.dtype, target.dtype, self.device, self._head),
+            DecoderSession.of(session, text, target, self.device, self._head, mtp=True),
             Rewinder(target.rewind and self._open(target.rewind), text.windows),
             Rewinder(target.mtp_rewind and self._open(target.mtp_rewind), text.mtp_windows),
         )

@@ -182,7 +182,7 @@ class Buffer:
     def stretch(self, start: int, shape: tuple[int, ...]) -> Buffer:
         """View elements from `start` on as another shape; it can be bound, not read or written."""
         assert start + math.prod(shape) <= math.prod(self.shape)
-        return replace(self, address=self.address + start * np.dtype(_NUMPY[self.dtype]).itemsize, shape=shape)
+        return replace(self, address=self.address + start * itemsize(self.dtype), shape=shape)
 
     def write(self, array: NDArray[np.generic]) -> None:
         """Copy an array of this shape from the host."""
@@ -202,6 +202,11 @@ class Buffer:
         """Make it an output of a graph."""
         kind, index = self.device.kind, self.device.index
         binding.bind_output(name, kind, index, _element_type(self.dtype), self.shape, self.address)
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of one element."""
+    return int(np.dtype(_NUMPY[dtype]).itemsize)
 
 
 def _element_type(dtype: str) -> Any:  # noqa: ANN401 - numpy's types, and an integer for the one it has not

@@ -7,7 +7,7 @@ order than a call of one. Rejected drafts are taken back from both KV caches.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -62,12 +62,12 @@ class Rewinder:
         layers = len(windows)
         names = zip(io.past_names(layers), io.kept_names(layers), io.present_names(layers), strict=True)
         self._names = [(i, *three) for i, three in enumerate(names) if windows[i // 2] is not None]
-        self._window = next((window for window in windows if window is not None), None)
+        self.window = next((window for window in windows if window is not None), None)
         self._numbers = [Buffer.empty((1,), "int64", _HOST) for _ in range(3)]
 
     def _first(self, length: int) -> int:
         """The earliest position that windows hold."""
-        return 0 if self._window is None else max(0, length - self._window)
+        return 0 if self.window is None else max(0, length - self.window)
 
     def keep(self, cache: KVCache, tokens: int) -> Kept:
         """Copy the rows that `tokens` more will push out of the windows."""
@@ -87,10 +87,10 @@ class Rewinder:
         cache.lengths[0] = length - tokens
         back = self._first(length) - self._first(length - tokens)
         if back:
-            assert self._window is not None
+            assert self.window is not None
             start = self._first(length - tokens) - kept.first
             into = [cache.buffers[i] for i, *_ in self._names]
-            self._run(cache, kept.rows, into, (start, start + back, self._window - back))
+            self._run(cache, kept.rows, into, (start, start + back, self.window - back))
 
     def _run(self, cache: KVCache, kept: list[Buffer], into: list[Buffer], numbers: tuple[int, int, int]) -> None:
         assert self._session is not None
@@ -139,12 +139,11 @@ class Drafter:
         return drafts
 
 
-@dataclass
-class _Unread:
+class _Unread(NamedTuple):
     """What the MTP layer has still to read: hidden states [1, T, H], and embeddings of the T - 1 tokens known after."""
 
     hidden: Buffer
-    embeds: NDArray[np.float32] = field(repr=False)
+    embeds: NDArray[np.float32]
 
 
 def speculate(
@@ -152,8 +151,8 @@ def speculate(
 ) -> Iterator[int]:
     """Tokens of an answer without end. generated: those that were taken, kept by the caller; at most `budget`."""
     drafter, count = model.drafter, drafts.tokens
-    window = min((window for window in model.bundle.text.windows if window is not None), default=count + 1)
-    if count >= window:
+    window = drafter.decoder_rewinder.window
+    if window is not None and count >= window:
         raise InputError(f"--draft-tokens {count}: a window of {window} tokens is too short for as many; give fewer")
     room = len(prompt.ids) + budget + count
     cache, own = model.decoder.new_cache(room), drafter.session.new_cache(room)

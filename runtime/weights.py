@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
 
 from calib_data.errors import InputError
+from runtime.bundle import HEADER_PREFIX, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -37,12 +37,10 @@ class Weights:
         self._tensors: dict[str, tuple[Path, int, str, tuple[int, ...]]] = {}
         for name in files:
             path = folder / name
-            with path.open("rb") as file:
-                (length,) = struct.unpack("<Q", file.read(8))
-                header = json.loads(file.read(length))
-            for tensor, entry in header.items():
+            header = read_header(path)
+            for tensor, entry in json.loads(header[HEADER_PREFIX:]).items():
                 if tensor != "__metadata__":
-                    start = 8 + length + entry["data_offsets"][0]
+                    start = len(header) + entry["data_offsets"][0]
                     self._tensors[tensor] = (path, start, entry["dtype"], tuple(entry["shape"]))
 
     def linears(self) -> list[str]:

@@ -38,12 +38,13 @@ from quantize.checkpoint import open_checkpoint
 from quantize.family import find_family, model_config
 from runtime import bundle as io
 from runtime.decoder import DecoderSession
-from runtime.generate import Model, vision_feeds
+from runtime.generate import Model
 from runtime.images import preprocess
 from runtime.rope import rope_tables
 from runtime.sampling import greedy
 from runtime.sessions import Buffer, Device, open_session
 from runtime.video import Video, VideoSettings, video_patches
+from runtime.vision import vision_feeds
 
 EAGER = 1e-5  # the same float32 arithmetic in another order
 ONNX = 1e-5  # as above, with ONNX Runtime's kernels

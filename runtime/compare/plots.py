@@ -11,6 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
+from runtime.compare.result import by_position
 from runtime.evaluate import SCORES
 
 if TYPE_CHECKING:
@@ -92,8 +93,7 @@ def mean_kl(measured: Sequence[Measured], number: int) -> tuple[NDArray[np.float
     kl = [one.differences[number].kl for one in measured]
     longest = max(map(len, kl))
     width = -(-longest // _MOST_BINS)
-    bins = np.concatenate([np.arange(len(one)) // width for one in kl])
-    means = np.bincount(bins, np.concatenate(kl)) / np.bincount(bins)
+    means = by_position(kl, width)
     places: NDArray[np.float64] = np.arange(len(means), dtype=np.float64) * width + (width + 1) / 2
     return places, means
 

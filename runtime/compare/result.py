@@ -19,9 +19,12 @@ from runtime.weights import Weights
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
+
     from runtime.compare.layers import Layer
-    from runtime.compare.measure import Difference, Measured, Reading
+    from runtime.compare.measure import Measured, Reading
     from runtime.compare.run import Loaded, Models
+    from runtime.evaluate import Scored
 
 FORMAT = 1
 
@@ -186,7 +189,7 @@ def candidate_side(
         exact_match_test=exact_match,
         answers_changed=len(changes) if differences else None,
         first_change=float(np.median(changes)) if changes else None,
-        kl_by_position=_by_position(apart),
+        kl_by_position=by_position([one.kl for one in apart]).tolist(),
         layers=list(layers),
         verdict=judge(gates, mean_kl, agreement, differences, scores_of(before), exact_match, layers),
     )
@@ -217,26 +220,26 @@ def _shared_likelihood(before: Reading, after: Reading) -> tuple[float, int]:
     return sum(lost), len(lost)
 
 
+def _answered(before: Sequence[Reading], after: Sequence[Reading]) -> list[tuple[Scored, Scored]]:
+    """Answers of both models, document by document, where both gave one."""
+    return [(one.scored, other.scored) for one, other in zip(before, after, strict=True) if one.scored and other.scored]
+
+
 def _differences(before: Sequence[Reading], after: Sequence[Reading]) -> dict[str, Interval] | None:
-    pairs = [
-        (one.scored, other.scored) for one, other in zip(before, after, strict=True) if one.scored and other.scored
-    ]
+    pairs = _answered(before, after)
     if not pairs:
         return None
     return {name: bootstrap([getattr(b, name) - getattr(a, name) for a, b in pairs]) for name in SCORES}
 
 
 def _exact_match(before: Sequence[Reading], after: Sequence[Reading]) -> ExactMatch:
-    pairs = [
-        (one.scored.exact_match, other.scored.exact_match)
-        for one, other in zip(before, after, strict=True)
-        if one.scored and other.scored
-    ]
+    pairs = [(one.exact_match, other.exact_match) for one, other in _answered(before, after)]
     lost, gained = (sum(pair == split for pair in pairs) for split in ((1.0, 0.0), (0.0, 1.0)))
     return ExactMatch(lost, gained, mcnemar(lost, gained))
 
 
-def _by_position(apart: Sequence[Difference]) -> list[float]:
-    """Mean KL at each place of the answer, over the documents whose answer is as long."""
-    longest = max(len(one.kl) for one in apart)
-    return [float(np.mean([one.kl[place] for one in apart if place < len(one.kl)])) for place in range(longest)]
+def by_position(values: Sequence[Sequence[float]], width: int = 1) -> NDArray[np.float64]:
+    """Means of what documents have at each place, over those that are as long; width: of so many places together."""
+    bins = np.concatenate([np.arange(len(one)) // width for one in values])
+    means: NDArray[np.float64] = np.bincount(bins, np.concatenate(values)) / np.bincount(bins)
+    return means

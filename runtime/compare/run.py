@@ -21,7 +21,7 @@ from runtime.compare.measure import Measured, measure, require_same_tokens
 from runtime.compare.result import Cost
 from runtime.evaluate import require_vision
 from runtime.generate import Model
-from runtime.sessions import Options
+from runtime.sessions import Options, itemsize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from runtime.compare.progress import Progress
 
 MIB = 1 << 20
-_ITEMSIZE = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}
 
 
 @dataclass(frozen=True)
@@ -89,10 +88,10 @@ def _open(path: Path, device: str, options: Options | None) -> tuple[Model, Cost
     before = _resident()
     model = Model(path, device, options)
     after = _resident()
-    text, itemsize = model.bundle.text, _ITEMSIZE[model.target.kv_dtype]
+    cache = cache_bytes(model.bundle.text, batch=1, room=4096, itemsize=itemsize(model.target.kv_dtype))
     return model, Cost(
         weights=sum(file.bytes for file in model.bundle.weights.values()) / MIB,
-        kv_cache_at_4096=cache_bytes(text, batch=1, room=4096, itemsize=itemsize) / MIB,
+        kv_cache_at_4096=cache / MIB,
         resident=None if before is None or after is None else (after - before) / MIB,
         tokens_per_second=None,
     )

@@ -19,6 +19,14 @@ def run(*arguments: str | Path, without: str = "") -> subprocess.CompletedProces
     return subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=False)
 
 
+def assert_one_line(done: subprocess.CompletedProcess[str], says: str) -> None:
+    """Wrong input ends in one line on stderr, exit code 2 and nothing else."""
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+
+
 def test_it_exports_and_says_what_comes_next(quantized, tmp_path):
     folder = shutil.copytree(quantized("w4"), tmp_path / "w4", ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
     done = run("--model", folder)
@@ -38,11 +46,7 @@ def test_it_exports_and_says_what_comes_next(quantized, tmp_path):
     ],
 )
 def test_wrong_input_is_one_line(arguments, says):
-    done = run(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert says in done.stderr
+    assert_one_line(run(*arguments), says)
 
 
 def test_a_format_for_other_tools_is_refused_with_the_command_to_run(tmp_path):

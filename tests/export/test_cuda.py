@@ -21,10 +21,11 @@ import numpy as np, onnxruntime as ort
 from traffic import Traffic
 from runtime.sessions import placement
 from runtime import sessions
-from runtime.generate import Model, vision_feeds
+from runtime.generate import Model
 from runtime.sampling import greedy
 from runtime.sessions import Buffer, Device, Options, VisionSession
 from runtime.speculation import Drafts, Rewinder
+from runtime.vision import vision_feeds
 
 folder, prefix, capture = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "capture"
 opened = {}

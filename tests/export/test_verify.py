@@ -14,7 +14,7 @@ from export.weights import Stored
 from quantize.checkpoint import open_checkpoint
 
 from ..cuda_stub.build import CudaStub
-from .test_command import run
+from .test_command import assert_one_line, run
 
 DECODER, VISION_GRAPH, MTP = "decoder.cpu.onnx", "vision.cpu.onnx", "mtp.cpu.onnx"
 REWINDS = ["rewind.cpu.onnx", "mtp_rewind.cpu.onnx"]
@@ -177,11 +177,7 @@ def test_a_folder_that_passes_exits_0(exported):
     ],
 )
 def test_wrong_input_is_one_line(arguments, says):
-    done = run(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith("error: ")
-    assert done.stderr.count("\n") == 1
-    assert says in done.stderr
+    assert_one_line(run(*arguments), says)
 
 
 def test_cuda_that_is_not_there_is_one_line(exported, quantized, tmp_path):
