@@ -121,7 +121,11 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
 
 
 def _filled(tensors: Named, grids: Grids, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
-    """Random weights of the tensors' shapes: codes uniform, scales such that the deviation of their product is 0.02."""
+    """Random weights of the tensors' shapes: codes uniform, scales such that the deviation of their product is 0.02.
+
+    Scales have either sign: codes are half a step below zero on average, and where all weights are, every output of a
+    product is nearly the same sum, which for some tokens is nearly zero and then normalised.
+    """
     for name, tensor in tensors:
         shape, dtype = tensor.shape, tensor.dtype
         linear, _, kind = name.rpartition(".")
@@ -130,7 +134,8 @@ def _filled(tensors: Named, grids: Grids, generator: torch.Generator) -> Iterato
         elif kind == "weight_scale":
             grid = grids[linear]
             assert isinstance(grid, UniformGrid)
-            yield name, torch.full(shape, STD * 12**0.5 / 2**grid.bits, dtype=dtype)
+            signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+            yield name, (signs * (STD * 12**0.5 / 2**grid.bits)).to(dtype)
         elif len(shape) == 1:
             yield name, torch.full(shape, float(kind != "bias"), dtype=dtype)
         else:

@@ -60,7 +60,7 @@ def test_random_weights_answer(tmp_path):
     make_quantized(CONFIG, tmp_path / "random", sparse=False, shard_bytes=SHARD)
     for name, weight in dequantized(tmp_path / "random").items():
         assert float(weight.std()) == pytest.approx(0.02, rel=0.05), name
-        assert abs(float(weight.mean())) < 3e-3, name  # codes reach one further down than up: half a step
+        assert abs(float(weight.mean())) < 1e-3, name  # half a step below zero would be 2e-3
     export_folder(tmp_path / "random", "cpu")
     model = Model(tmp_path / "random", "cpu")
     tokens = list(model.generate(model.prompt("Read.", [Image.new("RGB", (112, 84), "red")]), greedy, 3))
