@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from runtime.video import Video
 
 PROMPT_CHUNK = 1024  # prompt tokens a call: bounds the activations, and the CPU kernel's scores, of a long prompt
+ANSWER_CHUNK = 256  # tokens of a known answer a call: bounds their logits, 150 MiB for a vocabulary of 153600
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ class Prompt:
         """The embeddings in pieces [T, H], one for each call of the decoder."""
         for start in range(0, len(self.ids), PROMPT_CHUNK):
             yield self.embeds[start : start + PROMPT_CHUNK]
+
+
+def answer_parts(length: int) -> list[slice]:
+    """How `Model.teacher_forced` cuts an answer of so many tokens: the one that the prompt predicts, then the rest."""
+    starts = range(1, length, ANSWER_CHUNK)
+    return [slice(0, 1), *(slice(start, min(start + ANSWER_CHUNK, length)) for start in starts)]
 
 
 class Model:
@@ -195,19 +202,22 @@ class Model:
             yield token
             logits = self.decode(cache, self.embed_tokens(np.array([token])), np.array([0])).logits[0, 0]
 
-    def teacher_forced(self, prompt: Prompt, answer: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [len(answer), V]: row i is the prediction of answer[i], given the prompt and answer[:i].
+    def teacher_forced(self, prompt: Prompt, answer: Sequence[int]) -> Iterator[NDArray[np.float32]]:
+        """Predictions of a known answer: logits [n, V] for each of `answer_parts`, given the prompt and what precedes.
 
-        Raises InputError where both together are longer than the model's context.
+        Raises InputError, at once, where prompt and answer are longer than the model's context.
         """
         total, context = len(prompt.ids) + len(answer), self.bundle.text.context
         if total > context:
             raise InputError(f"prompt and known answer: {total} tokens, the model's context is {context}; shorten them")
-        cache, first = self.prefill(prompt, len(answer) - 1)
-        if len(answer) == 1:
-            return first[None]
-        rest = self.decode(cache, self.embed_tokens(np.array(answer[:-1])), np.arange(len(answer) - 1))
-        return np.concatenate((first[None], rest.logits[0]))
+        return self._teacher_forced(prompt, np.array(answer))
+
+    def _teacher_forced(self, prompt: Prompt, answer: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
+        cache, logits = self.prefill(prompt, len(answer) - 1)
+        yield logits[None]
+        for part in answer_parts(len(answer))[1:]:
+            before = answer[part.start - 1 : part.stop - 1]
+            yield self.decode(cache, self.embed_tokens(before), np.arange(len(before))).logits[0]
 
     def decode(self, cache: KVCache, embeds: NDArray[np.float32], wanted: NDArray[np.int64]) -> Decoded:
         """Run the decoder on embeds [T, H] and refuse logits without a finite maximum, as any NaN makes it."""

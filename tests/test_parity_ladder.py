@@ -276,7 +276,7 @@ def test_rope_is_on_sliding_layers_only(reference, exported):
 def test_whole_model_on_documents(reference, answered, exported):
     model = Model(exported("fp16"), "cpu")
     for document, answer in answered:
-        logits = model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)
+        logits = np.concatenate(list(model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)))
         assert relative_error(logits, transformers_logits(reference, document, answer)) < ONNX
 
 
@@ -303,7 +303,7 @@ def test_whole_model_on_a_video(reference, documents, answered, exported, monkey
     monkeypatch.setattr("runtime.video.CALL_PATCHES", 120)
     assert len(list(video_patches(video, settings))) == 2
     prompt = model.prompt(document.prompt, [document.image], [video])
-    assert relative_error(model.teacher_forced(prompt, answer), expected) < ONNX
+    assert relative_error(np.concatenate(list(model.teacher_forced(prompt, answer))), expected) < ONNX
 
 
 @pytest.mark.parametrize("name", ["w4", "w8"])
@@ -313,7 +313,7 @@ def test_packed_onnx_is_the_folder_in_transformers(name, answered, exported):
     ).eval()
     model = Model(exported(name), "cpu")
     for document, answer in answered:
-        logits = model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)
+        logits = np.concatenate(list(model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)))
         assert relative_error(logits, transformers_logits(loaded, document, answer)) < PACKED
 
 
@@ -322,7 +322,7 @@ def test_nf4_onnx_is_bitsandbytes(answered, exported):
     model = Model(exported("nf4"), "cpu")
     filled = nf4_dequantized(exported("nf4"))
     for document, answer in answered:
-        logits = model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)
+        logits = np.concatenate(list(model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)))
         assert relative_error(logits, transformers_logits(filled, document, answer)) < PACKED
 
 
@@ -355,7 +355,8 @@ def test_int8_activations_stay_near(answered, exported, quantized, tmp_path):
     exact, fast = Model(exported("w4"), "cpu"), Model(tmp_path / "w4", "cpu")
     for document, answer in answered:
         logits = [
-            model.teacher_forced(model.prompt(document.prompt, [document.image]), answer) for model in (exact, fast)
+            np.concatenate(list(model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)))
+            for model in (exact, fast)
         ]
         assert 0 < relative_error(logits[1], logits[0]) < INT8_ACTIVATIONS
 

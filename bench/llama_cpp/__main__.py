@@ -1,7 +1,7 @@
 """`python -m bench.llama_cpp`: tokens a second on this CPU, beside llama.cpp with the same weights in Q4_0.
 
-One EXAONE 4 checkpoint of 220 M random weights, quantized by each: by our commands with their defaults (4-bit groups of
-128, 8-bit head, int8 activations), and by llama.cpp's own quantizer (Q4_0, whose head is Q6_K; int8 activations, too).
+One EXAONE 4 checkpoint of 220 M random weights, quantized by each: by our commands (4-bit groups of 128, by default an
+8-bit head and int8 activations), and by llama.cpp's own quantizer (Q4_0, whose head is Q6_K; int8 activations, too).
 llama.cpp is built from source into an environment of its own, which takes half an hour once. Nothing else should run
 meanwhile: llama.cpp's threads wait for each other by spinning, and lose most where one is held up.
 """
@@ -77,6 +77,7 @@ def main(
     threads: Annotated[
         int, typer.Option(min=1, help="Of each; 1 is timed by processor time.", show_default="all cores")
     ] = os.cpu_count() or 1,
+    head_bits: Annotated[int, typer.Option(help="Of our head, and of llama.cpp's in its second row: 4 or 8.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the prompt.")] = 0,
     cache: Annotated[Path, typer.Option(help="Folder of the models and of llama.cpp.")] = Path("build/llama.cpp"),
 ) -> None:
@@ -87,11 +88,14 @@ def main(
         Theirs(f"llama.cpp, {name}", cache, source, head, threads, huge_pages=huge_pages)
         for name, head, huge_pages in (
             ("Q4_0", "default", False),
-            ("Q4_0 with a Q8_0 head", "Q8_0", False),
+            (f"Q4_0 with a Q{head_bits}_0 head", f"Q{head_bits}_0", False),
             ("Q4_0, on huge pages", "default", True),
         )
     ]
-    rows: list[Runner] = [Ours("this toolkit, 4 bits", exported(cache), threads), *theirs]
+    rows: list[Runner] = [
+        Ours(f"this toolkit, 4 bits, {head_bits}-bit head", exported(cache, head_bits), threads),
+        *theirs,
+    ]
     load = os.getloadavg()[0]
     turns, bandwidth = measure(rows, Task(ids, tokens), rounds, Memory(threads))
     for row in theirs:
@@ -102,7 +106,7 @@ def main(
     print(f"Memory bandwidth: {bandwidth / 1e9:.1f} GB/s. Load average before: {load:.1f}.")
     print(f"Logits of the first two rows after the prompt correlate at {same:.2f}.\n")
     command = f"python -m bench.llama_cpp --rounds {rounds} --prompt {prompt} --tokens {tokens} --threads {threads}"
-    print(f"{provenance(f'{command} --seed {seed}')} {LLAMA_CPP.versions}.")
+    print(f"{provenance(f'{command} --head-bits {head_bits} --seed {seed}')} {LLAMA_CPP.versions}.")
 
 
 if __name__ == "__main__":

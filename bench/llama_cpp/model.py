@@ -57,14 +57,14 @@ def checkpoint(cache: Path) -> Path:
     return folder
 
 
-def exported(cache: Path) -> Path:
+def exported(cache: Path, head_bits: int) -> Path:
     """The checkpoint in 4 bits with graphs for the CPU, made with the commands unless they are there.
 
     Rounding to nearest: which codes are stored does not change the speed.
     """
-    source, folder = checkpoint(cache), cache / "exaone4-w4"
+    source, folder = checkpoint(cache), cache / f"exaone4-w4-head{head_bits}"
     if not folder.exists():
-        options = ["--model", str(source), "--output", str(folder), "--solver", "rtn"]
+        options = ["--model", str(source), "--output", str(folder), "--solver", "rtn", "--head-bits", str(head_bits)]
         _command("quantize", *options, "--samples", "1", "--reference", "0")
     if not (folder / FILE).exists():
         _command("export", "--model", str(folder))

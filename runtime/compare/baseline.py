@@ -6,38 +6,31 @@ import json
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
-from runtime.compare.measure import read
+from runtime.compare.measure import Read, read
 from runtime.compare.predictions import Predictions
+from runtime.generate import answer_parts
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from calib_data.document import Document
-    from runtime.evaluate import Scored
     from runtime.generate import Model
 
 
 _BROKEN = (zipfile.BadZipFile, zlib.error)
 
 
-class Expected(NamedTuple):
-    """A baseline on one document. scored: its answer; None where it gave none."""
-
-    scored: Scored | None
-    predictions: Predictions
-
-
 class Baseline(Protocol):
     """Something that candidates are compared with."""
 
-    def read(self, document: Document, tokens: Sequence[int]) -> Expected:
+    def read(self, document: Document, tokens: Sequence[int]) -> Read:
         """Read a document and predict the tokens of its true answer, its end included."""
 
 
@@ -47,9 +40,9 @@ class FolderBaseline:
 
     model: Model
 
-    def read(self, document: Document, tokens: Sequence[int]) -> Expected:
+    def read(self, document: Document, tokens: Sequence[int]) -> Read:
         """Answer it and predict."""
-        return Expected(*read(self.model, document, tokens))
+        return read(self.model, document, tokens)
 
 
 class ReferenceBaseline:
@@ -82,7 +75,7 @@ class ReferenceBaseline:
             raise InputError(f"{path}: is not a reference that quantize wrote ({error})") from error
         self._places = {document.name: place for place, document in enumerate(self.documents)}
 
-    def read(self, document: Document, tokens: Sequence[int]) -> Expected:
+    def read(self, document: Document, tokens: Sequence[int]) -> Read:
         """Look up what was kept. Raises InputError for a document whose answer has other tokens now."""
         place = self._places[document.name]
         if self._ids[place][-len(tokens) :].tolist() != list(tokens):
@@ -90,4 +83,4 @@ class ReferenceBaseline:
                 f"{self.path}: {document.name} has another answer now than when it was kept, or the model another "
                 "tokenizer or end of a turn; run python -m quantize again"
             )
-        return Expected(None, self._predictions[place])
+        return Read(None, (self._predictions[place][part] for part in answer_parts(len(tokens))))

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from calib_data.errors import InputError
 from runtime.compare.predictions import Predictions, divergence
 from runtime.evaluate import Scored, score, truth_of
+from runtime.generate import answer_parts
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from calib_data.document import Document
     from runtime.compare.baseline import Baseline
@@ -98,36 +99,41 @@ def measure(baseline: Baseline, candidates: Sequence[Model], document: Document)
 def _measure(baseline: Baseline, candidates: Sequence[Model], document: Document) -> Measured:
     truth = truth_of(document)
     tokens = [*candidates[0].chat.encode_text(truth), candidates[0].end_ids[0]]
-    expected = baseline.read(document, tokens)
-    readings, differences = [], []
-    for model in candidates:
-        scored, predictions = read(model, document, tokens)
-        readings.append(_reading_of(scored, predictions, tokens))
-        differences.append(
-            Difference(
-                kl=divergence(expected.predictions, predictions).tolist(),
-                agree=(expected.predictions.likeliest == predictions.likeliest).tolist(),
-                first_change=first_change(expected.scored, scored),
-            )
-        )
-    own = _reading_of(expected.scored, expected.predictions, tokens)
-    return Measured(document.name, document.prompt, truth, own, readings, differences)
+    expected, *found = baseline.read(document, tokens), *(read(model, document, tokens) for model in candidates)
+    readings = [Reading(one.scored, []) for one in (expected, *found)]
+    differences = [Difference([], [], first_change(expected.scored, one.scored)) for one in found]
+    parts = zip(expected.predictions, *(one.predictions for one in found), strict=True)
+    for part, (before, *after) in zip(answer_parts(len(tokens)), parts, strict=True):
+        for reading, predictions in zip(readings, (before, *after), strict=True):
+            reading.log_likelihood.extend(_known(predictions, tokens[part]))
+        for difference, predictions in zip(differences, after, strict=True):
+            difference.kl.extend(divergence(before, predictions).tolist())
+            difference.agree.extend((before.likeliest == predictions.likeliest).tolist())
+    own, *others = readings
+    return Measured(document.name, document.prompt, truth, own, others, differences)
 
 
-def read(model: Model, document: Document, tokens: Sequence[int]) -> tuple[Scored, Predictions]:
+class Read(NamedTuple):
+    """A model on one document. scored: its answer; None where it gave none. predictions: for each of `answer_parts`."""
+
+    scored: Scored | None
+    predictions: Iterator[Predictions]
+
+
+def read(model: Model, document: Document, tokens: Sequence[int]) -> Read:
     """Answer a document greedily, and predict the tokens of its true answer."""
     scored, prompt = score(model, document)
-    return scored, Predictions.of_logits(model.teacher_forced(prompt, tokens))
+    return Read(scored, map(Predictions.of_logits, model.teacher_forced(prompt, tokens)))
 
 
-def _reading_of(scored: Scored | None, predictions: Predictions, tokens: Sequence[int]) -> Reading:
-    known = predictions.of(np.array(tokens))
-    return Reading(scored, [None if np.isnan(value) else float(value) for value in known])
+def _known(predictions: Predictions, tokens: Sequence[int]) -> list[float | None]:
+    """Log-likelihood of one token at each position; None where it is not known."""
+    return [None if np.isnan(value) else float(value) for value in predictions.of(np.array(tokens))]
 
 
-def first_change(baseline: Scored | None, candidate: Scored) -> int | None:
+def first_change(baseline: Scored | None, candidate: Scored | None) -> int | None:
     """Place of the first token of two answers that differs; the end counts as one."""
-    if baseline is None or baseline.ids == candidate.ids:
+    if baseline is None or candidate is None or baseline.ids == candidate.ids:
         return None
     pairs = zip([*baseline.ids, None], [*candidate.ids, None], strict=False)
     return next(place for place, (one, other) in enumerate(pairs) if one != other)

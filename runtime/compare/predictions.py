@@ -30,6 +30,10 @@ class Predictions:
             row -= np.log(np.exp(row).sum())
         return cls(wide)
 
+    def __getitem__(self, part: slice) -> Predictions:
+        """Those at some of the positions."""
+        return Predictions(self.log_probs[part], None if self.ids is None else self.ids[part])
+
     @property
     def likeliest(self) -> NDArray[np.int64]:
         """The likeliest token of each position, [T]."""

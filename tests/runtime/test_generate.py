@@ -9,7 +9,7 @@ from safetensors.numpy import load_file
 
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
-from runtime.generate import PROMPT_CHUNK, Model, Prompt
+from runtime.generate import ANSWER_CHUNK, PROMPT_CHUNK, Model, Prompt
 from runtime.sampling import greedy
 
 from .damage import WEIGHTS, change_tensor, edit_json, set_context
@@ -50,14 +50,16 @@ def test_a_long_prompt_in_chunks_is_one_in_a_piece(tokens, reader):
     assert relative_error(reader.decode(cache, *step).logits, reader.decode(whole, *step).logits) < CHUNKED
 
 
-@pytest.mark.parametrize("length", [1, 2, 90])
+@pytest.mark.parametrize("length", [1, 2, 90, ANSWER_CHUNK + 1, ANSWER_CHUNK + 2])
 def test_teacher_forced_logits_are_those_of_generation(length, reader):
-    """Ninety tokens are more than the window of the sliding layers."""
+    """Ninety tokens are more than the window of the sliding layers; the longest go in two calls after the prompt's."""
     prompt = random_prompt(reader, 50)
     answer = np.random.default_rng(length).integers(80, 500, length).tolist()
     steps = []
     assert list(reader.generate(prompt, forced(answer, steps), length)) == answer
-    assert relative_error(reader.teacher_forced(prompt, answer), np.array(steps)) < CHUNKED
+    found = list(reader.teacher_forced(prompt, answer))
+    assert max(map(len, found)) <= ANSWER_CHUNK
+    assert relative_error(np.concatenate(found), np.array(steps)) < CHUNKED
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0), (1, 1, 0)])
@@ -131,7 +133,7 @@ def test_prompt_and_known_answer_must_fit_the_context(copied):
     set_context(copied, prompt_tokens + 5)
     model = Model(copied, "cpu")
     prompt = model.prompt("Hello")
-    assert model.teacher_forced(prompt, [100] * 5).shape == (5, 512)
+    assert np.concatenate(list(model.teacher_forced(prompt, [100] * 5))).shape == (5, 512)
     with pytest.raises(InputError, match=f"known answer: {prompt_tokens + 6} tokens, the model's context is"):
         model.teacher_forced(prompt, [100] * 6)
 
@@ -151,4 +153,4 @@ def test_logits_that_are_no_numbers_are_an_error(value, copied):
     with pytest.raises(InputError, match=f"^{copied}: gives NaN or infinite logits.*--dtype bfloat16"):
         list(model.generate(prompt, greedy, 3))
     with pytest.raises(InputError, match="NaN or infinite"):
-        model.teacher_forced(prompt, [100, 101])
+        list(model.teacher_forced(prompt, [100, 101]))
