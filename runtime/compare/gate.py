@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -27,12 +27,20 @@ class Gates:
 
 @dataclass(frozen=True)
 class Check:
-    """One gate. value: None where the baseline has no answers to measure it by, which does not fail."""
+    """One gate. value: None where the baseline has no answers to measure it by.
+
+    passed: None where that cannot be told, as the baseline has no answers, or reads too little to have any to lose.
+    """
 
     option: str
     limit: float
     value: float | None
-    passed: bool
+    passed: bool | None
+
+    @property
+    def outcome(self) -> Literal["passes", "fails", "not judged"]:
+        """What came of it."""
+        return "not judged" if self.passed is None else "passes" if self.passed else "fails"
 
     @property
     def line(self) -> str:
@@ -40,16 +48,25 @@ class Check:
         label = _LABELS[self.option]
         if self.value is None:
             return f"{label}: not available, as the baseline has no answers"
-        return f"{label} {self.value:.5f}, {self.option} {self.limit}: {'passes' if self.passed else 'FAILS'}"
+        outcome = "FAILS" if self.outcome == "fails" else self.outcome
+        return f"{label} {self.value:.5f}, {self.option} {self.limit}: {outcome}"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What came of all gates, and what the numbers say."""
+    """What came of all gates, and what the numbers say.
+
+    passed: none fails, and one at least could be judged: what nothing was learnt about must not ship.
+    """
 
     passed: bool
     checks: list[Check]
     findings: list[str]
+
+    @property
+    def outcome(self) -> Literal["passes", "fails", "not judged"]:
+        """What came of all."""
+        return "passes" if self.passed else "fails" if any(c.outcome == "fails" for c in self.checks) else "not judged"
 
 
 def judge(
@@ -62,19 +79,27 @@ def judge(
     layers: Sequence[Layer],
 ) -> Verdict:
     """Check every gate, and put into words what is significant and what is noise."""
-    drop = 0.0 - differences["anls"].value if differences else None  # and no -0.0
     checks = []
     if gates.max_drop_anls is not None:
-        checks.append(Check("--max-drop-anls", gates.max_drop_anls, drop, drop is None or drop <= gates.max_drop_anls))
+        checks.append(_drop(gates.max_drop_anls, differences, baseline))
     if gates.max_kl is not None:
         checks.append(Check("--max-kl", gates.max_kl, mean_kl.value, mean_kl.value <= gates.max_kl))
     if gates.min_agreement is not None:
         passed = agreement.value >= gates.min_agreement
         checks.append(Check("--min-agreement", gates.min_agreement, agreement.value, passed))
     findings = [*about_baseline(baseline), *_scores(differences, exact_match), *_suspects(layers)]
-    if all(check.value is None for check in checks):
-        findings.append("No gate could be checked; give --max-kl or --min-agreement.")
-    return Verdict(all(check.passed for check in checks), checks, findings)
+    outcomes = {check.outcome for check in checks}
+    if outcomes <= {"not judged"}:
+        findings.append("No gate could be judged, so none is passed; give --max-kl or --min-agreement.")
+    return Verdict("passes" in outcomes and "fails" not in outcomes, checks, findings)
+
+
+def _drop(limit: float, differences: Mapping[str, Interval] | None, baseline: Scores | None) -> Check:
+    if differences is None:
+        return Check("--max-drop-anls", limit, None, None)
+    drop = 0.0 - differences["anls"].value  # and no -0.0
+    kept = None if about_baseline(baseline) else True
+    return Check("--max-drop-anls", limit, drop, kept if drop <= limit else False)
 
 
 def about_baseline(baseline: Scores | None) -> list[str]:

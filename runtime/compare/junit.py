@@ -16,15 +16,13 @@ def write_junit(comparison: Comparison, path: Path) -> None:
     root = ET.Element("testsuites", name="runtime compare")
     for candidate in comparison.candidates:
         checks = candidate.verdict.checks
-        failures = sum(not check.passed for check in checks)
+        failures = sum(check.outcome == "fails" for check in checks)
         attributes = {"name": candidate.model, "tests": str(len(checks)), "failures": str(failures)}
         suite = ET.SubElement(root, "testsuite", attributes)
         for check in checks:
             case = ET.SubElement(suite, "testcase", classname=candidate.model, name=check.option)
-            if check.value is None:
-                ET.SubElement(case, "skipped", message="the baseline has no answers")
-            elif not check.passed:
-                ET.SubElement(case, "failure", message=check.line)
+            if check.outcome != "passes":
+                ET.SubElement(case, "failure" if check.outcome == "fails" else "skipped", message=check.line)
         ET.SubElement(suite, "system-out").text = "\n".join(candidate.verdict.findings)
     ET.indent(root)
     ET.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)

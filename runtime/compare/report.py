@@ -118,12 +118,8 @@ def short_names(paths: Sequence[str]) -> list[str]:
 
 def tone(comparison: Comparison) -> str:
     """What the verdict is: "fail", "pass", or "open" where what was checked cannot tell."""
-    if not comparison.passed:
-        return "fail"
-    weak = bool(about_baseline(comparison.baseline.scores))
-    checks = [check for candidate in comparison.candidates for check in candidate.verdict.checks]
-    telling = [check for check in checks if not (weak and check.option == "--max-drop-anls")]
-    return "pass" if telling else "open"
+    outcomes = {candidate.verdict.outcome for candidate in comparison.candidates}
+    return "fail" if "fails" in outcomes else "pass" if outcomes == {"passes"} else "open"
 
 
 def headline(names: Sequence[str], comparison: Comparison) -> str:
@@ -131,7 +127,7 @@ def headline(names: Sequence[str], comparison: Comparison) -> str:
     if tone(comparison) == "open":
         reason = "no gate could be checked" if comparison.baseline.scores is None else "the baseline is too weak"
         return f"Not judged: {reason}"
-    failing = [name for name, one in zip(names, comparison.candidates, strict=True) if not one.verdict.passed]
+    failing = [name for name, one in zip(names, comparison.candidates, strict=True) if one.verdict.outcome == "fails"]
     if not failing:
         return {1: f"{names[0]} passes", 2: "Both candidates pass"}.get(len(names), f"All {len(names)} candidates pass")
     if len(failing) == 1:

@@ -106,7 +106,7 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether every candidate passes its gates."""
+        """Whether every candidate passes: no gate fails, and one could be judged."""
         return all(candidate.verdict.passed for candidate in self.candidates)
 
     def to_json(self, documents: Sequence[Measured]) -> dict[str, Any]:

@@ -48,20 +48,32 @@ def test_words_for_significant_and_for_noise():
     assert [line.rpartition(": ")[2] for line in judged(Gates(), better).findings[:2]] == ["a significant gain."] * 2
 
 
-def test_without_answers_nothing_can_fail_by_them_and_that_is_said():
+def test_without_answers_nothing_can_fail_or_pass_by_them_and_that_is_said():
     verdict = judged(Gates(), differences=None, baseline=None)
-    assert verdict.passed
-    assert verdict.checks[0].value is None
+    assert (verdict.outcome, verdict.passed) == ("not judged", False)
+    assert (verdict.checks[0].value, verdict.checks[0].passed) == (None, None)
     assert "not available" in verdict.checks[0].line
     assert verdict.findings[0].startswith("The baseline is a reference without answers")
-    assert verdict.findings[1] == "No gate could be checked; give --max-kl or --min-agreement."
-    assert not judged(Gates(max_kl=0.001), differences=None, baseline=None).passed
+    assert verdict.findings[1] == "No gate could be judged, so none is passed; give --max-kl or --min-agreement."
+    assert judged(Gates(max_kl=0.001), differences=None, baseline=None).outcome == "fails"
+    assert judged(Gates(max_kl=0.01), differences=None, baseline=None).passed
+    assert not judged(Gates(max_drop_anls=None)).passed
 
 
 def test_a_baseline_that_cannot_read_is_too_weak():
     (finding, *_) = judged(Gates(), baseline=Scores(0, 1, 0.2)).findings
     assert finding.startswith("The baseline is too weak to judge by")
     assert "0.200" in finding
+
+
+def test_a_weak_baseline_lets_nothing_pass_by_its_answers_but_a_drop_fails_all_the_same():
+    weak, small = Scores(0, 1, 0.2), {**DIFFERENCES, "anls": Interval(-0.01, -0.02, 0.0)}
+    verdict = judged(Gates(), small, weak)
+    assert (verdict.outcome, verdict.passed, verdict.checks[0].passed) == ("not judged", False, None)
+    assert verdict.checks[0].line == "ANLS drop 0.01000, --max-drop-anls 0.02: not judged"
+    assert judged(Gates(), DIFFERENCES, weak).outcome == "fails"
+    assert judged(Gates(max_kl=0.01), small, weak).passed
+    assert judged(Gates(), small, Scores(0, 1, 0.5)).passed
 
 
 def test_suspected_layers_are_named():
