@@ -214,7 +214,7 @@ def compare(
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
-    """Compare folders with their FP16 baseline on the same documents; exit 1 when one fails a gate."""
+    """Compare folders with their FP16 baseline on the same documents; exit 1 unless every one passes its gates."""
     if output:
         require_matplotlib()
     if junit and not junit.absolute().parent.is_dir():
