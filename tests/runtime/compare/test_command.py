@@ -118,10 +118,8 @@ def test_the_gate_stops_a_damaged_folder(command, exported, own_answers, copied)
     assert (result["verdict"]["passed"], result["answers_changed"]) == (False, 1)
     assert result["mean_kl"]["value"] > 0.01
     code, result = compare(command, copied, exported("fp16"), *arguments)
-    assert (code, result["verdict"]["passed"]) == (
-        1,
-        False,
-    )  # better than its baseline, which reads too little to judge by
+    # Better than its baseline, but that reads too little to judge by.
+    assert (code, result["verdict"]["passed"]) == (1, False)
     assert result["verdict"]["checks"][0]["value"] < 0
     loose = "--max-drop-anls", 1
     code, out, _ = command("compare", "--baseline", exported("fp16"), "--model", copied, *arguments, *loose)
