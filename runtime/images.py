@@ -24,7 +24,7 @@ MAX_ASPECT_RATIO = 200
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How a model wants its pictures; the fields of preprocessor_config.json that matter.
+    """How a model wants its pictures; the fields of its image processor's settings that matter.
 
     min_pixels, max_pixels: bounds of the resized area. mean, std: of the channels, on the scale of rescaled values.
     resample: number of Pillow's filter, 3 is bicubic.
@@ -42,9 +42,9 @@ class ImageSettings:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ImageSettings:
-        """Read `folder`/preprocessor_config.json; InputError for a file that is missing, broken or incomplete."""
-        path = folder / "preprocessor_config.json"
-        return cls.from_config(read_config(path), path)
+        """Read them from where transformers does; InputError for a file that is missing, broken or incomplete."""
+        path, config = processor_config(folder, "image_processor")
+        return cls.from_config(config, path)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], path: Path) -> ImageSettings:
@@ -78,6 +78,19 @@ class ImageSettings:
         if settings.max_pixels < max(settings.min_pixels, (settings.patch_size * settings.merge_size) ** 2):
             raise ValueError(f"at most {settings.max_pixels} pixels leave no room for an image")
         return settings
+
+
+def processor_config(folder: Path, part: str, *names: str) -> tuple[Path, dict[str, Any]]:
+    """Settings of one processor, and the file that they are from, as transformers 5 chooses it.
+
+    That is its part of processor_config.json, where everything is saved together; else the first of `names` that is
+    there; else preprocessor_config.json.
+    """
+    together = folder / "processor_config.json"
+    if together.exists() and isinstance(config := read_config(together).get(part), dict):
+        return together, config
+    path = next((folder / name for name in names if (folder / name).exists()), folder / "preprocessor_config.json")
+    return path, read_config(path)
 
 
 def read_config(path: Path) -> dict[str, Any]:

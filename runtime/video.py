@@ -18,7 +18,7 @@ import numpy as np
 
 from calib_data.errors import InputError
 from calib_data.images import open_image
-from runtime.images import ImageSettings, image_grid, read_config, to_patches
+from runtime.images import ImageSettings, image_grid, processor_config, to_patches
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -63,7 +63,7 @@ class VideoSettings:
 
         Raises InputError for a file that is missing, broken or incomplete.
         """
-        path, config = _find_config(folder)
+        path, config = processor_config(folder, "video_processor", "video_preprocessor_config.json")
         image = ImageSettings.from_config({**DEFAULTS, **config}, path)
         try:
             return cls._from_config(config, image)
@@ -92,16 +92,6 @@ class VideoSettings:
         if settings.max_frames < least or (settings.num_frames is not None and settings.num_frames < least):
             raise ValueError(f"max_frames and num_frames must be {least} or more")
         return settings
-
-
-def _find_config(folder: Path) -> tuple[Path, dict[str, Any]]:
-    nested, own = folder / "processor_config.json", folder / "video_preprocessor_config.json"
-    if nested.exists():
-        config = read_config(nested).get("video_processor")
-        if isinstance(config, dict):
-            return nested, config
-    path = own if own.exists() else folder / "preprocessor_config.json"
-    return path, read_config(path)
 
 
 @dataclass(frozen=True)

@@ -164,3 +164,16 @@ def test_a_missing_or_broken_settings_file(tmp_path):
     (tmp_path / "preprocessor_config.json").write_text("[]")
     with pytest.raises(InputError, match="unusable"):
         ImageSettings.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize("beside", [None, {**NEW_STYLE, "size": {"shortest_edge": 3136, "longest_edge": 12544}}])
+def test_settings_saved_with_all_of_a_processor(beside, tmp_path):
+    """As transformers 5 saves them: processor_config.json goes before a preprocessor_config.json of other settings."""
+    together = {"processor_class": "Exaone4_5_Processor", "image_processor": NEW_STYLE}
+    (tmp_path / "processor_config.json").write_text(json.dumps(together))
+    if beside:
+        folder_with(beside, tmp_path)
+    image = picture("RGB", 200, 300)
+    patches, _ = preprocess(image, ImageSettings.from_folder(tmp_path))
+    theirs = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)(image, return_tensors="np")
+    assert np.array_equal(patches, theirs["pixel_values"])
