@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,3 +25,8 @@ class Document:
     prompt: str
     answer: str | None
     name: str
+
+    def digest(self) -> str:
+        """A hash of all that it is: equal for the same picture, question and answer under the same name."""
+        parts = (self.name, self.prompt, self.answer, self.image.size)
+        return hashlib.sha256(json.dumps(parts).encode() + self.image.tobytes()).hexdigest()

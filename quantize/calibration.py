@@ -24,11 +24,13 @@ class Sample:
     """One document as the model sees it.
 
     ids [T] int64, of which the last `answer` are the true answer and the end of the turn (0 where it is not known);
-    patches [P, 3 * 2 * 14 * 14] float32 and their grid [1, 3] (frames, rows, columns), both None for a text-only model.
+    patches [P, 3 * 2 * 14 * 14] float32 and their grid [1, 3] (frames, rows, columns), both None for a text-only model;
+    digest: of the document.
     """
 
     ids: torch.Tensor
     answer: int
+    digest: str
     patches: torch.Tensor | None = None
     grid: torch.Tensor | None = None
 
@@ -52,7 +54,7 @@ def read_samples(settings: Settings, config: PreTrainedConfig, split: str = "cal
         prompt = _prompt(tokenizer, document, with_image=images is not None)
         answer = _ids(tokenizer, "" if document.answer is None else document.answer + tokenizer.eos_token)
         if images is None:
-            yield Sample(torch.cat([_ids(tokenizer, prompt), answer]), len(answer))
+            yield Sample(torch.cat([_ids(tokenizer, prompt), answer]), len(answer), document.digest())
             continue
         try:
             features = images(images=[document.image], return_tensors="pt")
@@ -66,7 +68,7 @@ def read_samples(settings: Settings, config: PreTrainedConfig, split: str = "cal
             raise InputError(
                 f"{document.name}: its prompt or answer has {pad}, which stands for the picture; remove it"
             )
-        yield Sample(ids, len(answer), features["pixel_values"], grid)
+        yield Sample(ids, len(answer), document.digest(), features["pixel_values"], grid)
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, document: Document, with_image: bool) -> str:

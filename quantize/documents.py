@@ -35,7 +35,8 @@ class Documents:
     """Documents of a split, one at a time. Hidden states are in files of `dtype` and float32 to whoever works on them.
 
     ids: tokens [T] of each. answers: how many of them, at the end, are the true answer. places: among all documents of
-    the split. digest: of all that was read. vision, decoder: what the blocks of a tower want beside hidden states.
+    the split. digests: of each. digest: of all that was read. vision, decoder: what the blocks of a tower want
+    beside hidden states.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Documents:
         self.ids: list[torch.Tensor] = []
         self.answers: list[int] = []
         self.places: list[int] = []
+        self.digests: list[str] = []
         self.digest = ""
         self.decoder = DecoderStream(model.get_submodule(family.text), self.device)
         self.vision = VisionStream(model.get_submodule(family.vision), self.device) if family.vision else None
@@ -63,6 +65,7 @@ class Documents:
         image, digest = getattr(self.config, "image_token_id", None), hashlib.sha256()
         for place, sample in self._samples():
             self.places.append(place)
+            self.digests.append(sample.digest)
             self.ids.append(sample.ids)
             self.answers.append(sample.answer)
             self.decoder.importance.append(importance(sample.ids, sample.answer, image).to(self.device))

@@ -5,6 +5,7 @@ Weights that will be quantized are used as the checkpoint has them, others as `-
 reference.npz, for D documents, A answer tokens of all of them and the K likeliest next tokens:
 
     document  [D] int32    its place among `open_documents(source, split="evaluation", count=count, seed=seed)`
+    digest    [D] str      of all that it was
     length    [D] int32    its tokens, prompt and image tokens included
     answer    [D] int32    how many of them, at the end, are the true answer and the end of the turn
     ids       [sum of length] int32
@@ -59,6 +60,7 @@ def write_reference(folder: Path, documents: Documents, predicted: Sequence[Pred
     np.savez(
         folder / REFERENCE,
         document=np.array(documents.places, np.int32),
+        digest=np.array(documents.digests, str),
         length=np.array([len(ids) for ids in documents.ids], np.int32),
         answer=np.array(documents.answers, np.int32),
         ids=torch.cat(documents.ids).numpy().astype(np.int32),

@@ -49,7 +49,7 @@ class ReferenceBaseline:
     """Predictions that quantize kept, as `quantize.reference` lays them out; there are no answers.
 
     documents: those that were kept, in order. Raises InputError for a file that is not one, and where the documents
-    are not to be had any more.
+    are not to be had any more, or are others now.
     """
 
     def __init__(self, path: Path) -> None:
@@ -62,6 +62,7 @@ class ReferenceBaseline:
                 str(source["source"]), split="evaluation", count=int(source["count"]), seed=int(source["seed"])
             )
             self.documents = [drawn[place] for place in content["document"]]
+            kept = list(zip(self.documents, content["digest"].tolist(), strict=True))
             self._ids = np.split(content["ids"], np.cumsum(content["length"])[:-1])
             ends = np.cumsum(content["answer"])[:-1]
             log_probs = content["top_logits"].astype(np.float64) - content["logsumexp"][:, None]
@@ -73,6 +74,12 @@ class ReferenceBaseline:
             ]
         except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, *_BROKEN) as error:
             raise InputError(f"{path}: is not a reference that quantize wrote ({error})") from error
+        for document, digest in kept:
+            if document.digest() != digest:
+                raise InputError(
+                    f"{path}: {document.name} is not the document that was kept: pages have been added, removed or "
+                    "changed since; run python -m quantize again"
+                )
         self._places = {document.name: place for place, document in enumerate(self.documents)}
 
     def read(self, document: Document, tokens: Sequence[int]) -> Read:

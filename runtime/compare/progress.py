@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import TYPE_CHECKING, Any, Self
 
@@ -64,22 +63,16 @@ class Progress:
 
     def find(self, document: Document) -> Measured | None:
         """What was measured of exactly this picture, question and answer; None where it is still to be done."""
-        return self._done.get(digest(document))
+        return self._done.get(document.digest())
 
     def add(self, document: Document, measured: Measured) -> None:
         """Keep one more document."""
-        self._done[digest(document)] = measured
+        self._done[document.digest()] = measured
         if self._file is not None:
-            line = {"digest": digest(document), **measured.to_json()}
+            line = {"digest": document.digest(), **measured.to_json()}
             self._write(json.dumps(line, ensure_ascii=False).encode())
 
     def _write(self, line: bytes) -> None:
         assert self._file is not None
         self._file.write(line + b"\n")
         self._file.flush()
-
-
-def digest(document: Document) -> str:
-    """A hash of all that a document is."""
-    parts = (document.name, document.prompt, document.answer, document.image.size)
-    return hashlib.sha256(json.dumps(parts).encode() + document.image.tobytes()).hexdigest()

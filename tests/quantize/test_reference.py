@@ -9,11 +9,13 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from calib_data import READER
+from calib_data.errors import InputError
 from calib_data.sources import open_documents, split_of_item
 from quantize.calibration import read_samples
 from quantize.reference import TOP
 from quantize.settings import Settings
 from quantize.walk import quantize
+from runtime.compare.baseline import ReferenceBaseline
 
 
 @torch.no_grad()
@@ -76,3 +78,28 @@ def test_a_source_without_an_evaluation_split(tmp_path, capsys):
     quantize(Settings(READER, tmp_path / "out", calibration=str(pages), samples=1, solver="rtn"))
     assert "no reference.npz" in capsys.readouterr().err
     assert not (tmp_path / "out" / "reference.npz").exists()
+
+
+def test_every_document_is_kept_by_all_that_it_is(tmp_path):
+    """Answers are often the same; with pages more, other documents come in the places of those that were kept."""
+    pages = tmp_path / "pages"
+    pages.mkdir()
+
+    def add(numbers):
+        for i in numbers:
+            Image.new("RGB", (112, 112), (10 * i, 90, 90)).save(pages / f"{i}.png")
+            (pages / f"{i}.txt").write_text("yes")
+
+    add(range(12))
+    quantize(
+        Settings(
+            READER, tmp_path / "out", calibration=str(pages), samples=2, solver="rtn", reference=24, vision_bits=16
+        )
+    )
+    path = tmp_path / "out" / "reference.npz"
+    before = [document.name for document in ReferenceBaseline(path).documents]
+    add(range(12, 24))
+    after = [document.name for document in open_documents(str(pages), split="evaluation", count=24)]
+    assert after[: len(before)] != before
+    with pytest.raises(InputError, match=f"{path}: .*png is not the document that was kept: pages have been added"):
+        ReferenceBaseline(path)

@@ -248,6 +248,8 @@ def test_references_that_do_not_serve(command, exported, kept, tmp_path):
     assert "a reference has documents of its own" in refused(kept / "reference.npz", "--seed", 3)
     with np.load(kept / "reference.npz") as stored:
         content = dict(stored)
+    np.savez(tmp_path / "reference.npz", **content | {"document": content["document"][::-1]})
+    assert "is not the document that was kept: pages have been added" in refused(tmp_path / "reference.npz")
     content["ids"] = content["ids"] + 1
     np.savez(tmp_path / "reference.npz", **content)
     assert "has another answer now than when it was kept" in refused(tmp_path / "reference.npz")
