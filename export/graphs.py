@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Literal
 
@@ -22,6 +23,7 @@ from quantize.scheme import has_mtp
 from runtime import bundle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import onnx_ir as ir
@@ -39,7 +41,8 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
     The folder may be one that quantize wrote or any EXAONE 4.x checkpoint in safetensors. Graphs of another target that
     are there stay usable. exact: packed weights multiply float32 activations on the CPU, not int8 ones. kv_bits: 8
     keeps keys and values as int8, by the ranges that quantize saw; 16 keeps them as activations are.
-    Raises InputError for a folder that cannot be exported; a failed export leaves no half-written file.
+    Raises InputError for a folder that cannot be exported; an export that fails or is stopped leaves the graphs that
+    were there.
     """
     checkpoint = open_checkpoint(folder)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
@@ -49,25 +52,46 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
     kv_dtype = "int8" if kv_bits == 8 else _name(dtype)
     drafts = has_mtp(checkpoint, family) and family.mtp_layers(config) > 0
     names: dict[str, str | None] = dict.fromkeys(("vision", "mtp", "rewind", "mtp_rewind"))
-    decoder = Decoder(source, family, config, with_hidden=drafts, kv_scales=scales)
-    head = _stored_head(decoder) if drafts and target == "cuda" else {}
-    save(trace_decoder(decoder, config, dtype), decoder, folder / f"decoder.{target}.onnx", head)
-    if family.vision:
-        names["vision"] = f"vision.{target}.onnx"
-        vision = VisionEncoder(source, family, config, on_cuda=target == "cuda", dtype=dtype)
-        save(trace_vision(vision, config), vision, folder / f"vision.{target}.onnx")
-    entry = bundle.Target(
-        dtype=_name(dtype),
-        kv_dtype=kv_dtype,
-        exact=source.exact,
-        decoder=f"decoder.{target}.onnx",
-        versions={name: version(name) for name in ("torch", "transformers", "onnx")},
-        head=head,
-        **(names | (_export_drafting(source, family, config, target, dtype, kv_dtype, head) if drafts else {})),
-    )
-    described = describe(checkpoint, family, config, {**_other_targets(folder, target), target: entry})
+    with _all_or_none(folder) as place:
+        decoder = Decoder(source, family, config, with_hidden=drafts, kv_scales=scales)
+        head = _stored_head(decoder) if drafts and target == "cuda" else {}
+        save(trace_decoder(decoder, config, dtype), decoder, place(f"decoder.{target}.onnx"), head)
+        if family.vision:
+            names["vision"] = f"vision.{target}.onnx"
+            vision = VisionEncoder(source, family, config, on_cuda=target == "cuda", dtype=dtype)
+            save(trace_vision(vision, config), vision, place(f"vision.{target}.onnx"))
+        if drafts:
+            names |= _export_drafting(source, family, config, target, dtype, kv_dtype, head, place)
+        entry = bundle.Target(
+            dtype=_name(dtype),
+            kv_dtype=kv_dtype,
+            exact=source.exact,
+            decoder=f"decoder.{target}.onnx",
+            versions={name: version(name) for name in ("torch", "transformers", "onnx")},
+            head=head,
+            **names,
+        )
+        described = describe(checkpoint, family, config, {**_other_targets(folder, target), target: entry})
     described.save(folder)
     return described
+
+
+@contextmanager
+def _all_or_none(folder: Path) -> Iterator[Callable[[str], Path]]:
+    """Give a place to write each file of these names; they get their names when all are written, minutes later."""
+    names: list[str] = []
+
+    def place(name: str) -> Path:
+        names.append(name)
+        return folder / f"{name}.partial"
+
+    try:
+        yield place
+        for name in names:
+            (folder / f"{name}.partial").replace(folder / name)
+    finally:
+        for name in names:
+            (folder / f"{name}.partial").unlink(missing_ok=True)
 
 
 def _stored_head(decoder: Decoder) -> dict[str, bundle.StoredArray]:
@@ -91,17 +115,17 @@ def _export_drafting(
     dtype: torch.dtype,
     kv_dtype: str,
     head: dict[str, bundle.StoredArray],
+    place: Callable[[str], Path],
 ) -> dict[str, str | None]:
     """Write the graph of the MTP layer, and where there are windows those that take back drafts; returns the names."""
-    folder, text = source.checkpoint.folder, config.get_text_config()
-    mtp = Mtp(source, family, config)
-    save(trace_decoder(mtp, config, dtype), mtp, folder / f"mtp.{target}.onnx", head)
+    text, mtp = config.get_text_config(), Mtp(source, family, config)
+    save(trace_decoder(mtp, config, dtype), mtp, place(f"mtp.{target}.onnx"), head)
     names: dict[str, str | None] = {"mtp": f"mtp.{target}.onnx"}
     caches = {"rewind": (windows(config), kv_dtype), "mtp_rewind": (mtp_windows(config), _name(dtype))}
     for name, (limits, stored) in caches.items():
         if any(limits):
             names[name] = f"{name}.{target}.onnx"
-            save_rewind(limits, text.num_key_value_heads, head_dim(text), stored, folder / f"{name}.{target}.onnx")
+            save_rewind(limits, text.num_key_value_heads, head_dim(text), stored, place(f"{name}.{target}.onnx"))
     return names
 
 

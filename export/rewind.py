@@ -49,9 +49,7 @@ def save_rewind(windows: Sequence[int | None], kv_heads: int, head_dim: int, dty
     ]
     graph = helper.make_graph(nodes, "rewind", inputs, outputs, constants)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
-    partial = path.with_suffix(".partial")
-    onnx.save(model, partial)
-    partial.replace(path)
+    onnx.save(model, path)
 
 
 def _rows(name: str) -> onnx.ValueInfoProto:

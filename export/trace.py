@@ -72,7 +72,7 @@ def _tidy(model: ir.Model) -> None:
 
 
 def save(model: ir.Model, module: nn.Module, path: Path, as_inputs: Collection[str] = ()) -> None:
-    """Write the graph beside the weights, in one step; what the module stores is referenced, not copied.
+    """Write the graph beside the weights; what the module stores is referenced, not copied.
 
     as_inputs: initializers that become inputs of the graph.
     """
@@ -86,6 +86,4 @@ def save(model: ir.Model, module: nn.Module, path: Path, as_inputs: Collection[s
             initializer.const_value = ir.ExternalTensor(
                 span.file, span.offset, span.nbytes, value.dtype, shape=value.shape, name=name, base_dir=path.parent
             )
-    partial = path.with_suffix(".partial")
-    ir.save(model, partial)
-    partial.replace(path)
+    ir.save(model, path)

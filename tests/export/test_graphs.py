@@ -84,6 +84,19 @@ def test_a_second_target_leaves_the_first(exported, tmp_path):
     assert load_bundle(folder) == both
 
 
+def test_an_export_that_fails_leaves_the_graphs_of_the_one_before(exported, tmp_path):
+    """The vision tower turns out to be short of a block when the decoder has been traced anew, with an int8 cache."""
+    folder = shutil.copytree(exported("w4"), tmp_path / "w4")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    config = json.loads(before["config.json"])
+    config["vision_config"]["depth"] += 1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError):
+        export_folder(folder, "cpu", kv_bits=8)
+    (folder / "config.json").write_bytes(before["config.json"])
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_weights_of_another_quantization_drop_old_targets(quantized, exported, tmp_path):
     folder = shutil.copytree(exported("w4"), tmp_path / "model")
     for path in folder.glob("*.safetensors*"):
