@@ -14,7 +14,7 @@ from rich.table import Table
 
 from calib_data.errors import InputError, run_command
 from calib_data.images import open_image
-from calib_data.progress import track
+from calib_data.progress import say, track
 from calib_data.render import Kind
 from calib_data.sources import open_documents
 from runtime import evaluate as evaluating
@@ -28,7 +28,7 @@ from runtime.compare.result import summarize
 from runtime.compare.run import Models, run, settings_of
 from runtime.compare.screen import print_comparison
 from runtime.generate import Model
-from runtime.sampling import Sampling
+from runtime.sampling import Sampling, ignored
 from runtime.sessions import Device, Options
 from runtime.speculation import Drafts
 from runtime.video import open_video
@@ -119,6 +119,8 @@ def generate(
     loaded = Model(model, device, options)
     drafts = Drafts(draft_tokens) if draft_tokens and loaded.drafter else None
     sampler = Sampling.recommended(loaded.generation, chosen, seed).sampler()
+    if unused := ignored(loaded.generation):
+        say(f"{model}/generation_config.json: {', '.join(unused)}: without effect here")
     asked = time.perf_counter()
     names = [str(path) for path in image or []]
     question = loaded.prompt(prompt, pictures, videos, names=names, thinking=thinking)

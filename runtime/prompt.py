@@ -50,17 +50,13 @@ class Chat:
         self.video_token_id: int | None = self._tokenizer.token_to_id(VIDEO_TOKEN)
         self.think_end_id: int | None = self._tokenizer.token_to_id(THINK_END)
 
-    def render(
-        self, text: str, images: int = 0, videos: int = 0, *, system: str | None = None, thinking: bool = False
-    ) -> str:
+    def render(self, text: str, images: int = 0, videos: int = 0, *, thinking: bool = False) -> str:
         """Write one user turn, its pictures and then its videos before its text, up to where the answer begins."""
         # Plain strings where they will do: templates of text-only models know nothing else.
         content: str | list[dict[str, str]] = text
         if images or videos:
             content = [{"type": "image"}] * images + [{"type": "video"}] * videos + [{"type": "text", "text": text}]
-        messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
-        if system is not None:
-            messages.insert(0, {"role": "system", "content": system})
+        messages = [{"role": "user", "content": content}]
         try:
             return self._template.render(
                 **self._special_tokens, messages=messages, add_generation_prompt=True, enable_thinking=thinking
@@ -74,7 +70,6 @@ class Chat:
         image_tokens: Sequence[int] = (),
         video_tokens: Sequence[int] = (),
         *,
-        system: str | None = None,
         thinking: bool = False,
     ) -> NDArray[np.int64]:
         """Token ids [T] int64 of one user turn; the i-th image takes up `image_tokens[i]` places, videos likewise.
@@ -84,7 +79,7 @@ class Chat:
         """
         if not _is_utf8(text):
             raise InputError(f"prompt: {text!r} is not valid UTF-8, check how the text is encoded")
-        rendered = self.render(text, len(image_tokens), len(video_tokens), system=system, thinking=thinking)
+        rendered = self.render(text, len(image_tokens), len(video_tokens), thinking=thinking)
         ids = np.array(self._tokenizer.encode(rendered, add_special_tokens=False).ids, np.int64)
         repeats = np.ones_like(ids)
         for kind, mark, token_id, tokens in (

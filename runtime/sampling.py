@@ -16,6 +16,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+# What a generation_config.json may recommend and nothing here does, with the values that change nothing.
+_WITHOUT_EFFECT = {
+    "repetition_penalty": 1,
+    "min_p": 0,
+    "typical_p": 1,
+    "epsilon_cutoff": 0,
+    "eta_cutoff": 0,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+}
+
+
 class Sampler(Protocol):
     """Chooses a token: (logits [V] float32, ids generated so far in this answer) -> id."""
 
@@ -86,6 +98,12 @@ class Sampling:
             return int(tokens[drawn])
 
         return sample
+
+
+def ignored(generation: Mapping[str, Any]) -> list[str]:
+    """What a model's generation_config.json recommends in vain, such as "min_p 0.1"."""
+    set_ = {name: generation.get(name) for name in _WITHOUT_EFFECT}
+    return [f"{name} {value}" for name, value in set_.items() if value not in (None, _WITHOUT_EFFECT[name])]
 
 
 def greedy(logits: NDArray[np.float32], generated: Sequence[int]) -> int:  # noqa: ARG001

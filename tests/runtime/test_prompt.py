@@ -111,14 +111,6 @@ def test_prompts_equal_transformers(folder, text, images, videos, thinking):
     assert (ids == chat.video_token_id).sum() == sum(counts["video"])
 
 
-def test_a_system_turn_comes_first(folder):
-    theirs = AutoTokenizer.from_pretrained(folder)
-    messages = [{"role": "system", "content": "Be brief."}, message("Hello", 1)]
-    expected = theirs.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
-    assert Chat(folder).render("Hello", 1, system="Be brief.") == expected
-    assert expected.startswith("<|system|>\nBe brief.<|endofturn|>\n<|user|>\n<vision>")
-
-
 def test_template_filters_and_special_tokens(tmp_path):
     template = "{{ eos_token }}{{ messages[0] | tojson }}{{ strftime_now('%Y')[:1] }}"
     folder = write_folder(tmp_path, template=template)

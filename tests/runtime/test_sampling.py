@@ -8,7 +8,7 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from calib_data.errors import InputError
-from runtime.sampling import Sampling, distribution, greedy
+from runtime.sampling import Sampling, distribution, greedy, ignored
 
 SETTINGS = [
     Sampling(temperature=1.0),
@@ -193,3 +193,9 @@ def test_a_choice_that_a_greedy_model_ignores_is_an_error(chosen):
 def test_impossible_recommendations_name_their_file(wrong):
     with pytest.raises(InputError, match=r"^generation_config\.json: "):
         Sampling.recommended({**RECOMMENDED, **wrong}, {}, None)
+
+
+def test_recommendations_that_nothing_here_follows_are_named():
+    neutral = {"repetition_penalty": 1.0, "min_p": None, "no_repeat_ngram_size": 0, "num_beams": 1}
+    assert ignored({**RECOMMENDED, **neutral}) == []
+    assert ignored({**neutral, "repetition_penalty": 1.1, "min_p": 0.05}) == ["repetition_penalty 1.1", "min_p 0.05"]
