@@ -17,6 +17,7 @@ Kind = Literal["vision", "decoder", "head"]
 Format = Literal["compressed-tensors", "gptq", "bitsandbytes"]
 
 GROUP_SIZES = (16, 32, 64, 128, 256)  # the blocks ONNX Runtime's MatMulNBits takes
+DEVICES = ("cpu", "cuda")
 NF4_BLOCK = 64  # bitsandbytes' default; its layout has one block size for the whole model
 
 
@@ -56,7 +57,7 @@ class Settings:
         _choose("--grid", self.grid, ("int", "nf4"))
         _choose("--solver", self.solver, ("gptq", "rtn"))
         _choose("--dtype", self.dtype, ("float16", "bfloat16"))
-        _choose("--device", self.device, ("cpu", "cuda"))
+        _choose("--device", self.device, DEVICES)
         if nf4:
             _choose("--format", self.format, ("bitsandbytes",), "with --grid nf4")
             _choose("--bits", self.bits, (4,), "with --grid nf4")

@@ -1,0 +1,75 @@
+"""A stand-in for a card in PyTorch: tensors that are on a device of their own, with their values on the CPU.
+
+What CUDA refuses is refused here: operators whose tensors are on two devices, and `numpy()` of a tensor on the card.
+"""
+
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
+from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+NAME = "card"
+_setup_privateuseone_for_python_backend(NAME)
+CARD = torch.device(NAME, 0)
+MOVES = ("aten::_to_copy", "aten::copy_")
+INDEXING = ("aten::index", "aten::index_put", "aten::index_put_")  # by indices that are on the host, CUDA allows
+
+
+class OnCard(torch.Tensor):
+    """A tensor whose device is the card."""
+
+    values: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, values: torch.Tensor) -> "OnCard":
+        layout: dict[str, Any] = {"strides": values.stride(), "storage_offset": values.storage_offset()}
+        made = torch.Tensor._make_wrapper_subclass(cls, values.shape, **layout, dtype=values.dtype, device=CARD)
+        made.values = values
+        return made
+
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+    @classmethod
+    def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
+        return _run(func, args, kwargs or {})
+
+    def tolist(self) -> Any:
+        return self.values.tolist()
+
+
+class Card(TorchDispatchMode):
+    """Within it, tensors can be made on the card and moved to it."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return _run(func, args, kwargs or {})
+
+
+def _run(func, args, kwargs):
+    """Compute on the CPU; the result is on the card where the device that was asked for is, or else any argument."""
+    flat, spec = tree_flatten((args, kwargs))
+    tensors = [one for one in flat if isinstance(one, torch.Tensor)]
+    on_card = any(isinstance(one, OnCard) for one in tensors)
+    if func is torch.ops.aten._fused_sdp_choice.default and on_card:
+        return 0  # attention made of plain operators
+    name = func._schema.name
+    if on_card and name not in MOVES:
+        for one in tensors:
+            if not isinstance(one, OnCard) and one.dim() > 0 and name not in INDEXING:
+                raise RuntimeError(f"{name}: a tensor {tuple(one.shape)} is on the CPU, another on the card")
+    result = func(*_inner(tree_unflatten(flat, spec)[0]), **_inner(kwargs))
+    device = kwargs.get("device")
+    if not (on_card if device is None else torch.device(device).type == NAME):
+        return result
+    wrapped = tree_map(lambda one: OnCard(one) if type(one) is torch.Tensor else one, result)
+    return return_and_correct_aliasing(func, args, kwargs, wrapped)
+
+
+def _inner(tree):
+    def of(one):
+        if isinstance(one, OnCard):
+            return one.values
+        return torch.device("cpu") if isinstance(one, torch.device) and one.type == NAME else one
+
+    return tree_map(of, tree)

@@ -1,0 +1,73 @@
+"""`--device cuda` without a card: on a stand-in, every tensor is where the operator that reads it runs."""
+
+import json
+import re
+import shutil
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from bench.dequantized import dequantized
+from calib_data import READER
+from quantize.settings import Settings
+from quantize.walk import quantize
+
+from .card import CARD, NAME, Card
+
+
+def test_the_stand_in_refuses_what_cuda_refuses():
+    with Card():
+        there = torch.zeros(3, 4, device=CARD)
+        assert (there.device, (there + 1).sum().item()) == (CARD, 12.0)
+        there.view(-1)[5] = 7
+        assert there.cpu()[1, 1] == 7
+        with pytest.raises(RuntimeError, match="is on the CPU"):
+            there + torch.ones(4)
+        with pytest.raises(RuntimeError, match="numpy"):
+            there.numpy()
+
+
+def test_quantizing_on_a_card_is_quantizing_on_the_cpu(tmp_path, monkeypatch):
+    """What the unquantized model predicts is the same; codes are at first, and as good where they go other ways.
+
+    Attention is summed up in another order, and a code that goes the other way changes what the next blocks read.
+    """
+    monkeypatch.setattr("quantize.settings.DEVICES", ("cpu", NAME))
+    half = half_of_the_reader(tmp_path / "half")
+    for device, where in (("cpu", nullcontext()), (NAME, Card())):
+        with where:
+            quantize(Settings(half, tmp_path / device, samples=1, reference=1, device=device))
+    kept = [np.load(tmp_path / device / "reference.npz") for device in ("cpu", NAME)]
+    np.testing.assert_allclose(kept[1]["top_logits"], kept[0]["top_logits"], rtol=1e-4, atol=1e-4)
+    cpu, card = (dequantized(tmp_path / device) for device in ("cpu", NAME))
+    assert cpu.keys() == card.keys()
+    first = [name for name in cpu if name.startswith("model.visual.blocks.0.")]
+    assert first
+    assert all((cpu[name] == card[name]).float().mean() > 0.99 for name in first)
+    errors = [report_errors(tmp_path / device) for device in ("cpu", NAME)]
+    np.testing.assert_allclose(errors[1], errors[0], rtol=0.3)
+    assert np.mean(errors[1]) == pytest.approx(np.mean(errors[0]), rel=0.05)
+
+
+def half_of_the_reader(folder: Path) -> Path:
+    """A sliding and a global layer, a vision block with windows and one without, and the MTP layer."""
+    shutil.copytree(READER, folder)
+    config = json.loads((folder / "config.json").read_text())
+    text, vision = config["text_config"], config["vision_config"]
+    text |= {"num_hidden_layers": 2, "layer_types": text["layer_types"][:2]}
+    vision |= {"depth": 2, "fullatt_block_indexes": [1]}
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = load_file(folder / "model.safetensors")
+    kept = {name: weight for name, weight in weights.items() if not re.search(r"l\.(blocks|layers)\.[23]\.", name)}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def report_errors(folder: Path) -> list[float]:
+    """Relative output error of every linear."""
+    report = json.loads((folder / "quantization_report.json").read_text(encoding="utf-8"))
+    return [linear["error"] for linear in report["linears"]]
