@@ -53,7 +53,7 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
     drafts = has_mtp(checkpoint, family) and family.mtp_layers(config) > 0
     names: dict[str, str | None] = dict.fromkeys(("vision", "mtp", "rewind", "mtp_rewind"))
     with _all_or_none(folder) as place:
-        decoder = Decoder(source, family, config, with_hidden=drafts, kv_scales=scales)
+        decoder = Decoder(source, family, config, with_hidden=drafts or kv_bits == 8, kv_scales=scales)
         head = _stored_head(decoder) if drafts and target == "cuda" else {}
         save(trace_decoder(decoder, config, dtype), decoder, place(f"decoder.{target}.onnx"), head)
         if family.vision:

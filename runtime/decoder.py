@@ -38,8 +38,8 @@ def load_head(folder: Path, target: Target, device: Device) -> dict[str, Buffer]
 class Decoded(NamedTuple):
     """What a call gives.
 
-    logits: float32 [B, L, V]. hidden: [B, T, H] behind the last norm, on the device; None where the graph has no MTP
-    layer to feed. It is overwritten by the next call of as many tokens.
+    logits: float32 [B, L, V]. hidden: [B, T, H] behind the last norm, on the device; None where the graph has
+    neither an MTP layer to feed nor an int8 cache. It is overwritten by the next call of as many tokens.
     """
 
     logits: NDArray[np.float32]

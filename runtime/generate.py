@@ -170,8 +170,12 @@ class Model:
         """A cache with room for `new_tokens` more, filled with the prompt, and the logits [V] after its last token."""
         cache = self.decoder.new_cache(len(prompt.ids) + new_tokens)
         for chunk in prompt.chunks():
-            logits = self.decode(cache, chunk, np.array([len(chunk) - 1])).logits[0]
-        return cache, logits[0]
+            decoded = self.decode(cache, chunk, np.array([len(chunk) - 1]))
+            if self.target.kv_dtype == "int8":
+                # Rounded to int8, a NaN or infinite key is a number again, and what follows would look sound.
+                assert decoded.hidden is not None
+                self._require_finite(decoded.hidden.read())
+        return cache, decoded.logits[0, 0]
 
     def generate(
         self, prompt: Prompt, sampler: Sampler, max_new_tokens: int, drafts: Drafts | None = None
@@ -222,12 +226,15 @@ class Model:
     def decode(self, cache: KVCache, embeds: NDArray[np.float32], wanted: NDArray[np.int64]) -> Decoded:
         """Run the decoder on embeds [T, H] and refuse logits without a finite maximum, as any NaN makes it."""
         decoded = self.decoder.run(cache, embeds[None], wanted[None])
-        if not np.isfinite(decoded.logits.max(-1)).all():
+        self._require_finite(decoded.logits.max(-1))
+        return decoded
+
+    def _require_finite(self, values: NDArray[np.generic]) -> None:
+        if not np.isfinite(values).all():
             raise InputError(
-                f"{self.folder}: gives NaN or infinite logits, its weights are damaged or overflow in float16; "
+                f"{self.folder}: gives NaN or infinite numbers, its weights are damaged or overflow in float16; "
                 "quantize the checkpoint again with --dtype bfloat16"
             )
-        return decoded
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -137,7 +137,7 @@ FOLDERS = {
     ),
     "NaN weight": (
         lambda folder: change_tensor(folder, "model.language_model.norm.weight", lambda weight: weight * np.nan),
-        "NaN or infinite logits, its weights are damaged or overflow in float16; quantize the checkpoint again with "
+        "NaN or infinite numbers, its weights are damaged or overflow in float16; quantize the checkpoint again with "
         "--dtype bfloat16",
     ),
 }

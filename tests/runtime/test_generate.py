@@ -1,6 +1,7 @@
 """A loaded model: embeddings in their places, prompts in chunks, steps against one pass, and where answers end."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from safetensors.numpy import load_file
 
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
+from export.graphs import export_folder
 from runtime.generate import ANSWER_CHUNK, PROMPT_CHUNK, Model, Prompt
 from runtime.sampling import greedy
 
@@ -150,7 +152,20 @@ def test_logits_that_are_no_numbers_are_an_error(value, copied):
     change_tensor(copied, "lm_head.weight", put)
     model = Model(copied, "cpu")
     prompt = model.prompt("Hello")
-    with pytest.raises(InputError, match=f"^{copied}: gives NaN or infinite logits.*--dtype bfloat16"):
+    with pytest.raises(InputError, match=f"^{copied}: gives NaN or infinite numbers.*--dtype bfloat16"):
         list(model.generate(prompt, greedy, 3))
     with pytest.raises(InputError, match="NaN or infinite"):
         list(model.teacher_forced(prompt, [100, 101]))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_an_int8_cache_hides_no_overflow(value, quantized, tmp_path):
+    """Its keys and values are numbers whatever they are made of, so an answer after a broken word would look sound."""
+    folder = shutil.copytree(quantized("w4"), tmp_path / "w4")
+    export_folder(folder, "cpu", kv_bits=8)
+    model = Model(folder, "cpu")
+    prompt = random_prompt(model, 200)
+    assert len(list(model.generate(prompt, greedy, 3))) == 3
+    prompt.embeds[20:30] = value
+    with pytest.raises(InputError, match="gives NaN or infinite numbers"):
+        list(model.generate(prompt, greedy, 3))
