@@ -14,7 +14,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from calib_data.errors import refuse_options, run_command
+from calib_data.errors import InputError, refuse_options, run_command
 
 if TYPE_CHECKING:
     from export.verify import Verification
@@ -47,14 +47,16 @@ def export(
     if context.invoked_subcommand is not None:
         refuse_options(context)
         return
+    if exact and target == "cuda":
+        raise InputError("--exact: is for the CPU, whose products take int8 activations; CUDA's never do; leave it out")
     from export.graphs import export_folder  # torch takes seconds to import, and --help needs none of it
 
     start = time.perf_counter()
     bundle = export_folder(model, target, exact=exact, kv_bits=8 if kv_bits == "8" else 16)
     entry = bundle.targets[target]
     table = Table(
-        title=f"{model}: {target}, {entry.dtype} activations, {entry.kv_dtype} KV cache"
-        + (", exact" if entry.exact else "")
+        title=f"{model}: {target}, {entry.dtype} activations{'' if entry.exact else ', int8 where weights are packed'}, "
+        f"{entry.kv_dtype} KV cache"
     )
     table.add_column("file")
     table.add_column("KiB", justify="right")
@@ -63,7 +65,9 @@ def export(
             table.add_row(name, f"{(model / name).stat().st_size / 1024:,.0f}")
     console = Console()
     console.print(table)
-    console.print(f"exported in {time.perf_counter() - start:.0f} s; next: python -m runtime generate --model {model}")
+    where = "" if target == "cpu" else f" --device {target}"
+    console.print(f"exported in {time.perf_counter() - start:.0f} s; next:")
+    console.print(f"python -m runtime generate --model {model}{where} --image FILE")
 
 
 @app.command()

@@ -101,7 +101,8 @@ def head(source: Source, family: Family) -> Linear:
 class Decoder(nn.Module):
     """All decoder layers, the final norm and the head; inputs and outputs as `runtime.bundle` names them.
 
-    with_hidden: put out hidden states, for an MTP layer, or to be looked at where an int8 cache hides what is no number. kv_scales: of an int8 KV cache, one pair a layer.
+    with_hidden: put out hidden states, for an MTP layer, or to be looked at where an int8 cache hides what is not a
+    number. kv_scales: of an int8 KV cache, one pair a layer.
     """
 
     def __init__(

@@ -172,8 +172,8 @@ def candidate_side(
     counts = [len(one.kl) for one in apart]
     pairs = [_shared_likelihood(*pair) for pair in zip(before, after, strict=True)]
     ratio = bootstrap([lost for lost, _ in pairs], [known for _, known in pairs])
-    mean_kl = bootstrap([sum(one.kl) for one in apart], counts)
-    agreement = bootstrap([sum(one.agree) for one in apart], counts)
+    mean_kl = bootstrap([sum(one.kl) for one in apart], counts, least=0.0)
+    agreement = bootstrap([sum(one.agree) for one in apart], counts, least=0.0, most=1.0)
     differences = _differences(before, after)
     exact_match = _exact_match(before, after) if differences else None
     changes = [one.first_change for one in apart if one.first_change is not None]
@@ -229,7 +229,12 @@ def _differences(before: Sequence[Reading], after: Sequence[Reading]) -> dict[st
     pairs = _answered(before, after)
     if not pairs:
         return None
-    return {name: bootstrap([getattr(b, name) - getattr(a, name) for a, b in pairs]) for name in SCORES}
+    found = {}
+    for name in SCORES:
+        lost = [getattr(b, name) - getattr(a, name) for a, b in pairs]
+        # Where nothing was right, or all was, no more can be lost or gained; an error rate has no upper limit.
+        found[name] = bootstrap(lost) if name == "cer" else bootstrap(lost, least=-1.0, most=1.0)
+    return found
 
 
 def _exact_match(before: Sequence[Reading], after: Sequence[Reading]) -> ExactMatch:

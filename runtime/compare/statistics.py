@@ -30,13 +30,16 @@ class Interval(NamedTuple):
         return self.low <= 0 <= self.high
 
 
-def bootstrap(sums: ArrayLike, counts: ArrayLike | None = None) -> Interval:
+def bootstrap(
+    sums: ArrayLike, counts: ArrayLike | None = None, *, least: float = -math.inf, most: float = math.inf
+) -> Interval:
     """Interval of a sum over documents by a count over documents, both [D]; without counts, of a mean over documents.
 
     Documents are drawn with replacement (Efron 1979), with everything that belongs to them, so differences of two
     models on the same documents are paired. The draws are the same in every run. Percentiles of few documents are too
     narrow: they are moved out from the value by t / z sqrt(D / (D - 1)) (Hesterberg 2015, expanded percentile
-    interval). One document tells nothing of others: its interval reaches to 0.
+    interval), but not beyond what is possible at least and at most. One document tells nothing of others: its interval
+    reaches to 0.
     """
     summed = np.asarray(sums, np.float64)
     counted = np.ones(len(summed)) if counts is None else np.asarray(counts, np.float64)
@@ -48,7 +51,8 @@ def bootstrap(sums: ArrayLike, counts: ArrayLike | None = None) -> Interval:
         values = summed[drawn].sum(1) / counted[drawn].sum(1)
     low, high = np.quantile(values[np.isfinite(values)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     wider = _student(len(summed) - 1) / _Z * math.sqrt(len(summed) / (len(summed) - 1))
-    return Interval(value, value + wider * (float(low) - value), value + wider * (float(high) - value))
+    low, high = (value + wider * (float(end) - value) for end in (low, high))
+    return Interval(value, max(low, min(least, value)), min(high, max(most, value)))
 
 
 def _student(freedom: int) -> float:

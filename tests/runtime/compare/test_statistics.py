@@ -56,3 +56,13 @@ def test_mcnemar_counts_tosses_as_uneven_as_this(lost, gained):
     tosses = [sum(toss) for toss in itertools.product((0, 1), repeat=total)]
     uneven = [heads for heads in tosses if abs(heads - total / 2) >= abs(lost - total / 2)]
     assert mcnemar(lost, gained) == pytest.approx(len(uneven) / len(tosses))
+
+
+def test_intervals_of_few_documents_stay_within_what_is_possible():
+    """Widened for two or three documents they would not: KL below 0, agreement above 1."""
+    kl, agreement = ([0.0001, 0.02, 0.001], [10, 10, 10]), ([10, 9], [10, 10])
+    assert bootstrap(*kl).low < 0
+    assert bootstrap(*agreement).high > 1
+    assert bootstrap(*kl, least=0.0) == bootstrap(*kl)._replace(low=0.0)
+    assert bootstrap(*agreement, least=0.0, most=1.0) == bootstrap(*agreement)._replace(high=1.0)
+    assert bootstrap([-1e-18, 1e-18], least=0.0).value == 0.0
