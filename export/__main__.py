@@ -54,10 +54,8 @@ def export(
     start = time.perf_counter()
     bundle = export_folder(model, target, exact=exact, kv_bits=8 if kv_bits == "8" else 16)
     entry = bundle.targets[target]
-    table = Table(
-        title=f"{model}: {target}, {entry.dtype} activations{'' if entry.exact else ', int8 where weights are packed'}, "
-        f"{entry.kv_dtype} KV cache"
-    )
+    activations = f"{entry.dtype} activations" + ("" if entry.exact else ", int8 where weights are packed")
+    table = Table(title=f"{model}: {target}, {activations}, {entry.kv_dtype} KV cache")
     table.add_column("file")
     table.add_column("KiB", justify="right")
     for name in (entry.decoder, entry.vision, entry.mtp, *bundle.weights):

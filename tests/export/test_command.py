@@ -31,9 +31,10 @@ def test_it_exports_and_says_what_comes_next(quantized, tmp_path):
     folder = shutil.copytree(quantized("w4"), tmp_path / "w4", ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
     done = run("--model", folder)
     assert done.returncode == 0, done.stderr
-    assert "int8" not in done.stdout
+    title = " ".join(done.stdout.partition("┏")[0].split())
+    assert title.endswith("cpu, float32 activations, int8 where weights are packed, float32 KV cache")
     assert "decoder.cpu.onnx" in done.stdout
-    assert "python -m runtime generate" in done.stdout
+    assert f"python -m runtime generate --model {folder} --image FILE" in " ".join(done.stdout.split())
     assert (folder / "vision.cpu.onnx").exists()
 
 
