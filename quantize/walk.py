@@ -52,7 +52,7 @@ def quantize(settings: Settings, recipe: Recipe = RECIPE) -> Report | None:
     """Quantize a checkpoint into `settings.folder`. Returns None when that folder already holds the result.
 
     A run that was killed goes on where it was. Raises InputError for whatever is wrong with the input; nothing is left
-    behind then.
+    behind then, unless steps were finished.
     """
     checkpoint = open_checkpoint(settings.model)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
