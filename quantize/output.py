@@ -39,10 +39,7 @@ def is_finished(output: Path, settings: dict[str, Any]) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{output} exists and holds something else; give another --output or remove it") from None
     if found != settings:
-        raise InputError(
-            f"{output} holds a result of other settings ({different(found, settings)}); "
-            "give another --output or remove it"
-        )
+        raise InputError(f"{output} holds a result of {different(found, settings)}; give another --output or remove it")
     _tidy(output)
     return True
 

@@ -22,9 +22,10 @@ from calib_data.errors import InputError
 from calib_data.sources import open_documents
 from quantize.__main__ import app
 from quantize.checkpoint import open_checkpoint
-from quantize.output import output_folder
+from quantize.output import is_finished, output_folder
 from quantize.report import StepReport
 from quantize.settings import Settings
+from quantize.solver import REVISION
 from quantize.walk import quantize
 
 
@@ -260,6 +261,26 @@ def test_an_interrupted_run_goes_on_and_only_with_the_same_settings(tmp_path, er
             pass
     with output_folder(tmp_path / "out", {"bits": 4, "seed": 0}) as (_, journal):
         assert journal.steps == [StepReport("first", 1.0, 2)]
+
+
+def test_another_revision_of_the_solver_neither_goes_on_nor_takes_its_result_for_ours(tmp_path):
+    record = Settings(READER).record("fingerprint")
+    assert record["revision"] == REVISION
+    output, without = tmp_path / "out", {key: value for key, value in record.items() if key != "revision"}
+    for number, other in enumerate((record | {"revision": REVISION - 1}, without)):  # older folders have none
+        with pytest.raises(KeyboardInterrupt):
+            unfinished(tmp_path / f"{number}", other, KeyboardInterrupt())
+        says = (
+            rf"{number}.partial holds an unfinished run of another revision of the solver, which .*; give another --out"
+        )
+        with pytest.raises(InputError, match=says), output_folder(tmp_path / f"{number}", record):
+            pass
+        output.mkdir(exist_ok=True)
+        (output / "quantization_report.json").write_text(json.dumps({"settings": other}))
+        with pytest.raises(InputError, match=r"out holds a result of another revision of the solver, which .*; give"):
+            is_finished(output, record)
+    (output / "quantization_report.json").write_text(json.dumps({"settings": record}))
+    assert is_finished(output, record)
 
 
 def test_wrong_input_before_anything_is_finished_leaves_nothing(tmp_path):
