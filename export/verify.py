@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -35,6 +34,7 @@ from export.vision import VisionEncoder
 from export.weights import Source, read_when_used
 from quantize.checkpoint import open_checkpoint
 from quantize.family import find_family, model_config
+from quantize.report import peak_mib
 from runtime import bundle as io
 from runtime.decoder import DecoderSession, load_head
 from runtime.images import ImageSettings, preprocess
@@ -271,11 +271,7 @@ class _Graphs:
         """MiB as `Verification` counts them; ONNX Runtime keeps a card's memory until its session ends."""
         if self.device.kind == "cuda":
             return read_card(self.device.index).used / 2**20
-        if sys.platform == "win32":  # has no module for it
-            return None
-        import resource
-
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        return peak_mib()
 
 
 def page() -> Image.Image:

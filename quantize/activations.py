@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 
 ACTIVATIONS = "activations"  # how the names of their files begin
+ZEROS = bytes(2**24)  # written at once
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,7 @@ class Activations:
         self.layout, self._path = layout, folder / layout.file
         size = sum(layout.lengths) * layout.width
         if not self._path.exists():
-            with self._path.open("wb") as file:
-                # All of it now: a page that the disk cannot hold would end a process that writes to the map.
-                os.posix_fallocate(file.fileno(), 0, max(size * dtype.itemsize, 1))
+            _allocate(self._path, max(size * dtype.itemsize, 1))
         self._all = torch.from_file(str(self._path), shared=True, size=size, dtype=dtype).view(-1, layout.width)
         self._edges = [0, *itertools.accumulate(layout.lengths)]
 
@@ -50,7 +49,7 @@ class Activations:
 
     def sync(self) -> None:
         """Make sure that the states are on the disk before a journal says so."""
-        with self._path.open("rb") as file:
+        with self._path.open("r+b") as file:  # Windows syncs only what may be written
             os.fsync(file.fileno())
 
     def __getitem__(self, document: int) -> torch.Tensor:
@@ -58,9 +57,26 @@ class Activations:
 
     def __setitem__(self, document: int, states: torch.Tensor) -> None:
         """Store the states of a document. Raises InputError where the dtype cannot hold them."""
-        largest = float(states.abs().max())
-        if not largest <= torch.finfo(self._all.dtype).max:
-            name = str(self._all.dtype).removeprefix("torch.")
-            hint = "; use --dtype bfloat16" if self._all.dtype == torch.float16 else ", the checkpoint is damaged"
-            raise InputError(f"an activation of document {document} reaches {largest:.3g}, {name} cannot hold it{hint}")
+        refuse_overflow(f"an activation of document {document}", float(states.abs().max()), self._all.dtype)
         self._all[self._edges[document] : self._edges[document + 1]] = states.cpu().to(self._all.dtype)
+
+
+def refuse_overflow(what: str, largest: float, dtype: torch.dtype) -> None:
+    """Raise InputError where `dtype` cannot hold the largest magnitude of something."""
+    if not largest <= torch.finfo(dtype).max:
+        name = str(dtype).removeprefix("torch.")
+        hint = "; use --dtype bfloat16" if dtype == torch.float16 else ", the checkpoint is damaged"
+        raise InputError(f"{what} reaches {largest:.3g}, {name} cannot hold it{hint}")
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Make a file of so many bytes, all of which the disk has room for. Raises OSError where it has not.
+
+    A page that the disk cannot hold would end a process that writes to the map.
+    """
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+            return
+        for first in range(0, size, len(ZEROS)):  # macOS and Windows: truncating would take no room
+            file.write(ZEROS[: size - first])

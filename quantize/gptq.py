@@ -55,7 +55,8 @@ def factorise(H: torch.Tensor, damping: float = DAMPING) -> Factor | None:
     of L, one matrix of this size beside H: at 33 B each takes 3 GB for the down projection.
     A column that no token ever used (a dead one) has a zero row in H: with any diagonal it is plainly rounded and moves
     nothing else. (The paper's code sets its weights to zero; a document outside the calibration may need them.)
-    A factorisation that fails is repeated with ten times the damping; more damping is closer to plain rounding.
+    A factorisation that fails is repeated with ten times the damping; more damping is closer to plain rounding. Of
+    inputs H is never indefinite, but its sums in float32 can be: damping above the first says that they are.
     """
     diagonal, mean = _without_zeros(H)
     order = torch.argsort(H.diagonal().clamp(min=0), stable=True)

@@ -5,12 +5,14 @@ Where norms follow the linears instead of preceding them, tokens count as `quant
 
 from __future__ import annotations
 
+import math
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 
+from calib_data.errors import InputError
 from quantize import gptq
 from quantize.importance import weighted
 
@@ -62,6 +64,15 @@ class Hessians:
             if importance is not None and self._family.is_post_norm(group[0]):
                 X = self._weighted(X, importance, read)
             gptq.add_inputs(H, X)
+
+    def check(self) -> None:
+        """Raise InputError where inputs were not finite, or too large for their products."""
+        for group, H in self.sums.items():
+            if not all(math.isfinite(bound) for bound in H.aminmax()):
+                raise InputError(
+                    f"the Hessian of {group[0]} is not finite: some of its inputs are NaN or beyond 1e19; "
+                    "the checkpoint is damaged, download it again"
+                )
 
     def _weighted(self, X: torch.Tensor, importance: torch.Tensor, read: torch.Tensor | None) -> torch.Tensor:
         """Tokens X [T, K] by their importance [T]; those that attention reads also by how much it does, read [T]."""

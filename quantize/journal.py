@@ -60,7 +60,7 @@ def read_journal(folder: Path, settings: dict[str, Any]) -> Journal:
     found = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
     if found["settings"] != settings:
         raise InputError(
-            f"{folder} holds an unfinished run of other settings ({different(found['settings'], settings)}); "
+            f"{folder} holds an unfinished run of {different(found['settings'], settings)}; "
             "give another --output, or remove it"
         )
     return Journal(
@@ -76,5 +76,8 @@ def read_journal(folder: Path, settings: dict[str, Any]) -> Journal:
 
 
 def different(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Name the settings that differ."""
-    return ", ".join(sorted(key for key in wanted if found.get(key) != wanted[key]))
+    """Name the settings that differ, or say that only the solver does."""
+    names = sorted(key for key in wanted if found.get(key) != wanted[key])
+    if names == ["revision"]:
+        return "another revision of the solver, which gives other weights"
+    return f"other settings ({', '.join(names)})"

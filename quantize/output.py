@@ -39,10 +39,7 @@ def is_finished(output: Path, settings: dict[str, Any]) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{output} exists and holds something else; give another --output or remove it") from None
     if found != settings:
-        raise InputError(
-            f"{output} holds a result of other settings ({different(found, settings)}); "
-            "give another --output or remove it"
-        )
+        raise InputError(f"{output} holds a result of {different(found, settings)}; give another --output or remove it")
     _tidy(output)
     return True
 
@@ -51,9 +48,9 @@ def is_finished(output: Path, settings: dict[str, Any]) -> bool:
 def output_folder(output: Path, settings: dict[str, Any]) -> Iterator[tuple[Path, Journal]]:
     """Give `<output>.partial` to work in, locked, and how far a run with these settings has come in it.
 
-    It becomes `output` on success. Wrong input removes it, unless an earlier run has left progress in it. After
-    anything else, such as a kill or a full disk, it stays, and the same command finds it again. Raises InputError when
-    another run works in it, when it is not ours or has other settings, or when the disk is full.
+    It becomes `output` on success. Wrong input removes it, unless steps are finished in it. After anything else, such
+    as a kill or a full disk, it stays, and the same command finds it again. Raises InputError when another run works in
+    it, when it is not ours or has other settings, or when the disk is full.
     """
     folder = output.with_name(output.name + ".partial")
     if folder.exists() and any(folder.iterdir()) and not (folder / LOCK).exists():
@@ -68,7 +65,7 @@ def output_folder(output: Path, settings: dict[str, Any]) -> Iterator[tuple[Path
         raise InputError(f"{folder} cannot be written: {error.strerror}") from None
     try:
         journal = read_journal(folder, settings)
-        with _failures(folder, goes_on=bool(journal.steps)):
+        with _failures(folder, journal):
             yield folder, journal
         folder.rename(output)
     finally:
@@ -77,13 +74,16 @@ def output_folder(output: Path, settings: dict[str, Any]) -> Iterator[tuple[Path
 
 
 @contextmanager
-def _failures(folder: Path, *, goes_on: bool) -> Iterator[None]:
-    """Remove the folder of a new run whose input is wrong; say so where the disk is full."""
+def _failures(folder: Path, journal: Journal) -> Iterator[None]:
+    """Remove a folder in which nothing is finished when the input is wrong; say so where the disk is full."""
     try:
         yield
     except InputError as error:
-        if goes_on:
-            raise InputError(f"{error} ({folder} keeps what was done before)") from None
+        if journal.steps:  # hours, perhaps, and what is wrong may be a folder that is not mounted
+            raise InputError(
+                f"{error} ({folder} keeps what is finished: the same command goes on from there, other settings need "
+                "another --output or its removal)"
+            ) from None
         shutil.rmtree(folder)
         raise
     except OSError as error:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -14,9 +15,11 @@ if TYPE_CHECKING:
 class LinearReport:
     """One linear; tower is vision, decoder or head.
 
-    error, error_rtn: ‖(W − Ŵ)X‖² / ‖WX‖² over the calibration tokens (as `quantize.importance` weighs them), as
-    solved and for round-to-nearest. damping: the share of the Hessian's mean diagonal that was added; None where no
-    Hessian was used.
+    solver: "rtn" where it was asked for, or where the Hessian could not be factorised. error, error_rtn:
+    ‖(W − Ŵ)X‖² / ‖WX‖² over the calibration tokens (as `quantize.importance` weighs them), as solved and for
+    round-to-nearest; None where the Hessian is not positive semidefinite, as sums in float32 can be: no such error
+    means anything then. damping: the share of the Hessian's mean diagonal that was added; None where no Hessian was
+    used.
     """
 
     name: str
@@ -24,18 +27,29 @@ class LinearReport:
     shape: tuple[int, ...]
     bits: int
     group_size: int
-    error: float
-    error_rtn: float
+    solver: Literal["gptq", "rtn"]
+    error: float | None
+    error_rtn: float | None
     damping: float | None
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step of a run: a block, or what lies between. peak_mib: the most memory that the process had held by then."""
+    """One step of a run: a block, or what lies between. peak_mib: as `peak_mib` gave it then."""
 
     name: str
     seconds: float
-    peak_mib: int
+    peak_mib: int | None
+
+
+def peak_mib() -> int | None:
+    """The most memory that this process has held, in MiB; None on Windows."""
+    if sys.platform == "win32":  # has no module for it
+        return None
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 2**20
 
 
 @dataclass
@@ -84,17 +98,14 @@ class Report:
         for column in ("bits", "mean", "worst", "nearest", "ratio"):
             table.add_column(column, justify="right", no_wrap=True)
         for (tower, linear), members in self._kinds().items():
-            error = sum(member.error for member in members) / len(members)
-            nearest = sum(member.error_rtn for member in members) / len(members)
-            table.add_row(
-                tower,
-                linear,
-                f"{members[0].bits} g{members[0].group_size}",
-                f"{error:.2e}",
-                f"{max(member.error for member in members):.2e}",
-                f"{nearest:.2e}",
-                f"{error / nearest:.2f}" if nearest else "–",
-            )
+            errors = [member.error for member in members if member.error is not None]
+            rounded = [member.error_rtn for member in members if member.error_rtn is not None]
+            numbers = ["–"] * 4
+            if errors and rounded:
+                error, nearest = sum(errors) / len(errors), sum(rounded) / len(rounded)
+                ratio = f"{error / nearest:.2f}" if nearest else "–"
+                numbers = [f"{error:.2e}", f"{max(errors):.2e}", f"{nearest:.2e}", ratio]
+            table.add_row(tower, linear, f"{members[0].bits} g{members[0].group_size}", *numbers)
         return table
 
     def _kinds(self) -> dict[tuple[str, str], list[LinearReport]]:

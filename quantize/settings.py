@@ -9,6 +9,7 @@ import torch
 
 from calib_data.errors import InputError
 from quantize.grids import Grid, NF4Grid, UniformGrid
+from quantize.solver import REVISION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -108,11 +109,11 @@ class Settings:
         return NF4Grid(NF4_BLOCK) if self.grid == "nf4" else UniformGrid(bits, self.group_size, self.torch_dtype)
 
     def record(self, fingerprint: str) -> dict[str, Any]:
-        """List what decides the result: not where it goes, and the checkpoint by its content."""
+        """List what decides the result: not where it goes, the checkpoint by its content, and how it is solved."""
         record = asdict(self)
         for place in ("output", "device"):
             del record[place]
-        return {**record, "model": self.model.resolve().name, "checkpoint": fingerprint}
+        return {**record, "model": self.model.resolve().name, "checkpoint": fingerprint, "revision": REVISION}
 
 
 def _choose(option: str, value: object, allowed: tuple[object, ...], where: str = "") -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +15,9 @@ from quantize.grids import ROWS, Grid, by_rows, dequantize, fit_weighted, round_
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+REVISION = 1  # raise it when the same settings give other bytes: a run is not gone on with by another revision
+
+Solver = Literal["gptq", "rtn"]
 Tokens = Literal["as they are", "same size", "by importance", "by importance and attention"]
 
 
@@ -37,14 +41,15 @@ RECIPE = Recipe()
 class Solved:
     """A quantized linear: codes [N, K] int8, scales [N, K / group size].
 
-    error, error_rtn: ‖(W − Ŵ)X‖² / ‖WX‖² as solved, and for round-to-nearest. damping: as in LinearReport.
+    solver, error, error_rtn, damping: as in LinearReport.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
     grid: Grid
-    error: float
-    error_rtn: float
+    solver: Solver
+    error: float | None
+    error_rtn: float | None
     damping: float | None
 
     @property
@@ -59,13 +64,19 @@ def solve_together(
     """Quantize weights [N, K] (float32) that read the same inputs, of Hessian H [K, K]: one factorisation for all."""
     W = weights[0] if len(weights) == 1 else torch.cat(list(weights))  # no second copy of a head's 3 GB
     nearest = by_rows(round_to_nearest, W, grid)
-    codes, scales, damping = (None if solver == "rtn" else solve(W, H, grid, recipe)) or (*nearest, None)
+    solution = None if solver == "rtn" else solve(W, H, grid, recipe)
+    codes, scales, damping = solution or (*nearest, None)
+    used: Solver = "gptq" if solution else "rtn"
     solved, first = [], 0
     for weight in weights:
         rows = slice(first, first := first + len(weight))
-        energy = gptq.output_energy(weight, H) or 1.0  # nothing in, nothing out: no error either
-        errors = [_error(weight, one[0][rows], one[1][rows], H, grid) / energy for one in ((codes, scales), nearest)]
-        solved.append(Solved(codes[rows], scales[rows], grid, errors[0], errors[1], damping))
+        energy = gptq.output_energy(weight, H)
+        energies = [_error(weight, one[0][rows], one[1][rows], H, grid) for one in ((codes, scales), nearest)]
+        # Of an indefinite H, which is what more damping tells, an energy can be anything.
+        known = damping in (None, gptq.DAMPING) and all(0 <= one < math.inf for one in (energy, *energies))
+        # Nothing in, nothing out: no error either.
+        error, error_rtn = [one / (energy or 1.0) for one in energies] if known else (None, None)
+        solved.append(Solved(codes[rows], scales[rows], grid, used, error, error_rtn, damping))
     return solved
 
 
@@ -80,8 +91,8 @@ def solve(
 ) -> tuple[torch.Tensor, torch.Tensor, float] | None:
     """Codes [N, K] and scales [N, K / group size] of W [N, K] for the Hessian H [K, K], and the damping that H needed.
 
-    Scales that suit the inputs, then GPTQ, then coordinate descent. None where H is of no use. H is given back as it
-    was.
+    Scales that suit the inputs, then GPTQ, then coordinate descent. None where H is of no use: not finite, or of
+    values so large that float32 does not hold its damped diagonal or its factor. H is given back as it was.
     """
     factor = gptq.factorise(H)
     if factor is None:

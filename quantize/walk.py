@@ -9,7 +9,6 @@ run that was killed goes on there.
 
 from __future__ import annotations
 
-import resource
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -25,9 +24,10 @@ from quantize.family import Family, find_family, full_paths, model_config
 from quantize.formats import described, neighbours, stored
 from quantize.hessians import Group, Hessians
 from quantize.kv_ranges import KV_SCALES
+from quantize.magnitudes import within_range
 from quantize.output import REPORT, TIMES, copy_companions, is_finished, output_folder, write_json
 from quantize.reference import ROWS, likeliest, write_reference
-from quantize.report import LinearReport, Report, StepReport
+from quantize.report import LinearReport, Report, StepReport, peak_mib
 from quantize.scheme import check, has_mtp, is_tied, output_config, plan_grids
 from quantize.solver import RECIPE, Recipe, Solved, solve_together
 from quantize.writer import CheckpointWriter
@@ -52,7 +52,7 @@ def quantize(settings: Settings, recipe: Recipe = RECIPE) -> Report | None:
     """Quantize a checkpoint into `settings.folder`. Returns None when that folder already holds the result.
 
     A run that was killed goes on where it was. Raises InputError for whatever is wrong with the input; nothing is left
-    behind then.
+    behind then, unless steps were finished.
     """
     checkpoint = open_checkpoint(settings.model)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
@@ -120,8 +120,7 @@ class Walk:
         self._clear_states()  # those of a step that was not finished, too
         started = time.perf_counter()
         step()
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-        self.journal.steps.append(StepReport(name, round(time.perf_counter() - started, 3), peak))
+        self.journal.steps.append(StepReport(name, round(time.perf_counter() - started, 3), peak_mib()))
         self.journal.writer = self.writer.state()
         self.journal.save(self.folder)
 
@@ -236,15 +235,16 @@ class Walk:
     def _mtp(self, path: str) -> None:
         """Solve the MTP layer on the decoder's last hidden states and the embeddings of the tokens that follow."""
         linears = self.family.mtp_linears(self.config)
-        if self.grids[full_paths(path, linears)[0][0]] is None:
-            self.load(path)
-            self._write_block(path, full_paths(path, linears), {})
-            return
         embedded = self._embedder(self.calibration, self._embedding_table())
 
         def context(documents: Documents, i: int) -> dict[str, Any]:
             return {"embeddings": embedded(i)[None].to(self.device), **documents.decoder.mtp_context(i)}
 
+        if self.grids[full_paths(path, linears)[0][0]] is None:
+            self.load(path)
+            self.hessians(path, (), context)  # none are wanted, but whether 16 bits hold what it computes
+            self._write_block(path, full_paths(path, linears), {})
+            return
         self._block(path, linears, context, last=True)
 
     def _head(self) -> None:
@@ -287,18 +287,24 @@ class Walk:
         self._write_block(path, groups, solved)
 
     def _report(self, path: str, solved: Solved) -> None:
+        if solved.solver != self.settings.solver:
+            say(f"{path} is rounded to nearest: its inputs are so large that its Hessian has no factor in float32")
+        elif solved.error is None:
+            say(f"{path}: its Hessian is not positive semidefinite in float32, so that its error is not known")
         about = (path, self.family.tower(path), tuple(solved.codes.shape), solved.grid.bits, solved.grid.group_size)
-        self.journal.linears.append(LinearReport(*about, solved.error, solved.error_rtn, solved.damping))
+        results = (solved.solver, solved.error, solved.error_rtn, solved.damping)
+        self.journal.linears.append(LinearReport(*about, *results))
 
     def hessians(self, path: str, groups: Iterable[tuple[str, ...]], context: Context) -> dict[Group, torch.Tensor]:
         """Run the calibration documents through a block; the Hessian of what each group of its linears reads."""
         collected = Hessians(self.model, list(groups), self.family, self.recipe.tokens)
         module, states = self.model.get_submodule(path), self.calibration.states
-        with collected.listening():
+        with collected.listening(), within_range(module, path, self.settings.torch_dtype):
             for i in range(len(states)):
                 arguments = context(self.calibration, i)
                 module(self._input(path, states[i].to(self.device)), **arguments)
                 collected.add(arguments.get("importance"))
+        collected.check()
         return collected.sums
 
     def _advance(self, documents: Documents, module: nn.Module, path: str, context: Context) -> None:
@@ -308,7 +314,8 @@ class Walk:
             out: torch.Tensor = module(self._input(path, states), **context(documents, i))
             return out.reshape(-1, out.shape[-1])
 
-        documents.advance(run)
+        with within_range(module, path, documents.dtype):
+            documents.advance(run)
 
     def _input(self, path: str, states: torch.Tensor) -> torch.Tensor:
         """What a block reads: patches [P, width] in the vision tower, a batch of one [1, T, width] elsewhere."""

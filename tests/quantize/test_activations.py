@@ -1,10 +1,14 @@
 """Hidden states on disk: what is put in comes out, and what 16 bits cannot hold is said in a line."""
 
+import errno
+import os
+from pathlib import Path
+
 import pytest
 import torch
 
 from calib_data.errors import InputError
-from quantize.activations import Activations, Layout
+from quantize.activations import Activations, Layout, _allocate
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -33,3 +37,19 @@ def test_what_does_not_fit_is_refused(tmp_path, dtype, value, says):
     states = Activations(tmp_path, Layout("states", [2], 2), dtype)
     with pytest.raises(InputError, match=says):
         states[0] = torch.tensor([[0.0, value], [1.0, -1.0]])
+
+
+@pytest.mark.parametrize("size", [1, 2**24, 2**24 + 5])
+def test_room_is_taken_where_the_system_has_no_call_for_it(tmp_path, monkeypatch, size):
+    monkeypatch.delattr(os, "posix_fallocate")
+    _allocate(tmp_path / "states", size)
+    status = (tmp_path / "states").stat()
+    assert status.st_size == size
+    assert status.st_blocks * 512 >= size  # a sparse file has none
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_disk_that_is_full_says_so_there_too(monkeypatch):
+    monkeypatch.delattr(os, "posix_fallocate")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        _allocate(Path("/dev/full"), 100)

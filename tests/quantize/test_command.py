@@ -21,9 +21,11 @@ from calib_data import READER
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
 from quantize.__main__ import app
-from quantize.output import output_folder
+from quantize.checkpoint import open_checkpoint
+from quantize.output import is_finished, output_folder
 from quantize.report import StepReport
 from quantize.settings import Settings
+from quantize.solver import REVISION
 from quantize.walk import quantize
 
 
@@ -64,14 +66,14 @@ def put(name, value):
 
 
 def test_bad_input_ends_a_process_with_code_2_and_one_line(tmp_path):
-    """Cases of every stage: parsing, settings, reading, half-way through writing."""
+    """Cases of every stage: parsing, settings, reading, half-way through writing, which keeps what is finished."""
     reader_with(tmp_path / "nan", put(NAN, float("nan")))
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "thesis.txt").write_text("mine")
     cases = {
         ("--solver", "magic"): "magic",
         ("--model", "missing"): "missing is not a folder",
-        ("--model", "nan", "--samples", "2"): f"{NAN} has NaN or infinite values",
+        ("--model", "nan", "--samples", "2"): f"{NAN} has NaN or infinite values; the checkpoint is damaged",
         ("--output", "taken"): "taken exists and holds something else",
         ("--format", "gptq", "--head-bits", "8"): "--head-bits 8 is not possible with --format gptq; choose 16",
     }
@@ -85,6 +87,12 @@ def test_bad_input_ends_a_process_with_code_2_and_one_line(tmp_path):
         assert line.startswith("error: ")
         assert says in line, arguments
         assert result.stdout == "", arguments
+    left = tmp_path / "nan-w4.partial"
+    done = len(json.loads((left / ".journal.json").read_text())["steps"])
+    assert done == 1 + 4 + 1 + 1 + 1 + 2  # pixels, blocks, merger, image tokens, embeddings, two layers
+    keeps = "(nan-w4.partial keeps what is finished: the same command goes on from there"
+    assert [keeps in result.stderr for result in results] == ["nan" in arguments for arguments in cases]
+    shutil.rmtree(left)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -149,11 +157,10 @@ def test_settings_that_do_not_exist(tmp_path, options, says):
 @pytest.mark.parametrize(
     ("tensors", "config", "says"),
     [
-        (put("mtp.norm.weight", float("inf")), None, "mtp.norm.weight has NaN or infinite values"),
         (
-            put("lm_head.weight", 1e5),
+            put("model.visual.patch_embed.proj.weight", float("inf")),
             None,
-            "reaches 1e.05, which float16 cannot hold; use --dtype bfloat16",
+            r"patch_embed.proj.weight has NaN or infinite values; the checkpoint is damaged, download it again$",
         ),
         (lambda t: t.pop("lm_head.weight"), None, "has no tensor lm_head.weight"),
         (None, lambda c: c["text_config"].update(intermediate_size=512), "by config.json"),
@@ -168,6 +175,24 @@ def test_checkpoints_that_cannot_be_quantized(tmp_path, tensors, config, says):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [
+        ("mtp.norm.weight", float("inf"), "mtp.norm.weight has NaN or infinite values"),
+        ("lm_head.weight", 1e5, "reaches 1e.05, which float16 cannot hold; use --dtype bfloat16"),
+    ],
+)
+def test_a_checkpoint_found_damaged_near_its_end_keeps_what_is_finished(tmp_path, name, value, says):
+    """The last tensors of a large model come hours after the first; once they are repaired, the run goes on."""
+    model = reader_with(tmp_path / "model", put(name, value))
+    weights = model / "model.safetensors"
+    settings = Settings(model, tmp_path / "out", samples=1, reference=0, vision_bits=16, solver="rtn")
+    for _ in range(2):  # a new run, and one that goes on
+        with pytest.raises(InputError, match=rf"{says}.*\(.*out.partial keeps what is finished: the same command"):
+            quantize(settings)
+        assert (tmp_path / "out.partial" / "model-00001.writing").stat().st_size > weights.stat().st_size / 8
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
 def test_cuda_where_there_is_none():
     with pytest.raises(InputError, match="--device cuda: PyTorch finds no CUDA device here; use --device cpu"):
@@ -175,8 +200,13 @@ def test_cuda_where_there_is_none():
 
 
 def test_bfloat16_holds_what_float16_cannot(tmp_path):
-    model = reader_with(tmp_path / "model", put("lm_head.weight", 1e5))
-    quantize(Settings(model, tmp_path / "out", samples=1, reference=0, vision_bits=16, dtype="bfloat16"))
+    """In a norm, which stays in 16 bits, whatever the settings."""
+    name = "mtp.norm.weight"
+    model = reader_with(tmp_path / "model", put(name, 1e5))
+    quantize(Settings(model, tmp_path / "out", samples=1, reference=0, vision_bits=16, dtype="bfloat16", solver="rtn"))
+    stored = open_checkpoint(tmp_path / "out").load(name)
+    assert stored.dtype == torch.bfloat16
+    assert stored[5] == 99840  # 195 * 2**9: the nearest to 1e5 that has 8 bits
 
 
 @pytest.mark.parametrize("missing", ["tokenizer.json", "preprocessor_config.json"])
@@ -233,18 +263,38 @@ def test_an_interrupted_run_goes_on_and_only_with_the_same_settings(tmp_path, er
         assert journal.steps == [StepReport("first", 1.0, 2)]
 
 
-def test_wrong_input_leaves_nothing(tmp_path):
-    with pytest.raises(InputError, match="no document"):
-        unfinished(tmp_path / "out", {}, InputError("no document"))
+def test_another_revision_of_the_solver_neither_goes_on_nor_takes_its_result_for_ours(tmp_path):
+    record = Settings(READER).record("fingerprint")
+    assert record["revision"] == REVISION
+    output, without = tmp_path / "out", {key: value for key, value in record.items() if key != "revision"}
+    for number, other in enumerate((record | {"revision": REVISION - 1}, without)):  # older folders have none
+        with pytest.raises(KeyboardInterrupt):
+            unfinished(tmp_path / f"{number}", other, KeyboardInterrupt())
+        says = (
+            rf"{number}.partial holds an unfinished run of another revision of the solver, which .*; give another --out"
+        )
+        with pytest.raises(InputError, match=says), output_folder(tmp_path / f"{number}", record):
+            pass
+        output.mkdir(exist_ok=True)
+        (output / "quantization_report.json").write_text(json.dumps({"settings": other}))
+        with pytest.raises(InputError, match=r"out holds a result of another revision of the solver, which .*; give"):
+            is_finished(output, record)
+    (output / "quantization_report.json").write_text(json.dumps({"settings": record}))
+    assert is_finished(output, record)
+
+
+def test_wrong_input_before_anything_is_finished_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match=r"^no document$"), output_folder(tmp_path / "out", {}) as (folder, _):
+        (folder / "model-00001.writing").write_bytes(bytes(10))
+        raise InputError("no document")
     assert not list(tmp_path.iterdir())
 
 
-def test_wrong_input_to_a_run_that_goes_on_keeps_its_progress(tmp_path):
-    """A folder of documents that is not mounted must not cost the days that are done."""
-    with pytest.raises(KeyboardInterrupt):
-        unfinished(tmp_path / "out", {}, KeyboardInterrupt())
-    with pytest.raises(InputError, match=r"no document \(.*out.partial keeps what was done before\)"):
-        unfinished(tmp_path / "out", {}, InputError("no document"))
+def test_wrong_input_keeps_what_is_finished(tmp_path):
+    """In a new run and in one that goes on: a folder of documents that is not mounted must not cost the days done."""
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"^no document \(.*out.partial keeps what is finished: the same"):
+            unfinished(tmp_path / "out", {}, InputError("no document"))
     with output_folder(tmp_path / "out", {}) as (_, journal):
         assert journal.steps == 2 * [StepReport("first", 1.0, 2)]
 

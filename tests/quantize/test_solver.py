@@ -33,13 +33,28 @@ def test_linears_that_share_inputs_are_solved_as_if_alone_and_reported_apart(gri
 @pytest.mark.parametrize("grid", GRIDS, ids=IDS)
 def test_a_hessian_of_no_use_leaves_plain_rounding(grid):
     W, _ = problem(8, 64, 10)
-    H = torch.full((64, 64), float("nan"))
+    H = torch.full((64, 64), 3e38)  # finite, and so large that float32 does not hold its mean
     assert solve(W, H, grid) is None
     (found,) = solve_together([W], H, grid, "gptq")
     codes, scales = round_to_nearest(W, grid)
     assert torch.equal(found.codes, codes)
     assert torch.equal(found.scales, scales)
-    assert found.damping is None
+    assert (found.solver, found.damping, found.error, found.error_rtn) == ("rtn", None, None, None)
+
+
+@pytest.mark.parametrize("solver", ["gptq", "rtn"])
+@pytest.mark.parametrize("grid", GRIDS, ids=IDS)
+def test_an_indefinite_hessian_gives_weights_and_no_error(grid, solver):
+    """No inputs have one: what it says of an error can be below zero."""
+    W, _ = problem(8, 64, 10)
+    H = torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    H = H + H.T - 3 * torch.eye(64)
+    assert torch.linalg.eigvalsh(H)[0] < -10
+    assert float((W @ H * W).sum()) < 0
+    (found,) = solve_together([W], H, grid, solver)
+    assert (found.weight - W).abs().max() < 0.5 * W.abs().max()
+    assert (found.solver, found.error, found.error_rtn) == (solver, None, None)
+    assert found.damping is None if solver == "rtn" else found.damping > 0.01
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=IDS)

@@ -9,6 +9,7 @@ import pytest
 import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, Exaone4Config
 
 from calib_data import READER
@@ -341,6 +342,34 @@ def test_a_text_model_with_tied_embeddings(text_only, tmp_path, head_bits):
     difference = (model.lm_head.weight - embedding).float().norm() / embedding.float().norm()
     assert (difference == 0) if head_bits == 16 else (0 < difference < 0.01)
     assert torch.equal(model.lm_head.weight, embedding) == (head_bits == 16)
+
+
+def with_large_head_inputs(text_only, folder, scale):
+    """The text model with a last norm that makes its outputs so many times larger."""
+    shutil.copytree(text_only, folder)
+    path = next(path for path in folder.glob("*.safetensors") if "model.norm.weight" in load_file(path))
+    tensors = load_file(path)
+    tensors["model.norm.weight"] *= scale
+    save_file(tensors, path, {"format": "pt"})
+    return folder
+
+
+def test_a_head_that_can_only_be_rounded_is_named(text_only, tmp_path, capsys):
+    model = with_large_head_inputs(text_only, tmp_path / "model", 3e17)
+    quantize(Settings(model, tmp_path / "out", samples=4, reference=0, dtype="bfloat16"))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "rounded to nearest" in line]
+    assert lines == ["lm_head is rounded to nearest: its inputs are so large that its Hessian has no factor in float32"]
+    report = json.loads((tmp_path / "out" / "quantization_report.json").read_text())
+    *others, head = report["linears"]
+    assert (head["name"], head["solver"], head["damping"]) == ("lm_head", "rtn", None)
+    assert 0 < head["error"] == head["error_rtn"] < 1e-3  # without a factor, but the sums are those of real inputs
+    assert {linear["solver"] for linear in others} == {"gptq"}
+
+
+def test_a_head_without_a_finite_hessian_is_refused(text_only, tmp_path):
+    model = with_large_head_inputs(text_only, tmp_path / "model", 1e20)
+    with pytest.raises(InputError, match="the Hessian of lm_head is not finite"):
+        quantize(Settings(model, tmp_path / "out", samples=4, reference=0, dtype="bfloat16"))
 
 
 def test_a_copy_of_the_reader_with_the_released_irregularities(tmp_path):
