@@ -112,6 +112,40 @@ def test_a_step_is_captured_and_replayed(name, cuda_stub, on_cuda, tmp_path):
     assert result["step"]["bytes_to_host"] == 512 * 4
 
 
+MEMORY = """
+import json, sys
+from pathlib import Path
+from traffic import DeviceMemory
+from runtime.cache import cache_bytes
+from runtime.generate import Model
+
+with DeviceMemory() as loaded:
+    model = Model(Path(sys.argv[1]), "cuda")
+sizes = {}
+for room in (30000, 31000):  # the second needs more than the first gave back
+    with DeviceMemory() as memory:
+        cache = model.decoder.new_cache(room)
+    del cache
+    rope = 2 * room * model.bundle.text.head_dim // 2 * 2
+    sizes[room] = memory.peak, cache_bytes(model.bundle.text, 1, room, 2) + rope
+print(json.dumps({"weights": loaded.peak, "sizes": sizes}))
+"""
+
+
+def test_a_card_gives_no_more_than_is_needed(cuda_stub, on_cuda):
+    """Of the decoder's weights, and of a KV cache with its RoPE tables; by powers of two, a third more was taken."""
+    result = cuda_stub.run(MEMORY, on_cuda("w4"))
+    first, second = result["sizes"].values()
+    assert first[1] <= first[0] < 1.01 * first[1]
+    assert second[0] < 1.01 * second[1]
+    decoder = [
+        tensor.nbytes
+        for tensor in open_checkpoint(on_cuda("w4")).tensors.values()
+        if tensor.name.startswith(("model.language_model.layers", "model.language_model.norm", "lm_head"))
+    ]
+    assert result["weights"] < 1.1 * sum(decoder)
+
+
 LOAD = """
 import json, sys
 from pathlib import Path

@@ -31,6 +31,7 @@ def test_a_card_is_told_its_number_and_limit():
     assert told["device_id"] == "1"
     assert told["gpu_mem_limit"] == str(3 << 30)
     assert told["enable_cuda_graph"] == "1"
+    assert told["arena_extend_strategy"] == "kSameAsRequested"
     assert "gpu_mem_limit" not in provider(Device("cuda"), Options())[1]
     assert provider(CPU, Options(memory_limit=1)) == ("CPUExecutionProvider", {})
 
