@@ -11,6 +11,7 @@ import json
 import math
 import re
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -20,18 +21,24 @@ import ml_dtypes
 import numpy as np
 import onnxruntime as ort
 from onnxruntime.capi import _pybind_state
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from calib_data.errors import InputError
 from runtime import bundle as io
 from runtime.pages import use_huge_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16, which numpy has no type for
-_WARNING, _ERROR = 2, 3  # severities of ONNX Runtime's log
+_WARNING, _ERROR, _FATAL = 2, 3, 4  # severities of ONNX Runtime's log
+# How ONNX Runtime says that memory was refused: its allocators with the bytes asked for, C++, and CUDA and cuBLAS.
+_REFUSED = re.compile(
+    r"Failed to allocate memory for requested buffer of size (\d+)|smaller than requested bytes of (\d+)"
+    r"|std::bad_alloc|CUDA failure 2:|CUBLAS failure 3:"
+)
 _NUMPY: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,
@@ -87,7 +94,7 @@ def open_session(
         raise InputError(f"{path} is missing; run: python -m export --model {path.parent} --target {device.kind}")
     options = options or Options()
     settings = ort.SessionOptions()
-    settings.log_severity_level = _ERROR
+    settings.log_severity_level = _FATAL  # what is only an error is raised too
     settings.enable_mem_pattern = not give_back
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
@@ -95,7 +102,10 @@ def open_session(
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile / path.stem)
     try:
-        session = ort.InferenceSession(path, settings, providers=[provider(device, options)])
+        with memory_for(f"the weights of {path}", "quantize to fewer bits, or raise --memory-limit where it was given"):
+            session = ort.InferenceSession(path, settings, providers=[provider(device, options)])
+    except InputError:
+        raise
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code
         raise InputError(f"{path}: ONNX Runtime cannot load it ({error}); run python -m export again") from error
     if session.get_providers()[0] != f"{device.kind.upper()}ExecutionProvider":
@@ -103,6 +113,20 @@ def open_session(
     if device.kind == "cpu":
         use_huge_pages()
     return session
+
+
+@contextmanager
+def memory_for(what: str, advice: str) -> Iterator[None]:
+    """Say in one line what there was no memory for in a block, on the host or a card; every other error goes on."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, ort_errors.Fail, ort_errors.RuntimeException) as error:
+        refused = _REFUSED.search(str(error))
+        if refused is None and not isinstance(error, MemoryError):
+            raise
+        asked = refused and next(filter(None, refused.groups()), None)
+        size = f", {math.ceil(int(asked) / 2**20)} MiB more in one piece" if asked else ""
+        raise InputError(f"out of memory for {what}{size}; {advice}") from error
 
 
 def placement(session: ort.InferenceSession) -> list[tuple[str, str]]:
@@ -246,5 +270,7 @@ class VisionSession:
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """Embeddings [P / merge^2, H] of images and frames; feeds by the names of `bundle.VISION_INPUTS`."""
-        (embeds,) = self._session.run([io.IMAGE_EMBEDS], dict(feeds), self._options)
+        advice = "give smaller images or a lower --fps, or raise --memory-limit where it was given"
+        with memory_for(f"pictures of {len(feeds[io.PATCHES])} patches", advice):
+            (embeds,) = self._session.run([io.IMAGE_EMBEDS], dict(feeds), self._options)
         return np.asarray(embeds, dtype=np.float32)

@@ -146,6 +146,52 @@ def test_a_card_gives_no_more_than_is_needed(cuda_stub, on_cuda):
     assert result["weights"] < 1.1 * sum(decoder)
 
 
+REFUSED = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from traffic import leave_memory
+from calib_data.errors import InputError
+from runtime.generate import Model
+from runtime.vision import vision_feeds
+
+def said(size, work):
+    leave_memory(size)
+    try:
+        work()
+    except InputError as error:
+        leave_memory(1 << 40)
+        return str(error)
+
+folder = Path(sys.argv[1])
+loading = [said(size, lambda: Model(folder, "cuda")) for size in (1000, 1 << 20)]
+model = Model(folder, "cuda")
+feeds = vision_feeds(np.zeros((4096, 1176), np.float32), [(1, 64, 64)], model.bundle.vision)
+model.vision
+cache = model.decoder.new_cache(3000)
+prompt = np.zeros((1, 1024, 256), np.float32)
+refused = [
+    said(1 << 20, lambda: model.decoder.new_cache(30000)),
+    said(1 << 20, lambda: model.decoder.run(cache, prompt, np.array([[1023]]))),
+    said(1 << 20, lambda: model.vision.run(feeds)),
+]
+model.decoder.run(cache, prompt, np.array([[1023]]))  # as if nothing had been
+print(json.dumps([*loading, *refused]))
+"""
+
+
+def test_what_a_card_has_no_memory_for_is_named(cuda_stub, on_cuda):
+    folder = on_cuda("w4")
+    head, weights, cache, call, picture = cuda_stub.run(REFUSED, folder)
+    assert head.startswith(f"out of memory for the head of {folder}")
+    assert weights.startswith(f"out of memory for the weights of {folder / 'decoder.cuda.onnx'}")
+    assert cache.startswith("out of memory for the KV cache of 30000 tokens, 29 MiB")
+    assert call.startswith("out of memory for a call of 1024 tokens beside a KV cache of 3000")
+    assert picture.startswith("out of memory for pictures of 4096 patches")
+    assert "--kv-bits 8" in cache
+    assert "smaller images" in picture
+
+
 LOAD = """
 import json, sys
 from pathlib import Path
