@@ -18,7 +18,7 @@ class EmptySplitError(InputError):
 
 
 def run_command(app: typer.Typer) -> None:
-    """Run a command line and exit: 0 done, 1 a failed gate, 2 wrong input or no memory (one line on stderr), 130 interrupted.
+    """Run a command line and exit: 0 done, 1 a failed gate, 2 wrong input or no memory (one line), 130 interrupted.
 
     A command raises `typer.Exit(code)` to choose another code.
     """

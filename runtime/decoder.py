@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _KEPT = 16  # calls of up to this many tokens keep their bindings: steps, and the checking of drafts
 _HOST = Device("cpu")
-_SMALLER = "shorten the prompt, lower --max-new-tokens, or run: python -m export --kv-bits 8"
+_SMALLER = "shorten the prompt, lower --max-new-tokens, or export with --kv-bits 8 where it was not"
 _CAPTURES = itertools.count(1)
 
 

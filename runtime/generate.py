@@ -161,7 +161,7 @@ class Model:
         return vision.run(vision_feeds(patches, [grid], shape))
 
     def embed_tokens(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Embeddings [T, H] of tokens, read from the weights file where they lie, with no second copy of a long text."""
+        """Embeddings [T, H] of tokens, read from the weights file where they lie, a chunk at a time."""
         embeds = np.empty((len(ids), self._embeddings.shape[1]), np.float32)
         for start in range(0, len(ids), PROMPT_CHUNK):
             part = slice(start, start + PROMPT_CHUNK)

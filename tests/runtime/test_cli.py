@@ -363,7 +363,7 @@ def test_a_cache_that_does_not_fit_is_one_line(copied):
     assert ended.stdout == ""
     assert re.fullmatch(
         r"error: out of memory for the KV cache of 30000\d\d tokens, 5\d\d\d MiB; shorten the prompt, "
-        r"lower --max-new-tokens, or run: python -m export --kv-bits 8\n",
+        r"lower --max-new-tokens, or export with --kv-bits 8 where it was not\n",
         ended.stderr,
     )
 
