@@ -18,7 +18,7 @@ class EmptySplitError(InputError):
 
 
 def run_command(app: typer.Typer) -> None:
-    """Run a command line and exit: 0 done, 1 a failed gate, 2 wrong input (one line on stderr), 130 interrupted.
+    """Run a command line and exit: 0 done, 1 a failed gate, 2 wrong input or no memory (one line), 130 interrupted.
 
     A command raises `typer.Exit(code)` to choose another code.
     """
@@ -33,6 +33,8 @@ def run_command(app: typer.Typer) -> None:
         _fail(str(error))
     except ModuleNotFoundError as error:  # the plain install has what `runtime` needs, and no torch
         _fail(f"the package {error.name} is not installed; run: pip install '.[quantize]'")
+    except MemoryError as error:  # where nothing nearer knows what it was for
+        _fail(f"out of memory ({str(error) or 'no size is known'}); close other programs, or use less of the input")
     except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     sys.exit(code if isinstance(code, int) else 0)

@@ -15,7 +15,7 @@ import onnxruntime as ort
 from runtime import bundle as io
 from runtime.cache import KVCache, cache_bytes
 from runtime.pages import HUGE, use_huge_pages
-from runtime.sessions import Buffer, Device, itemsize, map_stored
+from runtime.sessions import Buffer, Device, itemsize, map_stored, memory_for
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,12 +27,14 @@ if TYPE_CHECKING:
 
 _KEPT = 16  # calls of up to this many tokens keep their bindings: steps, and the checking of drafts
 _HOST = Device("cpu")
+_SMALLER = "shorten the prompt, lower --max-new-tokens, or export with --kv-bits 8 where it was not"
 _CAPTURES = itertools.count(1)
 
 
 def load_head(folder: Path, target: Target, device: Device) -> dict[str, Buffer]:
     """Weights of the head that the graphs of a target take as inputs, by name; none where they are initializers."""
-    return {name: Buffer.of(map_stored(folder, stored), stored.dtype, device) for name, stored in target.head.items()}
+    with memory_for(f"the head of {folder}", "quantize to fewer bits"):
+        return {name: Buffer.of(map_stored(folder, data), data.dtype, device) for name, data in target.head.items()}
 
 
 class Decoded(NamedTuple):
@@ -102,8 +104,10 @@ class DecoderSession:
 
     def new_cache(self, room: int, batch: int = 1) -> KVCache:
         """Buffers for `batch` sequences of up to `room` tokens each."""
-        cache = KVCache(self._text, self._dtype, self._kv_dtype, self._device, room, batch)
-        if self._device.kind == "cpu" and cache_bytes(self._text, batch, room, itemsize(self._kv_dtype)) >= HUGE:
+        size = cache_bytes(self._text, batch, room, itemsize(self._kv_dtype))
+        with memory_for(f"the KV cache of {room} tokens, {size / 2**20:.0f} MiB", _SMALLER):
+            cache = KVCache(self._text, self._dtype, self._kv_dtype, self._device, room, batch)
+        if self._device.kind == "cpu" and size >= HUGE:
             use_huge_pages()
         if self._capture:
             # To capture a step, ONNX Runtime runs it several times, and each would push rows out of a full window.
@@ -130,7 +134,20 @@ class DecoderSession:
             raise ValueError(f"{batch} sequences of {tokens} tokens do not fit a cache of {len(cache.lengths)}")
         if lengths.max() > cache.room:
             raise ValueError(f"{lengths.max()} tokens do not fit a cache of {cache.room}")
-        call = self._call(cache, tokens, wanted.shape[1])
+        advice = f"make its KV cache smaller: {_SMALLER}; or raise --memory-limit where it was given"
+        with memory_for(f"a call of {tokens} tokens beside a KV cache of {cache.room}", advice):
+            return self._run(cache, embeds, wanted, lengths, previous_hidden)
+
+    def _run(
+        self,
+        cache: KVCache,
+        embeds: NDArray[np.float32],
+        wanted: NDArray[np.int64],
+        lengths: NDArray[np.int32],
+        previous_hidden: Buffer | None,
+    ) -> Decoded:
+        """The call itself. lengths: of the sequences after it."""
+        call = self._call(cache, embeds.shape[1], wanted.shape[1])
         call.embeds.write(embeds)
         call.seqlens_k.write(lengths - np.int32(1))
         if call.wanted is None or not np.array_equal(call.wanted, wanted):

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,7 +22,7 @@ from runtime.video import VideoSettings, video_grid, video_patches
 from runtime.vision import vision_feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
     from typing import Any
 
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from runtime.speculation import Drafts
     from runtime.video import Video
 
-PROMPT_CHUNK = 1024  # prompt tokens a call: bounds the activations, and the CPU kernel's scores, of a long prompt
+PROMPT_CHUNK = 1024  # prompt tokens a call: bounds the activations of a long prompt, widest inside the MLP
 ANSWER_CHUNK = 256  # tokens of a known answer a call: bounds their logits, 150 MiB for a vocabulary of 153600
 
 
@@ -139,12 +140,9 @@ class Model:
                 f"prompt: {len(ids)} tokens, but the model's context is {self.bundle.text.context}; shorten it"
             )
         embeds = self.embed_tokens(ids)
-        if images:
-            embeds[ids == self.chat.image_token_id] = np.concatenate(
-                [self.embed_image(image, name) for image, name in zip(images, names, strict=True)]
-            )
-        if videos:
-            embeds[ids == self.chat.video_token_id] = np.concatenate([self.embed_video(video) for video in videos])
+        shown = (self.embed_image(image, name) for image, name in zip(images, names, strict=True))
+        _write_rows(embeds, ids == self.chat.image_token_id, shown)
+        _write_rows(embeds, ids == self.chat.video_token_id, chain.from_iterable(map(self.embed_video, videos)))
         return Prompt(ids, embeds)
 
     def embed_image(self, image: Image.Image, name: str) -> NDArray[np.float32]:
@@ -152,9 +150,9 @@ class Model:
         patches, grid = preprocess(image, self._images, name)
         return self._embed(patches, grid)
 
-    def embed_video(self, video: Video) -> NDArray[np.float32]:
+    def embed_video(self, video: Video) -> Iterator[NDArray[np.float32]]:
         """Embeddings [tokens, H] of one video, some frames a call: no frame looks at another."""
-        return np.concatenate([self._embed(patches, grid) for patches, grid in video_patches(video, self._videos)])
+        return (self._embed(patches, grid) for patches, grid in video_patches(video, self._videos))
 
     def _embed(self, patches: NDArray[np.float32], grid: tuple[int, int, int]) -> NDArray[np.float32]:
         """One call a picture: of several in one, each would be padded to the largest, and all held at once."""
@@ -163,8 +161,12 @@ class Model:
         return vision.run(vision_feeds(patches, [grid], shape))
 
     def embed_tokens(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Embeddings [T, H] of tokens, read from the weights file where they lie."""
-        return self._embeddings[ids].astype(np.float32)
+        """Embeddings [T, H] of tokens, read from the weights file where they lie, a chunk at a time."""
+        embeds = np.empty((len(ids), self._embeddings.shape[1]), np.float32)
+        for start in range(0, len(ids), PROMPT_CHUNK):
+            part = slice(start, start + PROMPT_CHUNK)
+            embeds[part] = self._embeddings[ids[part]]
+        return embeds
 
     def prefill(self, prompt: Prompt, new_tokens: int) -> tuple[KVCache, NDArray[np.float32]]:
         """A cache with room for `new_tokens` more, filled with the prompt, and the logits [V] after its last token."""
@@ -235,6 +237,15 @@ class Model:
                 f"{self.folder}: gives NaN or infinite numbers, its weights are damaged or overflow in float16; "
                 "quantize the checkpoint again with --dtype bfloat16"
             )
+
+
+def _write_rows(embeds: NDArray[np.float32], places: NDArray[np.bool_], pieces: Iterable[NDArray[np.float32]]) -> None:
+    """Write pieces [n, H] one after the other, as they come, into the rows of embeds [T, H] that `places` [T] marks."""
+    rows, done = np.flatnonzero(places), 0
+    for piece in pieces:
+        embeds[rows[done : done + len(piece)]] = piece
+        done += len(piece)
+    assert done == len(rows), f"{done} embeddings for {len(rows)} places"
 
 
 def _read_settings(path: Path) -> dict[str, Any]:

@@ -11,24 +11,34 @@ import json
 import math
 import re
 import sys
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
 import onnxruntime as ort
+from onnxruntime.capi import _pybind_state
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from calib_data.errors import InputError
 from runtime import bundle as io
 from runtime.pages import use_huge_pages
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16, which numpy has no type for
+_WARNING, _ERROR, _FATAL = 2, 3, 4  # severities of ONNX Runtime's log
+# How ONNX Runtime says that memory was refused: its allocators with the bytes asked for, C++, and CUDA and cuBLAS.
+_REFUSED = re.compile(
+    r"Failed to allocate memory for requested buffer of size (\d+)|smaller than requested bytes of (\d+)"
+    r"|std::bad_alloc|CUDA failure 2:|CUBLAS failure 3:"
+)
 _NUMPY: dict[str, Any] = {
     "float32": np.float32,
     "float16": np.float16,
@@ -77,14 +87,14 @@ def open_session(
     """Load a graph on a device. Raises InputError when the device or the graph cannot be used.
 
     give_back: for a graph whose inputs have another size each time: no memory is laid out, and kept, for a size that
-    was seen, and no more is taken from a card than is needed (ONNX Runtime takes twice as much each time).
+    was seen.
     """
     require_device(device)
     if not path.is_file():
         raise InputError(f"{path} is missing; run: python -m export --model {path.parent} --target {device.kind}")
     options = options or Options()
     settings = ort.SessionOptions()
-    settings.log_severity_level = 3
+    settings.log_severity_level = _FATAL  # what is only an error is raised too
     settings.enable_mem_pattern = not give_back
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
@@ -92,8 +102,10 @@ def open_session(
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile / path.stem)
     try:
-        chosen = [provider(device, options, exactly=give_back)]
-        session = ort.InferenceSession(path, settings, providers=chosen)
+        with memory_for(f"the weights of {path}", "quantize to fewer bits, or raise --memory-limit where it was given"):
+            session = ort.InferenceSession(path, settings, providers=[provider(device, options)])
+    except InputError:
+        raise
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code
         raise InputError(f"{path}: ONNX Runtime cannot load it ({error}); run python -m export again") from error
     if session.get_providers()[0] != f"{device.kind.upper()}ExecutionProvider":
@@ -101,6 +113,20 @@ def open_session(
     if device.kind == "cpu":
         use_huge_pages()
     return session
+
+
+@contextmanager
+def memory_for(what: str, advice: str) -> Iterator[None]:
+    """Say in one line what there was no memory for in a block, on the host or a card; every other error goes on."""
+    try:
+        yield
+    except (MemoryError, RuntimeError, ort_errors.Fail, ort_errors.RuntimeException) as error:
+        refused = _REFUSED.search(str(error))
+        if refused is None and not isinstance(error, MemoryError):
+            raise
+        asked = refused and next(filter(None, refused.groups()), None)
+        size = f", {math.ceil(int(asked) / 2**20)} MiB more in one piece" if asked else ""
+        raise InputError(f"out of memory for {what}{size}; {advice}") from error
 
 
 def placement(session: ort.InferenceSession) -> list[tuple[str, str]]:
@@ -115,13 +141,15 @@ def map_stored(folder: Path, stored: io.StoredArray) -> NDArray[np.generic]:
     return np.memmap(folder / stored.file, _NUMPY[stored.dtype], "r", stored.offset, tuple(stored.shape))
 
 
-def provider(device: Device, options: Options, *, exactly: bool = False) -> tuple[str, dict[str, str]]:
-    """The execution provider of a device, and what it is told. exactly: take no more memory than is needed."""
+def provider(device: Device, options: Options) -> tuple[str, dict[str, str]]:
+    """The execution provider of a device, and what it is told: of a card's memory, to take no more than is needed."""
     if device.kind == "cpu":
         return "CPUExecutionProvider", {}
-    told = {"device_id": str(device.index), "enable_cuda_graph": str(int(options.capture))}
-    if exactly or options.memory_limit is not None:
-        told["arena_extend_strategy"] = "kSameAsRequested"
+    told = {
+        "device_id": str(device.index),
+        "enable_cuda_graph": str(int(options.capture)),
+        "arena_extend_strategy": "kSameAsRequested",  # not to the next power of two
+    }
     if options.memory_limit is not None:
         told["gpu_mem_limit"] = str(options.memory_limit)
     return "CUDAExecutionProvider", told
@@ -155,6 +183,18 @@ def _require_libraries(folder: Path) -> None:
         ) from error
 
 
+@cache
+def _take_only_what_is_needed() -> None:
+    """Have buffers on a card grow ONNX Runtime's pool by their own sizes: by powers of two, a third of it lies idle.
+
+    The pool is one for a process, made at its first buffer, and no option of a session reaches it: the one way is a
+    deprecated function, which warns about itself.
+    """
+    ort.set_default_logger_severity(_ERROR)
+    _pybind_state.set_arena_extend_strategy(_pybind_state.ArenaExtendStrategy.kSameAsRequested)
+    ort.set_default_logger_severity(_WARNING)  # as it was: it says why CUDA does not start
+
+
 @dataclass(frozen=True)
 class Buffer:
     """A tensor in a device's memory, or a stretch of one, at an address that does not change."""
@@ -169,6 +209,8 @@ class Buffer:
     def empty(cls, shape: tuple[int, ...], dtype: str, device: Device) -> Buffer:
         """Memory with no particular content."""
         element = _element_type(dtype)
+        if device.kind == "cuda":
+            _take_only_what_is_needed()
         value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), element, device.kind, device.index)
         return cls(value, value.data_ptr(), shape, dtype, device)
 
@@ -228,5 +270,7 @@ class VisionSession:
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
         """Embeddings [P / merge^2, H] of images and frames; feeds by the names of `bundle.VISION_INPUTS`."""
-        (embeds,) = self._session.run([io.IMAGE_EMBEDS], dict(feeds), self._options)
+        advice = "give smaller images or a lower --fps, or raise --memory-limit where it was given"
+        with memory_for(f"pictures of {len(feeds[io.PATCHES])} patches", advice):
+            (embeds,) = self._session.run([io.IMAGE_EMBEDS], dict(feeds), self._options)
         return np.asarray(embeds, dtype=np.float32)

@@ -14,7 +14,7 @@ import numpy as np
 
 from calib_data.errors import InputError
 from runtime import bundle as io
-from runtime.sessions import Buffer, Device
+from runtime.sessions import Buffer, Device, memory_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -77,8 +77,9 @@ class Rewinder:
         rows = []
         if count:
             of = [cache.buffers[i] for i, *_ in self._names]
-            rows = [Buffer.empty((*b.shape[:2], count, b.shape[3]), b.dtype, b.device) for b in of]
-            self._run(cache, of, rows, (0, 0, count))
+            with memory_for(f"what {tokens} drafts push out of the windows", "leave out --draft-tokens"):
+                rows = [Buffer.empty((*b.shape[:2], count, b.shape[3]), b.dtype, b.device) for b in of]
+                self._run(cache, of, rows, (0, 0, count))
         return Kept(first, rows)
 
     def rewind(self, cache: KVCache, kept: Kept, tokens: int) -> None:

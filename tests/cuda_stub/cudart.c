@@ -14,6 +14,7 @@ enum { HOST_TO_HOST = 0, HOST_TO_DEVICE = 1, DEVICE_TO_HOST = 2, DEVICE_TO_DEVIC
 /* Read through ctypes by traffic.py. */
 unsigned long stub_bytes_to_device, stub_bytes_to_host, stub_copies_to_device, stub_copies_to_host, stub_launches;
 unsigned long stub_device_bytes, stub_device_bytes_peak;
+unsigned long stub_device_limit = (unsigned long)-1; /* set by traffic.py: device memory that is given out */
 
 /* --- Memory: 256-byte aligned and zeroed; the block that calloc gave and its device bytes are kept just below. --- */
 
@@ -23,6 +24,7 @@ typedef struct {
 } Header;
 
 static int allocate(void **pointer, size_t size, size_t device_bytes) {
+    if (device_bytes > 0 && stub_device_bytes + device_bytes > stub_device_limit) return OUT_OF_MEMORY;
     char *block = calloc(1, size + 256 + sizeof(Header));
     if (block == NULL) return OUT_OF_MEMORY;
     uintptr_t aligned = ((uintptr_t)block + sizeof(Header) + 255) & ~(uintptr_t)255;

@@ -33,6 +33,11 @@ class DeviceMemory:
         self.peak, self.kept = (_counter(name).value - self._before for name in ("device_bytes_peak", "device_bytes"))
 
 
+def leave_memory(size: int) -> None:
+    """Let the device give out so many bytes more; all that is asked for beyond is refused."""
+    _counter("device_limit").value = _counter("device_bytes").value + size
+
+
 def _counters() -> dict[str, int]:
     return {name: _counter(name).value for name in COUNTERS}
 

@@ -112,6 +112,86 @@ def test_a_step_is_captured_and_replayed(name, cuda_stub, on_cuda, tmp_path):
     assert result["step"]["bytes_to_host"] == 512 * 4
 
 
+MEMORY = """
+import json, sys
+from pathlib import Path
+from traffic import DeviceMemory
+from runtime.cache import cache_bytes
+from runtime.generate import Model
+
+with DeviceMemory() as loaded:
+    model = Model(Path(sys.argv[1]), "cuda")
+sizes = {}
+for room in (30000, 31000):  # the second needs more than the first gave back
+    with DeviceMemory() as memory:
+        cache = model.decoder.new_cache(room)
+    del cache
+    rope = 2 * room * model.bundle.text.head_dim // 2 * 2
+    sizes[room] = memory.peak, cache_bytes(model.bundle.text, 1, room, 2) + rope
+print(json.dumps({"weights": loaded.peak, "sizes": sizes}))
+"""
+
+
+def test_a_card_gives_no_more_than_is_needed(cuda_stub, on_cuda):
+    """Of the decoder's weights, and of a KV cache with its RoPE tables; by powers of two, a third more was taken."""
+    result = cuda_stub.run(MEMORY, on_cuda("w4"))
+    first, second = result["sizes"].values()
+    assert first[1] <= first[0] < 1.01 * first[1]
+    assert second[0] < 1.01 * second[1]
+    decoder = [
+        tensor.nbytes
+        for tensor in open_checkpoint(on_cuda("w4")).tensors.values()
+        if tensor.name.startswith(("model.language_model.layers", "model.language_model.norm", "lm_head"))
+    ]
+    assert result["weights"] < 1.1 * sum(decoder)
+
+
+REFUSED = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from traffic import leave_memory
+from calib_data.errors import InputError
+from runtime.generate import Model
+from runtime.vision import vision_feeds
+
+def said(size, work):
+    leave_memory(size)
+    try:
+        work()
+    except InputError as error:
+        leave_memory(1 << 40)
+        return str(error)
+
+folder = Path(sys.argv[1])
+loading = [said(size, lambda: Model(folder, "cuda")) for size in (1000, 1 << 20)]
+model = Model(folder, "cuda")
+feeds = vision_feeds(np.zeros((4096, 1176), np.float32), [(1, 64, 64)], model.bundle.vision)
+model.vision
+cache = model.decoder.new_cache(3000)
+prompt = np.zeros((1, 1024, 256), np.float32)
+refused = [
+    said(1 << 20, lambda: model.decoder.new_cache(30000)),
+    said(1 << 20, lambda: model.decoder.run(cache, prompt, np.array([[1023]]))),
+    said(1 << 20, lambda: model.vision.run(feeds)),
+]
+model.decoder.run(cache, prompt, np.array([[1023]]))  # as if nothing had been
+print(json.dumps([*loading, *refused]))
+"""
+
+
+def test_what_a_card_has_no_memory_for_is_named(cuda_stub, on_cuda):
+    folder = on_cuda("w4")
+    head, weights, cache, call, picture = cuda_stub.run(REFUSED, folder)
+    assert head.startswith(f"out of memory for the head of {folder}")
+    assert weights.startswith(f"out of memory for the weights of {folder / 'decoder.cuda.onnx'}")
+    assert cache.startswith("out of memory for the KV cache of 30000 tokens, 29 MiB")
+    assert call.startswith("out of memory for a call of 1024 tokens beside a KV cache of 3000")
+    assert picture.startswith("out of memory for pictures of 4096 patches")
+    assert "--kv-bits 8" in cache
+    assert "smaller images" in picture
+
+
 LOAD = """
 import json, sys
 from pathlib import Path

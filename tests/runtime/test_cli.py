@@ -3,6 +3,8 @@
 import ctypes
 import json
 import os
+import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -22,7 +24,7 @@ from .damage import WEIGHTS, change_tensor, edit_json, set_context
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
-def process(*arguments, cwd):
+def process(*arguments, cwd, memory=resource.RLIM_INFINITY):
     return subprocess.run(
         [sys.executable, "-m", "runtime", *map(str, arguments)],
         cwd=cwd,
@@ -30,6 +32,7 @@ def process(*arguments, cwd):
         capture_output=True,
         text=True,
         timeout=60,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (memory, memory)),
     )
 
 
@@ -349,3 +352,42 @@ def test_without_a_command_there_is_help(command):
     code, out, err = command()
     assert (code, err) == (0, "")
     assert all(name in out for name in ("generate", "evaluate", "compare"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere RLIMIT_AS is not kept to")
+def test_a_cache_that_does_not_fit_is_one_line(copied):
+    """Four GiB for a process that maps one or two, and an answer whose cache takes more."""
+    set_context(copied, 1 << 22)
+    ended = process("generate", "--model", copied, "--max-new-tokens", 3_000_000, cwd=copied, memory=4 << 30)
+    assert ended.returncode == 2
+    assert ended.stdout == ""
+    assert re.fullmatch(
+        r"error: out of memory for the KV cache of 30000\d\d tokens, 5\d\d\d MiB; shorten the prompt, "
+        r"lower --max-new-tokens, or export with --kv-bits 8 where it was not\n",
+        ended.stderr,
+    )
+
+
+LOAD = """
+import resource, sys
+from pathlib import Path
+from calib_data.errors import InputError
+from runtime.sessions import Device, Options, open_session
+
+mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + (8 << 20),) * 2)
+try:
+    open_session(Path(sys.argv[1]), Device("cpu"), Options(threads=1))
+except InputError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere RLIMIT_AS is not kept to")
+def test_a_graph_that_does_not_fit_need_not_be_exported_again(exported):
+    graph = exported("fp16") / "decoder.cpu.onnx"
+    command = [sys.executable, "-c", LOAD, str(graph)]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    assert ended.stdout.startswith(f"out of memory for the weights of {graph}")
+    assert "export" not in ended.stdout.split(str(graph))[1]
+    assert ended.stderr == ""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -80,6 +81,19 @@ def test_text_alone_has_no_image_places(reader):
     prompt = reader.prompt("Read the text.")
     assert 67 not in prompt.ids
     np.testing.assert_array_equal(prompt.embeds, reader.embed_tokens(prompt.ids))
+
+
+@pytest.mark.parametrize(("words", "pictures", "copies"), [(4000, 0, 1.1), (1, 80, 1.5)])
+def test_a_prompt_holds_its_embeddings_once(words, pictures, copies, reader):
+    """Beside them only a chunk of text, and the patches of one picture: a fifth of the embeddings of eighty."""
+    text, images = "word " * words, [Image.new("RGB", (112, 112))] * pictures
+    reader.prompt("", [Image.new("RGB", (112, 112))])  # loads the vision graph
+    tracemalloc.start()
+    prompt = reader.prompt(text, images)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert (prompt.ids == 67).sum() == 16 * pictures
+    assert peak < copies * prompt.embeds.nbytes
 
 
 def test_a_picture_that_is_too_long_is_named(reader):

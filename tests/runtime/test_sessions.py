@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from calib_data.errors import InputError
-from runtime.sessions import Buffer, Device, Options, provider
+from runtime.sessions import Buffer, Device, Options, memory_for, provider
 
 CPU = Device("cpu")
 
@@ -31,6 +31,7 @@ def test_a_card_is_told_its_number_and_limit():
     assert told["device_id"] == "1"
     assert told["gpu_mem_limit"] == str(3 << 30)
     assert told["enable_cuda_graph"] == "1"
+    assert told["arena_extend_strategy"] == "kSameAsRequested"
     assert "gpu_mem_limit" not in provider(Device("cuda"), Options())[1]
     assert provider(CPU, Options(memory_limit=1)) == ("CPUExecutionProvider", {})
 
@@ -50,3 +51,32 @@ def test_bfloat16_is_rounded_once():
     buffer = Buffer.of(np.array([1.0, 1.00390625, -3.1415927], np.float32), "bfloat16", CPU)
     held = (ctypes.c_uint16 * 3).from_address(buffer.address)  # ONNX Runtime gives no array of it
     assert list(held) == [0x3F80, 0x3F80, 0xC049]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("std::bad_alloc"),
+        RuntimeError("bfc_arena.cc:360 Failed to allocate memory for requested buffer of size 4194305"),
+        RuntimeError("Available memory of 10 is smaller than requested bytes of 4194305"),
+        RuntimeError("CUDA failure 2: out of memory ; GPU=0 ; expr=cudaMalloc((void**)&p, size);"),
+    ],
+)
+def test_refused_memory_is_said_to_be(error):
+    """In the words of ONNX Runtime 1.31."""
+    more = ", 5 MiB more in one piece" if "4194305" in str(error) else ""
+    with (
+        pytest.raises(InputError, match=f"^out of memory for a thing{more}; buy some$"),
+        memory_for("a thing", "buy some"),
+    ):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RuntimeError("CUDA failure 209: no kernel image"), InputError("x: is empty"), ValueError("std::bad_alloc")],
+)
+def test_another_error_goes_on_as_it_is(error):
+    with pytest.raises(type(error)) as raised, memory_for("a thing", "buy some"):
+        raise error
+    assert raised.value is error
