@@ -68,9 +68,10 @@ class Progress:
 
     def add(self, document: Document, measured: Measured) -> None:
         """Keep one more document."""
-        self._done[digest(document)] = measured
+        key = digest(document)
+        self._done[key] = measured
         if self._file is not None:
-            line = {"digest": digest(document), **measured.to_json()}
+            line = {"digest": key, **measured.to_json()}
             self._write(json.dumps(line, ensure_ascii=False).encode())
 
     def _write(self, line: bytes) -> None:
@@ -81,5 +82,8 @@ class Progress:
 
 def digest(document: Document) -> str:
     """A hash of all that a document is."""
-    parts = (document.name, document.prompt, document.answer, document.image.size)
-    return hashlib.sha256(json.dumps(parts).encode() + document.image.tobytes()).hexdigest()
+    image = document.image
+    parts = (document.name, document.prompt, document.answer, *document.also, image.size)
+    found = hashlib.sha256(json.dumps(parts).encode())
+    found.update(image.tobytes())
+    return found.hexdigest()
