@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import TYPE_CHECKING
 
@@ -20,10 +21,13 @@ class EmptySplitError(InputError):
 def run_command(app: typer.Typer) -> None:
     """Run a command line and exit: 0 done, 1 a failed gate, 2 wrong input (one line on stderr), 130 interrupted.
 
-    A command raises `typer.Exit(code)` to choose another code.
+    A command raises `typer.Exit(code)` to choose another code. What it prints is UTF-8 everywhere.
     """
     import typer
 
+    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows has a code page, which lacks Hangul
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:  # what the argument parser itself rejects
