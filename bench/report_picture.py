@@ -63,7 +63,9 @@ def photograph(page: Path) -> tuple[dict[str, Path], int]:
     # Hangul comes from the font that documents are drawn with, whatever the machine has.
     configuration = page.with_name("fonts.conf")
     own = Path(str(fonts.load("sans-cjk", 10).path)).parent
-    configuration.write_text(f"<fontconfig><include>/etc/fonts/fonts.conf</include><dir>{own}</dir></fontconfig>")
+    configuration.write_text(
+        f"<fontconfig><include>/etc/fonts/fonts.conf</include><dir>{own}</dir></fontconfig>", encoding="utf-8"
+    )
     taken, plots = {}, 0
     with sync_playwright() as driver:
         environment: dict[str, str | float | bool] = {**os.environ, "FONTCONFIG_FILE": str(configuration)}

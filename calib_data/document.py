@@ -7,26 +7,38 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 if TYPE_CHECKING:
-    from PIL import Image
+    from collections.abc import Callable
 
 
 @dataclass(frozen=True)
 class Document:
     """One document question.
 
-    image: RGB picture.
+    picture: RGB picture, or what opens it: photos of many documents at once would fill the memory.
     prompt: the user's turn, plain text without image placeholders or chat markup.
     answer: ground truth; None where the source has none.
     name: stable and unique within its source, such as a file name or "evaluation/0/17".
+    also: other answers that are as true.
     """
 
-    image: Image.Image
+    picture: Image.Image | Callable[[], Image.Image]
     prompt: str
     answer: str | None
     name: str
+    also: tuple[str, ...] = ()
+
+    @property
+    def image(self) -> Image.Image:
+        """The RGB picture, opened anew each time. Raises InputError where it cannot be read any more."""
+        return self.picture if isinstance(self.picture, Image.Image) else self.picture()
 
     def digest(self) -> str:
-        """A hash of all that it is: equal for the same picture, question and answer under the same name."""
-        parts = (self.name, self.prompt, self.answer, self.image.size)
-        return hashlib.sha256(json.dumps(parts).encode() + self.image.tobytes()).hexdigest()
+        """A hash of all that it is: equal for the same picture, question and answers under the same name."""
+        image = self.image
+        parts = (self.name, self.prompt, self.answer, *self.also, image.size)
+        found = hashlib.sha256(json.dumps(parts).encode())
+        found.update(image.tobytes())
+        return found.hexdigest()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
 from typing import TYPE_CHECKING
 
@@ -20,10 +22,13 @@ class EmptySplitError(InputError):
 def run_command(app: typer.Typer) -> None:
     """Run a command line and exit: 0 done, 1 a failed gate, 2 wrong input or no memory (one line), 130 interrupted.
 
-    A command raises `typer.Exit(code)` to choose another code.
+    A command raises `typer.Exit(code)` to choose another code. What it prints is UTF-8 everywhere.
     """
     import typer
 
+    for stream in (sys.stdout, sys.stderr):  # a pipe on Windows has a code page, which lacks Hangul
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         code = app(standalone_mode=False)
     except typer.TyperException as error:  # what the argument parser itself rejects
@@ -33,6 +38,11 @@ def run_command(app: typer.Typer) -> None:
         _fail(str(error))
     except ModuleNotFoundError as error:  # the plain install has what `runtime` needs, and no torch
         _fail(f"the package {error.name} is not installed; run: pip install '.[quantize]'")
+    except BrokenPipeError:  # who reads what is printed has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:  # what no place nearer has words for: a full disk, a folder that cannot be written
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}")
     except MemoryError as error:  # where nothing nearer knows what it was for
         _fail(f"out of memory ({str(error) or 'no size is known'}); close other programs, or use less of the input")
     except (typer.Abort, KeyboardInterrupt):

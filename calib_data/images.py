@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from calib_data.errors import InputError
+
+if TYPE_CHECKING:
+    from typing import BinaryIO
 
 
 def open_image(path: Path | str) -> Image.Image:
@@ -23,21 +28,32 @@ def open_image(path: Path | str) -> Image.Image:
     if not path.is_file():
         raise InputError(f"{path}: is not a file, give the path of an image")
     try:
+        file = path.open("rb")
+    except OSError as error:
+        raise InputError(f"{path}: cannot be opened ({error.strerror}), check who may read it") from error
+    with file:
+        return read_image(file, str(path))
+
+
+def read_image(file: BinaryIO, name: str) -> Image.Image:
+    """Read the bytes of an image file as `open_image` does. name: what an InputError calls it."""
+    try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return to_rgb(_to_8_bits(ImageOps.exif_transpose(image), path))
+            with Image.open(file) as image:
+                ImageOps.exif_transpose(image, in_place=True)  # a copy would be one more picture in memory
+                return to_rgb(_to_8_bits(image, name))
     except InputError:
         raise
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         limit = f"{(Image.MAX_IMAGE_PIXELS or 0) // 10**6} million"
-        raise InputError(f"{path}: has more than {limit} pixels, scale it down first") from error
+        raise InputError(f"{name}: has more than {limit} pixels, scale it down first") from error
     except UnidentifiedImageError as error:
-        empty = path.stat().st_size == 0
+        empty = file.seek(0, io.SEEK_END) == 0
         reason = "is empty" if empty else "is not an image of a format that Pillow reads"
-        raise InputError(f"{path}: {reason}, give a PNG, JPEG, TIFF or WebP file") from error
+        raise InputError(f"{name}: {reason}, give a PNG, JPEG, TIFF or WebP file") from error
     except Exception as error:  # decoders raise almost anything on damaged files
-        raise InputError(f"{path}: cannot be read as an image ({error}), it may be damaged") from error
+        raise InputError(f"{name}: cannot be read as an image ({error}), it may be damaged") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -48,10 +64,10 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
 
 
-def _to_8_bits(image: Image.Image, path: Path) -> Image.Image:
+def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
     """Scale 16-bit grey to 8 bits: Pillow's own conversion clips at 255, which turns such a scan into a white page."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise InputError(f"{path}: has 32-bit pixels of unknown range, save it with 8 or 16 bits")
+        raise InputError(f"{name}: has 32-bit pixels of unknown range, save it with 8 or 16 bits")
     return image

@@ -56,7 +56,7 @@ def main(
 ) -> None:
     """Draw the training curve of the reader."""
     try:
-        rows = json.loads(curve.read_text())
+        rows = json.loads(curve.read_text(encoding="utf-8"))
         finished = draw(rows)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{curve}: is no curve.json of train_reader ({error})") from error

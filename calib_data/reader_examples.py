@@ -109,7 +109,7 @@ def cells_of(boxes: list[CharBox], width: int, height: int) -> list[int]:
 @cache
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string((READER / "chat_template.jinja").read_text())
+    return environment.from_string((READER / "chat_template.jinja").read_text(encoding="utf-8"))
 
 
 @cache

@@ -152,5 +152,5 @@ def write(folder: Path) -> None:
         "tokenizer_config.json": TOKENIZER,
     }  # fmt: skip
     for name, value in files.items():
-        (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+        (folder / name).write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     tokenizer().save(str(folder / "tokenizer.json"))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rapidfuzz.distance import Levenshtein
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -20,7 +22,7 @@ def character_error_rate(answer: str, truth: str) -> float:
     answer, truth = answer.strip(), truth.strip()
     if not truth:
         return float(bool(answer))
-    return edit_distance(answer, truth) / len(truth)
+    return Levenshtein.distance(answer, truth) / len(truth)
 
 
 def anls(answer: str, truths: Sequence[str]) -> float:
@@ -37,14 +39,4 @@ def anls(answer: str, truths: Sequence[str]) -> float:
 
 def _similarity(answer: str, truth: str) -> float:
     longest = max(len(answer), len(truth))
-    return 1.0 - edit_distance(answer, truth) / longest if longest else 1.0
-
-
-def edit_distance(first: str, second: str) -> int:
-    """Levenshtein distance: fewest insertions, deletions and substitutions (Wagner and Fischer 1974)."""
-    row = list(range(len(second) + 1))
-    for i, a in enumerate(first, start=1):
-        diagonal, row[0] = row[0], i
-        for j, b in enumerate(second, start=1):
-            diagonal, row[j] = row[j], min(diagonal + (a != b), row[j] + 1, row[j - 1] + 1)
-    return row[-1]
+    return 1.0 - Levenshtein.distance(answer, truth) / longest if longest else 1.0

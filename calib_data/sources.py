@@ -1,16 +1,19 @@
 """Where documents come from: the built-in renderer, a folder of images, a PDF, a JSONL file, a Hugging Face dataset.
 
 The three splits of one source never share a document. Rendered ones are apart by their values (see `content`); items of
-any other source belong to one split by a hash of their name, so an item stays in its split when others are added.
+any other source belong to one split by a hash of their name, or of their picture where rows of a table share one, so an
+item stays in its split when others are added.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import io
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -18,11 +21,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .content import SPLITS, Split
 from .document import Document
 from .errors import EmptySplitError, InputError
-from .images import open_image, to_rgb
+from .images import open_image, read_image
 from .render import KINDS, documents
 from .vocabulary import READ
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from PIL import Image
 
 IMAGE_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
@@ -32,7 +36,7 @@ _PROMPTS = ("prompt", "question", "query")
 _ANSWERS = ("answer", "answers", "text", "ground_truth")
 
 Name = TypeVar("Name", bound=str)
-# What can be opened later: the name that decides the split, and how to make the document.
+# What can be made later: the name that decides the split, and how to make the document.
 Item = tuple[str, Callable[[], Document]]
 
 
@@ -42,10 +46,12 @@ def open_documents(
     """Open at most `count` documents of a split ("training", "calibration" or "evaluation").
 
     source: "rendered", a folder of images (an answer is read from the .txt of the same name), a .pdf, a .jsonl of
-    {"image", "prompt", "answer"} with paths relative to the file, a local dataset folder, or a Hugging Face dataset id.
+    {"image", "prompt", "answer"} with paths relative to the file, a local dataset folder, or a Hugging Face dataset id;
+    where a dataset has several splits of its own, one is named behind it ("id:validation").
     seed: which documents are drawn. kind: rendered only, one of `render.KINDS` or None for a mix.
 
-    Raises InputError, naming the source or the file, for whatever cannot be read.
+    Raises InputError, naming the source or the file, for whatever cannot be read. Every picture is opened once to see
+    that it can be, and again when it is asked for; none is kept.
     """
     wanted = _one_of(SPLITS, "split", split)
     if count < 1:
@@ -61,7 +67,13 @@ def open_documents(
             f"{source}: none of its {len(items)} documents falls into the {split} split, give a larger source"
         )
     Random(f"{split}/{seed}").shuffle(chosen)
-    return [make() for _, make in chosen[:count]]
+    return [_readable(make()) for _, make in chosen[:count]]
+
+
+def _readable(document: Document) -> Document:
+    """The document; InputError now, and not after hours of work, where its picture is damaged."""
+    document.image  # noqa: B018
+    return document
 
 
 def split_of_item(name: str) -> Split:
@@ -79,35 +91,42 @@ def _one_of(known: tuple[Name, ...], what: str, given: str) -> Name:
 
 def _items(source: str) -> list[Item]:
     path = Path(source)
+    behind = None if path.exists() else re.fullmatch(r"(.*[^:]):([\w.-]+)", source)
+    name, split = behind.groups() if behind else (source, None)
     if path.is_dir():
-        is_dataset = any(found for pattern in _DATASET_FILES for found in path.rglob(pattern))
-        items = _dataset(source) if is_dataset else _folder(path)
+        items = _dataset(source, None) if _holds_dataset(path) else _folder(path)
+    elif behind and Path(name).is_dir() and _holds_dataset(Path(name)):
+        items = _dataset(name, split)
     elif path.is_file() and path.suffix.lower() == ".pdf":
         items = _pdf(path)
     elif path.is_file() and path.suffix.lower() == ".jsonl":
         items = _jsonl(path)
     elif path.exists():
         raise InputError(f"{path}: is not a folder, a .pdf or a .jsonl file, give one of these")
-    elif path.suffix.lower() in {".pdf", ".jsonl"} or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", source):
+    elif path.suffix.lower() in {".pdf", ".jsonl"} or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
         raise InputError(f"{path}: no such file or folder, give a folder of images, a .pdf, a .jsonl or a dataset id")
     else:
-        items = _dataset(source)
+        items = _dataset(name, split)
     if not items:
         raise InputError(f"{source}: holds no documents")
     return items
+
+
+def _holds_dataset(folder: Path) -> bool:
+    return any(found for pattern in _DATASET_FILES for found in folder.rglob(pattern))
 
 
 def _folder(folder: Path) -> list[Item]:
     files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise InputError(f"{folder}: holds no images, put PNG, JPEG, TIFF or WebP files in it")
-    return [(file.name, lambda file=file: _image_file(file)) for file in files]  # type: ignore[misc]
+    return [(file.name, partial(_image_file, file)) for file in files]
 
 
 def _image_file(file: Path) -> Document:
     truth = file.with_suffix(".txt")
     answer = _text(truth).strip() if truth.is_file() else None
-    return Document(open_image(file), READ[0], answer, file.name)
+    return Document(partial(open_image, file), READ[0], answer, file.name)
 
 
 def _text(path: Path) -> str:
@@ -128,15 +147,23 @@ def _pdf(path: Path) -> list[Item]:
     except pypdfium2.PdfiumError as error:
         raise InputError(f"{path}: cannot be read as a PDF ({error}), it may be damaged or encrypted") from error
 
-    def page(number: int) -> Document:
-        try:
-            with pypdfium2.PdfDocument(path) as pdf:
-                image = pdf[number].render(scale=PDF_DPI / 72).to_pil().convert("RGB")
-        except pypdfium2.PdfiumError as error:
-            raise InputError(f"{path}: page {number + 1} cannot be drawn ({error})") from error
-        return Document(image, READ[0], None, f"{path.name}/{number + 1}")
+    names = [f"{path.name}/{number}" for number in range(1, pages + 1)]
+    return [(name, partial(_pdf_page, path, number, name)) for number, name in enumerate(names)]
 
-    return [(f"{path.name}/{number + 1}", lambda number=number: page(number)) for number in range(pages)]  # type: ignore[misc]
+
+def _pdf_page(path: Path, number: int, name: str) -> Document:
+    return Document(partial(_draw_page, path, number), READ[0], None, name)
+
+
+def _draw_page(path: Path, number: int) -> Image.Image:
+    import pypdfium2
+
+    try:
+        with pypdfium2.PdfDocument(path) as pdf:
+            image: Image.Image = pdf[number].render(scale=PDF_DPI / 72).to_pil()
+    except pypdfium2.PdfiumError as error:
+        raise InputError(f"{path}: page {number + 1} cannot be drawn ({error})") from error
+    return image.convert("RGB")
 
 
 def _jsonl(path: Path) -> list[Item]:
@@ -145,7 +172,7 @@ def _jsonl(path: Path) -> list[Item]:
         if line.strip():
             row = _json_row(f"{path}: line {number}", line)
             # The picture decides the split: two questions about one picture are never apart.
-            items.append((row["image"], lambda row=row, number=number: _json_document(path, row, number)))  # type: ignore[misc]
+            items.append((row["image"], partial(_json_document, path, row, number)))
     return items
 
 
@@ -165,45 +192,83 @@ def _json_row(where: str, line: str) -> dict[str, Any]:
 
 
 def _json_document(path: Path, row: dict[str, Any], number: int) -> Document:
-    try:
-        image = open_image(path.parent / row["image"])
-    except InputError as error:
-        raise InputError(f"{path}: line {number}: {error}") from error
+    image = partial(_json_image, path, row["image"], number)
     return Document(image, row["prompt"], row.get("answer"), f"{row['image']}:{number}")
 
 
-def _dataset(source: str) -> list[Item]:
-    """Rows of a Hugging Face dataset, online or local, that have an image column."""
+def _json_image(path: Path, image: str, number: int) -> Image.Image:
+    try:
+        return open_image(path.parent / image)
+    except InputError as error:
+        raise InputError(f"{path}: line {number}: {error}") from error
+
+
+def _dataset(source: str, split: str | None) -> list[Item]:
+    """Rows of a Hugging Face dataset, online or local, that have an image column. split: one of its own."""
     if importlib.util.find_spec("datasets") is None:
         raise InputError(f"{source}: no such file or folder, and reading a dataset needs the extra 'data' (datasets)")
     import datasets
 
+    table = _table(source, split)
+    if not isinstance(table.features.get("image"), datasets.Image):
+        columns = ", ".join(table.column_names)
+        raise InputError(f"{source}: has no column 'image' of pictures, its columns are {columns}")
+    pictures = table.select_columns("image").cast_column("image", datasets.Image(decode=False))
+    texts = table.remove_columns("image")
+    # Questions about one page are rows of their own, each with the page: its bytes decide the split.
+    keys = (_row_key(cells["image"], number) for number, cells in enumerate(pictures))
+    return [(key, partial(_row_document, source, pictures, texts, number)) for number, key in enumerate(keys)]
+
+
+def _table(source: str, split: str | None) -> Dataset:
+    """The one split of a dataset, or the one that is named."""
+    import datasets
+
+    saved = any((Path(source) / name).exists() for name in ("dataset_info.json", "dataset_dict.json"))
     try:
-        saved = (Path(source) / "dataset_info.json").exists() or (Path(source) / "dataset_dict.json").exists()
-        loaded = datasets.load_from_disk(source) if saved else datasets.load_dataset(source)
+        loaded = datasets.load_from_disk(source) if saved else None
+        if isinstance(loaded, datasets.Dataset):
+            loaded = datasets.DatasetDict({str(loaded.split or "train"): loaded})
+        splits = list(loaded) if loaded else datasets.get_dataset_split_names(source)
+        if split in splits or (split is None and len(splits) == 1):
+            return loaded[split or splits[0]] if loaded else datasets.load_dataset(source, split=split or splits[0])
     except Exception as error:  # a library of many back ends: network, hub, parquet, arrow
         reason = str(error).partition("\n")[0]
         raise InputError(f"{source}: no local folder, and not loaded as a Hugging Face dataset ({reason})") from error
-    table = next(iter(loaded.values())) if isinstance(loaded, dict) else loaded
-    if "image" not in table.column_names:
-        raise InputError(f"{source}: has no column 'image' but {', '.join(table.column_names)}")
-    prompt = next((name for name in _PROMPTS if name in table.column_names), None)
-    answer = next((name for name in _ANSWERS if name in table.column_names), None)
-
-    def row(number: int) -> Document:
-        cells = table[number]
-        truth: Any = cells[answer] if answer else None
-        if isinstance(truth, list):  # DocVQA keeps every accepted answer
-            truth = truth[0] if truth else None
-        if not isinstance(truth, str | None):
-            raise InputError(f"{source}: row {number} has an answer that is not text in its column {answer!r}")
-        asked = cells[prompt] if prompt else READ[0]
-        return Document(_dataset_image(cells["image"], source, number), asked, truth, f"{source}/{number}")
-
-    return [(f"row/{number}", lambda number=number: row(number)) for number in range(len(table))]  # type: ignore[misc]
+    asked = "has several splits" if split is None else f"has no split {split!r}"
+    raise InputError(f"{source}: {asked}, give one of {', '.join(f'{source}:{name}' for name in splits)}")
 
 
-def _dataset_image(image: Image.Image | None, source: str, number: int) -> Image.Image:
-    if image is None or not hasattr(image, "convert"):
-        raise InputError(f"{source}: row {number} has no picture in its column 'image'")
-    return to_rgb(image)
+def _row_key(picture: dict[str, Any] | None, number: int) -> str:
+    content = _row_bytes(picture)
+    return f"row/{number}" if content is None else hashlib.blake2b(content).hexdigest()
+
+
+def _row_bytes(picture: dict[str, Any] | None) -> bytes | None:
+    """The image file of a row, which a dataset has in itself or beside itself; None where there is none."""
+    if picture is None or picture["bytes"] is not None:
+        return None if picture is None else picture["bytes"]
+    path = Path(picture["path"] or "")
+    return path.read_bytes() if path.is_file() else None
+
+
+def _row_document(source: str, pictures: Dataset, texts: Dataset, number: int) -> Document:
+    cells, where = texts[number], f"{source}: row {number}"
+    prompt = next((name for name in _PROMPTS if name in cells), None)
+    answer = next((name for name in _ANSWERS if name in cells), None)
+    asked, truths = READ[0] if prompt is None else cells[prompt], None if answer is None else cells[answer]
+    if not isinstance(asked, str):
+        raise InputError(f"{where} has no text in its column {prompt!r}")
+    if not isinstance(truths, list):
+        truths = [] if truths is None else [truths]
+    if not all(isinstance(truth, str) for truth in truths):
+        raise InputError(f"{where} has an answer that is not text in its column {answer!r}")
+    first, *others = truths or [None]
+    return Document(partial(_row_image, pictures, number, where), asked, first, f"{source}/{number}", tuple(others))
+
+
+def _row_image(pictures: Dataset, number: int, where: str) -> Image.Image:
+    content = _row_bytes(pictures[number]["image"])
+    if content is None:
+        raise InputError(f"{where} has no picture in its column 'image'")
+    return read_image(io.BytesIO(content), where)

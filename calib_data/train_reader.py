@@ -76,10 +76,10 @@ def _optimizers(learner: Learner) -> tuple[torch.optim.Optimizer, ...]:
 
 def committed_state(seed: int) -> State:
     """The committed weights at the step that they have reached; optimizers and character layer start anew."""
-    if json.loads((READER / "config.json").read_text()) != reader_files.CONFIG:
+    if json.loads((READER / "config.json").read_text(encoding="utf-8")) != reader_files.CONFIG:
         raise InputError(f"{READER}: its weights are of another architecture than this code's; give --scratch")
     state = new_state(READER / "model.safetensors", seed)
-    state.curve = json.loads((READER / "curve.json").read_text())
+    state.curve = json.loads((READER / "curve.json").read_text(encoding="utf-8"))
     state.step = state.warm_from = int(state.curve[-1]["step"])
     state.seconds = 60 * state.curve[-1]["minutes"]
     return state
@@ -113,7 +113,7 @@ def export(state: State, folder: Path) -> None:
         shutil.copy(READER / name, folder)
     half = {name: tensor.half().contiguous() for name, tensor in state.average.items()}
     save_file(half, folder / "model.safetensors", metadata={"format": "pt"})
-    (folder / "curve.json").write_text("[\n" + ",\n".join(map(json.dumps, state.curve)) + "\n]\n")
+    (folder / "curve.json").write_text("[\n" + ",\n".join(map(json.dumps, state.curve)) + "\n]\n", encoding="utf-8")
 
 
 class Gradients:

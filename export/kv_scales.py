@@ -33,7 +33,7 @@ def read_kv_scales(folder: Path, family: Family, config: PreTrainedConfig) -> li
     text = config.get_text_config()
     shape = (text.num_hidden_layers, text.num_key_value_heads, head_dim(text))
     try:
-        ranges = json.loads(path.read_text())
+        ranges = json.loads(path.read_text(encoding="utf-8"))
         layers = [ranges[name] for name in family.decoder_blocks(config)]
         key, value = (torch.tensor([layer[name] for layer in layers]) for name in ("key", "value"))
         if key.shape != shape or value.shape != shape or not (key >= 0).all() or not (value >= 0).all():

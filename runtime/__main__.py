@@ -62,7 +62,10 @@ DocumentsOption = Annotated[int, typer.Option(min=1, help="How many documents.")
 SeedOption = Annotated[int, typer.Option(help="Which documents are drawn.")]
 KindOption = Annotated[Kind | None, typer.Option(help="What is asked of a rendered document.", show_default="a mix")]
 SourceOption = Annotated[
-    str, typer.Option(help='"rendered", a folder of images, a PDF, a JSONL file, or a Hugging Face dataset.')
+    str,
+    typer.Option(
+        help='"rendered", a folder of images, a PDF, a JSONL file, or a Hugging Face dataset (id, or id:split).'
+    ),
 ]
 DEFAULT_MODEL = Path("reader-w4")
 RECOMMENDED = "the model's"
@@ -221,6 +224,8 @@ def compare(
         require_matplotlib()
     if junit and not junit.absolute().parent.is_dir():
         raise InputError(f"--junit {junit}: there is no folder {junit.absolute().parent}; make it first")
+    if junit and junit.is_dir():
+        raise InputError(f"--junit {junit}: is a folder; name a file in it")
     models = Models(baseline, tuple(model), device)
     gates = Gates(max_kl=max_kl, max_drop_anls=max_drop_anls, min_agreement=min_agreement)
     loaded = models.load()

@@ -187,7 +187,9 @@ class Bundle:
     def save(self, folder: Path) -> None:
         """Write `runtime.json`, replacing an older one in one step."""
         partial = folder / (FILE + ".partial")
-        partial.write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n")
+        partial.write_text(
+            json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n", encoding="utf-8"
+        )
         partial.replace(folder / FILE)
 
 
@@ -199,7 +201,7 @@ def load_bundle(folder: Path) -> Bundle:
     if not path.is_file():
         raise InputError(f"{folder}: not exported yet; run: python -m export --model {folder}")
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
         version = data.pop("format")
         if version != FORMAT:
             raise InputError(f"{path}: format {version}, this version reads {FORMAT}; run python -m export again")

@@ -26,7 +26,7 @@ SCORES = ("exact_match", "cer", "anls")
 class Scored:
     """One document's answer, its scores, each 0 to 1 (the error rate may exceed 1), and its cost.
 
-    ids: tokens of the answer. seconds: from the picture to the whole answer.
+    truth: the first, where several are. ids: tokens of the answer. seconds: from the picture to the whole answer.
     """
 
     name: str
@@ -60,10 +60,14 @@ def truth_of(document: Document) -> str:
 
 
 def score(model: Model, document: Document) -> tuple[Scored, Prompt]:
-    """Answer a document greedily and compare with the truth; its embedded prompt comes too, for further questions."""
-    truth = truth_of(document)
+    """Answer a document greedily and compare with the truth; its embedded prompt comes too, for further questions.
+
+    Where several answers are true, each score is the best over them.
+    """
+    truth, image = truth_of(document), document.image
+    truths = (truth, *document.also)
     start = time.perf_counter()
-    prompt = model.prompt(document.prompt, [document.image], names=[document.name])
+    prompt = model.prompt(document.prompt, [image], names=[document.name])
     tokens = list(model.generate(prompt, greedy, MAX_ANSWER_TOKENS))
     answer = model.chat.decode_answer(tokens, thinking=False).text
     scored = Scored(
@@ -72,9 +76,9 @@ def score(model: Model, document: Document) -> tuple[Scored, Prompt]:
         answer=answer,
         ids=tokens,
         seconds=time.perf_counter() - start,
-        exact_match=exact_match(answer, truth),
-        cer=character_error_rate(answer, truth),
-        anls=anls(answer, [truth]),
+        exact_match=max(exact_match(answer, one) for one in truths),
+        cer=min(character_error_rate(answer, one) for one in truths),
+        anls=anls(answer, truths),
     )
     return scored, prompt
 

@@ -30,7 +30,7 @@ def use_huge_pages() -> None:
 def _anonymous_memory() -> list[tuple[int, int]]:
     """Address and bytes of each writable mapping that holds a huge page and belongs to no file."""
     found = []
-    for line in Path("/proc/self/maps").read_text(errors="replace").splitlines():
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
         span, access, _, _, inode, *name = line.split(maxsplit=5)
         begin, end = (int(address, 16) for address in span.split("-"))
         if access == "rw-p" and inode == "0" and name in ([], ["[heap]"]) and end - begin >= HUGE:

@@ -44,7 +44,7 @@ def tensors(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
 
 def convert(checkpoint: Path, output: Path, head: str) -> None:
     """Write a checkpoint as GGUF: in 16 bits, then quantized to Q4_0 by llama.cpp itself."""
-    config = json.loads((checkpoint / "config.json").read_text())
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     wide = output.with_suffix(".f16.gguf")
     writer = gguf.GGUFWriter(wide, "exaone4")
     writer.add_tokenizer_model("none")

@@ -100,11 +100,11 @@ def result_file(peer: Peer, settings: str, model: Path, documents: Path, cache: 
 
 def _run(command: Sequence[str], log: Path) -> str | None:
     """Run a command with everything it says in a file; its last line where it fails."""
-    with log.open("w") as said:
+    with log.open("w", encoding="utf-8") as said:
         # Nothing here is to be fetched, and no progress bar is to be asked for news of a newer version.
         quiet = os.environ | {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         failed = subprocess.run(command, stdout=said, stderr=said, env=quiet, check=False).returncode
     if not failed:
         return None
-    lines = log.read_text(errors="replace").split("\n")
+    lines = log.read_text(encoding="utf-8", errors="replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), f"exit code {failed}")

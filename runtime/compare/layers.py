@@ -80,6 +80,6 @@ def _reported(folder: Path) -> dict[str, dict[str, Any]]:
     if not path.is_file():
         return {}
     try:
-        return {linear["name"]: linear for linear in json.loads(path.read_text())["linears"]}
+        return {linear["name"]: linear for linear in json.loads(path.read_text(encoding="utf-8"))["linears"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: is not a report that quantize wrote ({error})") from error

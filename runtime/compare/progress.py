@@ -67,9 +67,10 @@ class Progress:
 
     def add(self, document: Document, measured: Measured) -> None:
         """Keep one more document."""
-        self._done[document.digest()] = measured
+        key = document.digest()
+        self._done[key] = measured
         if self._file is not None:
-            line = {"digest": document.digest(), **measured.to_json()}
+            line = {"digest": key, **measured.to_json()}
             self._write(json.dumps(line, ensure_ascii=False).encode())
 
     def _write(self, line: bytes) -> None:

@@ -1,7 +1,11 @@
 """Document sources on real files: folders, PDF, JSONL, datasets, and one clear line for everything that is wrong."""
 
+import io
 import json
+import pickle
+import subprocess
 import sys
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +20,12 @@ from calib_data.sources import open_documents, split_of_item
 
 def picture(index=0):
     return render("training", 0, index, "field").document.image
+
+
+def picture_bytes(index):
+    file = io.BytesIO()
+    picture(index).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -89,21 +99,17 @@ def test_pdf_pages_are_drawn_upright_and_apart(tmp_path):
 def test_jsonl_keeps_a_picture_in_one_split(folder):
     path = folder / "questions.jsonl"
     images = [file.name for file in sorted(folder.glob("*.png"))]
+    asked = [("합계는?", "12"), ("Who?", None)]
     rows = [
-        {"image": image, "prompt": prompt, "answer": answer}
-        for image in images
-        for prompt, answer in (("합계는?", "12"), ("Who?", None))
-    ]
+        {"image": image, "prompt": prompt, "answer": answer} for image in images for prompt, answer in asked
+    ]  # fmt: skip
     path.write_text("\n".join(json.dumps(row, ensure_ascii=False) for row in rows) + "\n\n", encoding="utf-8")
     parts = open_all(path)
-    assert (
-        sorted((d.prompt, d.answer) for part in parts.values() for d in part)
-        == sorted([("합계는?", "12"), ("Who?", None)] * 12, key=str)
-        or sum(map(len, parts.values())) == 60
-    )
+    found = [(d.name.rpartition(":")[0], d.prompt, d.answer) for part in parts.values() for d in part]
+    assert sorted(found, key=str) == sorted(((image, *pair) for image in images for pair in asked), key=str)
     homes = [{document.name.rpartition(":")[0] for document in part} for part in parts.values()]
-    assert not homes[0] & homes[1]
-    assert not homes[1] & homes[2]
+    assert all(homes)
+    assert all(one.isdisjoint(other) for one, other in combinations(homes, 2))
 
 
 def test_jsonl_paths_are_relative_to_the_file(tmp_path):
@@ -115,20 +121,89 @@ def test_jsonl_paths_are_relative_to_the_file(tmp_path):
     assert (document.prompt, document.answer, document.image.size) == ("Read.", None, picture().size)
 
 
-def test_a_saved_dataset_is_read(tmp_path):
+def dataset(pages, questions, answers):
     datasets = pytest.importorskip("datasets")
-    pages = [picture(index) for index in range(30)]
-    table = datasets.Dataset.from_dict(
-        {"image": pages, "question": [f"q{i}" for i in range(30)], "answers": [[f"a{i}", "x"] for i in range(30)]},
-        features=datasets.Features(
-            image=datasets.Image(), question=datasets.Value("string"), answers=datasets.List(datasets.Value("string"))
-        ),
+    text = datasets.Value("string")
+    return datasets.Dataset.from_dict(
+        {"image": pages, "question": questions, "answers": answers},
+        features=datasets.Features(image=datasets.Image(), question=text, answers=datasets.List(text)),
     )
-    table.save_to_disk(tmp_path / "saved")
-    documents = [d for part in open_all(tmp_path / "saved").values() for d in part]
-    assert sorted((d.prompt, d.answer) for d in documents) == sorted((f"q{i}", f"a{i}") for i in range(30))
-    number = int(documents[0].prompt[1:])
-    np.testing.assert_array_equal(np.asarray(documents[0].image), np.asarray(pages[number]))
+
+
+def test_a_saved_dataset_is_read(tmp_path):
+    pages, numbers = [picture(index) for index in range(30)], range(30)
+    accepted = [[f"a{i}", "x", "y"][: i % 4] for i in numbers]
+    dataset(pages, [f"q{i}" for i in numbers], accepted).save_to_disk(tmp_path / "saved")
+    documents = {d.prompt: d for part in open_all(tmp_path / "saved").values() for d in part}
+    assert sorted(documents) == sorted(f"q{i}" for i in numbers)
+    for number in numbers:
+        document, (first, *others) = documents[f"q{number}"], accepted[number] or [None]
+        assert (document.answer, document.also) == (first, tuple(others))
+        assert document.name == f"{tmp_path / 'saved'}/{number}"
+        np.testing.assert_array_equal(np.asarray(document.image), np.asarray(pages[number]))
+
+
+def test_questions_about_one_page_of_a_dataset_stay_together(tmp_path):
+    numbers = [number for number in range(20) for _ in range(3)]
+    questions = [f"{number}: q{i % 3}" for i, number in enumerate(numbers)]
+    dataset([picture(number) for number in numbers], questions, [["a"]] * 60).save_to_disk(tmp_path)
+    parts = open_all(tmp_path)
+    assert sorted(document.prompt for part in parts.values() for document in part) == sorted(questions)
+    homes = [{document.prompt.partition(":")[0] for document in part} for part in parts.values()]
+    assert all(homes)
+    assert all(one.isdisjoint(other) for one, other in combinations(homes, 2))
+
+
+@pytest.mark.parametrize("stored", ["arrow", "parquet"])
+def test_one_of_several_splits_of_a_dataset_is_named(tmp_path, stored):
+    datasets = pytest.importorskip("datasets")
+    pages = [picture(index) for index in range(12)]
+    own = {
+        name: dataset(pages, [f"{name} {i}" for i in range(12)], [["a"]] * 12) for name in ("train", "validation")
+    }  # fmt: skip
+    folder = tmp_path / "set"
+    if stored == "arrow":
+        datasets.DatasetDict(own).save_to_disk(folder)
+    else:
+        (folder / "data").mkdir(parents=True)
+        for name, rows in own.items():
+            rows.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
+    read = [document for part in open_all(f"{folder}:validation").values() for document in part]
+    assert sorted(document.prompt for document in read) == sorted(f"validation {i}" for i in range(12))
+    names = f"give one of {folder}:train, {folder}:validation"
+    with pytest.raises(InputError, match=f"^{folder}: has several splits, {names}$"):
+        open_documents(str(folder), split="calibration", count=1)
+    with pytest.raises(InputError, match=f"^{folder}: has no split 'test', {names}$"):
+        open_documents(f"{folder}:test", split="calibration", count=1)
+
+
+def test_a_dataset_of_one_split_needs_no_name(tmp_path):
+    dataset([picture(i) for i in range(12)], ["q"] * 12, [["a"]] * 12).to_parquet(tmp_path / "test.parquet")
+    assert sum(map(len, open_all(tmp_path).values())) == sum(map(len, open_all(f"{tmp_path}:test").values())) == 12
+
+
+def test_a_dataset_row_that_cannot_be_read_is_named(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    rows = dataset([picture(i) for i in range(12)], ["q"] * 12, [["a"]] * 12)
+    broken = [{"bytes": picture_bytes(i)[:300], "path": None} for i in range(12)]
+    damaged = rows.remove_columns("image").add_column("image", broken, feature=datasets.Image())
+    empty = rows.remove_columns("image").add_column("image", [None] * 12, feature=datasets.Image())
+    silent = rows.remove_columns("question").add_column("question", [None] * 12)
+    for name, wrong, words in (
+        ("damaged", damaged, "cannot be read as an image"),
+        ("empty", empty, "has no picture"),
+        ("silent", silent, "no text in its column 'question'"),
+        (
+            "words",
+            rows.remove_columns("image").add_column("image", ["a.png"] * 12),
+            "has no column 'image' of pictures",
+        ),
+    ):
+        wrong.save_to_disk(tmp_path / name)
+        with pytest.raises(InputError, match=words) as error:
+            open_documents(str(tmp_path / name), split="calibration", count=1)
+        assert str(error.value).startswith(f"{tmp_path / name}: ")
+        assert "\n" not in str(error.value)
 
 
 def test_a_dataset_needs_the_extra(monkeypatch):
@@ -232,3 +307,57 @@ def test_a_bad_picture_is_one_line_that_names_it(tmp_path, how):
 def test_bad_arguments(arguments, words):
     with pytest.raises(InputError, match=words):
         open_documents(**arguments)
+
+
+PEAK = """
+import re, sys
+from pathlib import Path
+from calib_data.sources import open_documents
+
+def peak():
+    return 1024 * int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
+
+small, large = sys.argv[1:]
+[document.image.size for document in open_documents(small, split="evaluation", count=100)]
+before = peak()
+documents = open_documents(large, split="evaluation", count=100)
+assert {document.image.size for document in documents} == {(2000, 2000)}
+print(len(documents), peak() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads a process's peak memory as Linux tells it")
+def test_one_picture_is_open_at_a_time(tmp_path):
+    """Photos of 4 million pixels, each 16 MB in memory: Pillow keeps four bytes a pixel."""
+    for size in (8, 2000):
+        (tmp_path / str(size)).mkdir()
+        for number in range(20):
+            Image.new("RGB", (size, size), "white").save(tmp_path / str(size) / f"{number}.jpg")
+    arguments = [sys.executable, "-c", PEAK, tmp_path / "8", tmp_path / "2000"]
+    count, grown = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.split()
+    assert int(count) > 6
+    assert 1 < int(grown) / (4 * 2000 * 2000) < 3
+
+
+def test_documents_go_to_other_processes_without_their_pictures(folder, tmp_path):
+    picture(0).resize((448, 224)).save(tmp_path / "a.pdf")
+    dataset([picture(i) for i in range(12)], ["q"] * 12, [["a"]] * 12).save_to_disk(tmp_path / "set")
+    sent = [document for source in (folder, tmp_path / "set") for document in open_all(source)["evaluation"][:1]]
+    sent += [document for part in SPLITS for document in part_of_pdf(tmp_path / "a.pdf", part)]
+    assert len(sent) == 3
+    for document in sent:
+        stored = pickle.dumps(document)
+        assert len(stored) < 10_000
+        np.testing.assert_array_equal(np.asarray(pickle.loads(stored).image), np.asarray(document.image))
+
+
+def part_of_pdf(path, split):
+    return open_documents(str(path), split=split, count=1) if split_of_item(f"{path.name}/1") == split else []
+
+
+def test_a_picture_that_is_gone_when_it_is_asked_for_is_named(tmp_path):
+    picture().save(tmp_path / "scan.png")
+    (document,) = open_documents(str(tmp_path), split=split_of_item("scan.png"), count=1)
+    (tmp_path / "scan.png").unlink()
+    with pytest.raises(InputError, match=r"scan\.png: no such file"):
+        document.image  # noqa: B018

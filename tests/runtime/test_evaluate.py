@@ -58,6 +58,16 @@ def test_scores_are_those_of_the_edits(document, answer, reader):
     assert scored.anls == pytest.approx(1 - 4 / length if length > 8 else 0.0)
 
 
+def test_the_best_of_several_true_answers_counts(document, answer, reader):
+    far, near = "nothing of this", answer + "#"
+    scored, _ = score(reader, replace(document, answer=far, also=(near, far)))
+    assert (scored.truth, scored.exact_match) == (far, 0.0)
+    assert scored.cer == pytest.approx(1 / len(near))
+    assert scored.anls == pytest.approx(1 - 1 / len(near))
+    scored, _ = score(reader, replace(document, answer=far, also=(near, answer)))
+    assert (scored.truth, scored.exact_match, scored.cer, scored.anls) == (far, 1.0, 0.0, 1.0)
+
+
 def test_documents_without_an_answer_are_refused(document):
     assert with_answers([document]) == [document]
     with pytest.raises(InputError, match=r"^scan\.png: has no known answer"):

@@ -1,7 +1,10 @@
 """Errors of single layers, and how a damaged one is found."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -84,3 +87,25 @@ def test_folders_of_two_models_and_broken_reports(baseline, exported, copied):
         list_layers(copied, bundle, None)
     edit_json(copied / "quantization_report.json", linears=[])
     assert list_layers(copied, bundle, None)
+
+
+LIST = """
+import sys
+from pathlib import Path
+from runtime.bundle import load_bundle
+from runtime.compare.layers import list_layers
+
+folder = Path(sys.argv[1])
+print([layer.reported for layer in list_layers(folder, load_bundle(folder), None) if layer.name == sys.argv[2]])
+"""
+
+
+def test_a_report_is_utf8_whatever_the_locale(copied):
+    linear = {"name": DOWN, "bits": 4, "error": 0.25, "error_rtn": 0.5}
+    report = {"settings": {"calibration": "영수증"}, "linears": [linear]}
+    path = copied / "quantization_report.json"
+    path.write_text(json.dumps(report, ensure_ascii=False), encoding="utf-8")
+    locale = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    arguments = [sys.executable, "-c", LIST, copied, DOWN]
+    done = subprocess.run(arguments, env=os.environ | locale, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[0.25]\n", "")

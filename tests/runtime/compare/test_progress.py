@@ -35,7 +35,10 @@ def test_documents_are_found_again(kept):
 
 def test_another_picture_question_or_answer_is_another_document(kept):
     with Progress(kept, SETTINGS) as progress:
-        for changed in ({"answer": "three"}, {"prompt": "And now?"}, {"image": SECOND.image}, {"name": "other.png"}):
+        for changed in (
+            {"answer": "three"}, {"also": ("1",)}, {"prompt": "And now?"}, {"picture": SECOND.image},
+            {"name": "other.png"},
+        ):  # fmt: skip
             assert progress.find(replace(FIRST, **changed)) is None
 
 
