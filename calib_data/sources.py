@@ -1,8 +1,8 @@
 """Where documents come from: the built-in renderer, a folder of images, a PDF, a JSONL file, a Hugging Face dataset.
 
-The three splits of one source never share a document. Rendered ones are apart by their values (see `content`); items of
-any other source belong to one split by a hash of their name, or of their picture where rows of a table share one, so an
-item stays in its split when others are added.
+The splits of one source never share a document. Rendered ones are apart by their values (see `content`); items of any
+other source are for calibration or for evaluation by a hash of their name, or of their picture where rows of a table
+share one, so an item stays in its split when others are added.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Item = tuple[str, Callable[[], Document]]
 def open_documents(
     source: str = "rendered", *, split: str, count: int, seed: int = 0, kind: str | None = None
 ) -> list[Document]:
-    """Open at most `count` documents of a split ("training", "calibration" or "evaluation").
+    """Open at most `count` documents of a split ("calibration" or "evaluation", or of rendered ones "training").
 
     source: "rendered", a folder of images (an answer is read from the .txt of the same name), a .pdf, a .jsonl of
     {"image", "prompt", "answer"} with paths relative to the file, a local dataset folder, or a Hugging Face dataset id;
@@ -60,11 +60,14 @@ def open_documents(
         return documents(wanted, count, seed, None if kind is None else _one_of(KINDS, "kind", kind))
     if kind is not None:
         raise InputError(f"kind {kind!r} chooses among rendered documents; {source} has only its own")
+    if wanted == "training":
+        raise InputError(f"{source}: only rendered documents are for training")
     items = _items(source)
     chosen = [item for item in items if split_of_item(item[0]) == wanted]
     if not chosen:
         raise EmptySplitError(
-            f"{source}: none of its {len(items)} documents falls into the {split} split, give a larger source"
+            f"{source}: none of its {len(items)} documents is for {split}: three of five are for calibration, "
+            "two for evaluation; give a larger source"
         )
     Random(f"{split}/{seed}").shuffle(chosen)
     return [_readable(make()) for _, make in chosen[:count]]
@@ -77,9 +80,9 @@ def _readable(document: Document) -> Document:
 
 
 def split_of_item(name: str) -> Split:
-    """The split of an item by its name: 20 % training, 40 % calibration, 40 % evaluation."""
+    """The split of an item by its name: 60 % calibration, 40 % evaluation."""
     fifth = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) % 5
-    return "training" if fifth == 0 else "calibration" if fifth < 3 else "evaluation"
+    return "calibration" if fifth < 3 else "evaluation"
 
 
 def _one_of(known: tuple[Name, ...], what: str, given: str) -> Name:
