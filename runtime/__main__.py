@@ -69,6 +69,7 @@ SourceOption = Annotated[
 ]
 DEFAULT_MODEL = Path("reader-w4")
 RECOMMENDED = "the model's"
+READ_ALL = "Read the text."
 
 
 @app.callback(invoke_without_command=True)
@@ -80,7 +81,7 @@ def runtime(context: typer.Context) -> None:
 
 @app.command()
 def generate(
-    prompt: Annotated[str, typer.Option(help="What to ask.")] = "Read the text.",
+    prompt: Annotated[str | None, typer.Option(help="What to ask.", show_default=READ_ALL)] = None,
     image: Annotated[list[Path] | None, typer.Option(help="Picture to ask about; repeat for several.")] = None,
     video: Annotated[
         list[Path] | None, typer.Option(help="Video file, or folder of frames, to ask about; repeat for several.")
@@ -110,10 +111,12 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about images and videos, streaming the text; reasoning first, up to a line </think>."""
+    if fps is not None and not video:
+        raise InputError(f"--fps {fps}: is of a video, give one with --video")
+    if prompt is None and not image and not video:
+        raise InputError("nothing to answer: give --image or --video to read, or a --prompt")
     pictures = [open_image(path) for path in image or []]
     videos = [open_video(path, fps) for path in video or []]
-    if fps is not None and not videos:
-        raise InputError(f"--fps {fps}: is of a video, give one with --video")
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty}
     chosen = {name: value for name, value in given.items() if value is not None}
     options = _options(device, memory_limit, cuda_graph)
@@ -126,20 +129,23 @@ def generate(
         say(f"{model}/generation_config.json: {', '.join(unused)}: without effect here")
     asked = time.perf_counter()
     names = [str(path) for path in image or []]
-    question = loaded.prompt(prompt, pictures, videos, names=names, thinking=thinking)
-    tokens = loaded.generate(question, sampler, max_new_tokens, drafts)
+    question = loaded.prompt(prompt or READ_ALL, pictures, videos, names=names, thinking=thinking)
+    tokens, budget = loaded.generate(question, sampler, max_new_tokens, drafts), loaded.budget(question, max_new_tokens)
     if as_json:
         result = {"model": str(model), "load_seconds": asked - start, "prompt_tokens": len(question.ids)}
-        result |= _answer(loaded.chat, tokens, thinking, asked)
+        result |= _answer(loaded.chat, tokens, thinking, asked, budget)
         if drafts:
             result |= {"decoder_calls": drafts.calls, "draft_acceptance": drafts.acceptance}
         _print_json(result)
         return
     text = loaded.chat.stream_answer(thinking=thinking)
-    for token in tokens:
+    written = 0
+    for written, token in enumerate(tokens, 1):  # noqa: B007 - counted to the last
         sys.stdout.write(text.push(token))
         sys.stdout.flush()
     sys.stdout.write(text.finish() + "\n")
+    if written == budget:
+        say(f"stopped after {budget} tokens; --max-new-tokens allows more, up to the model's context")
 
 
 def _options(device: str, memory_limit: float | None, cuda_graph: bool) -> Options:
@@ -148,8 +154,11 @@ def _options(device: str, memory_limit: float | None, cuda_graph: bool) -> Optio
     return Options(memory_limit=None if memory_limit is None else int(memory_limit * 2**30), capture=cuda_graph)
 
 
-def _answer(chat: Chat, stream: Iterator[int], thinking: bool, asked: float) -> dict[str, Any]:
-    """A whole answer, and how fast it came: the first token since it was asked, the others since the first."""
+def _answer(chat: Chat, stream: Iterator[int], thinking: bool, asked: float, budget: int) -> dict[str, Any]:
+    """A whole answer, and how fast it came: the first token since it was asked, the others since the first.
+
+    budget: tokens after which it is cut.
+    """
     tokens, times = [], [asked]
     for token in stream:
         tokens.append(token)
@@ -159,6 +168,7 @@ def _answer(chat: Chat, stream: Iterator[int], thinking: bool, asked: float) -> 
         "text": answer.text,
         "reasoning": answer.reasoning,
         "tokens": tokens,
+        "finish": "length" if len(tokens) == budget else "end",
         "first_token_seconds": times[1] - asked if tokens else None,
         "tokens_per_second": (len(tokens) - 1) / (times[-1] - times[1]) if len(tokens) > 1 else None,
     }

@@ -179,6 +179,10 @@ class Model:
                 self._require_finite(decoded.hidden.read())
         return cache, decoded.logits[0, 0]
 
+    def budget(self, prompt: Prompt, max_new_tokens: int) -> int:
+        """Tokens that an answer may have: an answer of so many was cut, or ended just there."""
+        return min(max_new_tokens, self.bundle.text.context - len(prompt.ids))
+
     def generate(
         self, prompt: Prompt, sampler: Sampler, max_new_tokens: int, drafts: Drafts | None = None
     ) -> Iterator[int]:
@@ -186,7 +190,7 @@ class Model:
 
         drafts: let the MTP layer draft ahead. The tokens are those that the sampler chooses without.
         """
-        budget = min(max_new_tokens, self.bundle.text.context - len(prompt.ids))
+        budget = self.budget(prompt, max_new_tokens)
         generated: list[int] = []
         if drafts is None:
             tokens = self._step_by_step(prompt, sampler, budget, generated)

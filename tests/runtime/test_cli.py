@@ -168,7 +168,7 @@ def test_an_image_that_cannot_be_used_is_named(case, command, exported, tmp_path
 def test_a_wrong_argument_is_named(arguments, command, exported):
     model = exported("fp16")
     before = sorted(model.iterdir())
-    assert_one_line(command("generate", "--model", model, *arguments), ARGUMENTS[arguments])
+    assert_one_line(command("generate", "--model", model, "--prompt", "Hello", *arguments), ARGUMENTS[arguments])
     assert sorted(model.iterdir()) == before
 
 
@@ -176,7 +176,7 @@ def test_a_wrong_argument_is_named(arguments, command, exported):
 def test_a_damaged_folder_is_named(case, command, copied):
     damage, says = FOLDERS[case]
     damage(copied)
-    assert_one_line(command("generate", "--model", copied, "--max-new-tokens", 1), says)
+    assert_one_line(command("generate", "--model", copied, "--prompt", "Hello", "--max-new-tokens", 1), says)
 
 
 def test_a_prompt_longer_than_the_context(command, copied, picture):
@@ -194,8 +194,12 @@ def test_cuda_where_there_is_none(command, copied):
         pytest.skip("this machine has an NVIDIA driver")
     targets = json.loads((copied / "runtime.json").read_text())["targets"]
     edit_json(copied / "runtime.json", targets={**targets, "cuda": {**targets["cpu"], "dtype": "float16"}})
-    assert_one_line(command("generate", "--model", copied, "--device", "cuda"), "CUDA was asked for but", "install")
-    assert command("generate", "--model", copied, "--max-new-tokens", 1)[0] == 0
+    assert_one_line(
+        command("generate", "--model", copied, "--prompt", "Hello", "--device", "cuda"),
+        "CUDA was asked for but",
+        "install",
+    )
+    assert command("generate", "--model", copied, "--prompt", "Hello", "--max-new-tokens", 1)[0] == 0
 
 
 def test_bad_input_ends_a_process_too(copied, picture):
@@ -204,10 +208,10 @@ def test_bad_input_ends_a_process_too(copied, picture):
     text_file(folder / "page.jpg")
     bomb(folder / "bomb.png")
     cases = {
-        (): "reader-w4: no such folder",
+        ("--prompt", "Hello"): "reader-w4: no such folder",
         ("--model", copied, "--image", "page.jpg"): "page.jpg: is not an image",
         ("--model", copied, "--image", "line.png", "--image", "bomb.png"): "bomb.png: has more than",
-        ("--model", copied, "--temperature", "-1"): "--temperature -1.0",
+        ("--model", copied, "--prompt", "Hello", "--temperature", "-1"): "--temperature -1.0",
     }
     with ThreadPoolExecutor(2) as pool:
         results = list(pool.map(lambda arguments: process("generate", *arguments, cwd=folder), cases))
@@ -266,7 +270,7 @@ def edge(*arguments, cwd):
 
 def test_the_edge_install_is_enough(command, exported, picture):
     """In a fresh process, without torch and its friends, an answer is the same."""
-    arguments = "generate", "--model", exported("w4"), "--image", picture, "--temperature", 0, "--max-new-tokens", 8
+    arguments = "generate", "--model", exported("w4"), "--image", picture, "--temperature", 0
     result = edge(*arguments, cwd=picture.parent)
     assert result.stderr == "loaded: []"
     assert result.returncode == 0
@@ -302,11 +306,13 @@ def test_drafts_change_the_calls_and_not_the_text(command, exported, picture):
 @pytest.mark.parametrize("images", [0, 1, 2])
 def test_streamed_text_is_that_of_json(images, thinking, command, exported, reader, picture):
     """Also: one JSON object and nothing else on stdout."""
-    arguments = ["--model", exported("w4"), *["--image", picture] * images, "--seed", 3, "--max-new-tokens", 30]
+    asked = ["--image", picture] * images or ["--prompt", "Read the text."]
+    arguments = ["--model", exported("w4"), *asked, "--seed", 3, "--max-new-tokens", 30]
     arguments.append("--thinking" if thinking else "--no-thinking")
     answer = generated(command, *arguments)
     code, out, err = command("generate", *arguments)
-    assert (code, err) == (0, "")
+    cut = "stopped after 30 tokens; --max-new-tokens allows more, up to the model's context\n"
+    assert (code, err) == (0, cut if answer["finish"] == "length" else "")
     reasoned = thinking and reader.chat.think_end_id in answer["tokens"]
     assert out == answer["reasoning"] + ("\n</think>\n\n" if reasoned else "") + answer["text"] + "\n"
     assert 0 < len(answer["tokens"]) <= 30
@@ -325,7 +331,8 @@ def test_greedy_is_that_of_the_model(command, exported, reader, picture):
 
 
 def test_a_seed_gives_the_same_answer_again(command, exported):
-    arguments = "--model", exported("fp16"), "--temperature", 5, "--top-p", 1, "--top-k", 0, "--max-new-tokens", 20
+    hot = "--temperature", 5, "--top-p", 1, "--top-k", 0, "--max-new-tokens", 20
+    arguments = "--model", exported("fp16"), "--prompt", "Hello", *hot
     first, again, other = (generated(command, *arguments, "--seed", seed)["tokens"] for seed in (1, 1, 2))
     assert first == again
     assert first != other
@@ -333,19 +340,27 @@ def test_a_seed_gives_the_same_answer_again(command, exported):
 
 def test_an_answer_ends_with_the_context(command, copied):
     edit_json(copied / "generation_config.json", eos_token_id=0)  # padding, which no answer contains
-    arguments = "--model", copied, "--temperature", 0, "--max-new-tokens", 1000
-    prompt_tokens = generated(command, *arguments[:4], "--max-new-tokens", 1)["prompt_tokens"]
+    arguments = "--model", copied, "--prompt", "Hello", "--temperature", 0
+    prompt_tokens = generated(command, *arguments, "--max-new-tokens", 1)["prompt_tokens"]
     set_context(copied, prompt_tokens + 7)
     assert len(generated(command, *arguments)["tokens"]) == 7
 
 
+def test_nothing_to_answer(command, exported):
+    assert_one_line(command("generate", "--model", exported("fp16")), "give --image or --video to read, or a --prompt")
+
+
 def test_an_empty_answer(command, copied):
-    first = generated(command, "--model", copied, "--temperature", 0, "--max-new-tokens", 1)["tokens"]
+    arguments = "--model", copied, "--prompt", "Hello", "--temperature", 0
+    cut = generated(command, *arguments, "--max-new-tokens", 1)
+    first = cut["tokens"]
+    assert cut["finish"] == "length"
     edit_json(copied / "generation_config.json", eos_token_id=[1, *first])
-    answer = generated(command, "--model", copied, "--temperature", 0)
+    answer = generated(command, *arguments)
+    assert answer["finish"] == "end"
     assert (answer["text"], answer["tokens"]) == ("", [])
     assert answer["first_token_seconds"] is answer["tokens_per_second"] is None
-    assert command("generate", "--model", copied, "--temperature", 0) == (0, "\n", "")
+    assert command("generate", *arguments) == (0, "\n", "")
 
 
 def test_without_a_command_there_is_help(command):
@@ -358,7 +373,9 @@ def test_without_a_command_there_is_help(command):
 def test_a_cache_that_does_not_fit_is_one_line(copied):
     """Four GiB for a process that maps one or two, and an answer whose cache takes more."""
     set_context(copied, 1 << 22)
-    ended = process("generate", "--model", copied, "--max-new-tokens", 3_000_000, cwd=copied, memory=4 << 30)
+    ended = process(
+        "generate", "--model", copied, "--prompt", "Hello", "--max-new-tokens", 3_000_000, cwd=copied, memory=4 << 30
+    )
     assert ended.returncode == 2
     assert ended.stdout == ""
     assert re.fullmatch(
