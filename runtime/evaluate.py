@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from calib_data.document import Document
     from runtime.generate import Model, Prompt
 
-MAX_ANSWER_TOKENS = 512
+ANSWER_TOKENS = 512  # an answer may have, or twice as many as the truth: what is longer is wrong all the same
 SCORES = ("exact_match", "cer", "anls")
 
 
@@ -68,7 +68,8 @@ def score(model: Model, document: Document) -> tuple[Scored, Prompt]:
     truths = (truth, *document.also)
     start = time.perf_counter()
     prompt = model.prompt(document.prompt, [image], names=[document.name])
-    tokens = list(model.generate(prompt, greedy, MAX_ANSWER_TOKENS))
+    longest = 2 * max(len(model.chat.encode_text(one)) for one in truths)
+    tokens = list(model.generate(prompt, greedy, max(ANSWER_TOKENS, longest)))
     answer = model.chat.decode_answer(tokens, thinking=False).text
     scored = Scored(
         name=document.name,

@@ -8,8 +8,11 @@ import pytest
 from calib_data.document import Document
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
-from runtime.evaluate import MAX_ANSWER_TOKENS, Scored, score, summary, with_answers
+from runtime.evaluate import ANSWER_TOKENS, Scored, score, summary, with_answers
+from runtime.generate import Model
 from runtime.sampling import greedy
+
+from .damage import edit_json
 
 LINE = Scored(
     name="line", truth="abcd", answer="abcd", ids=[1, 2, 3, 4], seconds=0.5, exact_match=1.0, cer=0.0, anls=1.0
@@ -24,7 +27,7 @@ def document() -> Document:
 
 @pytest.fixture(scope="module")
 def answer(document, reader) -> str:
-    tokens = list(reader.generate(reader.prompt(document.prompt, [document.image]), greedy, MAX_ANSWER_TOKENS))
+    tokens = list(reader.generate(reader.prompt(document.prompt, [document.image]), greedy, ANSWER_TOKENS))
     return reader.chat.decode(tokens).strip()
 
 
@@ -47,6 +50,13 @@ def test_the_models_own_answer_scores_full_marks(document, answer, reader):
     assert (scored.exact_match, scored.cer, scored.anls) == (1.0, 0.0, 1.0)
     assert scored.seconds > 0
     assert prompt.ids.tolist() == reader.prompt(document.prompt, [document.image]).ids.tolist()
+
+
+@pytest.mark.parametrize(("characters", "tokens"), [(10, ANSWER_TOKENS), (300, 600)])
+def test_a_long_page_is_read_to_its_end_and_an_endless_answer_is_not(characters, tokens, document, copied):
+    edit_json(copied / "generation_config.json", eos_token_id=0)  # padding, which no answer contains
+    scored, _ = score(Model(copied, "cpu"), replace(document, answer="x" * characters))
+    assert len(scored.ids) == tokens
 
 
 def test_scores_are_those_of_the_edits(document, answer, reader):
