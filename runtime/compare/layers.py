@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calib_data.errors import InputError
+from calib_data.progress import track
 from runtime.weights import Weights
 
 if TYPE_CHECKING:
@@ -45,9 +46,11 @@ class Layer:
 def list_layers(folder: Path, bundle: Bundle, baseline: Weights | None) -> list[Layer]:
     """List every linear of a folder, in alphabetical order. Raises InputError for folders of two models."""
     weights, reported = Weights(folder, bundle.weights), _reported(folder)
-    known = set(baseline.linears()) if baseline else set()
     bits = {name: weights.bits(name) for name in weights.linears()}
-    errors = {name: _error(baseline, weights, name) for name in bits if baseline and name in known}
+    errors: dict[str, float] = {}
+    if baseline is not None:
+        shared = sorted(set(baseline.linears()) & bits.keys())
+        errors = {name: _error(baseline, weights, name) for name in track(shared, f"weights of {folder}")}
     usual = {
         count: median(error for name, error in errors.items() if bits[name] == count)
         for count in set(bits.values())
