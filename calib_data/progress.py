@@ -17,12 +17,12 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 def track(items: Sequence[Item], label: str) -> Iterator[Item]:
     """Yield the items and show how far along the caller is; stdout is left to results."""
-    console = Console(stderr=True)
+    console = Console(stderr=True, markup=False)
     if not console.is_terminal:
         yield from _lines(items, label, console)
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -37,7 +37,7 @@ def track(items: Sequence[Item], label: str) -> Iterator[Item]:
 
 def say(line: str) -> None:
     """Print a line where progress is shown."""
-    Console(stderr=True, soft_wrap=True).print(line, highlight=False)
+    Console(stderr=True, soft_wrap=True, markup=False).print(line, highlight=False)
 
 
 def _lines(items: Sequence[Item], label: str, console: Console) -> Iterator[Item]:

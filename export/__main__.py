@@ -61,7 +61,7 @@ def export(
     for name in (entry.decoder, entry.vision, entry.mtp, *bundle.weights):
         if name:
             table.add_row(name, f"{(model / name).stat().st_size / 1024:,.0f}")
-    console = Console()
+    console = Console(markup=False)
     console.print(table)
     where = "" if target == "cpu" else f" --device {target}"
     console.print(f"exported in {time.perf_counter() - start:.0f} s; next:")
@@ -92,7 +92,7 @@ def _print_verification(model: Path, verification: Verification) -> None:
     )
     for rung in verification.rungs:
         table.add_row(rung.graph, f"{rung.error:.1e}", f"{rung.tolerance:.0e}", _counts(rung.nodes))
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(table)
     for rung in verification.rungs:
         console.print(f"{rung.graph}: {_counts(rung.operators)}")

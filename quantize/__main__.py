@@ -89,7 +89,7 @@ def main(
     from quantize.walk import quantize  # slow to import: after the settings, which may be wrong
 
     report = quantize(settings)
-    console = Console()
+    console = Console(markup=False)
     if report is None:
         console.print(f"{settings.folder} is already finished with these settings")
         return
@@ -127,7 +127,7 @@ def plan(
     if as_json:
         sys.stdout.write(json.dumps(planned.as_dict()) + "\n")
     else:
-        print_plan(planned, Console())
+        print_plan(planned, Console(markup=False))
 
 
 if __name__ == "__main__":

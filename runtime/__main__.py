@@ -196,7 +196,7 @@ def evaluate(
     table = Table(title=f"{model} on {len(drawn)} documents", show_header=False)
     for name in (*evaluating.SCORES, "tokens_per_second"):
         table.add_row(name, f"{result[name]:.4f}")
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @app.command()
@@ -255,7 +255,7 @@ def compare(
     if as_json:
         _print_json({name: value for name, value in content.items() if name != "documents"})
     else:
-        print_comparison(result, Console())
+        print_comparison(result, Console(markup=False))
         if output:
             sys.stdout.write(f"report: {report}\n")
     if not result.passed:

@@ -28,7 +28,8 @@ def assert_one_line(done: subprocess.CompletedProcess[str], says: str) -> None:
 
 
 def test_it_exports_and_says_what_comes_next(quantized, tmp_path):
-    folder = shutil.copytree(quantized("w4"), tmp_path / "w4", ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
+    folder = tmp_path / "w4[1]"  # as a browser names a second copy; no markup
+    shutil.copytree(quantized("w4"), folder, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
     done = run("--model", folder)
     assert done.returncode == 0, done.stderr
     title = " ".join(done.stdout.partition("┏")[0].split())
