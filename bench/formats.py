@@ -49,7 +49,6 @@ FORMATS = (
     Format("NF4 nearest (bitsandbytes)", {"grid": "nf4", "solver": "rtn"}),
     Format("4-bit GPTQ", {"bits": 4}),
     Format("4-bit GPTQ, int8 activations", {"bits": 4}, exact=False),
-    Format("4-bit GPTQ, 4-bit head", {"bits": 4, "head_bits": 4}),
     Format("4-bit nearest", {"bits": 4, "solver": "rtn"}),
 )
 

@@ -9,7 +9,7 @@ from runtime.generate import PROMPT_CHUNK, Model, Prompt
 from runtime.sampling import Sampling, greedy
 from runtime.speculation import Drafts
 
-from .damage import edit_json
+from .damage import edit_json, set_context
 
 WINDOW = 64
 SAME = 1e-5  # relative to the largest logit: sums over keys in another order
@@ -73,9 +73,9 @@ def test_most_drafts_of_a_transcription_stand(reader):
 
 def test_the_context_is_the_limit_with_drafts_too(copied):
     edit_json(copied / "generation_config.json", eos_token_id=[511])
+    set_context(copied, 600)
     model = Model(copied, "cpu")
-    context = model.bundle.text.context
-    prompt = random_prompt(model, context - 4)
+    prompt = random_prompt(model, 600 - 4)
     assert list(model.generate(prompt, greedy, 100, Drafts(3))) == list(model.generate(prompt, greedy, 100))
 
 
