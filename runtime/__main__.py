@@ -17,6 +17,7 @@ from calib_data.images import open_image
 from calib_data.progress import say, track
 from calib_data.render import Kind
 from calib_data.sources import open_documents
+from calib_data.vocabulary import READ
 from runtime import evaluate as evaluating
 from runtime.compare.baseline import Baseline, ReferenceBaseline
 from runtime.compare.gate import Gates
@@ -69,7 +70,7 @@ SourceOption = Annotated[
 ]
 DEFAULT_MODEL = Path("reader-w4")
 RECOMMENDED = "the model's"
-READ_ALL = "Read the text."
+READ_ALL = READ[0]
 
 
 @app.callback(invoke_without_command=True)
