@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from runtime.evaluate import Scored
 
 FORMAT = 1
+_MOST_NATS = 709.0  # of which the exponential is a float still; JSON has no infinity
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Side:
     """One model.
 
     model: as it was named. scores: None for a reference, which has no answers. perplexity: of a token of the true
-    answers, of those whose likelihood the baseline knows: a reference knows its likeliest only.
+    answers, of those whose likelihood the baseline knows: a reference knows its likeliest only. It and its ratio are at
+    most e^709, where a float ends.
     """
 
     model: str
@@ -184,7 +186,7 @@ def candidate_side(
         cost=_timed(cost, after),
         mean_kl=mean_kl,
         agreement=agreement,
-        perplexity_ratio=Interval(*(math.exp(value) for value in ratio)),
+        perplexity_ratio=Interval(*map(_exp, ratio)),
         differences=differences,
         exact_match_test=exact_match,
         answers_changed=len(changes) if differences else None,
@@ -210,7 +212,11 @@ def _sum_up(readings: Sequence[Reading], baseline: Sequence[Reading]) -> tuple[S
     known = [own for pair in pairs for own, other in pair if own is not None and other is not None]
     if not known:
         raise InputError("the reference knows no token of any true answer; quantize again for a new one")
-    return scores_of(readings), math.exp(-float(np.mean(known)))
+    return scores_of(readings), _exp(-float(np.mean(known)))
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(nats, _MOST_NATS))
 
 
 def _shared_likelihood(before: Reading, after: Reading) -> tuple[float, int]:
