@@ -17,11 +17,12 @@ from calib_data.errors import InputError
 from calib_data.progress import track
 from runtime.cache import cache_bytes
 from runtime.compare.baseline import Baseline, FolderBaseline, ReferenceBaseline
+from runtime.compare.fingerprint import fingerprint
 from runtime.compare.measure import Measured, measure, require_same_tokens
 from runtime.compare.result import Cost
 from runtime.evaluate import require_vision
 from runtime.generate import Model
-from runtime.sessions import Options, itemsize
+from runtime.sessions import Device, Options, itemsize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -69,10 +70,11 @@ class Models:
 
     def fingerprint(self) -> str:
         """A hash that changes when one of the models does: its graphs, weights, tokenizer or settings."""
+        kind = Device.parse(self.device).kind
         folders = self.candidates if self.has_reference else (self.baseline, *self.candidates)
-        files = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in (".json", ".jinja")]
-        files += [self.baseline] if self.has_reference else []
-        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        parts = [fingerprint(folder, kind).encode() for folder in folders]
+        parts += [self.baseline.read_bytes()] if self.has_reference else []
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,14 @@
 """The command: its numbers against transformers on the same weights, its gates, and going on after a stop."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
@@ -18,10 +20,11 @@ from calib_data.sources import open_documents, split_of_item
 from export.graphs import export_folder
 from quantize.settings import Settings
 from quantize.walk import quantize
+from runtime.bundle import load_bundle
 from runtime.evaluate import score
 from runtime.generate import Model
 
-from ..damage import change_tensor, edit_json
+from ..damage import WEIGHTS, change_tensor, edit_json
 
 END = 53  # <|endofturn|>
 DOCUMENTS, SEED = 50, 8
@@ -192,6 +195,30 @@ def test_a_stopped_comparison_goes_on(command, exported, tmp_path):
     code, out, err = command("compare", *arguments, "--seed", 1, "--output", stopped)
     assert (code, out) == (2, "")
     assert err == f"error: {stopped}: holds a comparison of other models or documents; give another --output\n"
+
+
+def test_a_comparison_does_not_go_on_with_other_weights_or_graphs(command, exported, copied, tmp_path):
+    """Neither a rewritten tensor, though the file keeps its time, nor a graph that was made anew is taken up."""
+    models = "--baseline", exported("fp16"), "--model", copied
+    arguments = (*models, "--documents", 1, "--max-drop-anls", 1, "--output", tmp_path / "out")
+    assert command("compare", *arguments)[0] == 0
+    weights = copied / WEIGHTS
+    times, content = weights.stat(), weights.read_bytes()
+    change_tensor(copied, "lm_head.weight", lambda weight: np.roll(weight, 1, axis=0))
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    refused = f"error: {tmp_path / 'out'}: holds a comparison of other models or documents; give another --output\n"
+    assert command("compare", *arguments) == (2, "", refused)
+    weights.write_bytes(content)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert command("compare", *arguments)[0] == 0
+    os.utime(weights)
+    assert command("compare", *arguments) == (2, "", refused)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    graph = copied / load_bundle(copied).targets["cpu"].decoder
+    model = onnx.load(graph, load_external_data=False)
+    model.producer_name = "another"
+    onnx.save(model, graph)
+    assert command("compare", *arguments) == (2, "", refused)
 
 
 def test_several_candidates_are_each_what_they_are_alone(command, exported):
