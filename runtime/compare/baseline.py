@@ -65,13 +65,9 @@ class ReferenceBaseline:
             kept = list(zip(self.documents, content["digest"].tolist(), strict=True))
             self._ids = np.split(content["ids"], np.cumsum(content["length"])[:-1])
             ends = np.cumsum(content["answer"])[:-1]
-            log_probs = content["top_logits"].astype(np.float64) - content["logsumexp"][:, None]
-            self._predictions = [
-                Predictions(*pair)
-                for pair in zip(
-                    np.split(log_probs, ends), np.split(content["top_ids"].astype(np.int64), ends), strict=True
-                )
-            ]
+            top_ids = content["top_ids"].astype(np.int64)
+            parts = (np.split(one, ends) for one in (content["top_logits"], content["logsumexp"], top_ids))
+            self._predictions = [Predictions.of_likeliest(*one) for one in zip(*parts, strict=True)]
         except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, *_BROKEN) as error:
             raise InputError(f"{path}: is not a reference that quantize wrote ({error})") from error
         for document, digest in kept:

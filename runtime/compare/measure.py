@@ -100,17 +100,35 @@ def _measure(baseline: Baseline, candidates: Sequence[Model], document: Document
     truth = truth_of(document)
     tokens = [*candidates[0].chat.encode_text(truth), candidates[0].end_ids[0]]
     expected, *found = baseline.read(document, tokens), *(read(model, document, tokens) for model in candidates)
-    readings = [Reading(one.scored, []) for one in (expected, *found)]
+    own, others = Reading(expected.scored, []), [Reading(one.scored, []) for one in found]
     differences = [Difference([], [], first_change(expected.scored, one.scored)) for one in found]
-    parts = zip(expected.predictions, *(one.predictions for one in found), strict=True)
-    for part, (before, *after) in zip(answer_parts(len(tokens)), parts, strict=True):
-        for reading, predictions in zip(readings, (before, *after), strict=True):
-            reading.log_likelihood.extend(_known(predictions, tokens[part]))
-        for difference, predictions in zip(differences, after, strict=True):
-            difference.kl.extend(divergence(before, predictions).tolist())
-            difference.agree.extend((before.likeliest == predictions.likeliest).tolist())
-    own, *others = readings
+    after = [one.predictions for one in found]
+    for part in answer_parts(len(tokens)):
+        _add_part(tokens[part], expected.predictions, after, own, others, differences)
     return Measured(document.name, document.prompt, truth, own, others, differences)
+
+
+def _add_part(
+    tokens: Sequence[int],
+    expected: Iterator[Predictions],
+    found: Sequence[Iterator[Predictions]],
+    own: Reading,
+    others: Sequence[Reading],
+    differences: Sequence[Difference],
+) -> None:
+    """Add what is next predicted, of these tokens: the baseline's and one candidate's are held, and given back."""
+    before = next(expected)
+    own.log_likelihood.extend(_known(before, tokens))
+    for predictions, reading, difference in zip(found, others, differences, strict=True):
+        _add(tokens, before, next(predictions), reading, difference)
+
+
+def _add(
+    tokens: Sequence[int], before: Predictions, after: Predictions, reading: Reading, difference: Difference
+) -> None:
+    reading.log_likelihood.extend(_known(after, tokens))
+    difference.kl.extend(divergence(before, after).tolist())
+    difference.agree.extend((before.likeliest == after.likeliest).tolist())
 
 
 class Read(NamedTuple):
