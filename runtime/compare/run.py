@@ -8,6 +8,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,6 +86,13 @@ class Loaded:
     candidates: list[Model]
     costs: list[Cost]
 
+    def release(self) -> None:
+        """Give back the memory of all graphs; what was read of the folders stays."""
+        own = [self.baseline.model] if isinstance(self.baseline, FolderBaseline) else []
+        for model in (*own, *self.candidates):
+            for part in ("decoder", "vision", "_head"):
+                vars(model).pop(part, None)
+
 
 def _open(path: Path, device: str, options: Options | None) -> tuple[Model, Cost]:
     before = _resident()
@@ -113,15 +121,19 @@ def settings_of(models: Models, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(models: Models, loaded: Loaded, documents: Sequence[Document], progress: Progress, jobs: int) -> list[Measured]:
-    """Measure all documents that are not done, and return all, in their order."""
+    """Measure all documents that are not done, and return all, in their order.
+
+    With several jobs, each has models of its own, and those in `loaded` are given back.
+    """
     left = [document for document in documents if progress.find(document) is None]
     if jobs == 1 or not left:
         _keep((measure(loaded.baseline, loaded.candidates, one) for one in left), left, progress)
     else:
+        loaded.release()
         options = Options(threads=max(1, (os.cpu_count() or 1) // jobs))
         context = multiprocessing.get_context("spawn")
         try:
-            with ProcessPoolExecutor(jobs, context, _load_here, (models, options)) as pool:
+            with ProcessPoolExecutor(jobs, context, _prepare, (models, options)) as pool:
                 _keep(pool.map(_measure_here, left), left, progress)
         except BrokenProcessPool as error:
             raise InputError(f"--jobs {jobs}: a process ended by itself, for want of memory? Give fewer") from error
@@ -133,15 +145,14 @@ def _keep(measured: Iterator[Measured], left: Sequence[Document], progress: Prog
         progress.add(document, next(measured))
 
 
-_here: Callable[[Document], Measured]
+_here: Callable[[], Loaded]
 
 
-def _load_here(models: Models, options: Options) -> None:
-    """Prepare a process of the pool."""
+def _prepare(models: Models, options: Options) -> None:
+    """Let a process of the pool load the models with its first document: an error here would only break the pool."""
     global _here
-    loaded = models.load(options)
-    _here = lambda document: measure(loaded.baseline, loaded.candidates, document)  # noqa: E731
+    _here = cache(lambda: models.load(options))
 
 
 def _measure_here(document: Document) -> Measured:
-    return _here(document)
+    return measure(_here().baseline, _here().candidates, document)
