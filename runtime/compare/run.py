@@ -18,10 +18,10 @@ from calib_data.errors import InputError
 from calib_data.progress import track
 from runtime.cache import cache_bytes
 from runtime.compare.baseline import Baseline, FolderBaseline, ReferenceBaseline
+from runtime.compare.checks import require_measurable, require_same_inputs
 from runtime.compare.fingerprint import fingerprint
-from runtime.compare.measure import Measured, measure, require_same_tokens
+from runtime.compare.measure import Measured, measure
 from runtime.compare.result import Cost
-from runtime.evaluate import require_vision
 from runtime.generate import Model
 from runtime.sessions import Device, Options, itemsize
 
@@ -51,20 +51,19 @@ class Models:
         """Open all of them. Raises InputError where one cannot be, or where their tokens are not the same."""
         costs = []
         baseline: Baseline
+        own = None
         if self.has_reference:
             if not self.baseline.is_file():
                 raise InputError(f"{self.baseline}: no such file; python -m quantize writes it into its folder")
             baseline = ReferenceBaseline(self.baseline)
         else:
-            model, cost = _open(self.baseline, self.device, options)
-            baseline = FolderBaseline(model)
+            own, cost = _open(self.baseline, self.device, options)
+            baseline = FolderBaseline(own)
             costs.append(cost)
         candidates: list[Model] = []
         for path in self.candidates:
             model, cost = _open(path, self.device, options)
-            first = baseline.model if isinstance(baseline, FolderBaseline) else (candidates or [model])[0]
-            require_vision(model)
-            require_same_tokens(first, model)
+            require_same_inputs(own or (candidates or [model])[0], model)
             candidates.append(model)
             costs.append(cost)
         return Loaded(baseline, candidates, costs)
@@ -123,9 +122,11 @@ def settings_of(models: Models, about: dict[str, Any]) -> dict[str, Any]:
 def run(models: Models, loaded: Loaded, documents: Sequence[Document], progress: Progress, jobs: int) -> list[Measured]:
     """Measure all documents that are not done, and return all, in their order.
 
-    With several jobs, each has models of its own, and those in `loaded` are given back.
+    With several jobs, each has models of its own, and those in `loaded` are given back. Raises InputError before
+    anything is measured where a document cannot be.
     """
     left = [document for document in documents if progress.find(document) is None]
+    require_measurable(loaded.baseline, loaded.candidates, left)
     if jobs == 1 or not left:
         _keep((measure(loaded.baseline, loaded.candidates, one) for one in left), left, progress)
     else:
