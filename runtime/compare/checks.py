@@ -37,14 +37,20 @@ def require_same_inputs(baseline: Model, candidate: Model) -> None:
 
 
 def require_measurable(baseline: Baseline, candidates: Sequence[Model], documents: Sequence[Document]) -> None:
-    """Raise InputError for a document that is other tokens to a model than to the baseline."""
+    """Raise InputError for a document that a model has no room for, or that is other tokens than to the baseline."""
     models = [*([baseline.model] if isinstance(baseline, FolderBaseline) else []), *candidates]
     for document in documents:
         opened = replace(document, picture=document.image)
         with naming(document):
             expected = baseline.token_ids(opened)
             for model in models:
-                if token_ids(model, opened) != expected:
+                found, context = token_ids(model, opened), model.bundle.text.context
+                if len(found) > context:
+                    raise InputError(
+                        f"prompt and known answer: {len(found)} tokens, the context of {model.folder} is {context}; "
+                        "shorten them"
+                    )
+                if found != expected:
                     raise InputError(
                         f"{model.folder}: its tokens of {document.name} are not those of {baseline.path}: the answer, "
                         "tokenizer, chat template or end of a turn is another; give folders of one model, or, for a "

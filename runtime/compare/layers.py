@@ -43,8 +43,20 @@ class Layer:
     suspect: bool
 
 
+def require_listable(folder: Path, bundle: Bundle, baseline: Weights | None) -> None:
+    """Raise InputError for a folder of another model than the baseline's, or with a report that cannot be read."""
+    _reported(folder)
+    if baseline is None:
+        return
+    weights = Weights(folder, bundle.weights)
+    for name in sorted(set(baseline.linears()) & set(weights.linears())):
+        own, expected = list(weights.shape(name)), list(baseline.shape(name))
+        if own != expected:
+            raise InputError(f"{folder}: {name}: {own} weights, the baseline has {expected}; give folders of one model")
+
+
 def list_layers(folder: Path, bundle: Bundle, baseline: Weights | None) -> list[Layer]:
-    """List every linear of a folder, in alphabetical order. Raises InputError for folders of two models."""
+    """List every linear of a folder, in alphabetical order. Folders are those that `require_listable` takes."""
     weights, reported = Weights(folder, bundle.weights), _reported(folder)
     bits = {name: weights.bits(name) for name in weights.linears()}
     errors: dict[str, float] = {}
@@ -65,9 +77,7 @@ def list_layers(folder: Path, bundle: Bundle, baseline: Weights | None) -> list[
 
 
 def _error(baseline: Weights, weights: Weights, name: str) -> float:
-    rows, width = weights.shape(name)
-    if baseline.shape(name) != (rows, width):
-        raise InputError(f"{name}: {[rows, width]} weights, the baseline has {list(baseline.shape(name))}")
+    rows, _ = weights.shape(name)
     apart, size = 0.0, 0.0
     for start in range(0, rows, _ROWS):
         part = slice(start, start + _ROWS)

@@ -20,10 +20,12 @@ from runtime.cache import cache_bytes
 from runtime.compare.baseline import Baseline, FolderBaseline, ReferenceBaseline
 from runtime.compare.checks import require_measurable, require_same_inputs
 from runtime.compare.fingerprint import fingerprint
+from runtime.compare.layers import require_listable
 from runtime.compare.measure import Measured, measure
 from runtime.compare.result import Cost
 from runtime.generate import Model
 from runtime.sessions import Device, Options, itemsize
+from runtime.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -51,19 +53,20 @@ class Models:
         """Open all of them. Raises InputError where one cannot be, or where their tokens are not the same."""
         costs = []
         baseline: Baseline
-        own = None
+        own, weights = None, None
         if self.has_reference:
             if not self.baseline.is_file():
                 raise InputError(f"{self.baseline}: no such file; python -m quantize writes it into its folder")
             baseline = ReferenceBaseline(self.baseline)
         else:
             own, cost = _open(self.baseline, self.device, options)
-            baseline = FolderBaseline(own)
+            baseline, weights = FolderBaseline(own), Weights(self.baseline, own.bundle.weights)
             costs.append(cost)
         candidates: list[Model] = []
         for path in self.candidates:
             model, cost = _open(path, self.device, options)
             require_same_inputs(own or (candidates or [model])[0], model)
+            require_listable(path, model.bundle, weights)
             candidates.append(model)
             costs.append(cost)
         return Loaded(baseline, candidates, costs)
