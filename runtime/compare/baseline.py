@@ -64,19 +64,18 @@ class FolderBaseline:
 class ReferenceBaseline:
     """Predictions that quantize kept, as `quantize.reference` lays them out; there are no answers.
 
-    documents: those that were kept, in order. Raises InputError for a file that is not one, and where the documents
-    are not to be had any more, or are others now.
+    documents: those that were kept, in order. source: where they lie now; None for where quantize found them. Raises
+    InputError for a file that is not one, and where the documents are not to be had any more, or are others now.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, source: str | None = None) -> None:
         self.path = path
         try:
             with np.load(path) as stored:
                 content = {name: stored[name] for name in stored.files}
-            source = json.loads(str(content["source"]))
-            drawn = open_documents(
-                str(source["source"]), split="evaluation", count=int(source["count"]), seed=int(source["seed"])
-            )
+            kept_of = json.loads(str(content["source"]))
+            count, seed = int(kept_of["count"]), int(kept_of["seed"])
+            drawn = open_documents(source or str(kept_of["source"]), split="evaluation", count=count, seed=seed)
             self.documents = [drawn[place] for place in content["document"]]
             kept = list(zip(self.documents, content["digest"].tolist(), strict=True))
             self._ids = np.split(content["ids"], np.cumsum(content["length"])[:-1])
@@ -90,7 +89,7 @@ class ReferenceBaseline:
             if document.digest() != digest:
                 raise InputError(
                     f"{path}: {document.name} is not the document that was kept: pages have been added, removed or "
-                    "changed since; run python -m quantize again"
+                    "changed since, or another version of Pillow draws them otherwise; run python -m quantize again"
                 )
         self._places = {document.name: place for place, document in enumerate(self.documents)}
 

@@ -38,11 +38,15 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Models:
-    """Paths of a baseline, an exported folder or a reference.npz, and of candidates, and the device they run on."""
+    """Paths of a baseline, an exported folder or a reference.npz, and of candidates, and the device they run on.
+
+    source: where the documents of a reference lie now; None for where quantize found them.
+    """
 
     baseline: Path
     candidates: tuple[Path, ...]
     device: str
+    source: str | None = None
 
     @property
     def has_reference(self) -> bool:
@@ -57,7 +61,7 @@ class Models:
         if self.has_reference:
             if not self.baseline.is_file():
                 raise InputError(f"{self.baseline}: no such file; python -m quantize writes it into its folder")
-            baseline = ReferenceBaseline(self.baseline)
+            baseline = ReferenceBaseline(self.baseline, self.source)
         else:
             own, cost = _open(self.baseline, self.device, options)
             baseline, weights = FolderBaseline(own), Weights(self.baseline, own.bundle.weights)
