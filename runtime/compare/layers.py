@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from runtime.bundle import Bundle
 
 REPORT = "quantization_report.json"
+_UNQUANTIZED = 16  # bits
 _TIMES_THE_MEDIAN = 4
 _NOTHING = 0.01  # weights that differ by less than rounding to 8 bits makes are not suspected
 _BROKEN = 0.5  # four bits make 0.1; half of the size of all weights is no rounding
@@ -53,6 +54,14 @@ def require_listable(folder: Path, bundle: Bundle, baseline: Weights | None) -> 
         own, expected = list(weights.shape(name)), list(baseline.shape(name))
         if own != expected:
             raise InputError(f"{folder}: {name}: {own} weights, the baseline has {expected}; give folders of one model")
+
+
+def of_baseline(weights: Weights) -> list[str]:
+    """What a baseline that is itself quantized keeps from being told; nothing for one of 16 bits."""
+    bits = min(weights.bits(name) for name in weights.linears())
+    if bits >= _UNQUANTIZED:
+        return []
+    return [f"The baseline is {bits}-bit, not FP16: all differences are from it, not from the unquantized model."]
 
 
 def list_layers(folder: Path, bundle: Bundle, baseline: Weights | None) -> list[Layer]:

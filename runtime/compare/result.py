@@ -11,7 +11,7 @@ import numpy as np
 from calib_data.errors import InputError
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates, Verdict, judge
-from runtime.compare.layers import list_layers
+from runtime.compare.layers import list_layers, of_baseline
 from runtime.compare.statistics import Interval, bootstrap, mcnemar
 from runtime.evaluate import SCORES, summary
 from runtime.weights import Weights
@@ -137,11 +137,12 @@ def summarize(
     weights, cost = None, None
     if isinstance(loaded.baseline, FolderBaseline):
         weights, cost = Weights(models.baseline, loaded.baseline.model.bundle.weights), loaded.costs[0]
+    notes = of_baseline(weights) if weights else []
     candidates = []
     for number, path in enumerate(models.candidates):
         model, taken = loaded.candidates[number], loaded.costs[number - len(models.candidates)]
         parts = list_layers(path, model.bundle, weights)
-        candidates.append(candidate_side(str(path), number, measured, gates, cost=taken, layers=parts))
+        candidates.append(candidate_side(str(path), number, measured, gates, cost=taken, layers=parts, notes=notes))
     return Comparison(about, baseline_side(str(models.baseline), measured, cost), candidates)
 
 
@@ -166,8 +167,9 @@ def candidate_side(
     *,
     cost: Cost | None = None,
     layers: Sequence[Layer] = (),
+    notes: Sequence[str] = (),
 ) -> Candidate:
-    """Sum up one candidate, the `number`th of those that were measured, and judge it."""
+    """Sum up one candidate, the `number`th of those that were measured, and judge it. notes: first of its findings."""
     before, after = [one.baseline for one in measured], [one.candidates[number] for one in measured]
     apart = [one.differences[number] for one in measured]
     scores, perplexity = _sum_up(after, before)
@@ -178,6 +180,7 @@ def candidate_side(
     agreement = bootstrap([sum(one.agree) for one in apart], counts, least=0.0, most=1.0)
     differences = _differences(before, after)
     exact_match = _exact_match(before, after) if differences else None
+    verdict = judge(gates, mean_kl, agreement, differences, scores_of(before), exact_match, layers)
     changes = [one.first_change for one in apart if one.first_change is not None]
     return Candidate(
         model=model,
@@ -193,7 +196,7 @@ def candidate_side(
         first_change=float(np.median(changes)) if changes else None,
         kl_by_position=by_position([one.kl for one in apart]).tolist(),
         layers=list(layers),
-        verdict=judge(gates, mean_kl, agreement, differences, scores_of(before), exact_match, layers),
+        verdict=replace(verdict, findings=[*notes, *verdict.findings]),
     )
 
 

@@ -159,6 +159,13 @@ def test_folders_of_different_models_are_refused(command, exported, copied):
     assert command("compare", "--baseline", exported("fp16"), "--model", copied, "--documents", 1) == (2, "", err)
 
 
+def test_a_quantized_baseline_is_said(command, exported):
+    _, result = compare(command, exported("w4"), exported("w4"), "--documents", 1)
+    assert result["verdict"]["findings"][0].startswith("The baseline is 4-bit, not FP16")
+    _, result = compare(command, exported("fp16"), exported("w4"), "--documents", 1)
+    assert not any("4-bit" in finding for finding in result["verdict"]["findings"])
+
+
 def test_a_missing_baseline_is_named(command, exported):
     code, out, err = command("compare", "--model", exported("fp16"))
     assert (code, out) == (2, "")
