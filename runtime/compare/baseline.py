@@ -12,7 +12,7 @@ import numpy as np
 
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
-from runtime.compare.measure import Read, read
+from runtime.compare.measure import Read, read, token_ids
 from runtime.compare.predictions import Predictions
 from runtime.generate import answer_parts
 
@@ -30,6 +30,13 @@ _BROKEN = (zipfile.BadZipFile, zlib.error)
 class Baseline(Protocol):
     """Something that candidates are compared with."""
 
+    @property
+    def path(self) -> Path:
+        """Of its folder or file."""
+
+    def token_ids(self, document: Document) -> list[int]:
+        """Tokens of a document, as `measure.token_ids` gives them."""
+
     def read(self, document: Document, tokens: Sequence[int]) -> Read:
         """Read a document and predict the tokens of its true answer, its end included."""
 
@@ -40,6 +47,15 @@ class FolderBaseline:
 
     model: Model
 
+    @property
+    def path(self) -> Path:
+        """Of the folder."""
+        return self.model.folder
+
+    def token_ids(self, document: Document) -> list[int]:
+        """Those of the model."""
+        return token_ids(self.model, document)
+
     def read(self, document: Document, tokens: Sequence[int]) -> Read:
         """Answer it and predict."""
         return read(self.model, document, tokens)
@@ -48,46 +64,41 @@ class FolderBaseline:
 class ReferenceBaseline:
     """Predictions that quantize kept, as `quantize.reference` lays them out; there are no answers.
 
-    documents: those that were kept, in order. Raises InputError for a file that is not one, and where the documents
-    are not to be had any more, or are others now.
+    documents: those that were kept, in order. source: where they lie now; None for where quantize found them. Raises
+    InputError for a file that is not one, and where the documents are not to be had any more, or are others now.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, source: str | None = None) -> None:
         self.path = path
         try:
             with np.load(path) as stored:
                 content = {name: stored[name] for name in stored.files}
-            source = json.loads(str(content["source"]))
-            drawn = open_documents(
-                str(source["source"]), split="evaluation", count=int(source["count"]), seed=int(source["seed"])
-            )
+            kept_of = json.loads(str(content["source"]))
+            count, seed = int(kept_of["count"]), int(kept_of["seed"])
+            drawn = open_documents(source or str(kept_of["source"]), split="evaluation", count=count, seed=seed)
             self.documents = [drawn[place] for place in content["document"]]
             kept = list(zip(self.documents, content["digest"].tolist(), strict=True))
             self._ids = np.split(content["ids"], np.cumsum(content["length"])[:-1])
             ends = np.cumsum(content["answer"])[:-1]
-            log_probs = content["top_logits"].astype(np.float64) - content["logsumexp"][:, None]
-            self._predictions = [
-                Predictions(*pair)
-                for pair in zip(
-                    np.split(log_probs, ends), np.split(content["top_ids"].astype(np.int64), ends), strict=True
-                )
-            ]
+            top_ids = content["top_ids"].astype(np.int64)
+            parts = (np.split(one, ends) for one in (content["top_logits"], content["logsumexp"], top_ids))
+            self._predictions = [Predictions.of_likeliest(*one) for one in zip(*parts, strict=True)]
         except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, *_BROKEN) as error:
             raise InputError(f"{path}: is not a reference that quantize wrote ({error})") from error
         for document, digest in kept:
             if document.digest() != digest:
                 raise InputError(
                     f"{path}: {document.name} is not the document that was kept: pages have been added, removed or "
-                    "changed since; run python -m quantize again"
+                    "changed since, or another version of Pillow draws them otherwise; run python -m quantize again"
                 )
         self._places = {document.name: place for place, document in enumerate(self.documents)}
 
+    def token_ids(self, document: Document) -> list[int]:
+        """Those that were kept."""
+        kept: list[int] = self._ids[self._places[document.name]].tolist()
+        return kept
+
     def read(self, document: Document, tokens: Sequence[int]) -> Read:
-        """Look up what was kept. Raises InputError for a document whose answer has other tokens now."""
-        place = self._places[document.name]
-        if self._ids[place][-len(tokens) :].tolist() != list(tokens):
-            raise InputError(
-                f"{self.path}: {document.name} has another answer now than when it was kept, or the model another "
-                "tokenizer or end of a turn; run python -m quantize again"
-            )
-        return Read(None, (self._predictions[place][part] for part in answer_parts(len(tokens))))
+        """Look up what was kept."""
+        predictions = self._predictions[self._places[document.name]]
+        return Read(None, (predictions[part] for part in answer_parts(len(tokens))))

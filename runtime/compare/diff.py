@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from difflib import SequenceMatcher
 from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from rapidfuzz.distance import Indel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _ALIKE = 0.5  # share of letters in common from which two replaced texts are compared letter by letter
+_LETTERS = 400  # longer ones are not: the memory grows with the square, and nobody reads such marks
 _WORDS = re.compile(r"\s|\w+|[^\w\s]")
 
 Kind = Literal["same", "removed", "added"]
@@ -34,17 +36,28 @@ def differences(first: str, second: str) -> list[Piece]:
 
 
 def _words(first: str, second: str) -> Iterator[Piece]:
-    for tag, before, after in _aligned(_WORDS.findall(first), _WORDS.findall(second)):
-        if tag == "replace" and SequenceMatcher(None, before, after, autojunk=False).ratio() >= _ALIKE:
-            for _, removed, added in _aligned(before, after):
+    for before, after in _aligned(_WORDS.findall(first), _WORDS.findall(second)):
+        if before != after and _are_alike(before, after):
+            for removed, added in _aligned(before, after):
                 yield from _changed(removed, added)
         else:
             yield from _changed(before, after)
 
 
-def _aligned(first: Sequence[str], second: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    for tag, i, j, k, m in SequenceMatcher(None, first, second, autojunk=False).get_opcodes():
-        yield tag, "".join(first[i:j]), "".join(second[k:m])
+def _are_alike(before: str, after: str) -> bool:
+    longest = max(len(before), len(after))
+    return longest <= _LETTERS and Indel.normalized_similarity(before, after) >= _ALIKE
+
+
+def _aligned(first: Sequence[str], second: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Both texts in pairs of parts, in turn equal and with nothing in common."""
+    i, k = 0, 0
+    for block in Indel.opcodes(first, second):
+        if block.tag == "equal":
+            yield "".join(first[i : block.src_start]), "".join(second[k : block.dest_start])
+            i, k = block.src_end, block.dest_end
+            yield ("".join(first[block.src_start : i]),) * 2
+    yield "".join(first[i:]), "".join(second[k:])
 
 
 def _changed(before: str, after: str) -> Iterator[Piece]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,6 +13,7 @@ from calib_data.errors import InputError
 from runtime.compare.predictions import Predictions, divergence
 from runtime.evaluate import Scored, score, truth_of
 from runtime.generate import answer_parts
+from runtime.images import ImageSettings, image_grid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -75,13 +78,27 @@ def _reading(value: dict[str, Any]) -> Reading:
     return Reading(None if scored is None else Scored(**scored), value["log_likelihood"])
 
 
-def require_same_tokens(baseline: Model, candidate: Model) -> None:
-    """Raise InputError for two models whose logits are not about the same tokens."""
-    folders = (baseline.folder, candidate.folder)
-    sizes = [model.bundle.text.vocab_size for model in (baseline, candidate)]
-    tokenizers = [(folder / "tokenizer.json").read_bytes() for folder in folders]
-    if sizes[0] != sizes[1] or tokenizers[0] != tokenizers[1]:
-        raise InputError(f"{folders[1]}: its tokens are not those of {folders[0]}; give two folders of one model")
+def token_ids(model: Model, document: Document) -> list[int]:
+    """Tokens of a document's question, picture included, its true answer and the end of a turn; nothing is computed."""
+    vision, image = model.bundle.vision, document.image
+    assert vision is not None
+    grid = image_grid(image.height, image.width, ImageSettings.from_folder(model.folder), document.name)
+    question = model.chat.encode(document.prompt, [math.prod(grid) // vision.merge_size**2])
+    return [*question.tolist(), *answer_ids(model, document)]
+
+
+def answer_ids(model: Model, document: Document) -> list[int]:
+    """Tokens of a document's true answer and the end of a turn."""
+    return [*model.chat.encode_text(truth_of(document)), model.end_ids[0]]
+
+
+@contextmanager
+def naming(document: Document) -> Iterator[None]:
+    """Put the name of a document into an InputError that is without."""
+    try:
+        yield
+    except InputError as error:
+        raise error if document.name in str(error) else InputError(f"{document.name}: {error}") from error
 
 
 def measure(baseline: Baseline, candidates: Sequence[Model], document: Document) -> Measured:
@@ -89,28 +106,42 @@ def measure(baseline: Baseline, candidates: Sequence[Model], document: Document)
 
     Raises InputError, with the document's name, where one cannot.
     """
-    try:
+    with naming(document):
         return _measure(baseline, candidates, document)
-    except InputError as error:
-        named = document.name in str(error)
-        raise error if named else InputError(f"{document.name}: {error}") from error
 
 
 def _measure(baseline: Baseline, candidates: Sequence[Model], document: Document) -> Measured:
-    truth = truth_of(document)
-    tokens = [*candidates[0].chat.encode_text(truth), candidates[0].end_ids[0]]
+    tokens = answer_ids(candidates[0], document)
     expected, *found = baseline.read(document, tokens), *(read(model, document, tokens) for model in candidates)
-    readings = [Reading(one.scored, []) for one in (expected, *found)]
+    own, others = Reading(expected.scored, []), [Reading(one.scored, []) for one in found]
     differences = [Difference([], [], first_change(expected.scored, one.scored)) for one in found]
-    parts = zip(expected.predictions, *(one.predictions for one in found), strict=True)
-    for part, (before, *after) in zip(answer_parts(len(tokens)), parts, strict=True):
-        for reading, predictions in zip(readings, (before, *after), strict=True):
-            reading.log_likelihood.extend(_known(predictions, tokens[part]))
-        for difference, predictions in zip(differences, after, strict=True):
-            difference.kl.extend(divergence(before, predictions).tolist())
-            difference.agree.extend((before.likeliest == predictions.likeliest).tolist())
-    own, *others = readings
-    return Measured(document.name, document.prompt, truth, own, others, differences)
+    after = [one.predictions for one in found]
+    for part in answer_parts(len(tokens)):
+        _add_part(tokens[part], expected.predictions, after, own, others, differences)
+    return Measured(document.name, document.prompt, truth_of(document), own, others, differences)
+
+
+def _add_part(
+    tokens: Sequence[int],
+    expected: Iterator[Predictions],
+    found: Sequence[Iterator[Predictions]],
+    own: Reading,
+    others: Sequence[Reading],
+    differences: Sequence[Difference],
+) -> None:
+    """Add what is next predicted, of these tokens: the baseline's and one candidate's are held, and given back."""
+    before = next(expected)
+    own.log_likelihood.extend(_known(before, tokens))
+    for predictions, reading, difference in zip(found, others, differences, strict=True):
+        _add(tokens, before, next(predictions), reading, difference)
+
+
+def _add(
+    tokens: Sequence[int], before: Predictions, after: Predictions, reading: Reading, difference: Difference
+) -> None:
+    reading.log_likelihood.extend(_known(after, tokens))
+    difference.kl.extend(divergence(before, after).tolist())
+    difference.agree.extend((before.likeliest == after.likeliest).tolist())
 
 
 class Read(NamedTuple):

@@ -127,16 +127,25 @@ def headline(names: Sequence[str], comparison: Comparison) -> str:
     if tone(comparison) == "open":
         reason = "no gate could be checked" if comparison.baseline.scores is None else "the baseline is too weak"
         return f"Not judged: {reason}"
-    failing = [name for name, one in zip(names, comparison.candidates, strict=True) if one.verdict.outcome == "fails"]
+    outcomes = [one.verdict.outcome for one in comparison.candidates]
+    failing = [name for name, outcome in zip(names, outcomes, strict=True) if outcome == "fails"]
     if not failing:
         return {1: f"{names[0]} passes", 2: "Both candidates pass"}.get(len(names), f"All {len(names)} candidates pass")
     if len(failing) == 1:
-        return f"{failing[0]} fails" + (f", {_passing(len(names) - 1)}" if len(names) > 1 else "")
+        return f"{failing[0]} fails" + _others([outcome for outcome in outcomes if outcome != "fails"])
     return f"{len(failing)} of {len(names)} candidates fail"
 
 
-def _passing(count: int) -> str:
-    return "the other passes" if count == 1 else f"the other {count} pass"
+def _others(outcomes: Sequence[str]) -> str:
+    """What came of those that do not fail."""
+    count, passed = len(outcomes), outcomes.count("passes")
+    if not count:
+        return ""
+    if passed == count:
+        return ", the other passes" if count == 1 else f", the other {count} pass"
+    if passed:
+        return ", the others were not all judged"
+    return ", the other was not judged" if count == 1 else f", the other {count} were not judged"
 
 
 def _documents(about: Mapping[str, Any]) -> str:

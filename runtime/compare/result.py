@@ -11,7 +11,7 @@ import numpy as np
 from calib_data.errors import InputError
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates, Verdict, judge
-from runtime.compare.layers import list_layers
+from runtime.compare.layers import list_layers, of_baseline
 from runtime.compare.statistics import Interval, bootstrap, mcnemar
 from runtime.evaluate import SCORES, summary
 from runtime.weights import Weights
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from runtime.evaluate import Scored
 
 FORMAT = 1
+_MOST_NATS = 709.0  # of which the exponential is a float still; JSON has no infinity
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Side:
     """One model.
 
     model: as it was named. scores: None for a reference, which has no answers. perplexity: of a token of the true
-    answers, of those whose likelihood the baseline knows: a reference knows its likeliest only.
+    answers, of those whose likelihood the baseline knows: a reference knows its likeliest only. It and its ratio are at
+    most e^709, where a float ends.
     """
 
     model: str
@@ -135,11 +137,12 @@ def summarize(
     weights, cost = None, None
     if isinstance(loaded.baseline, FolderBaseline):
         weights, cost = Weights(models.baseline, loaded.baseline.model.bundle.weights), loaded.costs[0]
+    notes = of_baseline(weights) if weights else []
     candidates = []
     for number, path in enumerate(models.candidates):
         model, taken = loaded.candidates[number], loaded.costs[number - len(models.candidates)]
         parts = list_layers(path, model.bundle, weights)
-        candidates.append(candidate_side(str(path), number, measured, gates, cost=taken, layers=parts))
+        candidates.append(candidate_side(str(path), number, measured, gates, cost=taken, layers=parts, notes=notes))
     return Comparison(about, baseline_side(str(models.baseline), measured, cost), candidates)
 
 
@@ -164,8 +167,9 @@ def candidate_side(
     *,
     cost: Cost | None = None,
     layers: Sequence[Layer] = (),
+    notes: Sequence[str] = (),
 ) -> Candidate:
-    """Sum up one candidate, the `number`th of those that were measured, and judge it."""
+    """Sum up one candidate, the `number`th of those that were measured, and judge it. notes: first of its findings."""
     before, after = [one.baseline for one in measured], [one.candidates[number] for one in measured]
     apart = [one.differences[number] for one in measured]
     scores, perplexity = _sum_up(after, before)
@@ -176,6 +180,7 @@ def candidate_side(
     agreement = bootstrap([sum(one.agree) for one in apart], counts, least=0.0, most=1.0)
     differences = _differences(before, after)
     exact_match = _exact_match(before, after) if differences else None
+    verdict = judge(gates, mean_kl, agreement, differences, scores_of(before), exact_match, layers)
     changes = [one.first_change for one in apart if one.first_change is not None]
     return Candidate(
         model=model,
@@ -184,14 +189,14 @@ def candidate_side(
         cost=_timed(cost, after),
         mean_kl=mean_kl,
         agreement=agreement,
-        perplexity_ratio=Interval(*(math.exp(value) for value in ratio)),
+        perplexity_ratio=Interval(*map(_exp, ratio)),
         differences=differences,
         exact_match_test=exact_match,
         answers_changed=len(changes) if differences else None,
         first_change=float(np.median(changes)) if changes else None,
         kl_by_position=by_position([one.kl for one in apart]).tolist(),
         layers=list(layers),
-        verdict=judge(gates, mean_kl, agreement, differences, scores_of(before), exact_match, layers),
+        verdict=replace(verdict, findings=[*notes, *verdict.findings]),
     )
 
 
@@ -210,7 +215,11 @@ def _sum_up(readings: Sequence[Reading], baseline: Sequence[Reading]) -> tuple[S
     known = [own for pair in pairs for own, other in pair if own is not None and other is not None]
     if not known:
         raise InputError("the reference knows no token of any true answer; quantize again for a new one")
-    return scores_of(readings), math.exp(-float(np.mean(known)))
+    return scores_of(readings), _exp(-float(np.mean(known)))
+
+
+def _exp(nats: float) -> float:
+    return math.exp(min(nats, _MOST_NATS))
 
 
 def _shared_likelihood(before: Reading, after: Reading) -> tuple[float, int]:

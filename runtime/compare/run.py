@@ -8,6 +8,7 @@ import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,14 @@ from calib_data.errors import InputError
 from calib_data.progress import track
 from runtime.cache import cache_bytes
 from runtime.compare.baseline import Baseline, FolderBaseline, ReferenceBaseline
-from runtime.compare.measure import Measured, measure, require_same_tokens
+from runtime.compare.checks import require_measurable, require_same_inputs
+from runtime.compare.fingerprint import fingerprint
+from runtime.compare.layers import require_listable
+from runtime.compare.measure import Measured, measure
 from runtime.compare.result import Cost
-from runtime.evaluate import require_vision
 from runtime.generate import Model
-from runtime.sessions import Options, itemsize
+from runtime.sessions import Device, Options, itemsize
+from runtime.weights import Weights
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -34,11 +38,15 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Models:
-    """Paths of a baseline, an exported folder or a reference.npz, and of candidates, and the device they run on."""
+    """Paths of a baseline, an exported folder or a reference.npz, and of candidates, and the device they run on.
+
+    source: where the documents of a reference lie now; None for where quantize found them.
+    """
 
     baseline: Path
     candidates: tuple[Path, ...]
     device: str
+    source: str | None = None
 
     @property
     def has_reference(self) -> bool:
@@ -49,30 +57,31 @@ class Models:
         """Open all of them. Raises InputError where one cannot be, or where their tokens are not the same."""
         costs = []
         baseline: Baseline
+        own, weights = None, None
         if self.has_reference:
             if not self.baseline.is_file():
                 raise InputError(f"{self.baseline}: no such file; python -m quantize writes it into its folder")
-            baseline = ReferenceBaseline(self.baseline)
+            baseline = ReferenceBaseline(self.baseline, self.source)
         else:
-            model, cost = _open(self.baseline, self.device, options)
-            baseline = FolderBaseline(model)
+            own, cost = _open(self.baseline, self.device, options)
+            baseline, weights = FolderBaseline(own), Weights(self.baseline, own.bundle.weights)
             costs.append(cost)
         candidates: list[Model] = []
         for path in self.candidates:
             model, cost = _open(path, self.device, options)
-            first = baseline.model if isinstance(baseline, FolderBaseline) else (candidates or [model])[0]
-            require_vision(model)
-            require_same_tokens(first, model)
+            require_same_inputs(own or (candidates or [model])[0], model)
+            require_listable(path, model.bundle, weights)
             candidates.append(model)
             costs.append(cost)
         return Loaded(baseline, candidates, costs)
 
     def fingerprint(self) -> str:
         """A hash that changes when one of the models does: its graphs, weights, tokenizer or settings."""
+        kind = Device.parse(self.device).kind
         folders = self.candidates if self.has_reference else (self.baseline, *self.candidates)
-        files = [path for folder in folders for path in sorted(folder.iterdir()) if path.suffix in (".json", ".jinja")]
-        files += [self.baseline] if self.has_reference else []
-        return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+        parts = [fingerprint(folder, kind).encode() for folder in folders]
+        parts += [self.baseline.read_bytes()] if self.has_reference else []
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,13 @@ class Loaded:
     baseline: Baseline
     candidates: list[Model]
     costs: list[Cost]
+
+    def release(self) -> None:
+        """Give back the memory of all graphs; what was read of the folders stays."""
+        own = [self.baseline.model] if isinstance(self.baseline, FolderBaseline) else []
+        for model in (*own, *self.candidates):
+            for part in ("decoder", "vision", "_head"):
+                vars(model).pop(part, None)
 
 
 def _open(path: Path, device: str, options: Options | None) -> tuple[Model, Cost]:
@@ -111,15 +127,21 @@ def settings_of(models: Models, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def run(models: Models, loaded: Loaded, documents: Sequence[Document], progress: Progress, jobs: int) -> list[Measured]:
-    """Measure all documents that are not done, and return all, in their order."""
+    """Measure all documents that are not done, and return all, in their order.
+
+    With several jobs, each has models of its own, and those in `loaded` are given back. Raises InputError before
+    anything is measured where a document cannot be.
+    """
     left = [document for document in documents if progress.find(document) is None]
+    require_measurable(loaded.baseline, loaded.candidates, left)
     if jobs == 1 or not left:
         _keep((measure(loaded.baseline, loaded.candidates, one) for one in left), left, progress)
     else:
+        loaded.release()
         options = Options(threads=max(1, (os.cpu_count() or 1) // jobs))
         context = multiprocessing.get_context("spawn")
         try:
-            with ProcessPoolExecutor(jobs, context, _load_here, (models, options)) as pool:
+            with ProcessPoolExecutor(jobs, context, _prepare, (models, options)) as pool:
                 _keep(pool.map(_measure_here, left), left, progress)
         except BrokenProcessPool as error:
             raise InputError(f"--jobs {jobs}: a process ended by itself, for want of memory? Give fewer") from error
@@ -131,15 +153,14 @@ def _keep(measured: Iterator[Measured], left: Sequence[Document], progress: Prog
         progress.add(document, next(measured))
 
 
-_here: Callable[[Document], Measured]
+_here: Callable[[], Loaded]
 
 
-def _load_here(models: Models, options: Options) -> None:
-    """Prepare a process of the pool."""
+def _prepare(models: Models, options: Options) -> None:
+    """Let a process of the pool load the models with its first document: an error here would only break the pool."""
     global _here
-    loaded = models.load(options)
-    _here = lambda document: measure(loaded.baseline, loaded.candidates, document)  # noqa: E731
+    _here = cache(lambda: models.load(options))
 
 
 def _measure_here(document: Document) -> Measured:
-    return _here(document)
+    return measure(_here().baseline, _here().candidates, document)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
+from runtime.compare.table import plain
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -42,8 +44,8 @@ def _name(side: Side) -> str:
 def _side(side: Side) -> tuple[str, ...]:
     scores = side.scores
     if scores is None:
-        return "–", "–", "–", f"{side.perplexity:.4f}"
-    return f"{scores.exact_match:.3f}", f"{scores.cer:.4f}", f"{scores.anls:.3f}", f"{side.perplexity:.4f}"
+        return "–", "–", "–", plain(side.perplexity)
+    return f"{scores.exact_match:.3f}", f"{scores.cer:.4f}", f"{scores.anls:.3f}", plain(side.perplexity)
 
 
 def _cost(side: Side) -> tuple[str, str]:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from runtime.compare.statistics import Interval
 
 NOT_AVAILABLE = "not available"
+_HUGE = 1e6
 Tone = Literal["", "gain", "loss", "noise"]
 
 
@@ -56,7 +57,7 @@ def groups(comparison: Comparison) -> list[Group]:
         Row(
             "Perplexity",
             "of the true answers",
-            [Cell(f"{baseline.perplexity:.4f}"), *(_perplexity(c) for c in candidates)],
+            [Cell(plain(baseline.perplexity)), *(_perplexity(c) for c in candidates)],
         ),
     ]
     return [
@@ -100,7 +101,13 @@ def _spread(found: Interval, digits: int) -> Cell:
 
 def _perplexity(candidate: Candidate) -> Cell:
     ratio = candidate.perplexity_ratio
-    return Cell(f"{candidate.perplexity:.4f}", f"× {ratio.value:.4f} ({ratio.low:.4f} to {ratio.high:.4f})")
+    value, low, high = map(plain, ratio)
+    return Cell(plain(candidate.perplexity), f"× {value} ({low} to {high})")
+
+
+def plain(value: float) -> str:
+    """A perplexity, or a ratio of two, with four decimals, of huge ones with their power of ten."""
+    return f"{value:.4f}" if value < _HUGE else f"{value:.1e}"
 
 
 def _changed(candidate: Candidate) -> Cell:

@@ -1,12 +1,14 @@
 """The command: its numbers against transformers on the same weights, its gates, and going on after a stop."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
@@ -18,10 +20,11 @@ from calib_data.sources import open_documents, split_of_item
 from export.graphs import export_folder
 from quantize.settings import Settings
 from quantize.walk import quantize
+from runtime.bundle import load_bundle
 from runtime.evaluate import score
 from runtime.generate import Model
 
-from ..damage import change_tensor, edit_json
+from ..damage import WEIGHTS, change_tensor, edit_json
 
 END = 53  # <|endofturn|>
 DOCUMENTS, SEED = 50, 8
@@ -143,7 +146,10 @@ def test_the_default_gate_stops_one_corrupted_layer_and_not_4_bits(command, expo
 
 def test_folders_of_different_models_are_refused(command, exported, copied):
     path = copied / "tokenizer.json"
-    path.write_text(path.read_text() + " ")
+    tokenizer = json.loads(path.read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    path.write_text(json.dumps(tokenizer))
     code, out, err = command("compare", "--baseline", exported("fp16"), "--model", copied, "--documents", 1)
     assert (code, out) == (2, "")
     assert err == f"error: {copied}: its tokens are not those of {exported('fp16')}; give two folders of one model\n"
@@ -151,6 +157,13 @@ def test_folders_of_different_models_are_refused(command, exported, copied):
     runtime = json.loads((copied / "runtime.json").read_text())
     edit_json(copied / "runtime.json", text={**runtime["text"], "vocab_size": 511})
     assert command("compare", "--baseline", exported("fp16"), "--model", copied, "--documents", 1) == (2, "", err)
+
+
+def test_a_quantized_baseline_is_said(command, exported):
+    _, result = compare(command, exported("w4"), exported("w4"), "--documents", 1)
+    assert result["verdict"]["findings"][0].startswith("The baseline is 4-bit, not FP16")
+    _, result = compare(command, exported("fp16"), exported("w4"), "--documents", 1)
+    assert not any("4-bit" in finding for finding in result["verdict"]["findings"])
 
 
 def test_a_missing_baseline_is_named(command, exported):
@@ -192,6 +205,30 @@ def test_a_stopped_comparison_goes_on(command, exported, tmp_path):
     code, out, err = command("compare", *arguments, "--seed", 1, "--output", stopped)
     assert (code, out) == (2, "")
     assert err == f"error: {stopped}: holds a comparison of other models or documents; give another --output\n"
+
+
+def test_a_comparison_does_not_go_on_with_other_weights_or_graphs(command, exported, copied, tmp_path):
+    """Neither a rewritten tensor, though the file keeps its time, nor a graph that was made anew is taken up."""
+    models = "--baseline", exported("fp16"), "--model", copied
+    arguments = (*models, "--documents", 1, "--max-drop-anls", 1, "--output", tmp_path / "out")
+    assert command("compare", *arguments)[0] == 0
+    weights = copied / WEIGHTS
+    times, content = weights.stat(), weights.read_bytes()
+    change_tensor(copied, "lm_head.weight", lambda weight: np.roll(weight, 1, axis=0))
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    refused = f"error: {tmp_path / 'out'}: holds a comparison of other models or documents; give another --output\n"
+    assert command("compare", *arguments) == (2, "", refused)
+    weights.write_bytes(content)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert command("compare", *arguments)[0] == 0
+    os.utime(weights)
+    assert command("compare", *arguments) == (2, "", refused)
+    os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
+    graph = copied / load_bundle(copied).targets["cpu"].decoder
+    model = onnx.load(graph, load_external_data=False)
+    model.producer_name = "another"
+    onnx.save(model, graph)
+    assert command("compare", *arguments) == (2, "", refused)
 
 
 def test_several_candidates_are_each_what_they_are_alone(command, exported):
@@ -250,6 +287,6 @@ def test_references_that_do_not_serve(command, exported, kept, tmp_path):
         content = dict(stored)
     np.savez(tmp_path / "reference.npz", **content | {"document": content["document"][::-1]})
     assert "is not the document that was kept: pages have been added" in refused(tmp_path / "reference.npz")
-    content["ids"] = content["ids"] + 1
+    content["ids"][0] += 1  # of the question
     np.savez(tmp_path / "reference.npz", **content)
-    assert "has another answer now than when it was kept" in refused(tmp_path / "reference.npz")
+    assert "its tokens of evaluation/0/mix/0 are not those of" in refused(tmp_path / "reference.npz")

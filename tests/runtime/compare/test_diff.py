@@ -1,6 +1,7 @@
 """Marked differences, against rapidfuzz's insertion-and-deletion distance."""
 
 import random
+import time
 from itertools import pairwise
 
 import pytest
@@ -41,3 +42,20 @@ def test_pieces_spell_both_texts_and_mark_no_less_than_the_distance():
 def test_examples(first, second, expected):
     """Words are marked as wholes, and letters in words that are alike."""
     assert differences(first, second) == [Piece(*pair) for pair in expected]
+
+
+@pytest.mark.parametrize("loop", ["합계 10,000원 ", "ab", "0 "])
+def test_an_answer_that_goes_round_in_circles_takes_no_minutes(loop):
+    """By letters, or by words that all match each other, difflib takes minutes to hours."""
+    truth = " ".join(f"항목{number} {number * 37 % 1000},000원" for number in range(800))
+    start = time.process_time()
+    pieces = differences(truth, loop * 2000)
+    assert time.process_time() - start < 5
+    assert spelled(pieces, "same", "removed") == truth
+    assert spelled(pieces, "same", "added") == loop * 2000
+
+
+def test_letters_are_compared_in_short_parts_only():
+    first, second = "a" * 300, "a" * 299 + "b"
+    assert len(differences(first, second)) == 3
+    assert [piece.kind for piece in differences(first * 2, second * 2)] == ["removed", "added"]

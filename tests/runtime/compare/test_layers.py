@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from calib_data.errors import InputError
 from runtime.bundle import load_bundle
-from runtime.compare.layers import list_layers
+from runtime.compare.layers import list_layers, require_listable
 from runtime.weights import Weights
 
 from ..damage import edit_json
@@ -81,10 +81,10 @@ def test_folders_of_two_models_and_broken_reports(baseline, exported, copied):
     save_file({**tensors, f"{DOWN}.weight": torch.zeros(3, 5)}, copied / "model.safetensors")
     bundle = load_bundle(exported("fp16"))
     with pytest.raises(InputError, match=r"down_proj: \[3, 5\] weights, the baseline has \[256, 768\]"):
-        list_layers(copied, bundle, baseline)
+        require_listable(copied, bundle, baseline)
     (copied / "quantization_report.json").write_text("{}")
     with pytest.raises(InputError, match=r"quantization_report\.json: is not a report"):
-        list_layers(copied, bundle, None)
+        require_listable(copied, bundle, None)
     edit_json(copied / "quantization_report.json", linears=[])
     assert list_layers(copied, bundle, None)
 

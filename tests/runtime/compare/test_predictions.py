@@ -1,5 +1,7 @@
 """Divergence of next-token predictions, whole and of the likeliest tokens only, against torch and by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +12,9 @@ LOGITS = np.random.default_rng(0).normal(size=(2, 40, 300)).astype(np.float32) *
 
 
 def truncated(whole: Predictions, count: int) -> Predictions:
-    ids = np.argsort(-whole.log_probs, -1)[:, :count]
-    return Predictions(np.take_along_axis(whole.log_probs, ids, -1), ids)
+    ids = np.argsort(-whole.logits, -1)[:, :count]
+    logsumexp = torch.from_numpy(whole.logits).double().logsumexp(-1).numpy()
+    return Predictions.of_likeliest(np.take_along_axis(whole.logits, ids, -1), logsumexp, ids)
 
 
 def test_divergence_is_that_of_torch():
@@ -40,7 +43,7 @@ def test_the_likeliest_tokens_give_a_lower_bound(count):
     for row in range(3):
         merged = []
         for part in (p, q):
-            probabilities = np.exp(part.log_probs[row])
+            probabilities = np.exp(part.at(row))
             kept = probabilities[known.ids[row]]
             merged.append([*kept, probabilities.sum() - kept.sum()])
         one, other = map(np.array, merged)
@@ -56,8 +59,21 @@ def test_tokens_that_were_not_kept_are_unknown():
     p = Predictions.of_logits(LOGITS[0])
     known = truncated(p, 5)
     tokens = known.ids[:, 3].copy()
-    np.testing.assert_array_equal(known.of(tokens), p.of(tokens))
-    tokens[7] = np.argmin(p.log_probs[7])
+    expected = torch.from_numpy(LOGITS[0]).double().log_softmax(-1)[range(40), tokens]
+    np.testing.assert_allclose(p.of(tokens), expected, rtol=1e-12)
+    np.testing.assert_allclose(known.of(tokens), expected, rtol=1e-12)
+    tokens[7] = np.argmin(p.logits[7])
     assert np.isnan(known.of(tokens)).nonzero()[0].tolist() == [7]
     np.testing.assert_array_equal(known.likeliest, p.likeliest)
     np.testing.assert_array_equal(p.likeliest, LOGITS[0].argmax(-1))
+
+
+def test_all_that_is_read_of_predictions_takes_a_few_rows_of_memory():
+    """Beside the logits that were given: float64 copies of them all would take twice as much each."""
+    logits = np.random.default_rng(0).normal(size=(2, 256, 5000)).astype(np.float32)
+    tracemalloc.start()
+    p, q = map(Predictions.of_logits, logits)
+    divergence(p, q), p.likeliest == q.likeliest, p.of(q.likeliest)
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 10 * 5000 * 8

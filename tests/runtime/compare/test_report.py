@@ -215,6 +215,26 @@ def test_headlines(wrong, expected):
     assert tone(result) == ("fail" if wrong else "pass")
 
 
+@pytest.mark.parametrize(
+    ("outcomes", "expected"),
+    [
+        (["fails", "not judged"], "m0 fails, the other was not judged"),
+        (["fails", "not judged", "not judged"], "m0 fails, the other 2 were not judged"),
+        (["passes", "fails", "not judged"], "m1 fails, the others were not all judged"),
+    ],
+)
+def test_headlines_say_passes_only_of_what_was_judged(outcomes, expected):
+    names = [f"m{number}" for number in range(len(outcomes))]
+    documents = [measured("x", "abcdef", "abcdef", *names)]
+    result, passed = comparison(documents, *names), {"passes": True, "fails": False, "not judged": None}
+    candidates = []
+    for one, outcome in zip(result.candidates, outcomes, strict=True):
+        check = replace(one.verdict.checks[0], passed=passed[outcome])
+        verdict = replace(one.verdict, passed=outcome == "passes", checks=[check])
+        candidates.append(replace(one, verdict=verdict))
+    assert headline(names, replace(result, candidates=candidates)) == expected
+
+
 def test_names_are_short_where_that_tells_models_apart():
     assert short_names(["a/fp16", "b/w4"]) == ["fp16", "w4"]
     assert short_names(["a/w4", "b/w4"]) == ["a/w4", "b/w4"]

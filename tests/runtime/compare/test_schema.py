@@ -1,15 +1,21 @@
 """docs/compare.schema.json against what is written, by the jsonschema library."""
 
 import copy
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from jsonschema import Draft202012Validator
+from rich.console import Console
 
 from runtime.compare.gate import Gates
+from runtime.compare.measure import Reading
+from runtime.compare.report import render
+from runtime.compare.screen import print_comparison
 
-from .pages import LAYERS, comparison, measured
+from .pages import LAYERS, Page, comparison, measured, pictures
 
 SCHEMA = json.loads((Path(__file__).parents[3] / "docs" / "compare.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = Draft202012Validator(SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER)
@@ -54,6 +60,26 @@ def test_a_reference_has_nulls_where_answers_would_be(content):
     assert errors(content) == []
     assert content["baseline"]["scores"] is None
     assert content["candidates"][0]["differences"] is None
+
+
+def test_a_candidate_that_gives_the_truth_no_chance_is_summed_up():
+    """1500 nats a token: no float holds their exponential. Every other document is a good one."""
+    documents = [measured(str(n), "abc", "abc", "xyz") for n in range(4)]
+    for place in (0, 2):
+        scored = documents[place].candidates[0].scored
+        documents[place] = replace(documents[place], candidates=[Reading(scored, [-1500.0] * 4)])
+    result = comparison(documents, "broken")
+    content = json.loads(json.dumps(result.to_json(documents), allow_nan=False))
+    assert errors(content) == []
+    (candidate,) = content["candidates"]
+    assert candidate["perplexity"] > 1e300
+    assert candidate["perplexity_ratio"]["low"] < 1e-4
+    screen = io.StringIO()
+    print_comparison(result, Console(file=screen, width=200))
+    assert "8.2e+307" in screen.getvalue()
+    rows = Page(render(result, documents, pictures(documents))).root.find("tr")
+    (cell,) = (row.find("td")[1].text for row in rows if row.find("th")[0].text.startswith("Perplexity"))
+    assert len(cell) < 60
 
 
 @pytest.mark.parametrize(

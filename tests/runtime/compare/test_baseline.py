@@ -1,0 +1,60 @@
+"""A reference whose documents have moved, or are others now."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from calib_data.errors import InputError
+from calib_data.sources import open_documents
+from runtime.compare.baseline import ReferenceBaseline
+from runtime.compare.run import Models
+
+PAGES = "scans/2026/pages"
+
+
+@pytest.fixture
+def kept(tmp_path, monkeypatch):
+    """A reference of a folder of pictures, written from where the folder is."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / PAGES).mkdir(parents=True)
+    for number, document in enumerate(open_documents(split="evaluation", count=10, seed=1)):
+        document.image.save(tmp_path / PAGES / f"{number}.png")
+        (tmp_path / PAGES / f"{number}.txt").write_text(document.answer)
+    documents = open_documents(PAGES, split="evaluation", count=10)
+    count = len(documents)
+    np.savez(
+        tmp_path / "reference.npz",
+        document=np.arange(count),
+        digest=np.array([document.digest() for document in documents]),
+        length=np.full(count, 3),
+        answer=np.full(count, 2),
+        ids=np.arange(3 * count),
+        top_ids=np.tile([4, 2], (2 * count, 1)),
+        top_logits=np.tile(np.float32([1, 0]), (2 * count, 1)),
+        logsumexp=np.full(2 * count, 2.0),
+        source=json.dumps({"source": PAGES, "count": 10, "seed": 0}),
+    )
+    return tmp_path
+
+
+def test_documents_are_found_where_they_are_now(kept):
+    names = [document.name for document in ReferenceBaseline(kept / "reference.npz").documents]
+    moved = kept / "elsewhere"
+    shutil.move(kept / PAGES, moved)
+    with pytest.raises(InputError, match=f"{PAGES}: no such file or folder"):
+        ReferenceBaseline(kept / "reference.npz")
+    baseline = Models(kept / "reference.npz", (), "cpu", str(moved)).load().baseline
+    assert [document.name for document in baseline.documents] == names
+    assert baseline.token_ids(baseline.documents[1]) == [3, 4, 5]
+    (first, second) = baseline.read(baseline.documents[1], [4, 5]).predictions
+    assert [first.of(np.array([token]))[0] for token in (4, 2)] == [-1, -2]
+    assert np.isnan(second.of(np.array([5])))
+
+
+def test_pictures_that_are_drawn_otherwise_are_no_longer_those(kept):
+    first = open_documents(PAGES, split="evaluation", count=10)[0]
+    first.image.transpose(0).save(kept / PAGES / first.name)
+    with pytest.raises(InputError, match=rf"{first.name} is not the document .* another version of Pillow"):
+        ReferenceBaseline(kept / "reference.npz")
