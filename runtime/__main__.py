@@ -237,7 +237,7 @@ def compare(
         raise InputError(f"--junit {junit}: there is no folder {junit.absolute().parent}; make it first")
     if junit and junit.is_dir():
         raise InputError(f"--junit {junit}: is a folder; name a file in it")
-    models = Models(baseline, tuple(model), device)
+    models = Models(baseline, tuple(model), device, None if source == "rendered" else source)
     gates = Gates(max_kl=max_kl, max_drop_anls=max_drop_anls, min_agreement=min_agreement)
     loaded = models.load()
     drawn, about = _compared_documents(loaded.baseline, documents, source, seed, kind)
@@ -268,8 +268,8 @@ def _compared_documents(
 ) -> tuple[list[Document], dict[str, Any]]:
     """The documents of a comparison, and how they were chosen."""
     if isinstance(baseline, ReferenceBaseline):
-        if (source, seed, kind) != ("rendered", 0, None):
-            raise InputError("--source, --seed, --kind: a reference has documents of its own; leave these out")
+        if (seed, kind) != (0, None):
+            raise InputError("--seed, --kind: a reference has documents of its own; leave these out")
         drawn = baseline.documents[:count]
         return drawn, {"source": str(baseline.path), "kind": None, "seed": None, "count": len(drawn)}
     drawn = open_documents(source, split="evaluation", count=count or 50, seed=seed, kind=kind)

@@ -75,7 +75,8 @@ class ReferenceBaseline:
                 content = {name: stored[name] for name in stored.files}
             kept_of = json.loads(str(content["source"]))
             count, seed = int(kept_of["count"]), int(kept_of["seed"])
-            drawn = open_documents(source or str(kept_of["source"]), split="evaluation", count=count, seed=seed)
+            where = source or str(kept_of["source"])
+            drawn = open_documents(where, split="evaluation", count=count, seed=seed)
             self.documents = [drawn[place] for place in content["document"]]
             kept = list(zip(self.documents, content["digest"].tolist(), strict=True))
             self._ids = np.split(content["ids"], np.cumsum(content["length"])[:-1])
@@ -85,6 +86,8 @@ class ReferenceBaseline:
             self._predictions = [Predictions.of_likeliest(*one) for one in zip(*parts, strict=True)]
         except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, *_BROKEN) as error:
             raise InputError(f"{path}: is not a reference that quantize wrote ({error})") from error
+        except InputError as error:
+            raise InputError(f"{path}: its documents: {error}; give --source with where they are now") from error
         for document, digest in kept:
             if document.digest() != digest:
                 raise InputError(
