@@ -171,7 +171,7 @@ def _draw_page(path: Path, number: int) -> Image.Image:
 
 def _jsonl(path: Path) -> list[Item]:
     items: list[Item] = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
             row = _json_row(f"{path}: line {number}", line)
             # The picture decides the split: two questions about one picture are never apart.

@@ -122,6 +122,15 @@ def test_jsonl_paths_are_relative_to_the_file(tmp_path):
     assert (document.prompt, document.answer, document.image.size) == ("Read.", None, picture().size)
 
 
+def test_jsonl_lines_end_where_json_says(folder):
+    """Not at the separators of Unicode, which JSON allows inside strings."""
+    path, (image, *_) = folder / "separators.jsonl", sorted(file.name for file in folder.glob("*.png"))
+    row = {"image": image, "prompt": "a\u2028b\u0085c\u2029", "answer": "d\u2028"}
+    path.write_bytes((json.dumps(row, ensure_ascii=False) + "\r\n").encode() * 2)
+    found = open_documents(str(path), split=split_of_item(image), count=5)
+    assert [(d.prompt, d.answer) for d in found] == 2 * [(row["prompt"], row["answer"])]
+
+
 def dataset(pages, questions, answers):
     datasets = pytest.importorskip("datasets")
     text = datasets.Value("string")
