@@ -131,6 +131,18 @@ def test_jsonl_lines_end_where_json_says(folder):
     assert [(d.prompt, d.answer) for d in found] == 2 * [(row["prompt"], row["answer"])]
 
 
+def test_texts_of_windows_begin_with_a_mark_that_is_no_text(tmp_path):
+    names = [f"{i}.png" for i in range(9)]
+    for name in names:
+        picture().save(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text("합계 12", encoding="utf-8-sig")
+    row = json.dumps({"image": names[0], "prompt": "Read.", "answer": "a"})
+    (tmp_path / "rows.jsonl").write_text(row, encoding="utf-8-sig")
+    assert {document.answer for part in open_all(tmp_path).values() for document in part} == {"합계 12"}
+    (document,) = open_documents(str(tmp_path / "rows.jsonl"), split=split_of_item(names[0]), count=1)
+    assert document.answer == "a"
+
+
 def dataset(pages, questions, answers):
     datasets = pytest.importorskip("datasets")
     text = datasets.Value("string")
