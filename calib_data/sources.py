@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import posixpath
 import re
 from collections.abc import Callable
 from functools import partial
@@ -174,8 +175,8 @@ def _jsonl(path: Path) -> list[Item]:
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
             row = _json_row(f"{path}: line {number}", line)
-            # The picture decides the split: two questions about one picture are never apart.
-            items.append((row["image"], partial(_json_document, path, row, number)))
+            # The picture decides the split: two questions about one picture are never apart, however its path is written.
+            items.append((posixpath.normpath(row["image"]), partial(_json_document, path, row, number)))
     return items
 
 

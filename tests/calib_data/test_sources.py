@@ -143,6 +143,18 @@ def test_texts_of_windows_begin_with_a_mark_that_is_no_text(tmp_path):
     assert document.answer == "a"
 
 
+@pytest.mark.parametrize("other", ["./{}", "pages/../{}", ".//{}"])
+def test_jsonl_keeps_a_picture_in_one_split_however_its_path_is_written(folder, other):
+    path, images = folder / "paths.jsonl", sorted(file.name for file in folder.glob("*.png"))
+    paths = [name for image in images for name in (image, other.format(image))]
+    (folder / "pages").mkdir(exist_ok=True)
+    path.write_text("\n".join(json.dumps({"image": name, "prompt": "?"}) for name in paths))
+    parts = open_all(path)
+    homes = [{Path(document.name.rpartition(":")[0]).name for document in part} for part in parts.values()]
+    assert sum(map(len, homes)) == len(images)
+    assert all(split_of_item(name) == split for split, names in zip(OWN_SPLITS, homes, strict=True) for name in names)
+
+
 def dataset(pages, questions, answers):
     datasets = pytest.importorskip("datasets")
     text = datasets.Value("string")
