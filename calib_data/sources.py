@@ -98,7 +98,7 @@ def _items(source: str) -> list[Item]:
     behind = None if path.exists() else re.fullmatch(r"(.*[^:]):([\w.-]+)", source)
     name, split = behind.groups() if behind else (source, None)
     if path.is_dir():
-        items = _dataset(source, None) if _holds_dataset(path) else _folder(path)
+        items = _folder(path) if _images(path) or not _holds_dataset(path) else _dataset(source, None)
     elif behind and Path(name).is_dir() and _holds_dataset(Path(name)):
         items = _dataset(name, split)
     elif path.is_file() and path.suffix.lower() == ".pdf":
@@ -121,10 +121,13 @@ def _holds_dataset(folder: Path) -> bool:
 
 
 def _folder(folder: Path) -> list[Item]:
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
+    if not (files := _images(folder)):
         raise InputError(f"{folder}: holds no images, put PNG, JPEG, TIFF or WebP files in it")
     return [(file.name, partial(_image_file, file)) for file in files]
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _image_file(file: Path) -> Document:

@@ -155,6 +155,15 @@ def test_jsonl_keeps_a_picture_in_one_split_however_its_path_is_written(folder, 
     assert all(split_of_item(name) == split for split, names in zip(OWN_SPLITS, homes, strict=True) for name in names)
 
 
+def test_a_folder_of_images_stays_one_when_it_has_data_below_it(folder, tmp_path):
+    for file in sorted(folder.glob("*.png"))[:12]:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "table.parquet").write_bytes(b"of something else")
+    (tmp_path / "export" / "dataset_info.json").write_text("{}")
+    assert sum(map(len, open_all(tmp_path).values())) == 12
+
+
 def dataset(pages, questions, answers):
     datasets = pytest.importorskip("datasets")
     text = datasets.Value("string")
