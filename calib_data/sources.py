@@ -82,7 +82,7 @@ def _readable(document: Document) -> Document:
 
 def split_of_item(name: str) -> Split:
     """The split of an item by its name: 60 % calibration, 40 % evaluation."""
-    fifth = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) % 5
+    fifth = int.from_bytes(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()) % 5
     return "calibration" if fifth < 3 else "evaluation"
 
 

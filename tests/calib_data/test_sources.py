@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -57,6 +58,33 @@ def test_a_folder_gives_pixels_and_answers(folder):
         truth = folder / document.name.replace(".png", ".txt")
         assert document.answer == (truth.read_text(encoding="utf-8").strip() if truth.exists() else None)
         np.testing.assert_array_equal(np.asarray(document.image), np.asarray(Image.open(folder / document.name)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 exist there only")
+def test_names_of_files_need_not_be_utf_8(tmp_path):
+    for index in range(6):
+        picture().save(os.fsdecode(os.fsencode(tmp_path) + b"/\xc7\xd1%d.png" % index))
+    parts = open_all(tmp_path)
+    assert sum(map(len, parts.values())) == 6
+    assert all(len(document.digest()) == 64 for part in parts.values() for document in part)
+
+
+@pytest.mark.parametrize("suffix", [".pdf", ".jsonl", ""])
+def test_a_source_whose_name_is_not_utf_8_is_read_or_refused_in_a_line(tmp_path, suffix):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xc7\xd1" + suffix.encode()))
+    if suffix == ".pdf":
+        picture().resize((448, 224)).save(tmp_path / "a.pdf")
+        (tmp_path / "a.pdf").rename(path)
+    elif suffix:
+        picture().save(tmp_path / "a.png")
+        path.write_text(json.dumps({"image": "a.png", "prompt": "?"}))
+    else:
+        dataset([picture(i) for i in range(12)], ["q"] * 12, [["a"]] * 12).save_to_disk(tmp_path / "set")
+        (tmp_path / "set").rename(path)
+    try:
+        assert open_documents(str(path), split="calibration", count=1)
+    except InputError as error:
+        assert "\n" not in str(error)
 
 
 def test_items_stay_in_their_split_when_others_are_added(folder, tmp_path):
