@@ -1,0 +1,94 @@
+"""The folder that is written: one run at a time, gone on with by the same settings only, and nobody else's files."""
+
+import errno
+import json
+
+import pytest
+
+from calib_data import READER
+from calib_data.errors import InputError
+from quantize.output import is_finished, output_folder
+from quantize.report import StepReport
+from quantize.settings import Settings
+from quantize.solver import REVISION
+
+
+def test_an_output_folder_is_written_by_one_run_at_a_time(tmp_path):
+    output = tmp_path / "out"
+    with output_folder(output, {}) as (partial, _):
+        assert partial.parent == tmp_path
+        with pytest.raises(InputError, match="being written by another run"), output_folder(output, {}):
+            pass
+        (partial / "config.json").write_text("{}")
+    assert [path.name for path in output.iterdir()] == ["config.json"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_run_left_without_a_journal_is_cleared_and_what_others_left_is_not(tmp_path):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / "thesis.txt").write_text("mine")
+    with pytest.raises(InputError, match="not from this command"), output_folder(tmp_path / "out", {}):
+        pass
+    assert (partial / "thesis.txt").exists()
+    (partial / ".lock").touch()  # now it is ours
+    with output_folder(tmp_path / "out", {}) as (folder, journal):
+        assert not (folder / "thesis.txt").exists()
+        assert journal.steps == []
+
+
+def unfinished(output, settings, error):
+    """A run that gets one step done and then ends like this."""
+    with output_folder(output, settings) as (folder, journal):
+        journal.steps.append(StepReport("first", 1.0, 2))
+        journal.save(folder)
+        raise error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), RuntimeError("a bug")])
+def test_an_interrupted_run_goes_on_and_only_with_the_same_settings(tmp_path, error):
+    expected = InputError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected, match="disk is full.*goes on from here" if expected is InputError else None):
+        unfinished(tmp_path / "out", {"bits": 4, "seed": 0}, error)
+    other = r"out.partial holds an unfinished run of other settings \(seed\)"
+    for _ in range(2):  # being refused destroys nothing
+        with pytest.raises(InputError, match=other), output_folder(tmp_path / "out", {"bits": 4, "seed": 1}):
+            pass
+    with output_folder(tmp_path / "out", {"bits": 4, "seed": 0}) as (_, journal):
+        assert journal.steps == [StepReport("first", 1.0, 2)]
+
+
+def test_another_revision_of_the_solver_neither_goes_on_nor_takes_its_result_for_ours(tmp_path):
+    record = Settings(READER).record("fingerprint")
+    assert record["revision"] == REVISION
+    output, without = tmp_path / "out", {key: value for key, value in record.items() if key != "revision"}
+    for number, other in enumerate((record | {"revision": REVISION - 1}, without)):  # older folders have none
+        with pytest.raises(KeyboardInterrupt):
+            unfinished(tmp_path / f"{number}", other, KeyboardInterrupt())
+        says = (
+            rf"{number}.partial holds an unfinished run of another revision of the solver, which .*; give another --out"
+        )
+        with pytest.raises(InputError, match=says), output_folder(tmp_path / f"{number}", record):
+            pass
+        output.mkdir(exist_ok=True)
+        (output / "quantization_report.json").write_text(json.dumps({"settings": other}))
+        with pytest.raises(InputError, match=r"out holds a result of another revision of the solver, which .*; give"):
+            is_finished(output, record)
+    (output / "quantization_report.json").write_text(json.dumps({"settings": record}))
+    assert is_finished(output, record)
+
+
+def test_wrong_input_before_anything_is_finished_leaves_nothing(tmp_path):
+    with pytest.raises(InputError, match=r"^no document$"), output_folder(tmp_path / "out", {}) as (folder, _):
+        (folder / "model-00001.writing").write_bytes(bytes(10))
+        raise InputError("no document")
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_input_keeps_what_is_finished(tmp_path):
+    """In a new run and in one that goes on: a folder of documents that is not mounted must not cost the days done."""
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"^no document \(.*out.partial keeps what is finished: the same"):
+            unfinished(tmp_path / "out", {}, InputError("no document"))
+    with output_folder(tmp_path / "out", {}) as (_, journal):
+        assert journal.steps == 2 * [StepReport("first", 1.0, 2)]
