@@ -178,7 +178,7 @@ def _jsonl(path: Path) -> list[Item]:
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
             row = _json_row(f"{path}: line {number}", line)
-            # The picture decides the split: two questions about one picture are never apart, however its path is written.
+            # The picture, however its path is written, decides the split: two questions about it are never apart.
             items.append((posixpath.normpath(row["image"]), partial(_json_document, path, row, number)))
     return items
 

@@ -41,7 +41,7 @@ class Journal:
         """Replace the file in one instant: whoever reads it finds the old one or the new one, whole."""
         path, draft = folder / JOURNAL, folder / f"{JOURNAL}.new"
         with draft.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, ensure_ascii=False)
+            json.dump(asdict(self), file)  # ASCII: names of files need not be UTF-8
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)

@@ -109,5 +109,5 @@ def copy_companions(source: Path, target: Path) -> None:
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write an indented JSON file."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write an indented JSON file, in ASCII: what it says of file names need not be UTF-8."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

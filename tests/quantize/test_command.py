@@ -252,6 +252,18 @@ def test_documents_that_changed_while_a_run_was_stopped(tmp_path, monkeypatch):
     assert quantize(settings) is not None
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 exist there only")
+def test_a_calibration_folder_whose_name_is_not_utf_8(tmp_path):
+    pages = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xc7\xd1"))
+    pages.mkdir()
+    for i in range(4):
+        Image.new("RGB", (56, 56), (i, 90, 90)).save(pages / f"{i}.png")
+    settings = Settings(READER, tmp_path / "out", calibration=str(pages), samples=1, solver="rtn", reference=0)
+    assert quantize(settings) is not None
+    report = json.loads((tmp_path / "out" / "quantization_report.json").read_text())
+    assert report["settings"]["calibration"] == str(pages)
+
+
 def contents(folder):
     """All bytes of a folder, but for the times, which no two runs share."""
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "quantization_times.json"}
