@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -50,8 +51,10 @@ def output_folder(output: Path, settings: dict[str, Any]) -> Iterator[tuple[Path
 
     It becomes `output` on success. Wrong input removes it, unless steps are finished in it. After anything else, such
     as a kill or a full disk, it stays, and the same command finds it again. Raises InputError when another run works in
-    it, when it is not ours or has other settings, or when the disk is full.
+    it, when it is not ours or has other settings, when it cannot take the place of `output`, or when the disk is full.
     """
+    if output.is_symlink() or os.path.ismount(output):
+        raise InputError(f"{output} is a symbolic link or a mount point; give --output a new folder inside it")
     folder = output.with_name(output.name + ".partial")
     if folder.exists() and any(folder.iterdir()) and not (folder / LOCK).exists():
         raise InputError(f"{folder} is in the way and not from this command; remove it")

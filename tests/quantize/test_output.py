@@ -2,6 +2,8 @@
 
 import errno
 import json
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +13,7 @@ from quantize.output import is_finished, output_folder
 from quantize.report import StepReport
 from quantize.settings import Settings
 from quantize.solver import REVISION
+from quantize.walk import quantize
 
 
 def test_an_output_folder_is_written_by_one_run_at_a_time(tmp_path):
@@ -92,3 +95,16 @@ def test_wrong_input_keeps_what_is_finished(tmp_path):
             unfinished(tmp_path / "out", {}, InputError("no document"))
     with output_folder(tmp_path / "out", {}) as (_, journal):
         assert journal.steps == 2 * [StepReport("first", 1.0, 2)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is a mount point there")
+def test_an_output_that_no_folder_can_take_the_place_of_is_refused_before_any_work(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    for name in ("link", "gone"):
+        with pytest.raises(InputError, match=rf"{name} is a symbolic link or a mount point"):
+            quantize(Settings(READER, tmp_path / name, samples=1))
+    with pytest.raises(InputError, match="/proc is a symbolic link or a mount point"), output_folder(Path("/proc"), {}):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["gone", "link", "real"]
