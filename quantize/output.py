@@ -56,7 +56,7 @@ def output_folder(output: Path, settings: dict[str, Any]) -> Iterator[tuple[Path
     if output.is_symlink() or os.path.ismount(output):
         raise InputError(f"{output} is a symbolic link or a mount point; give --output a new folder inside it")
     folder = output.with_name(output.name + ".partial")
-    if folder.exists() and any(folder.iterdir()) and not (folder / LOCK).exists():
+    if folder.exists() and any(folder.iterdir()) and not any((folder / ours).exists() for ours in (LOCK, JOURNAL)):
         raise InputError(f"{folder} is in the way and not from this command; remove it")
     lock = FileLock(folder / LOCK)
     try:
