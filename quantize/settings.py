@@ -72,6 +72,8 @@ class Settings:
             where = "with --format gptq" if gptq else ""
             _choose("--vision-bits", self.vision_bits, (16,) if gptq else (8, 16), where)
             _choose("--head-bits", self.head_bits, (16,) if gptq else (4, 8, 16), where)
+        if self.output is not None and self.output.name in ("", ".."):
+            raise InputError(f"--output {self.output} is no new folder; give the name of one")
         if self.samples < 1:
             raise InputError(f"--samples is {self.samples}; at least one document is needed")
         if self.reference < 0:

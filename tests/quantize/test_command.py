@@ -128,6 +128,8 @@ def test_gptq_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys, bits):
         ({"vision_bits": 4}, "--vision-bits 4 is not possible; choose 8 or 16"),
         ({"head_bits": 5}, "--head-bits 5"),
         ({"samples": 0}, "--samples is 0"),
+        ({"output": Path()}, r"--output \. is no new folder; give the name of one"),
+        ({"output": Path("..")}, r"--output \.\. is no new folder"),
         ({"dtype": "float32"}, "--dtype float32"),
         ({"grid": "nf4", "bits": 8}, "--bits 8 is not possible with --grid nf4; choose 4"),
         ({"grid": "nf4", "group_size": 128}, "--group-size 128 is not possible with --grid nf4; choose 64"),
@@ -147,7 +149,7 @@ def test_gptq_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys, bits):
 )
 def test_settings_that_do_not_exist(tmp_path, options, says):
     with pytest.raises(InputError, match=says):
-        quantize(Settings(READER, tmp_path / "out", **options))
+        quantize(Settings(READER, **{"output": tmp_path / "out"} | options))
     assert not list(tmp_path.iterdir())
 
 
