@@ -11,7 +11,8 @@ from calib_data.errors import InputError
 from calib_data.sources import open_documents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
@@ -36,6 +37,12 @@ class Sample:
 
 
 def read_samples(settings: Settings, config: PreTrainedConfig, split: str = "calibration") -> Iterator[Sample]:
+    """Open documents of a split and render them, as `render` does."""
+    documents = open_documents(settings.calibration, split=split, count=settings.samples, seed=settings.seed)
+    return render(documents, settings.model, config)
+
+
+def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig) -> Iterator[Sample]:
     """Render documents with the model's own chat template and image processor, one at a time.
 
     The turn ends with the true answer where there is one; thinking is on only where there is none, since after
@@ -43,13 +50,12 @@ def read_samples(settings: Settings, config: PreTrainedConfig, split: str = "cal
     """
     from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
-    documents = open_documents(settings.calibration, split=split, count=settings.samples, seed=settings.seed)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.model, config=config)
+        tokenizer = AutoTokenizer.from_pretrained(model, config=config)
         image_token_id = getattr(config, "image_token_id", None)
-        images = Qwen2VLImageProcessorPil.from_pretrained(settings.model) if image_token_id is not None else None
+        images = Qwen2VLImageProcessorPil.from_pretrained(model) if image_token_id is not None else None
     except (OSError, ValueError) as error:
-        raise InputError(f"{settings.model} has no usable tokenizer or image processor: {error}") from None
+        raise InputError(f"{model} has no usable tokenizer or image processor: {error}") from None
     for document in documents:
         prompt = _prompt(tokenizer, document, with_image=images is not None)
         answer = _ids(tokenizer, "" if document.answer is None else document.answer + tokenizer.eos_token)

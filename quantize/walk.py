@@ -154,7 +154,9 @@ class Walk:
 
     def _read_documents(self) -> None:
         """Raises InputError where a run goes on and they are not what they were."""
-        self.calibration.read(self.folder, self.journal)
+        for documents in (self.calibration, self.evaluation):
+            documents.begin(self.folder, self.journal)
+        self.calibration.read()
         self.streams = [self.calibration]
         if self.settings.reference and self._read_evaluation():
             self.streams.append(self.evaluation)
@@ -167,7 +169,7 @@ class Walk:
     def _read_evaluation(self) -> bool:
         """Tell whether there are evaluation documents to go with."""
         try:
-            self.evaluation.read(self.folder, self.journal)
+            self.evaluation.read()
         except EmptySplitError as error:
             say(f"no reference.npz: {error}")
             return False
