@@ -73,6 +73,7 @@ class Documents:
             self._opened.append(opened[place])
             self.places.append(place)
             self.digests.append(sample.digest)
+            digest.update(sample.digest.encode())
             self.ids.append(sample.ids)
             self.answers.append(sample.answer)
             self.decoder.importance.append(importance(sample.ids, sample.answer, image).to(self.device))

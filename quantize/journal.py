@@ -76,8 +76,8 @@ def read_journal(folder: Path, settings: dict[str, Any]) -> Journal:
 
 
 def different(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Name the settings that differ, or say that only the solver does."""
+    """Name the settings that differ, or say that the revision does."""
+    if found.get("revision") != wanted.get("revision"):
+        return "another revision of this command, which gives other weights"
     names = sorted(key for key in wanted if found.get(key) != wanted[key])
-    if names == ["revision"]:
-        return "another revision of the solver, which gives other weights"
     return f"other settings ({', '.join(names)})"

@@ -110,12 +110,13 @@ class Settings:
             return None
         return NF4Grid(NF4_BLOCK) if self.grid == "nf4" else UniformGrid(bits, self.group_size, self.torch_dtype)
 
-    def record(self, fingerprint: str) -> dict[str, Any]:
-        """List what decides the result: not where it goes, the checkpoint by its content, and how it is solved."""
+    def record(self, checkpoint: str, companions: str) -> dict[str, Any]:
+        """List what decides the result: not where it goes, the model by hashes of its files, and how it is solved."""
         record = asdict(self)
         for place in ("output", "device"):
             del record[place]
-        return {**record, "model": self.model.resolve().name, "checkpoint": fingerprint, "revision": REVISION}
+        model = {"model": self.model.resolve().name, "checkpoint": checkpoint, "companions": companions}
+        return {**record, **model, "revision": REVISION}
 
 
 def _choose(option: str, value: object, allowed: tuple[object, ...], where: str = "") -> None:

@@ -25,7 +25,7 @@ from quantize.formats import described, neighbours, stored
 from quantize.hessians import Group, Hessians
 from quantize.kv_ranges import KV_SCALES
 from quantize.magnitudes import within_range
-from quantize.output import REPORT, TIMES, copy_companions, is_finished, output_folder, write_json
+from quantize.output import REPORT, TIMES, copy_companions, hash_companions, is_finished, output_folder, write_json
 from quantize.reference import ROWS, likeliest, write_reference
 from quantize.report import LinearReport, Report, StepReport, peak_mib
 from quantize.scheme import check, has_mtp, is_tied, output_config, plan_grids
@@ -61,10 +61,10 @@ def quantize(settings: Settings, recipe: Recipe = RECIPE) -> Report | None:
         say(f"{settings.model} has no MTP layer, as when transformers has saved it; none is written")
     if "quantization_config" in checkpoint.config:
         raise InputError(f"{settings.model} is quantized already; give the original checkpoint")
-    record = settings.record(checkpoint.fingerprint())
-    if is_finished(settings.folder, record):
-        return None
+    record = settings.record(checkpoint.fingerprint(), hash_companions(settings.model))
     walk = Walk(settings, checkpoint, family, config, recipe)
+    if is_finished(settings.folder, record, walk.read_documents):
+        return None
     check(settings, checkpoint, family, walk.model, walk.grids, walk.tied)
     with output_folder(settings.folder, record) as (folder, journal):
         with CheckpointWriter(folder) as writer:
@@ -112,7 +112,13 @@ class Walk:
         self.folder, self.writer, self.journal = folder, writer, journal
         if journal.writer:
             writer.resume(journal.writer)
-        self._read_documents()
+        for documents in (self.calibration, self.evaluation):
+            documents.begin(folder, journal)
+        digests = self.read_documents(new=not journal.steps)
+        if journal.steps and digests != journal.documents:
+            source = self.settings.calibration
+            raise InputError(f"the documents of {source} have changed since this run began; give another --output")
+        journal.documents = digests
         return [*self._vision_steps(), *self._decoder_steps(), ("the rest", self._copy_rest)]
 
     def do(self, name: str, step: Callable[[], None]) -> None:
@@ -128,7 +134,8 @@ class Walk:
         """Say what came out, once everything has run."""
         tokens = sum(len(ids) for ids in self.calibration.ids)
         journal = self.journal
-        return Report(journal.settings, journal.linears, journal.steps, len(self.calibration), tokens, total_bytes)
+        counts = (len(self.calibration), tokens, total_bytes)
+        return Report(journal.settings, journal.linears, journal.steps, *counts, journal.documents)
 
     def _vision_steps(self) -> Steps:
         """Run the documents' images through the vision tower."""
@@ -152,21 +159,15 @@ class Walk:
             steps.append((family.mtp, partial(self._mtp, family.mtp)))
         return [*steps, (family.head, self._head)]
 
-    def _read_documents(self) -> None:
-        """Raises InputError where a run goes on and they are not what they were."""
-        for documents in (self.calibration, self.evaluation):
-            documents.begin(self.folder, self.journal)
+    def read_documents(self, new: bool = False) -> dict[str, str]:
+        """Read the documents of both splits and give their digests. new: a run that can still have other settings."""
         self.calibration.read()
         self.streams = [self.calibration]
-        if self.settings.reference and self._read_evaluation():
+        if self.settings.reference and self._read_evaluation(new):
             self.streams.append(self.evaluation)
-        digests: dict[str, str] = {documents.split: documents.digest for documents in self.streams}
-        if self.journal.steps and digests != self.journal.documents:
-            source = self.settings.calibration
-            raise InputError(f"the documents of {source} have changed since this run began; give another --output")
-        self.journal.documents = digests
+        return {documents.split: documents.digest for documents in self.streams}
 
-    def _read_evaluation(self) -> bool:
+    def _read_evaluation(self, new: bool) -> bool:
         """Tell whether there are evaluation documents to go with."""
         try:
             self.evaluation.read()
@@ -174,6 +175,8 @@ class Walk:
             say(f"no reference.npz: {error}")
             return False
         except InputError as error:
+            if not new:
+                raise
             raise InputError(f"{error}; or give --reference 0, which does without evaluation documents") from None
         if not len(self.evaluation):
             say(f"no reference.npz: no evaluation document of {self.settings.calibration} has a true answer")

@@ -2,13 +2,16 @@
 
 import errno
 import json
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from calib_data import READER
 from calib_data.errors import InputError
+from calib_data.sources import open_documents, split_of_item
 from quantize.output import is_finished, output_folder
 from quantize.report import StepReport
 from quantize.settings import Settings
@@ -63,23 +66,63 @@ def test_an_interrupted_run_goes_on_and_only_with_the_same_settings(tmp_path, er
 
 
 def test_another_revision_of_the_solver_neither_goes_on_nor_takes_its_result_for_ours(tmp_path):
-    record = Settings(READER).record("fingerprint")
+    record = Settings(READER).record("checkpoint", "companions")
     assert record["revision"] == REVISION
     output, without = tmp_path / "out", {key: value for key, value in record.items() if key != "revision"}
     for number, other in enumerate((record | {"revision": REVISION - 1}, without)):  # older folders have none
         with pytest.raises(KeyboardInterrupt):
             unfinished(tmp_path / f"{number}", other, KeyboardInterrupt())
         says = (
-            rf"{number}.partial holds an unfinished run of another revision of the solver, which .*; give another --out"
+            rf"{number}.partial holds an unfinished run of another revision of this command, which .*; give another --"
         )
         with pytest.raises(InputError, match=says), output_folder(tmp_path / f"{number}", record):
             pass
         output.mkdir(exist_ok=True)
         (output / "quantization_report.json").write_text(json.dumps({"settings": other}))
-        with pytest.raises(InputError, match=r"out holds a result of another revision of the solver, which .*; give"):
-            is_finished(output, record)
-    (output / "quantization_report.json").write_text(json.dumps({"settings": record}))
-    assert is_finished(output, record)
+        with pytest.raises(InputError, match=r"out holds a result of another revision of this command, .*; give anoth"):
+            is_finished(output, record, dict)
+    (output / "quantization_report.json").write_text(json.dumps({"settings": record, "documents": {}}))
+    assert is_finished(output, record, dict)
+
+
+def test_a_result_of_revision_1_is_another_revision_and_not_a_list_of_settings(tmp_path):
+    """It had other splits, and neither documents nor companions in its report."""
+    record = Settings(READER).record("checkpoint", "companions")
+    found = {key: value for key, value in record.items() if key != "companions"} | {"revision": 1, "seed": 5}
+    (tmp_path / "quantization_report.json").write_text(json.dumps({"settings": found}))
+    with pytest.raises(InputError, match=r"another revision of this command, [^;]*; give another --output or rem"):
+        is_finished(tmp_path, record, dict)
+
+
+def test_a_result_is_finished_only_for_the_same_documents_and_companions(tmp_path):
+    pages, model = tmp_path / "pages", tmp_path / "model"
+    shutil.copytree(READER, model)
+    pages.mkdir()
+    for i in range(12):
+        Image.new("RGB", (56, 56), (20 * i, 90, 90)).save(pages / f"{i}.png")
+        (pages / f"{i}.txt").write_text("a")
+    settings = Settings(model, tmp_path / "out", calibration=str(pages), samples=12, solver="rtn", reference=2)
+    report = quantize(settings)
+    assert report is not None
+    assert report.as_dict()["documents"].keys() == {"calibration", "evaluation"}
+    for split in ("calibration", "evaluation"):
+        answer = (pages / open_documents(str(pages), split=split, count=1)[0].name).with_suffix(".txt")
+        answer.write_text("b")
+        with pytest.raises(InputError, match="out holds a result of other documents; give another --output or remove"):
+            quantize(settings)
+        answer.write_text("a")
+    added = next(name for name in (f"{i}.png" for i in range(12, 99)) if split_of_item(name) == "calibration")
+    Image.new("RGB", (56, 56)).save(pages / added)
+    with pytest.raises(InputError, match="other documents"):
+        quantize(settings)
+    (pages / added).unlink()
+    for name in ("chat_template.jinja", "preprocessor_config.json", "tokenizer.json"):
+        original = (model / name).read_bytes()
+        (model / name).write_bytes(original + b"\n")
+        with pytest.raises(InputError, match=r"out holds a result of other settings \(companions\)"):
+            quantize(settings)
+        (model / name).write_bytes(original)
+    assert quantize(settings) is None
 
 
 def test_wrong_input_before_anything_is_finished_leaves_nothing(tmp_path):
