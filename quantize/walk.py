@@ -245,19 +245,13 @@ class Walk:
         def context(documents: Documents, i: int) -> dict[str, Any]:
             return {"embeddings": embedded(i)[None].to(self.device), **documents.decoder.mtp_context(i)}
 
-        if self.grids[full_paths(path, linears)[0][0]] is None:
-            self.load(path)
-            self.hessians(path, (), context)  # none are wanted, but whether 16 bits hold what it computes
-            self._write_block(path, full_paths(path, linears), {})
-            return
         self._block(path, linears, context, last=True)
 
     def _head(self) -> None:
         """Keep what the head predicts for the evaluation documents, and solve it."""
         if self.evaluation in self.streams:
             self._keep_reference()
-        if not self.tied or self.grids[self.family.head]:
-            self._block(self.family.head, (("",),), _nothing, last=True)
+        self._block(self.family.head, (("",),), _nothing, last=True)
 
     def _keep_reference(self) -> None:
         documents, head = self.evaluation, self.load(self.family.head)
@@ -278,18 +272,19 @@ class Walk:
             self._advance(self.evaluation, module, path, context)
         solved: dict[str, Solved] = {}
         to_solve = {group: grid for group in groups if (grid := self.grids[group[0]]) is not None}
-        if to_solve:
+        if to_solve or last:  # where nothing runs behind it, this also tells whether 16 bits hold what it computes
             hessians = self.hessians(path, to_solve, context)
-            for group, grid in to_solve.items():
-                weights = [self.model.get_parameter(f"{linear}.weight") for linear in group]
-                found = solve_together(weights, hessians.pop(group), grid, self.settings.solver, self.recipe)
-                for linear, weight, one in zip(group, weights, found, strict=True):
-                    weight.copy_(one.weight)
-                    self._report(linear, one)
-                    solved[linear] = one
+        for group, grid in to_solve.items():
+            weights = [self.model.get_parameter(f"{linear}.weight") for linear in group]
+            found = solve_together(weights, hessians.pop(group), grid, self.settings.solver, self.recipe)
+            for linear, weight, one in zip(group, weights, found, strict=True):
+                weight.copy_(one.weight)
+                self._report(linear, one)
+                solved[linear] = one
         if not last:
             self._advance(self.calibration, module, path, context)
-        self._write_block(path, groups, solved)
+        if solved or path != self.family.head or not self.tied:
+            self._write_block(path, groups, solved)
 
     def _report(self, path: str, solved: Solved) -> None:
         if solved.solver != self.settings.solver:
