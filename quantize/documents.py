@@ -141,7 +141,7 @@ class Documents:
 
     def _write(self, states: Iterator[torch.Tensor], lengths: list[int], width: int) -> Layout:
         layout = Layout(f"{ACTIVATIONS}-{self.split}-{len(self.journal.steps)}", lengths, width)
-        written = self._open(layout)
+        written = Activations(self.folder, layout, self.dtype, new=True)
         for i, one in enumerate(states):
             written[i] = one
         written.sync()
