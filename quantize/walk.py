@@ -25,6 +25,7 @@ from quantize.formats import described, neighbours, stored
 from quantize.hessians import Group, Hessians
 from quantize.kv_ranges import KV_SCALES
 from quantize.magnitudes import within_range
+from quantize.out_of_memory import out_of_memory_named
 from quantize.output import REPORT, TIMES, copy_companions, hash_companions, is_finished, output_folder, write_json
 from quantize.reference import ROWS, likeliest, write_reference
 from quantize.report import LinearReport, Report, StepReport, peak_mib
@@ -122,10 +123,11 @@ class Walk:
         return [*self._vision_steps(), *self._decoder_steps(), ("the rest", self._copy_rest)]
 
     def do(self, name: str, step: Callable[[], None]) -> None:
-        """Do one step and say so in the journal."""
+        """Do one step and say so in the journal. Raises InputError where it does not fit in memory."""
         self._clear_states()  # those of a step that was not finished, too
         started = time.perf_counter()
-        step()
+        with out_of_memory_named(name, self.device):
+            step()
         self.journal.steps.append(StepReport(name, round(time.perf_counter() - started, 3), peak_mib()))
         self.journal.writer = self.writer.state()
         self.journal.save(self.folder)

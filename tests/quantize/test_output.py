@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from calib_data import READER
@@ -152,3 +153,20 @@ def test_an_output_that_no_folder_can_take_the_place_of_is_refused_before_any_wo
     with pytest.raises(InputError, match="/proc is a symbolic link or a mount point"), output_folder(Path("/proc"), {}):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gone", "link", "real"]
+
+
+@pytest.mark.parametrize("nbytes", [2**50, None])
+def test_a_step_that_does_not_fit_in_memory_is_named_and_the_steps_before_it_are_kept(tmp_path, monkeypatch, nbytes):
+    """More bytes than a process can have, whatever the machine: PyTorch's allocator, and Python's."""
+    settings = Settings(READER, tmp_path / "out", samples=1, solver="rtn", reference=0)
+
+    def large(*_):
+        return torch.empty(nbytes, dtype=torch.uint8) if nbytes else bytearray(2**62)
+
+    says = (
+        r"out of memory at step model.language_model.layers.0; close other programs \(.*out.partial keeps what is fin"
+    )
+    with monkeypatch.context() as middle, pytest.raises(InputError, match=says):
+        middle.setattr("quantize.walk.Walk._decoder_block", large)
+        quantize(settings)
+    assert quantize(settings) is not None
