@@ -61,7 +61,8 @@ class Documents:
     def read(self) -> None:
         """Open the documents and take their tokens and grids; their pixels are read again when their turn comes.
 
-        Of the evaluation split only those with a true answer are kept: nothing can be said about others.
+        Of the evaluation split only those with a true answer are kept: nothing can be said about others. Raises
+        InputError where a model without vision would see the same document again and again.
         """
         settings, calibrating = self.settings, self.split == "calibration"
         count = settings.samples if calibrating else settings.reference
@@ -85,6 +86,11 @@ class Documents:
                 self.vision.grids.append(sample.grid)
                 digest.update(f"{sample.grid.tolist()}".encode() + sample.patches.numpy().tobytes())
         self.digest = digest.hexdigest()
+        if calibrating and self.vision is None and len(self) > 1 and all(map(self.ids[0].equal, self.ids)):
+            raise InputError(
+                f"{settings.calibration}: {settings.model} sees no pictures, and without them all {len(self)} "
+                "documents are the same; give a .jsonl with prompts and answers"
+            )
 
     def begin(self, folder: Path, journal: Journal) -> None:
         """Take the folder of a run, where hidden states are, and its journal, which says how far it has come."""

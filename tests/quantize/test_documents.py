@@ -1,5 +1,6 @@
 """Documents of a run: opened once, and what they were when they were read."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,17 @@ def test_a_page_that_changes_between_two_readings_is_named(settings, monkeypatch
     with pytest.raises(InputError, match=rf"{page.name} has changed since it was read; give the command again"):
         quantize(settings)
     assert not (settings.folder.with_name("out.partial")).exists()
+
+
+def test_pictures_alone_do_not_calibrate_a_model_that_sees_none(text_only, settings):
+    pages = Path(settings.calibration)
+    for truth in pages.glob("*.txt"):
+        truth.unlink()
+    blind = replace(settings, model=text_only, reference=0)
+    with pytest.raises(
+        InputError, match=r"pages: .*text sees no pictures, .* all \d documents are the same; give a .js"
+    ):
+        quantize(blind)
+    assert not settings.folder.exists()
+    (pages / first_page(settings).with_suffix(".txt")).write_text("an answer")
+    assert quantize(blind) is not None
