@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from jinja2 import TemplateError
 
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from calib_data.document import Document
     from quantize.settings import Settings
+
+TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,16 @@ def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig)
         images = Qwen2VLImageProcessorPil.from_pretrained(model) if image_token_id is not None else None
     except (OSError, ValueError) as error:
         raise InputError(f"{model} has no usable tokenizer or image processor: {error}") from None
+    for part, file in (("chat_template", TEMPLATE), ("eos_token", "tokenizer_config.json")):
+        if not getattr(tokenizer, part):
+            raise InputError(f"{model}: its tokenizer has no {part}; restore {file} from the original")
     for document in documents:
-        prompt = _prompt(tokenizer, document, with_image=images is not None)
+        try:
+            prompt = _prompt(tokenizer, document, with_image=images is not None)
+        except (TemplateError, TypeError, ValueError) as error:  # whatever a template does with what it is given
+            raise InputError(
+                f"the chat template of {model} fails ({error}); restore {TEMPLATE} from the original"
+            ) from None
         answer = _ids(tokenizer, "" if document.answer is None else document.answer + tokenizer.eos_token)
         if images is None:
             yield Sample(torch.cat([_ids(tokenizer, prompt), answer]), len(answer), document.digest())
@@ -68,6 +79,8 @@ def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig)
             raise InputError(f"{document.name} is no picture for this model: {error}") from None
         grid = features["image_grid_thw"]
         pad = tokenizer.convert_ids_to_tokens(image_token_id)
+        if pad is None or pad not in prompt:
+            raise InputError(f"the chat template of {model} has no place for a picture; restore {TEMPLATE}")
         tokens = int(grid.prod()) // images.merge_size**2
         ids = torch.cat([_ids(tokenizer, prompt.replace(pad, pad * tokens)), answer])
         if ids.tolist().count(image_token_id) != tokens:
