@@ -60,7 +60,7 @@ def quantize(settings: Settings, recipe: Recipe = RECIPE) -> Report | None:
     if family.mtp_layers(config) and not has_mtp(checkpoint, family):
         config.get_text_config().num_nextn_predict_layers = 0
         say(f"{settings.model} has no MTP layer, as when transformers has saved it; none is written")
-    if "quantization_config" in checkpoint.config:
+    if checkpoint.config.get("quantization_config") is not None:
         raise InputError(f"{settings.model} is quantized already; give the original checkpoint")
     record = settings.record(checkpoint.fingerprint(), hash_companions(settings.model))
     walk = Walk(settings, checkpoint, family, config, recipe)

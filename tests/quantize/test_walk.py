@@ -353,6 +353,7 @@ def test_a_copy_of_the_reader_with_the_released_irregularities(tmp_path):
     config["text_config"]["model_type"] = "exaone4_5_text"
     config["text_config"]["layer_types"].append("sliding_attention")
     config["text_config"]["dtype"] = "bfloat16"
+    config["quantization_config"] = None
     (source / "config.json").write_text(json.dumps(config))
     settings = Settings(source, tmp_path / "out", samples=2, solver="rtn", reference=0)
     quantize(settings)
