@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from calib_data.errors import InputError
 from calib_data.sources import open_documents
 from quantize.__main__ import app
 from quantize.checkpoint import open_checkpoint
+from quantize.output import TIMES
 from quantize.settings import Settings
 from quantize.walk import quantize
 
@@ -272,19 +274,21 @@ def contents(folder):
 
 
 def test_a_run_killed_again_and_again_makes_the_same_folder(tmp_path):
-    """SIGKILL to the real command as soon as it has done a few more steps, in whatever it is doing then."""
-    options = ["--samples", "2", "--reference", "2", "--vision-bits", "16", "--model", READER]
+    """SIGKILL to the real command when it has done a few more steps, and some part of the next: solving, writing."""
+    options, chance = ["--samples", "2", "--reference", "2", "--vision-bits", "16", "--model", READER], random.Random(0)
     whole = command(*options, "--output", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
+    seconds = [step["seconds"] for step in json.loads((tmp_path / "whole" / TIMES).read_text())["steps"]]
     partial, done, kills = tmp_path / "out.partial", 0, 0
     arguments = [sys.executable, "-m", "quantize", *map(str, options), "--output", "out"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for wanted in (1, 4, 7, 11, 14):
+    for wanted in (1, 4, 7, 11, 13):
         process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
         while process.poll() is None and done < wanted:
             time.sleep(0.005)
             with contextlib.suppress(FileNotFoundError):
                 done = len(json.loads((partial / ".journal.json").read_text())["steps"])
+        time.sleep(chance.random() * seconds[wanted])
         process.kill()
         kills += process.wait() == -signal.SIGKILL
     assert kills == 5
