@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def open_image(path: Path | str) -> Image.Image:
     """Read an image file whole and upright, as RGB.
 
-    Raises InputError, naming the file, when it is missing, a folder, empty, not an image, damaged, or so large that
-    Pillow takes it for a decompression bomb (about 89 million pixels).
+    Raises InputError, naming the file, when it is missing, a folder, empty, not an image, damaged, a TIFF of several
+    pages, or so large that Pillow takes it for a decompression bomb (about 89 million pixels).
     """
     path = Path(path)
     if not path.exists():
@@ -41,6 +41,8 @@ def read_image(file: BinaryIO, name: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
+                if image.format == "TIFF" and (pages := getattr(image, "n_frames", 1)) > 1:
+                    raise InputError(f"{name}: has {pages} pages; save one file a page, or a PDF")
                 ImageOps.exif_transpose(image, in_place=True)  # a copy would be one more picture in memory
                 return to_rgb(_to_8_bits(image, name))
     except InputError:

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import io
 import json
+import posixpath
 import re
 from collections.abc import Callable
 from functools import partial
@@ -81,7 +82,7 @@ def _readable(document: Document) -> Document:
 
 def split_of_item(name: str) -> Split:
     """The split of an item by its name: 60 % calibration, 40 % evaluation."""
-    fifth = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) % 5
+    fifth = int.from_bytes(hashlib.blake2b(name.encode(errors="surrogatepass"), digest_size=8).digest()) % 5
     return "calibration" if fifth < 3 else "evaluation"
 
 
@@ -97,7 +98,7 @@ def _items(source: str) -> list[Item]:
     behind = None if path.exists() else re.fullmatch(r"(.*[^:]):([\w.-]+)", source)
     name, split = behind.groups() if behind else (source, None)
     if path.is_dir():
-        items = _dataset(source, None) if _holds_dataset(path) else _folder(path)
+        items = _folder(path) if _images(path) or not _holds_dataset(path) else _dataset(source, None)
     elif behind and Path(name).is_dir() and _holds_dataset(Path(name)):
         items = _dataset(name, split)
     elif path.is_file() and path.suffix.lower() == ".pdf":
@@ -120,10 +121,13 @@ def _holds_dataset(folder: Path) -> bool:
 
 
 def _folder(folder: Path) -> list[Item]:
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
-    if not files:
+    if not (files := _images(folder)):
         raise InputError(f"{folder}: holds no images, put PNG, JPEG, TIFF or WebP files in it")
     return [(file.name, partial(_image_file, file)) for file in files]
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in IMAGE_SUFFIXES)
 
 
 def _image_file(file: Path) -> Document:
@@ -134,7 +138,7 @@ def _image_file(file: Path) -> Document:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
@@ -171,11 +175,11 @@ def _draw_page(path: Path, number: int) -> Image.Image:
 
 def _jsonl(path: Path) -> list[Item]:
     items: list[Item] = []
-    for number, line in enumerate(_text(path).splitlines(), start=1):
+    for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
             row = _json_row(f"{path}: line {number}", line)
-            # The picture decides the split: two questions about one picture are never apart.
-            items.append((row["image"], partial(_json_document, path, row, number)))
+            # The picture, however its path is written, decides the split: two questions about it are never apart.
+            items.append((posixpath.normpath(row["image"]), partial(_json_document, path, row, number)))
     return items
 
 

@@ -7,6 +7,7 @@ is killed inside a block still finds what the block began with.
 from __future__ import annotations
 
 import itertools
+import math
 import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -35,12 +36,18 @@ class Layout:
 class Activations:
     """A list of tensors [T, width], float32 to whoever reads or writes them and `dtype` in the file."""
 
-    def __init__(self, folder: Path, layout: Layout, dtype: torch.dtype) -> None:
-        """Map an existing file, or make one of its full size. Raises OSError where the disk has no room for it."""
+    def __init__(self, folder: Path, layout: Layout, dtype: torch.dtype, new: bool = False) -> None:
+        """Map a file, or make a new one of its full size.
+
+        Raises InputError where the file is not what was written, and OSError where the disk has no room for a new one.
+        """
         self.layout, self._path = layout, folder / layout.file
         size = sum(layout.lengths) * layout.width
-        if not self._path.exists():
-            _allocate(self._path, max(size * dtype.itemsize, 1))
+        length = max(size * dtype.itemsize, 1)
+        if new:
+            _allocate(self._path, length)
+        elif not self._path.is_file() or self._path.stat().st_size != length:  # a map would be filled up with zeros
+            raise InputError(f"{self._path} is missing or cut; remove {folder} and begin again")
         self._all = torch.from_file(str(self._path), shared=True, size=size, dtype=dtype).view(-1, layout.width)
         self._edges = [0, *itertools.accumulate(layout.lengths)]
 
@@ -65,8 +72,9 @@ def refuse_overflow(what: str, largest: float, dtype: torch.dtype) -> None:
     """Raise InputError where `dtype` cannot hold the largest magnitude of something."""
     if not largest <= torch.finfo(dtype).max:
         name = str(dtype).removeprefix("torch.")
-        hint = "; use --dtype bfloat16" if dtype == torch.float16 else ", the checkpoint is damaged"
-        raise InputError(f"{what} reaches {largest:.3g}, {name} cannot hold it{hint}")
+        wider = dtype == torch.float16 and math.isfinite(largest)
+        hint = "use --dtype bfloat16" if wider else "the checkpoint is damaged, download it again"
+        raise InputError(f"{what} reaches {largest:.3g}, {name} cannot hold it; {hint}")
 
 
 def _allocate(path: Path, size: int) -> None:

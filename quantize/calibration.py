@@ -6,17 +6,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from jinja2 import TemplateError
 
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
     from calib_data.document import Document
     from quantize.settings import Settings
+
+TEMPLATE = "chat_template.jinja"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,12 @@ class Sample:
 
 
 def read_samples(settings: Settings, config: PreTrainedConfig, split: str = "calibration") -> Iterator[Sample]:
+    """Open documents of a split and render them, as `render` does."""
+    documents = open_documents(settings.calibration, split=split, count=settings.samples, seed=settings.seed)
+    return render(documents, settings.model, config)
+
+
+def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig) -> Iterator[Sample]:
     """Render documents with the model's own chat template and image processor, one at a time.
 
     The turn ends with the true answer where there is one; thinking is on only where there is none, since after
@@ -43,15 +53,22 @@ def read_samples(settings: Settings, config: PreTrainedConfig, split: str = "cal
     """
     from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
-    documents = open_documents(settings.calibration, split=split, count=settings.samples, seed=settings.seed)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.model, config=config)
+        tokenizer = AutoTokenizer.from_pretrained(model, config=config)
         image_token_id = getattr(config, "image_token_id", None)
-        images = Qwen2VLImageProcessorPil.from_pretrained(settings.model) if image_token_id is not None else None
+        images = Qwen2VLImageProcessorPil.from_pretrained(model) if image_token_id is not None else None
     except (OSError, ValueError) as error:
-        raise InputError(f"{settings.model} has no usable tokenizer or image processor: {error}") from None
+        raise InputError(f"{model} has no usable tokenizer or image processor: {error}") from None
+    for part, file in (("chat_template", TEMPLATE), ("eos_token", "tokenizer_config.json")):
+        if not getattr(tokenizer, part):
+            raise InputError(f"{model}: its tokenizer has no {part}; restore {file} from the original")
     for document in documents:
-        prompt = _prompt(tokenizer, document, with_image=images is not None)
+        try:
+            prompt = _prompt(tokenizer, document, with_image=images is not None)
+        except (TemplateError, TypeError, ValueError) as error:  # whatever a template does with what it is given
+            raise InputError(
+                f"the chat template of {model} fails ({error}); restore {TEMPLATE} from the original"
+            ) from None
         answer = _ids(tokenizer, "" if document.answer is None else document.answer + tokenizer.eos_token)
         if images is None:
             yield Sample(torch.cat([_ids(tokenizer, prompt), answer]), len(answer), document.digest())
@@ -62,6 +79,8 @@ def read_samples(settings: Settings, config: PreTrainedConfig, split: str = "cal
             raise InputError(f"{document.name} is no picture for this model: {error}") from None
         grid = features["image_grid_thw"]
         pad = tokenizer.convert_ids_to_tokens(image_token_id)
+        if pad is None or pad not in prompt:
+            raise InputError(f"the chat template of {model} has no place for a picture; restore {TEMPLATE}")
         tokens = int(grid.prod()) // images.merge_size**2
         ids = torch.cat([_ids(tokenizer, prompt.replace(pad, pad * tokens)), answer])
         if ids.tolist().count(image_token_id) != tokens:

@@ -7,14 +7,15 @@ a block still finds what the block began with.
 from __future__ import annotations
 
 import hashlib
-from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
 import torch
 
+from calib_data.errors import InputError
+from calib_data.sources import open_documents
 from quantize.activations import ACTIVATIONS, Activations, Layout
-from quantize.calibration import read_samples
+from quantize.calibration import render
 from quantize.importance import importance, predicting
 from quantize.streams import DecoderStream, VisionStream
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from calib_data.content import Split
-    from quantize.calibration import Sample
+    from calib_data.document import Document
     from quantize.family import Family
     from quantize.journal import Journal
     from quantize.settings import Settings
@@ -50,22 +51,30 @@ class Documents:
         self.places: list[int] = []
         self.digests: list[str] = []
         self.digest = ""
+        self._opened: list[Document] = []
         self.decoder = DecoderStream(model.get_submodule(family.text), self.device)
         self.vision = VisionStream(model.get_submodule(family.vision), self.device) if family.vision else None
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def read(self, folder: Path, journal: Journal) -> None:
-        """Take tokens and grids of all documents; their pixels are read again when their turn comes.
+    def read(self) -> None:
+        """Open the documents and take their tokens and grids; their pixels are read again when their turn comes.
 
-        folder, journal: of the run, where hidden states are and how far it has come.
+        Of the evaluation split only those with a true answer are kept: nothing can be said about others. Raises
+        InputError where a model without vision would see the same document again and again.
         """
-        self.folder, self.journal = folder, journal
+        settings, calibrating = self.settings, self.split == "calibration"
+        count = settings.samples if calibrating else settings.reference
+        opened = open_documents(settings.calibration, split=self.split, count=count, seed=settings.seed)
         image, digest = getattr(self.config, "image_token_id", None), hashlib.sha256()
-        for place, sample in self._samples():
+        for place, sample in enumerate(render(opened, settings.model, self.config)):
+            if not (calibrating or sample.answer):
+                continue
+            self._opened.append(opened[place])
             self.places.append(place)
             self.digests.append(sample.digest)
+            digest.update(sample.digest.encode())
             self.ids.append(sample.ids)
             self.answers.append(sample.answer)
             self.decoder.importance.append(importance(sample.ids, sample.answer, image).to(self.device))
@@ -77,20 +86,24 @@ class Documents:
                 self.vision.grids.append(sample.grid)
                 digest.update(f"{sample.grid.tolist()}".encode() + sample.patches.numpy().tobytes())
         self.digest = digest.hexdigest()
+        if calibrating and self.vision is None and len(self) > 1 and all(map(self.ids[0].equal, self.ids)):
+            raise InputError(
+                f"{settings.calibration}: {settings.model} sees no pictures, and without them all {len(self)} "
+                "documents are the same; give a .jsonl with prompts and answers"
+            )
+
+    def begin(self, folder: Path, journal: Journal) -> None:
+        """Take the folder of a run, where hidden states are, and its journal, which says how far it has come."""
+        self.folder, self.journal = folder, journal
 
     def patches(self) -> Iterator[torch.Tensor]:
-        """Patches [P, pixels] of each document."""
-        for _, sample in self._samples():
+        """Patches [P, pixels] of each document. Raises InputError where one is not what it was when it was read."""
+        for i, sample in enumerate(render(self._opened, self.settings.model, self.config)):
+            if sample.digest != self.digests[i]:
+                source, name = self.settings.calibration, self._opened[i].name
+                raise InputError(f"{source}: {name} has changed since it was read; give the command again")
             assert sample.patches is not None
             yield sample.patches.to(self.device)
-
-    def _samples(self) -> Iterator[tuple[int, Sample]]:
-        """Of the evaluation split, those with a true answer: nothing can be said about others."""
-        count = self.settings.samples if self.split == "calibration" else self.settings.reference
-        wanted = replace(self.settings, samples=count)
-        for place, sample in enumerate(read_samples(wanted, self.config, self.split)):
-            if sample.answer or self.split == "calibration":
-                yield place, sample
 
     @property
     def states(self) -> Activations:
@@ -134,7 +147,7 @@ class Documents:
 
     def _write(self, states: Iterator[torch.Tensor], lengths: list[int], width: int) -> Layout:
         layout = Layout(f"{ACTIVATIONS}-{self.split}-{len(self.journal.steps)}", lengths, width)
-        written = self._open(layout)
+        written = Activations(self.folder, layout, self.dtype, new=True)
         for i, one in enumerate(states):
             written[i] = one
         written.sync()

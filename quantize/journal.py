@@ -41,7 +41,7 @@ class Journal:
         """Replace the file in one instant: whoever reads it finds the old one or the new one, whole."""
         path, draft = folder / JOURNAL, folder / f"{JOURNAL}.new"
         with draft.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file, ensure_ascii=False)
+            json.dump(asdict(self), file)  # ASCII: names of files need not be UTF-8
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
@@ -76,8 +76,8 @@ def read_journal(folder: Path, settings: dict[str, Any]) -> Journal:
 
 
 def different(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Name the settings that differ, or say that only the solver does."""
+    """Name the settings that differ, or say that the revision does."""
+    if found.get("revision") != wanted.get("revision"):
+        return "another revision of this command, which gives other weights"
     names = sorted(key for key in wanted if found.get(key) != wanted[key])
-    if names == ["revision"]:
-        return "another revision of the solver, which gives other weights"
     return f"other settings ({', '.join(names)})"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import os
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -16,7 +18,7 @@ from quantize.journal import JOURNAL, LOCK, Journal, different, read_journal
 from quantize.kv_ranges import KV_SCALES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 REPORT = "quantization_report.json"
@@ -27,19 +29,23 @@ NOT_COPIED_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", 
 NOT_COPIED = {"config.json", "model.safetensors.index.json", "runtime.json", KV_SCALES, REPORT, TIMES}
 
 
-def is_finished(output: Path, settings: dict[str, Any]) -> bool:
+def is_finished(output: Path, settings: dict[str, Any], read_documents: Callable[[], dict[str, str]]) -> bool:
     """Tell whether a folder already holds the result of these settings.
 
-    Raises InputError when it holds anything else; a missing or empty folder is not finished.
+    read_documents: gives the digests of their documents; called where nothing else differs. Raises InputError when it
+    holds anything else; a missing or empty folder is not finished.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     try:
-        found = json.loads((output / REPORT).read_text(encoding="utf-8"))["settings"]
+        report = json.loads((output / REPORT).read_text(encoding="utf-8"))
+        found = report["settings"]
     except (OSError, ValueError, KeyError, TypeError):
         raise InputError(f"{output} exists and holds something else; give another --output or remove it") from None
     if found != settings:
         raise InputError(f"{output} holds a result of {different(found, settings)}; give another --output or remove it")
+    if report.get("documents") != read_documents():
+        raise InputError(f"{output} holds a result of other documents; give another --output or remove it")
     _tidy(output)
     return True
 
@@ -50,10 +56,12 @@ def output_folder(output: Path, settings: dict[str, Any]) -> Iterator[tuple[Path
 
     It becomes `output` on success. Wrong input removes it, unless steps are finished in it. After anything else, such
     as a kill or a full disk, it stays, and the same command finds it again. Raises InputError when another run works in
-    it, when it is not ours or has other settings, or when the disk is full.
+    it, when it is not ours or has other settings, when it cannot take the place of `output`, or when the disk is full.
     """
+    if output.is_symlink() or os.path.ismount(output):
+        raise InputError(f"{output} is a symbolic link or a mount point; give --output a new folder inside it")
     folder = output.with_name(output.name + ".partial")
-    if folder.exists() and any(folder.iterdir()) and not (folder / LOCK).exists():
+    if folder.exists() and any(folder.iterdir()) and not any((folder / ours).exists() for ours in (LOCK, JOURNAL)):
         raise InputError(f"{folder} is in the way and not from this command; remove it")
     lock = FileLock(folder / LOCK)
     try:
@@ -100,14 +108,30 @@ def _tidy(output: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def companions(source: Path) -> list[Path]:
+    """List what makes weights a model: tokenizer, chat template, processor and generation settings, licence."""
+    return [
+        path
+        for path in sorted(source.iterdir())
+        if path.name not in NOT_COPIED and path.suffix.lower() not in NOT_COPIED_SUFFIXES
+        if path.is_file() and not path.name.startswith(".")
+    ]
+
+
+def hash_companions(source: Path) -> str:
+    """Hash them by name and content."""
+    digest = hashlib.sha256()
+    for path in companions(source):
+        digest.update(f"{path.name} {path.stat().st_size}".encode(errors="surrogateescape") + path.read_bytes())
+    return digest.hexdigest()
+
+
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy what makes weights a model: tokenizer, chat template, processor and generation settings, licence."""
-    for path in sorted(source.iterdir()):
-        known = path.name in NOT_COPIED or path.suffix.lower() in NOT_COPIED_SUFFIXES or path.name.startswith(".")
-        if path.is_file() and not known:
-            shutil.copyfile(path, target / path.name)
+    """Copy them."""
+    for path in companions(source):
+        shutil.copyfile(path, target / path.name)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write an indented JSON file."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write an indented JSON file, in ASCII: what it says of file names need not be UTF-8."""
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

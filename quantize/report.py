@@ -54,7 +54,7 @@ def peak_mib() -> int | None:
 
 @dataclass
 class Report:
-    """One run: its settings, and what came out."""
+    """One run: its settings, what came out, and the digests of its documents, by split."""
 
     settings: dict[str, Any]
     linears: list[LinearReport] = field(default_factory=list)
@@ -62,6 +62,7 @@ class Report:
     documents: int = 0
     tokens: int = 0
     bytes: int = 0
+    digests: dict[str, str] = field(default_factory=dict)
 
     @property
     def seconds(self) -> float:
@@ -83,6 +84,7 @@ class Report:
         packages = ("torch", "transformers", "compressed-tensors", "bitsandbytes", "safetensors")
         return {
             "settings": self.settings,
+            "documents": self.digests,
             "versions": {name: version(name) for name in packages},
             "totals": totals,
             "linears": [asdict(linear) for linear in self.linears],

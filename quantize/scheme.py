@@ -76,7 +76,7 @@ def check_shapes(settings: Settings, shapes: Mapping[str, tuple[int, ...]], grid
         outputs, inputs = shapes[f"{path}.weight"]
         if inputs % grid.group_size:
             raise InputError(
-                f"--group-size {grid.group_size} does not divide the {inputs} inputs of {path}; choose a smaller one"
+                f"--group-size {grid.group_size} does not divide the {inputs} inputs of {path}; give `quantize` another"
             )
         if settings.format == "gptq" and outputs * grid.bits % 32:
             raise InputError(

@@ -72,6 +72,8 @@ class Settings:
             where = "with --format gptq" if gptq else ""
             _choose("--vision-bits", self.vision_bits, (16,) if gptq else (8, 16), where)
             _choose("--head-bits", self.head_bits, (16,) if gptq else (4, 8, 16), where)
+        if self.output is not None and self.output.name in ("", ".."):
+            raise InputError(f"--output {self.output} is no new folder; give the name of one")
         if self.samples < 1:
             raise InputError(f"--samples is {self.samples}; at least one document is needed")
         if self.reference < 0:
@@ -108,12 +110,13 @@ class Settings:
             return None
         return NF4Grid(NF4_BLOCK) if self.grid == "nf4" else UniformGrid(bits, self.group_size, self.torch_dtype)
 
-    def record(self, fingerprint: str) -> dict[str, Any]:
-        """List what decides the result: not where it goes, the checkpoint by its content, and how it is solved."""
+    def record(self, checkpoint: str, companions: str) -> dict[str, Any]:
+        """List what decides the result: not where it goes, the model by hashes of its files, and how it is solved."""
         record = asdict(self)
         for place in ("output", "device"):
             del record[place]
-        return {**record, "model": self.model.resolve().name, "checkpoint": fingerprint, "revision": REVISION}
+        model = {"model": self.model.resolve().name, "checkpoint": checkpoint, "companions": companions}
+        return {**record, **model, "revision": REVISION}
 
 
 def _choose(option: str, value: object, allowed: tuple[object, ...], where: str = "") -> None:

@@ -25,7 +25,8 @@ from quantize.formats import described, neighbours, stored
 from quantize.hessians import Group, Hessians
 from quantize.kv_ranges import KV_SCALES
 from quantize.magnitudes import within_range
-from quantize.output import REPORT, TIMES, copy_companions, is_finished, output_folder, write_json
+from quantize.out_of_memory import out_of_memory_named
+from quantize.output import REPORT, TIMES, copy_companions, hash_companions, is_finished, output_folder, write_json
 from quantize.reference import ROWS, likeliest, write_reference
 from quantize.report import LinearReport, Report, StepReport, peak_mib
 from quantize.scheme import check, has_mtp, is_tied, output_config, plan_grids
@@ -59,12 +60,12 @@ def quantize(settings: Settings, recipe: Recipe = RECIPE) -> Report | None:
     if family.mtp_layers(config) and not has_mtp(checkpoint, family):
         config.get_text_config().num_nextn_predict_layers = 0
         say(f"{settings.model} has no MTP layer, as when transformers has saved it; none is written")
-    if "quantization_config" in checkpoint.config:
+    if checkpoint.config.get("quantization_config") is not None:
         raise InputError(f"{settings.model} is quantized already; give the original checkpoint")
-    record = settings.record(checkpoint.fingerprint())
-    if is_finished(settings.folder, record):
-        return None
+    record = settings.record(checkpoint.fingerprint(), hash_companions(settings.model))
     walk = Walk(settings, checkpoint, family, config, recipe)
+    if is_finished(settings.folder, record, walk.read_documents):
+        return None
     check(settings, checkpoint, family, walk.model, walk.grids, walk.tied)
     with output_folder(settings.folder, record) as (folder, journal):
         with CheckpointWriter(folder) as writer:
@@ -112,14 +113,21 @@ class Walk:
         self.folder, self.writer, self.journal = folder, writer, journal
         if journal.writer:
             writer.resume(journal.writer)
-        self._read_documents()
+        for documents in (self.calibration, self.evaluation):
+            documents.begin(folder, journal)
+        digests = self.read_documents(new=not journal.steps)
+        if journal.steps and digests != journal.documents:
+            source = self.settings.calibration
+            raise InputError(f"the documents of {source} have changed since this run began; give another --output")
+        journal.documents = digests
         return [*self._vision_steps(), *self._decoder_steps(), ("the rest", self._copy_rest)]
 
     def do(self, name: str, step: Callable[[], None]) -> None:
-        """Do one step and say so in the journal."""
+        """Do one step and say so in the journal. Raises InputError where it does not fit in memory."""
         self._clear_states()  # those of a step that was not finished, too
         started = time.perf_counter()
-        step()
+        with out_of_memory_named(name, self.device):
+            step()
         self.journal.steps.append(StepReport(name, round(time.perf_counter() - started, 3), peak_mib()))
         self.journal.writer = self.writer.state()
         self.journal.save(self.folder)
@@ -128,7 +136,8 @@ class Walk:
         """Say what came out, once everything has run."""
         tokens = sum(len(ids) for ids in self.calibration.ids)
         journal = self.journal
-        return Report(journal.settings, journal.linears, journal.steps, len(self.calibration), tokens, total_bytes)
+        counts = (len(self.calibration), tokens, total_bytes)
+        return Report(journal.settings, journal.linears, journal.steps, *counts, journal.documents)
 
     def _vision_steps(self) -> Steps:
         """Run the documents' images through the vision tower."""
@@ -152,26 +161,24 @@ class Walk:
             steps.append((family.mtp, partial(self._mtp, family.mtp)))
         return [*steps, (family.head, self._head)]
 
-    def _read_documents(self) -> None:
-        """Raises InputError where a run goes on and they are not what they were."""
-        self.calibration.read(self.folder, self.journal)
+    def read_documents(self, new: bool = False) -> dict[str, str]:
+        """Read the documents of both splits and give their digests. new: a run that can still have other settings."""
+        self.calibration.read()
         self.streams = [self.calibration]
-        if self.settings.reference and self._read_evaluation():
+        if self.settings.reference and self._read_evaluation(new):
             self.streams.append(self.evaluation)
-        digests: dict[str, str] = {documents.split: documents.digest for documents in self.streams}
-        if self.journal.steps and digests != self.journal.documents:
-            source = self.settings.calibration
-            raise InputError(f"the documents of {source} have changed since this run began; give another --output")
-        self.journal.documents = digests
+        return {documents.split: documents.digest for documents in self.streams}
 
-    def _read_evaluation(self) -> bool:
+    def _read_evaluation(self, new: bool) -> bool:
         """Tell whether there are evaluation documents to go with."""
         try:
-            self.evaluation.read(self.folder, self.journal)
+            self.evaluation.read()
         except EmptySplitError as error:
             say(f"no reference.npz: {error}")
             return False
         except InputError as error:
+            if not new:
+                raise
             raise InputError(f"{error}; or give --reference 0, which does without evaluation documents") from None
         if not len(self.evaluation):
             say(f"no reference.npz: no evaluation document of {self.settings.calibration} has a true answer")
@@ -240,19 +247,13 @@ class Walk:
         def context(documents: Documents, i: int) -> dict[str, Any]:
             return {"embeddings": embedded(i)[None].to(self.device), **documents.decoder.mtp_context(i)}
 
-        if self.grids[full_paths(path, linears)[0][0]] is None:
-            self.load(path)
-            self.hessians(path, (), context)  # none are wanted, but whether 16 bits hold what it computes
-            self._write_block(path, full_paths(path, linears), {})
-            return
         self._block(path, linears, context, last=True)
 
     def _head(self) -> None:
         """Keep what the head predicts for the evaluation documents, and solve it."""
         if self.evaluation in self.streams:
             self._keep_reference()
-        if not self.tied or self.grids[self.family.head]:
-            self._block(self.family.head, (("",),), _nothing, last=True)
+        self._block(self.family.head, (("",),), _nothing, last=True)
 
     def _keep_reference(self) -> None:
         documents, head = self.evaluation, self.load(self.family.head)
@@ -273,18 +274,19 @@ class Walk:
             self._advance(self.evaluation, module, path, context)
         solved: dict[str, Solved] = {}
         to_solve = {group: grid for group in groups if (grid := self.grids[group[0]]) is not None}
-        if to_solve:
+        if to_solve or last:  # where nothing runs behind it, this also tells whether 16 bits hold what it computes
             hessians = self.hessians(path, to_solve, context)
-            for group, grid in to_solve.items():
-                weights = [self.model.get_parameter(f"{linear}.weight") for linear in group]
-                found = solve_together(weights, hessians.pop(group), grid, self.settings.solver, self.recipe)
-                for linear, weight, one in zip(group, weights, found, strict=True):
-                    weight.copy_(one.weight)
-                    self._report(linear, one)
-                    solved[linear] = one
+        for group, grid in to_solve.items():
+            weights = [self.model.get_parameter(f"{linear}.weight") for linear in group]
+            found = solve_together(weights, hessians.pop(group), grid, self.settings.solver, self.recipe)
+            for linear, weight, one in zip(group, weights, found, strict=True):
+                weight.copy_(one.weight)
+                self._report(linear, one)
+                solved[linear] = one
         if not last:
             self._advance(self.calibration, module, path, context)
-        self._write_block(path, groups, solved)
+        if solved or path != self.family.head or not self.tied:
+            self._write_block(path, groups, solved)
 
     def _report(self, path: str, solved: Solved) -> None:
         if solved.solver != self.settings.solver:

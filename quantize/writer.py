@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import torch
 
+from calib_data.errors import InputError
 from quantize.checkpoint import DTYPE_NAMES, DTYPES, INDEX, PAGE
 
 if TYPE_CHECKING:
@@ -71,15 +72,23 @@ class CheckpointWriter:
         return {"headers": self._headers, "length": length, "small": small, "total_bytes": self.total_bytes}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`, in a new writer for the same folder; what was written after it is cut off."""
+        """Go on from a `state`, in a new writer for the same folder; what was written after it is cut off.
+
+        Raises InputError where a file lacks what the state says.
+        """
         self._headers, self.total_bytes = state["headers"], state["total_bytes"]
         self._small = [
             (name, torch.frombuffer(bytearray.fromhex(data), dtype=DTYPES[dtype]).reshape(shape))
             for name, dtype, shape, data in state["small"]
         ]
-        for i in range(len(self._headers)):  # a kill may have come after `finish`
-            if not self._shard(i).exists():
-                self._named(i).rename(self._shard(i))
+        for i, header in enumerate(self._headers):
+            shard = self._shard(i)
+            if not shard.exists() and self._named(i).exists():  # a kill may have come after `finish`
+                self._named(i).rename(shard)
+            ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+            needed = state["length"] if header is self._headers[-1] else self._header_room + max(ends)
+            if not shard.exists() or shard.stat().st_size < needed:  # truncating would fill it up with zeros
+                raise InputError(f"{shard} is missing or cut; remove {self._folder} and begin again")
         if state["length"] is not None:
             self._file = self._shard(len(self._headers) - 1).open("r+b")
             self._file.truncate(state["length"])

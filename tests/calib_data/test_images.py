@@ -106,3 +106,13 @@ def test_32_bit_pixels_are_refused(tmp_path):
     Image.fromarray(np.ones((4, 4), np.float32)).save(tmp_path / "deep.tif")
     with pytest.raises(InputError, match="32-bit pixels"):
         open_image(tmp_path / "deep.tif")
+
+
+def test_a_file_of_several_pages_is_refused(tmp_path):
+    """Only the first would be read."""
+    page = Image.new("L", (8, 8))
+    page.save(tmp_path / "scan.tiff", save_all=True, append_images=[page, page])
+    with pytest.raises(InputError, match=r"scan\.tiff: has 3 pages; save one file a page, or a PDF$"):
+        open_image(tmp_path / "scan.tiff")
+    page.save(tmp_path / "scan.tiff")
+    assert open_image(tmp_path / "scan.tiff").size == (8, 8)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -57,6 +58,33 @@ def test_a_folder_gives_pixels_and_answers(folder):
         truth = folder / document.name.replace(".png", ".txt")
         assert document.answer == (truth.read_text(encoding="utf-8").strip() if truth.exists() else None)
         np.testing.assert_array_equal(np.asarray(document.image), np.asarray(Image.open(folder / document.name)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 exist there only")
+def test_names_of_files_need_not_be_utf_8(tmp_path):
+    for index in range(6):
+        picture().save(os.fsdecode(os.fsencode(tmp_path) + b"/\xc7\xd1%d.png" % index))
+    parts = open_all(tmp_path)
+    assert sum(map(len, parts.values())) == 6
+    assert all(len(document.digest()) == 64 for part in parts.values() for document in part)
+
+
+@pytest.mark.parametrize("suffix", [".pdf", ".jsonl", ""])
+def test_a_source_whose_name_is_not_utf_8_is_read_or_refused_in_a_line(tmp_path, suffix):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xc7\xd1" + suffix.encode()))
+    if suffix == ".pdf":
+        picture().resize((448, 224)).save(tmp_path / "a.pdf")
+        (tmp_path / "a.pdf").rename(path)
+    elif suffix:
+        picture().save(tmp_path / "a.png")
+        path.write_text(json.dumps({"image": "a.png", "prompt": "?"}))
+    else:
+        dataset([picture(i) for i in range(12)], ["q"] * 12, [["a"]] * 12).save_to_disk(tmp_path / "set")
+        (tmp_path / "set").rename(path)
+    try:
+        assert open_documents(str(path), split="calibration", count=1)
+    except InputError as error:
+        assert "\n" not in str(error)
 
 
 def test_items_stay_in_their_split_when_others_are_added(folder, tmp_path):
@@ -120,6 +148,48 @@ def test_jsonl_paths_are_relative_to_the_file(tmp_path):
     path.write_text(json.dumps({"image": "pages/a.png", "prompt": "Read."}))
     (document,) = open_documents(str(path), split=split_of_item("pages/a.png"), count=5)
     assert (document.prompt, document.answer, document.image.size) == ("Read.", None, picture().size)
+
+
+def test_jsonl_lines_end_where_json_says(folder):
+    """Not at the separators of Unicode, which JSON allows inside strings."""
+    path, (image, *_) = folder / "separators.jsonl", sorted(file.name for file in folder.glob("*.png"))
+    row = {"image": image, "prompt": "a\u2028b\u0085c\u2029", "answer": "d\u2028"}
+    path.write_bytes((json.dumps(row, ensure_ascii=False) + "\r\n").encode() * 2)
+    found = open_documents(str(path), split=split_of_item(image), count=5)
+    assert [(d.prompt, d.answer) for d in found] == 2 * [(row["prompt"], row["answer"])]
+
+
+def test_texts_of_windows_begin_with_a_mark_that_is_no_text(tmp_path):
+    names = [f"{i}.png" for i in range(9)]
+    for name in names:
+        picture().save(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text("합계 12", encoding="utf-8-sig")
+    row = json.dumps({"image": names[0], "prompt": "Read.", "answer": "a"})
+    (tmp_path / "rows.jsonl").write_text(row, encoding="utf-8-sig")
+    assert {document.answer for part in open_all(tmp_path).values() for document in part} == {"합계 12"}
+    (document,) = open_documents(str(tmp_path / "rows.jsonl"), split=split_of_item(names[0]), count=1)
+    assert document.answer == "a"
+
+
+@pytest.mark.parametrize("other", ["./{}", "pages/../{}", ".//{}"])
+def test_jsonl_keeps_a_picture_in_one_split_however_its_path_is_written(folder, other):
+    path, images = folder / "paths.jsonl", sorted(file.name for file in folder.glob("*.png"))
+    paths = [name for image in images for name in (image, other.format(image))]
+    (folder / "pages").mkdir(exist_ok=True)
+    path.write_text("\n".join(json.dumps({"image": name, "prompt": "?"}) for name in paths))
+    parts = open_all(path)
+    homes = [{Path(document.name.rpartition(":")[0]).name for document in part} for part in parts.values()]
+    assert sum(map(len, homes)) == len(images)
+    assert all(split_of_item(name) == split for split, names in zip(OWN_SPLITS, homes, strict=True) for name in names)
+
+
+def test_a_folder_of_images_stays_one_when_it_has_data_below_it(folder, tmp_path):
+    for file in sorted(folder.glob("*.png"))[:12]:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "table.parquet").write_bytes(b"of something else")
+    (tmp_path / "export" / "dataset_info.json").write_text("{}")
+    assert sum(map(len, open_all(tmp_path).values())) == 12
 
 
 def dataset(pages, questions, answers):

@@ -7,14 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from calib_data import READER
 from calib_data.errors import InputError
 from quantize.activations import Activations, Layout, _allocate
+from quantize.settings import Settings
+from quantize.walk import quantize
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_documents_come_back_from_the_file(tmp_path, dtype):
     layout = Layout("states", [3, 0, 5], 4)
-    written, first, last = Activations(tmp_path, layout, dtype), torch.randn(3, 4), torch.randn(5, 4)
+    written, first, last = Activations(tmp_path, layout, dtype, new=True), torch.randn(3, 4), torch.randn(5, 4)
     written[0], written[2] = first, last
     again = Activations(tmp_path, layout, dtype)
     assert len(again) == 3
@@ -29,14 +32,52 @@ def test_documents_come_back_from_the_file(tmp_path, dtype):
     ("dtype", "value", "says"),
     [
         (torch.float16, 1e5, "reaches 1e.05, float16 cannot hold it; use --dtype bfloat16"),
-        (torch.float16, float("nan"), "use --dtype bfloat16"),
-        (torch.bfloat16, float("inf"), "bfloat16 cannot hold it, the checkpoint is damaged"),
+        (
+            torch.float16,
+            float("nan"),
+            "reaches nan, float16 cannot hold it; the checkpoint is damaged, download it again$",
+        ),
+        (
+            torch.float16,
+            float("inf"),
+            "reaches inf, float16 cannot hold it; the checkpoint is damaged, download it again$",
+        ),
+        (torch.bfloat16, float("inf"), "bfloat16 cannot hold it; the checkpoint is damaged"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path, dtype, value, says):
-    states = Activations(tmp_path, Layout("states", [2], 2), dtype)
+    states = Activations(tmp_path, Layout("states", [2], 2), dtype, new=True)
     with pytest.raises(InputError, match=says):
         states[0] = torch.tensor([[0.0, value], [1.0, -1.0]])
+
+
+@pytest.mark.parametrize("keep", [None, 0, 1, -1])
+def test_a_file_that_is_gone_or_cut_is_not_filled_up_with_zeros(tmp_path, keep):
+    layout = Layout("states", [3], 4)
+    Activations(tmp_path, layout, torch.float16, new=True)[0] = torch.ones(3, 4)
+    path = tmp_path / "states"
+    path.unlink() if keep is None else path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(InputError, match=f"{path} is missing or cut; remove {tmp_path} and begin again"):
+        Activations(tmp_path, layout, torch.float16)
+
+
+@pytest.mark.parametrize("keep", [None, -2])
+def test_a_run_does_not_go_on_from_hidden_states_that_were_cut(tmp_path, monkeypatch, keep):
+    settings = Settings(READER, tmp_path / "out", samples=1, solver="rtn", reference=0)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as middle, pytest.raises(KeyboardInterrupt):
+        middle.setattr("quantize.walk.Walk._decoder_block", killed)
+        quantize(settings)
+    (path,) = (tmp_path / "out.partial").glob("activations-calibration-7")
+    whole = path.read_bytes()
+    path.unlink() if keep is None else path.write_bytes(whole[:keep])
+    with pytest.raises(InputError, match=r"activations-calibration-7 is missing or cut; remove .*out.partial and begi"):
+        quantize(settings)
+    path.write_bytes(whole)
+    assert quantize(settings) is not None
 
 
 @pytest.mark.parametrize("size", [1, 2**24, 2**24 + 5])

@@ -1,6 +1,7 @@
 """Documents as the model sees them: the chat template, transformers' processor, the true answer."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -75,3 +76,32 @@ def test_a_document_that_the_model_cannot_take_is_named(tmp_path, size, row, mes
     settings = Settings(READER, calibration=str(tmp_path / "rows.jsonl"), samples=1)
     with pytest.raises(InputError, match=message.replace("0.png", name)):
         list(read_samples(settings, model_config(open_checkpoint(READER).config)))
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (None, "has no chat_template; restore chat_template.jinja"),
+        ("{{ raise_exception('no images here') }}", "fails .no images here.; restore chat_template.jinja"),
+        ("{% if %}", "the chat template of .*model fails .Expected an expression"),
+        ("{{ messages[0].content + 'x' }}", "the chat template of .*model fails .*; restore chat_template.jinja"),
+        ("{{ messages[0].role }}: read", "the chat template of .*model has no place for a picture"),
+    ],
+)
+def test_a_chat_template_that_does_not_do_is_named(tmp_path, template, says):
+    model = tmp_path / "model"
+    shutil.copytree(READER, model)
+    (model / "chat_template.jinja").unlink() if template is None else (model / "chat_template.jinja").write_text(
+        template
+    )
+    with pytest.raises(InputError, match=says):
+        list(read_samples(Settings(model, samples=1), model_config(open_checkpoint(model).config)))
+
+
+def test_a_tokenizer_without_an_end_of_turn_is_named(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(READER, model)
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    with pytest.raises(InputError, match=r"model: its tokenizer has no eos_token; restore tokenizer_config.json from"):
+        list(read_samples(Settings(model, samples=1), model_config(open_checkpoint(model).config)))

@@ -111,6 +111,22 @@ def test_a_writer_that_was_killed_goes_on_and_makes_the_same_bytes(tmp_path, sha
         }
 
 
+@pytest.mark.parametrize(("shard", "keep"), [(1, 0), (1, -1), (2, 0), (2, -1), (1, None), (2, None)])
+def test_a_writer_does_not_go_on_from_files_that_were_cut(tmp_path, shard, keep):
+    """A full file and the one that was being written; None: it is gone."""
+    with CheckpointWriter(tmp_path, shard_bytes=1000) as writer:
+        for i, block in enumerate(list(some_tensors())[:2]):
+            writer.write(block, small=[(f"{i}.shape", torch.tensor([7, 5]))])
+        state = json.loads(json.dumps(writer.state()))
+    path = tmp_path / f"model-{shard:05d}.writing"
+    path.unlink() if keep is None else path.write_bytes(path.read_bytes()[:keep])
+    with (
+        pytest.raises(InputError, match=f"{path} is missing or cut; remove {tmp_path} and begin again"),
+        CheckpointWriter(tmp_path, shard_bytes=1000) as writer,
+    ):
+        writer.resume(state)
+
+
 @pytest.mark.parametrize("names", ["a", "bb"])
 def test_a_name_is_written_once(tmp_path, names):
     with pytest.raises(ValueError, match="twice"), CheckpointWriter(tmp_path, shard_bytes=1) as writer:
@@ -155,14 +171,26 @@ def test_sharded_folders_have_what_their_index_lists(tmp_path):
 
 
 def test_fingerprints_differ_with_any_byte_sampled_and_not_with_the_place(tmp_path):
-    prints = []
-    for name, value in (("one", 1.0), ("same", 1.0), ("other", 2.0)):
-        folder = tmp_path / name
-        folder.mkdir()
-        save_file({"a": torch.full((1000, 100), value)}, folder / "model.safetensors")
-        (folder / "config.json").write_text("{}")
-        prints.append(open_checkpoint(folder).fingerprint())
-    assert prints[0] == prints[1] != prints[2]
+    """64 pages of 400 that the data has: each of them alone counts, to its last byte."""
+    for name in ("one", "same"):
+        (tmp_path / name).mkdir()
+        save_file({"a": torch.ones(400 * PAGE // 4)}, tmp_path / name / "model.safetensors")
+        (tmp_path / name / "config.json").write_text("{}")
+    checkpoint, (other,) = open_checkpoint(tmp_path / "one"), open_checkpoint(tmp_path / "same").files
+    original, start = checkpoint.fingerprint(), checkpoint.tensor("a").offset
+    assert open_checkpoint(tmp_path / "same").fingerprint() == original
+    for page in range(64):
+        for byte in (0, PAGE - 1):
+            with other.open("r+b") as file:
+                file.seek(start + 400 * PAGE * page // 64 + byte)
+                was = file.read(1)
+                file.seek(-1, 1)
+                file.write(bytes([was[0] ^ 1]))
+                file.flush()
+                assert open_checkpoint(tmp_path / "same").fingerprint() != original
+                file.seek(-1, 1)
+                file.write(was)
+    assert open_checkpoint(tmp_path / "same").fingerprint() == original
 
 
 def no_folder(folder):

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from bench.dequantized import dequantized
 from calib_data import READER
+from calib_data.errors import InputError
 from quantize.settings import Settings
 from quantize.walk import quantize
 
@@ -51,6 +52,15 @@ def test_quantizing_on_a_card_is_quantizing_on_the_cpu(tmp_path, monkeypatch):
     errors = [report_errors(tmp_path / device) for device in ("cpu", NAME)]
     np.testing.assert_allclose(errors[1], errors[0], rtol=0.3)
     assert np.mean(errors[1]) == pytest.approx(np.mean(errors[0]), rel=0.05)
+
+
+def test_a_step_that_does_not_fit_on_the_card_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("quantize.settings.DEVICES", ("cpu", NAME))
+    half = half_of_the_reader(tmp_path / "half")
+    monkeypatch.setattr(Card, "room", 256 * 704 * 4 - 1)  # a weight of the decoder's MLP in float32
+    says = r"out of memory at step \S+; free the card, or give --device cpu \(.*out.partial keeps what is finished"
+    with Card(), pytest.raises(InputError, match=says):
+        quantize(Settings(half, tmp_path / "out", samples=1, reference=0, solver="rtn", device=NAME))
 
 
 def half_of_the_reader(folder: Path) -> Path:

@@ -1,11 +1,14 @@
 """Values inside a block that float16 cannot hold, where what comes out of the block is small."""
 
 import re
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+from calib_data import READER
 from calib_data.errors import InputError
 from quantize.calibration import read_samples
 from quantize.magnitudes import within_range
@@ -91,3 +94,17 @@ def test_the_first_that_exceeds_is_named(factors, says):
         with pytest.raises(InputError, match=says):
             run()
     assert not any(module._forward_hooks for module in block.modules())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_head_that_stays_in_16_bits_is_looked_at_too(tmp_path, request, tied):
+    """Row 0 is of the padding token: where the head is the embedding, no document has it."""
+    model, name = tmp_path / "model", "model.embed_tokens.weight" if tied else "lm_head.weight"
+    shutil.copytree(request.getfixturevalue("text_only") if tied else READER, model)
+    path = next(path for path in model.glob("*.safetensors") if name in load_file(path))
+    tensors = load_file(path)
+    tensors[name] = tensors[name].float().contiguous()
+    tensors[name][0, :64] = 6e4
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(InputError, match=r"the output of lm_head reaches .*, float16 cannot hold it; use --dtype"):
+        quantize(Settings(model, tmp_path / "out", **OPTIONS, vision_bits=16, head_bits=16))

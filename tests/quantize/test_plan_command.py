@@ -105,7 +105,7 @@ def config(folder, **values):
         (("--model", "notes.txt"), r"notes.txt cannot be read as JSON"),
         (("--model", "llama"), "model_type 'llama' is not supported; supported: exaone4_5, exaone4"),
         (("--model", "blind"), "vision_config is missing"),
-        (("--model", "odd"), "--group-size 128 does not divide the 200 inputs"),
+        (("--model", "odd"), "; give `quantize` another"),
         (("--model", "good", "--context", "262145"), "--context 262145 is beyond the model's limit of 262144"),
         (("--model", "good", "--vram", "24"), "--vram '24' is no size"),
     ],

@@ -10,7 +10,7 @@ import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit, quantize_4bit
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer, Exaone4Config
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from calib_data import READER
 from calib_data.errors import InputError
@@ -298,32 +298,6 @@ def test_the_same_settings_give_the_same_bytes_and_are_not_run_twice(w4, tmp_pat
         quantize(dataclasses.replace(again, seed=1))
 
 
-@pytest.fixture(scope="session")
-def text_only(tmp_path_factory):
-    """A small EXAONE 4.0 with random weights: no vision, tied embeddings, no sliding window, two files."""
-    folder = tmp_path_factory.mktemp("exaone4") / "text"
-    config = Exaone4Config(
-        vocab_size=512,
-        hidden_size=128,
-        intermediate_size=256,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=None,
-        sliding_window_pattern=None,
-        layer_types=["full_attention"] * 2,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=53,
-        pad_token_id=0,
-    )
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
-    model.save_pretrained(folder, max_shard_size="300KB")
-    AutoTokenizer.from_pretrained(READER).save_pretrained(folder)
-    return folder
-
-
 @pytest.mark.parametrize("head_bits", [8, 16])
 def test_a_text_model_with_tied_embeddings(text_only, tmp_path, head_bits):
     assert len(open_checkpoint(text_only).files) > 1
@@ -379,6 +353,7 @@ def test_a_copy_of_the_reader_with_the_released_irregularities(tmp_path):
     config["text_config"]["model_type"] = "exaone4_5_text"
     config["text_config"]["layer_types"].append("sliding_attention")
     config["text_config"]["dtype"] = "bfloat16"
+    config["quantization_config"] = None
     (source / "config.json").write_text(json.dumps(config))
     settings = Settings(source, tmp_path / "out", samples=2, solver="rtn", reference=0)
     quantize(settings)
