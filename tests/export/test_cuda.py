@@ -65,14 +65,14 @@ print(json.dumps(result | {"placement": {name: placement(session) for name, sess
 
 @pytest.fixture(scope="module")
 def on_cuda(quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Readers with CUDA graphs only, by the names of `quantized`; kv8 is w4 with an int8 KV cache."""
+    """Readers with CUDA graphs only, by the names of `quantized`; kv8 is w4 with an int8 KV cache, bf16-kv8 is bf16 with one."""
 
     @cache
     def folder(name: str) -> Path:
         to = tmp_path_factory.mktemp("cuda") / name
-        stored = quantized("w4" if name == "kv8" else name)
+        stored = quantized("w4" if name == "kv8" else name.removesuffix("-kv8"))
         shutil.copytree(stored, to, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
-        export_folder(to, "cuda", kv_bits=8 if name == "kv8" else 16)
+        export_folder(to, "cuda", kv_bits=8 if name.endswith("kv8") else 16)
         return to
 
     return folder
@@ -190,6 +190,20 @@ def test_what_a_card_has_no_memory_for_is_named(cuda_stub, on_cuda):
     assert picture.startswith("out of memory for pictures of 4096 patches")
     assert "--kv-bits 8" in cache
     assert "smaller images" in picture
+
+
+ANSWER = """
+import json, sys
+from pathlib import Path
+from runtime.generate import Model
+model = Model(Path(sys.argv[1]), "cuda")
+print(json.dumps([model.target.dtype, len(list(model.generate(model.prompt("Hello"), lambda *_: 100, 3)))]))
+"""
+
+
+def test_bfloat16_with_an_int8_cache_answers(cuda_stub, on_cuda):
+    """Its hidden states are looked at on the host, where numpy has no bfloat16."""
+    assert cuda_stub.run(ANSWER, on_cuda("bf16-kv8")) == ["bfloat16", 3]
 
 
 LOAD = """
