@@ -171,13 +171,22 @@ class Model:
     def prefill(self, prompt: Prompt, new_tokens: int) -> tuple[KVCache, NDArray[np.float32]]:
         """A cache with room for `new_tokens` more, filled with the prompt, and the logits [V] after its last token."""
         cache = self.decoder.new_cache(len(prompt.ids) + new_tokens)
+        for decoded in self.read_prompt(cache, prompt):
+            logits = decoded.logits[0, 0]
+        return cache, logits
+
+    def read_prompt(self, cache: KVCache, prompt: Prompt) -> Iterator[Decoded]:
+        """Fill a cache with a prompt, chunk by chunk; each chunk comes with the logits [1, 1, V] after its last token.
+
+        Raises InputError for a prompt that makes anything but numbers.
+        """
         for chunk in prompt.chunks():
             decoded = self.decode(cache, chunk, np.array([len(chunk) - 1]))
             if self.target.kv_dtype == "int8":
                 # Rounded to int8, a NaN or infinite key is a number again, and what follows would look sound.
                 assert decoded.hidden is not None
                 self._require_finite(decoded.hidden.read())
-        return cache, decoded.logits[0, 0]
+            yield decoded
 
     def budget(self, prompt: Prompt, max_new_tokens: int) -> int:
         """Tokens that an answer may have: an answer of so many was cut, or ended just there."""

@@ -184,12 +184,10 @@ def speculate(
 
 def _read_prompt(model: Model, prompt: Prompt, cache: KVCache, own: KVCache) -> tuple[NDArray[np.float32], _Unread]:
     """Fill both caches with the prompt; returns the logits [V] after it."""
-    read = 0
-    for chunk in prompt.chunks():
-        decoded = model.decode(cache, chunk, np.array([len(chunk) - 1]))
+    for decoded in model.read_prompt(cache, prompt):
         assert decoded.hidden is not None
-        following = prompt.embeds[read + 1 : read + 1 + len(chunk)]
-        read += len(chunk)
+        read = int(cache.lengths[0])
+        following = prompt.embeds[read - decoded.hidden.shape[1] + 1 : read + 1]
         if read < len(prompt.ids):
             model.drafter.session.run(own, following[None], np.array([[0]]), decoded.hidden)
     assert decoded.hidden is not None

@@ -14,10 +14,19 @@ from calib_data.sources import open_documents
 from export.graphs import export_folder
 from runtime.generate import ANSWER_CHUNK, PROMPT_CHUNK, Model, Prompt
 from runtime.sampling import greedy
+from runtime.speculation import Drafts
 
 from .damage import WEIGHTS, change_tensor, edit_json, set_context
 
 CHUNKED = 1e-5  # relative to the largest logit: sums over keys in another order
+
+
+@pytest.fixture(scope="module")
+def int8_reader(quantized, tmp_path_factory):
+    """The reader at 4 bits with an int8 KV cache."""
+    folder = shutil.copytree(quantized("w4"), tmp_path_factory.mktemp("int8") / "w4")
+    export_folder(folder, "cpu", exact=True, kv_bits=8)
+    return Model(folder, "cpu")
 
 
 def relative_error(value, reference):
@@ -172,14 +181,12 @@ def test_logits_that_are_no_numbers_are_an_error(value, copied):
         list(model.teacher_forced(prompt, [100, 101]))
 
 
-def test_an_int8_cache_hides_no_overflow(quantized, tmp_path):
+@pytest.mark.parametrize("drafts", [None, Drafts(2)], ids=["steps", "drafts"])
+def test_an_int8_cache_hides_no_overflow(drafts, int8_reader):
     """Its keys and values are numbers whatever they are made of, so an answer after a broken word would look sound."""
-    folder = shutil.copytree(quantized("w4"), tmp_path / "w4")
-    export_folder(folder, "cpu", kv_bits=8)
-    model = Model(folder, "cpu")
-    prompt = random_prompt(model, 200)
-    assert len(list(model.generate(prompt, greedy, 3))) == 3
+    prompt = random_prompt(int8_reader, 200)
+    assert len(list(int8_reader.generate(prompt, greedy, 3, drafts))) == 3
     for value in (np.nan, np.inf):
         prompt.embeds[20:30] = value
         with pytest.raises(InputError, match="gives NaN or infinite numbers"):
-            list(model.generate(prompt, greedy, 3))
+            list(int8_reader.generate(prompt, greedy, 3, drafts))
