@@ -72,7 +72,7 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
             **names,
         )
         described = describe(checkpoint, family, config, {**_other_targets(folder, target), target: entry})
-    described.save(folder)
+        described.save(place(bundle.FILE))
     return described
 
 

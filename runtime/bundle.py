@@ -184,13 +184,9 @@ class Bundle:
             )
         return self.targets[kind]
 
-    def save(self, folder: Path) -> None:
-        """Write `runtime.json`, replacing an older one in one step."""
-        partial = folder / (FILE + ".partial")
-        partial.write_text(
-            json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n", encoding="utf-8"
-        )
-        partial.replace(folder / FILE)
+    def save(self, path: Path) -> None:
+        """Write what `load_bundle` reads."""
+        path.write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n", encoding="utf-8")
 
 
 def load_bundle(folder: Path) -> Bundle:
