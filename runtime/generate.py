@@ -168,12 +168,11 @@ class Model:
             embeds[part] = self._embeddings[ids[part]]
         return embeds
 
-    def prefill(self, prompt: Prompt, new_tokens: int) -> tuple[KVCache, NDArray[np.float32]]:
-        """A cache with room for `new_tokens` more, filled with the prompt, and the logits [V] after its last token."""
-        cache = self.decoder.new_cache(len(prompt.ids) + new_tokens)
+    def prefill(self, cache: KVCache, prompt: Prompt) -> NDArray[np.float32]:
+        """Fill an empty cache with a prompt; returns the logits [V] after its last token."""
         for decoded in self.read_prompt(cache, prompt):
             logits = decoded.logits[0, 0]
-        return cache, logits
+        return logits
 
     def read_prompt(self, cache: KVCache, prompt: Prompt) -> Iterator[Decoded]:
         """Fill a cache with a prompt, chunk by chunk; each chunk comes with the logits [1, 1, V] after its last token.
@@ -215,11 +214,12 @@ class Model:
 
     def _step_by_step(self, prompt: Prompt, sampler: Sampler, budget: int, generated: Sequence[int]) -> Iterator[int]:
         """Tokens without end. generated: those that were taken, kept by the caller; at most `budget`."""
-        cache, logits = self.prefill(prompt, budget)
-        while True:
-            token = sampler(logits, generated)
-            yield token
-            logits = self.decode(cache, self.embed_tokens(np.array([token])), np.array([0])).logits[0, 0]
+        with self.decoder.borrow_cache(len(prompt.ids) + budget) as cache:
+            logits = self.prefill(cache, prompt)
+            while True:
+                token = sampler(logits, generated)
+                yield token
+                logits = self.decode(cache, self.embed_tokens(np.array([token])), np.array([0])).logits[0, 0]
 
     def teacher_forced(self, prompt: Prompt, answer: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         """Predictions of a known answer: logits [n, V] for each of `answer_parts`, given the prompt and what precedes.
@@ -232,11 +232,11 @@ class Model:
         return self._teacher_forced(prompt, np.array(answer))
 
     def _teacher_forced(self, prompt: Prompt, answer: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-        cache, logits = self.prefill(prompt, len(answer) - 1)
-        yield logits[None]
-        for part in answer_parts(len(answer))[1:]:
-            before = answer[part.start - 1 : part.stop - 1]
-            yield self.decode(cache, self.embed_tokens(before), np.arange(len(before))).logits[0]
+        with self.decoder.borrow_cache(len(prompt.ids) + len(answer) - 1) as cache:
+            yield self.prefill(cache, prompt)[None]
+            for part in answer_parts(len(answer))[1:]:
+                before = answer[part.start - 1 : part.stop - 1]
+                yield self.decode(cache, self.embed_tokens(before), np.arange(len(before))).logits[0]
 
     def decode(self, cache: KVCache, embeds: NDArray[np.float32], wanted: NDArray[np.int64]) -> Decoded:
         """Run the decoder on embeds [T, H] and refuse logits without a finite maximum, as any NaN makes it."""

@@ -156,30 +156,30 @@ def speculate(
     if window is not None and count >= window:
         raise InputError(f"--draft-tokens {count}: a window of {window} tokens is too short for as many; give fewer")
     room = len(prompt.ids) + budget + count
-    cache, own = model.decoder.new_cache(room), drafter.session.new_cache(room)
-    logits, unread = _read_prompt(model, prompt, cache, own)
-    token = sampler(logits, generated)
-    yield token
-    while True:
-        known = np.concatenate((unread.embeds, model.embed_tokens(np.array([token]))))
-        ahead = drafter.draft(own, known, unread.hidden, count, model.embed_tokens)
-        kept = drafter.decoder_rewinder.keep(cache, count + 1)
-        checked = model.embed_tokens(np.array([token, *ahead]))
-        decoded = model.decode(cache, checked, np.arange(count + 1))
-        drafts.calls += 1
-        accepted = 0
-        for row in decoded.logits[0]:
-            token = sampler(row, generated)
-            stands = accepted < count and token == ahead[accepted]
-            accepted += stands
-            drafts.accepted += stands
-            yield token
-            if not stands:
-                break
-        drafter.decoder_rewinder.rewind(cache, kept, count - accepted)
-        assert decoded.hidden is not None
-        stood = decoded.hidden.stretch(0, (1, accepted + 1, checked.shape[1]))
-        unread = _Unread(stood, checked[1 : accepted + 1])
+    with model.decoder.borrow_cache(room) as cache, drafter.session.borrow_cache(room) as own:
+        logits, unread = _read_prompt(model, prompt, cache, own)
+        token = sampler(logits, generated)
+        yield token
+        while True:
+            known = np.concatenate((unread.embeds, model.embed_tokens(np.array([token]))))
+            ahead = drafter.draft(own, known, unread.hidden, count, model.embed_tokens)
+            kept = drafter.decoder_rewinder.keep(cache, count + 1)
+            checked = model.embed_tokens(np.array([token, *ahead]))
+            decoded = model.decode(cache, checked, np.arange(count + 1))
+            drafts.calls += 1
+            accepted = 0
+            for row in decoded.logits[0]:
+                token = sampler(row, generated)
+                stands = accepted < count and token == ahead[accepted]
+                accepted += stands
+                drafts.accepted += stands
+                yield token
+                if not stands:
+                    break
+            drafter.decoder_rewinder.rewind(cache, kept, count - accepted)
+            assert decoded.hidden is not None
+            stood = decoded.hidden.stretch(0, (1, accepted + 1, checked.shape[1]))
+            unread = _Unread(stood, checked[1 : accepted + 1])
 
 
 def _read_prompt(model: Model, prompt: Prompt, cache: KVCache, own: KVCache) -> tuple[NDArray[np.float32], _Unread]:

@@ -65,7 +65,7 @@ print(json.dumps(result | {"placement": {name: placement(session) for name, sess
 
 @pytest.fixture(scope="module")
 def on_cuda(quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Readers with CUDA graphs only, by the names of `quantized`; kv8 is w4 with an int8 KV cache, bf16-kv8 is bf16 with one."""
+    """Readers with CUDA graphs only, by the names of `quantized`; kv8 (of w4) and bf16-kv8 have an int8 KV cache."""
 
     @cache
     def folder(name: str) -> Path:
@@ -144,6 +144,33 @@ def test_a_card_gives_no_more_than_is_needed(cuda_stub, on_cuda):
         if tensor.name.startswith(("model.language_model.layers", "model.language_model.norm", "lm_head"))
     ]
     assert result["weights"] < 1.1 * sum(decoder)
+
+
+DOCUMENTS = """
+import json, sys
+from pathlib import Path
+from traffic import DeviceMemory
+from runtime.cache import cache_bytes
+from runtime.generate import Model
+
+model, held, room = Model(Path(sys.argv[1]), "cuda"), {}, 0
+prompt = model.prompt("Hello")
+for longest in (50, *range(200, 2000, 300), 100, 1900):
+    with DeviceMemory() as memory:
+        next(model.generate(prompt, lambda *_: 100, longest))
+    held[longest] = memory.kept
+text = model.bundle.text
+rope = 2 * 1024 * text.head_dim // 2 * 2
+print(json.dumps([held, cache_bytes(text, 1, 1024, 2) + rope, cache_bytes(text, 1, 2048, 2) + 2 * rope]))
+"""
+
+
+def test_answers_that_may_be_longer_and_longer_share_a_cache(cuda_stub, on_cuda):
+    """The pool keeps what it has given once, so a cache of its own for each would add up."""
+    held, small, large = cuda_stub.run(DOCUMENTS, on_cuda("w4"))
+    first, *others = held.values()
+    assert first > small
+    assert [taken for taken in others if taken] == [pytest.approx(large, rel=0.01)]
 
 
 REFUSED = """

@@ -1,5 +1,6 @@
 """A loaded model: embeddings in their places, prompts in chunks, steps against one pass, and where answers end."""
 
+import itertools
 import json
 import shutil
 import tracemalloc
@@ -52,8 +53,8 @@ def forced(tokens, seen):
 @pytest.mark.parametrize("tokens", [PROMPT_CHUNK, PROMPT_CHUNK + 1, 2 * PROMPT_CHUNK + 100])
 def test_a_long_prompt_in_chunks_is_one_in_a_piece(tokens, reader):
     prompt = random_prompt(reader, tokens)
-    cache, logits = reader.prefill(prompt, 1)
-    whole = reader.decoder.new_cache(tokens + 1)
+    cache, whole = (reader.decoder.new_cache(tokens + 1) for _ in range(2))
+    logits = reader.prefill(cache, prompt)
     expected = reader.decode(whole, prompt.embeds, np.array([tokens - 1])).logits[0, 0]
     assert cache.lengths == whole.lengths == tokens
     assert relative_error(logits, expected) < CHUNKED
@@ -151,6 +152,42 @@ def test_nothing_is_computed_beyond_the_last_token(reader):
     prompt = reader.prompt("Hello")
     assert list(reader.generate(prompt, forced([100, 101, 102], seen), 3)) == [100, 101, 102]
     assert len(seen) == 3
+
+
+@pytest.mark.parametrize("drafts", [None, 2])
+@pytest.mark.parametrize("kind", ["reader", "int8_reader"])
+def test_a_cache_that_was_used_before_leaves_no_trace(kind, drafts, request):
+    """After a prompt of many windows that is cut in its answer, one within a window and one beyond it."""
+    reader = request.getfixturevalue(kind)
+    found, expected = [], []
+    long = reader.generate(random_prompt(reader, 700), forced(list(range(100, 200)), []), 90, drafts and Drafts(drafts))
+    assert len(list(itertools.islice(long, 30))) == 30
+    long.close()
+    for length in (20, 150):
+        prompt, tokens = random_prompt(reader, length), list(range(200, 230))
+        for model, seen in ((reader, found), (Model(reader.folder, "cpu"), expected)):
+            list(model.generate(prompt, forced(tokens, seen), 30, drafts and Drafts(drafts)))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_longer_cache_takes_the_place_of_a_shorter(reader):
+    model = Model(reader.folder, "cpu")
+    rooms = []
+    for room in (50, 40, 60, 10):
+        with model.decoder.borrow_cache(room) as cache:
+            rooms.append(cache.room)
+            cache.lengths[:] = 5
+    assert rooms == [50, 50, 60, 60]
+    with model.decoder.borrow_cache(1) as cache:
+        assert cache.lengths == 0
+
+
+def test_two_answers_of_a_model_at_a_time(reader):
+    prompts, answer = [random_prompt(reader, length) for length in (90, 40)], [100] * (ANSWER_CHUNK + 2)
+    alone = [np.concatenate(list(reader.teacher_forced(prompt, answer))) for prompt in prompts]
+    pairs = zip(*(reader.teacher_forced(prompt, answer) for prompt in prompts), strict=True)
+    together = [np.concatenate(parts) for parts in zip(*pairs, strict=True)]
+    np.testing.assert_array_equal(together, alone)
 
 
 def test_prompt_and_known_answer_must_fit_the_context(copied):
