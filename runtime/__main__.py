@@ -116,6 +116,8 @@ def generate(
         raise InputError(f"--fps {fps}: is of a video, give one with --video")
     if prompt is None and not image and not video:
         raise InputError("nothing to answer: give --image or --video to read, or a --prompt")
+    if cuda_graph and draft_tokens:
+        raise InputError("--cuda-graph, --draft-tokens: drafts take no single steps that could be replayed; give one")
     pictures = [open_image(path) for path in image or []]
     videos = [open_video(path, fps) for path in video or []]
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty}

@@ -200,7 +200,7 @@ class DecoderSession:
         batch, width, device = len(cache.lengths), self._text.hidden_size, self._device
         options = ort.RunOptions()
         if self._capture:
-            captured = tokens == 1 == selected
+            captured = tokens == 1 == selected and not cache.lengths.any()  # a row of a batch may be filled already
             options.add_run_config_entry("gpu_graph_id", str(next(_CAPTURES) if captured else -1))
         call = _Call(
             binding=self._session.io_binding(),

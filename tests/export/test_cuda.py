@@ -112,6 +112,31 @@ def test_a_step_is_captured_and_replayed(name, cuda_stub, on_cuda, tmp_path):
     assert result["step"]["bytes_to_host"] == 512 * 4
 
 
+ROW = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from traffic import Traffic
+from runtime.generate import Model
+from runtime.sessions import Options
+
+model = Model(Path(sys.argv[1]), "cuda", Options(capture=True))
+row, embeds, launches = model.decoder.new_cache(200, batch=2).row(1), model.embed_tokens(np.arange(100, 200)), []
+model.decode(row, embeds, np.array([99]))
+for _ in range(2):
+    with Traffic() as step:
+        model.decode(row, embeds[:1], np.array([0]))
+    launches.append(step.counts["launches"])
+print(json.dumps(launches))
+"""
+
+
+def test_a_step_into_a_filled_row_is_not_captured(cuda_stub, on_cuda):
+    """The last chunk of a prompt may be one token, and to capture runs it several times; so it is launched anew."""
+    first, second = cuda_stub.run(ROW, on_cuda("w4"))
+    assert first == second > 0
+
+
 MEMORY = """
 import json, sys
 from pathlib import Path

@@ -69,6 +69,7 @@ ARGUMENTS = {
     ("--device", "cuda"): "not exported for cuda; run: python -m export --model",
     ("--memory-limit", "20"): "--memory-limit, --cuda-graph: are for a card; give --device cuda too",
     ("--cuda-graph",): "give --device cuda too",
+    ("--device", "cuda", "--cuda-graph", "--draft-tokens", "2"): "--cuda-graph, --draft-tokens: drafts take no single",
     ("--draft-tokens", "9"): "--draft-tokens",
     ("--prompt", "a\udcff"): r"'a\udcff' is not valid UTF-8",
     ("--prompt", "<|image_pad|>"): "remove <|image_pad|> from the text",
