@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 from calib_data.errors import InputError
 from runtime.bundle import load_bundle
 from runtime.decoder import DecoderSession, load_head
+from runtime.files import read_object
 from runtime.images import ImageSettings, image_grid, preprocess
 from runtime.prompt import Chat
 from runtime.sessions import Device, Options, VisionSession, map_stored, open_session, require_device
@@ -263,15 +263,7 @@ def _write_rows(embeds: NDArray[np.float32], places: NDArray[np.bool_], pieces: 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no such file, as generation_config.json may be left out of a checkpoint."""
-    if not path.exists():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); copy it from the original checkpoint") from error
-    return settings
+    return read_object(path) if path.exists() else {}
 
 
 def _end_ids(folder: Path, generation: dict[str, Any]) -> list[int]:

@@ -114,7 +114,10 @@ FOLDERS = {
     "graph gone": (lambda folder: (folder / "decoder.cpu.onnx").unlink(), "decoder.cpu.onnx is missing; run:"),
     "graph damaged": (write("decoder.cpu.onnx", b"\x08\x0abroken" * 99), "decoder.cpu.onnx: ONNX Runtime cannot load"),
     "tokenizer gone": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
-    "generation settings broken": (write("generation_config.json", b"[]"), "generation_config.json: cannot be read"),
+    "generation settings broken": (
+        write("generation_config.json", b"[]"),
+        "generation_config.json: is not a JSON",
+    ),
     "no end token": (no_end_token, "generation_config.json: has no eos_token_id"),
     "wrong end token": (
         lambda folder: edit_json(folder / "generation_config.json", eos_token_id="</s>"),
