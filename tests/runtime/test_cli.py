@@ -71,6 +71,8 @@ ARGUMENTS = {
     ("--cuda-graph",): "give --device cuda too",
     ("--device", "cuda", "--cuda-graph", "--draft-tokens", "2"): "--cuda-graph, --draft-tokens: drafts take no single",
     ("--draft-tokens", "9"): "--draft-tokens",
+    ("--prompt", ""): "--prompt: is empty; write a question",
+    ("--prompt", " \n"): "--prompt: is empty; write a question",
     ("--prompt", "a\udcff"): r"'a\udcff' is not valid UTF-8",
     ("--prompt", "<|image_pad|>"): "remove <|image_pad|> from the text",
     ("--modle", "x"): "No such option: --modle",
