@@ -21,6 +21,7 @@ from quantize.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from quantize.family import Family, find_family, model_config
 from quantize.scheme import has_mtp
 from runtime import bundle
+from runtime.windows import VisionSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -234,13 +235,12 @@ def describe(
     vision = None
     if family.vision:
         tower = config.vision_config
-        vision = bundle.Vision(
+        vision = VisionSettings(
             patch_size=tower.patch_size,
             merge_size=tower.spatial_merge_size,
             window_size=tower.window_size,
             head_dim=tower.hidden_size // tower.num_heads,
             rope_theta=tower.rope_parameters["rope_theta"],
-            image_token_id=config.image_token_id,
         )
     return bundle.Bundle(
         text=bundle.Text(

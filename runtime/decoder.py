@@ -16,7 +16,7 @@ import onnxruntime as ort
 from runtime import bundle as io
 from runtime.cache import KVCache, cache_bytes
 from runtime.pages import HUGE, use_huge_pages
-from runtime.sessions import Buffer, Device, itemsize, map_stored, memory_for
+from runtime.sessions import HOST, Buffer, Device, itemsize, map_stored, memory_for
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from runtime.bundle import Target, Text
 
 _KEPT = 16  # calls of up to this many tokens keep their bindings: steps, and the checking of drafts
-_HOST = Device("cpu")
 _SMALLER = "shorten the prompt, lower --max-new-tokens, or export with --kv-bits 8 where it was not"
 _CAPTURES = itertools.count(1)
 _ROOM_STEP = 1024  # tokens, on a card: caches of similar length are one, or take each other's place in the pool
@@ -207,7 +206,7 @@ class DecoderSession:
             options=options,
             embeds=Buffer.empty((batch, tokens, width), self._dtype, device),
             seqlens_k=Buffer.empty((batch,), "int32", device),
-            total=Buffer.empty((), "int32", _HOST),
+            total=Buffer.empty((), "int32", HOST),
             index=Buffer.empty((batch, selected), "int64", device),
             logits=Buffer.empty((batch, selected, self._text.vocab_size), "float32", device),
             hidden=Buffer.empty((batch, tokens, width), self._dtype, device) if self._has_hidden else None,

@@ -83,8 +83,7 @@ class Model:
     @cached_property
     def vision(self) -> VisionSession:
         """The vision graph, loaded at the first image; a text-only question does without."""
-        if self.target.vision is None:
-            raise InputError(f"{self.folder}: this model reads no images; ask without --image and --video")
+        assert self.target.vision is not None
         return VisionSession(self._open(self.target.vision, give_back=True))
 
     @cached_property

@@ -66,6 +66,9 @@ class Device:
         return cls("cpu" if text == "cpu" else "cuda", int(found[1] or 0))
 
 
+HOST = Device("cpu")
+
+
 @dataclass(frozen=True)
 class Options:
     """How sessions run.

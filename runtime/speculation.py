@@ -14,7 +14,7 @@ import numpy as np
 
 from calib_data.errors import InputError
 from runtime import bundle as io
-from runtime.sessions import Buffer, Device, memory_for
+from runtime.sessions import HOST, Buffer, memory_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from runtime.decoder import DecoderSession
     from runtime.generate import Model, Prompt
     from runtime.sampling import Sampler
-
-_HOST = Device("cpu")
 
 
 @dataclass
@@ -63,7 +61,7 @@ class Rewinder:
         names = zip(io.past_names(layers), io.kept_names(layers), io.present_names(layers), strict=True)
         self._names = [(i, *three) for i, three in enumerate(names) if windows[i // 2] is not None]
         self.window = next((window for window in windows if window is not None), None)
-        self._numbers = [Buffer.empty((1,), "int64", _HOST) for _ in range(3)]
+        self._numbers = [Buffer.empty((1,), "int64", HOST) for _ in range(3)]
 
     def _first(self, length: int) -> int:
         """The earliest position that windows hold."""
