@@ -197,6 +197,14 @@ def test_folders_that_cannot_be_exported(quantized, tmp_path):
     refused(short, "truncated")
 
 
+def test_positions_that_the_runtime_cannot_compute_are_refused(quantized, tmp_path):
+    folder = copy_of(quantized("w4"), tmp_path / "w4")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["rope_parameters"] |= {"rope_type": "yarn", "factor": 2.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, f"^{folder}: config.json: rope_type 'yarn' is not supported")
+
+
 def test_float32_weights_have_no_cuda_graph(quantized, tmp_path):
     from safetensors.torch import load_file, save_file
 
