@@ -64,8 +64,9 @@ def export(
     console = Console(markup=False)
     console.print(table)
     where = "" if target == "cpu" else f" --device {target}"
+    ask = "--image FILE" if entry.vision else "--prompt QUESTION"
     console.print(f"exported in {time.perf_counter() - start:.0f} s; next:")
-    console.print(f"python -m runtime generate --model {model}{where} --image FILE")
+    console.print(f"python -m runtime generate --model {model}{where} {ask}", soft_wrap=True)
 
 
 @app.command()

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Literal
 
 from calib_data.errors import InputError
 from quantize.settings import GROUP_SIZES
+from runtime.weights import NF4_STATE
 
 if TYPE_CHECKING:
     from quantize.checkpoint import Checkpoint, StoredTensor
 
-NF4_STATE = ".weight.quant_state.bitsandbytes__nf4"
 _FLOATS = ("F16", "BF16", "F32")
 _BITS = (4, 8)
 _ADVICE = "run on the original checkpoint: python -m quantize --model ORIGINAL"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -21,6 +21,8 @@ from quantize.checkpoint import DTYPES, Checkpoint, open_checkpoint
 from quantize.family import Family, find_family, model_config
 from quantize.scheme import has_mtp
 from runtime import bundle
+from runtime.rope import inverse_frequencies
+from runtime.windows import VisionSettings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,6 +48,7 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
     """
     checkpoint = open_checkpoint(folder)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
+    _check_rope(folder, config)
     source = Source(checkpoint, load=False, exact=exact or target == "cuda")
     dtype = activation_dtype(checkpoint, family, target)
     scales = read_kv_scales(folder, family, config) if kv_bits == 8 else None
@@ -72,7 +75,7 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
             **names,
         )
         described = describe(checkpoint, family, config, {**_other_targets(folder, target), target: entry})
-    described.save(folder)
+        described.save(place(bundle.FILE))
     return described
 
 
@@ -234,13 +237,12 @@ def describe(
     vision = None
     if family.vision:
         tower = config.vision_config
-        vision = bundle.Vision(
+        vision = VisionSettings(
             patch_size=tower.patch_size,
             merge_size=tower.spatial_merge_size,
             window_size=tower.window_size,
             head_dim=tower.hidden_size // tower.num_heads,
             rope_theta=tower.rope_parameters["rope_theta"],
-            image_token_id=config.image_token_id,
         )
     return bundle.Bundle(
         text=bundle.Text(
@@ -251,11 +253,7 @@ def describe(
             context=text.max_position_embeddings,
             windows=windows(config),
             mtp_windows=mtp_windows(config) if any(target.mtp for target in targets.values()) else [],
-            rope={
-                "head_dim": head_dim(text),
-                "max_position_embeddings": text.max_position_embeddings,
-                "rope_parameters": dict(text.rope_parameters),
-            },
+            rope=_rope(config),
         ),
         vision=vision,
         embeddings=bundle.StoredArray(
@@ -267,6 +265,24 @@ def describe(
         weights={path.name: bundle.describe_weights(path) for path in checkpoint.files},
         targets=targets,
     )
+
+
+def _rope(config: PreTrainedConfig) -> dict[str, Any]:
+    """What `runtime.rope` needs of config.json."""
+    text = config.get_text_config()
+    return {
+        "head_dim": head_dim(text),
+        "max_position_embeddings": text.max_position_embeddings,
+        "rope_parameters": dict(text.rope_parameters),
+    }
+
+
+def _check_rope(folder: Path, config: PreTrainedConfig) -> None:
+    """Refuse at once, by its folder, what the runtime would only refuse at the first question."""
+    try:
+        inverse_frequencies(_rope(config))
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
 
 
 def _other_targets(folder: Path, target: str) -> dict[str, bundle.Target]:

@@ -36,8 +36,11 @@ def read_kv_scales(folder: Path, family: Family, config: PreTrainedConfig) -> li
         ranges = json.loads(path.read_text(encoding="utf-8"))
         layers = [ranges[name] for name in family.decoder_blocks(config)]
         key, value = (torch.tensor([layer[name] for layer in layers]) for name in ("key", "value"))
-        if key.shape != shape or value.shape != shape or not (key >= 0).all() or not (value >= 0).all():
-            raise ValueError(f"{list(key.shape)} magnitudes, not {list(shape)}")
+        for name, part in (("key", key), ("value", value)):
+            if part.shape != shape:
+                raise ValueError(f"{name}: {list(part.shape)} magnitudes, not {list(shape)}")
+            if not (part.isfinite() & (part >= 0)).all():
+                raise ValueError(f"{name}: magnitudes that are negative or not finite")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the ranges of this model ({error}); run python -m quantize again") from error
     rotated = [kind == "sliding_attention" or text.sliding_window is None for kind in text.layer_types]

@@ -114,8 +114,12 @@ def generate(
     """Answer a question about images and videos, streaming the text; reasoning first, up to a line </think>."""
     if fps is not None and not video:
         raise InputError(f"--fps {fps}: is of a video, give one with --video")
+    if prompt is not None and not prompt.strip():
+        raise InputError("--prompt: is empty; write a question, or leave it out to have a picture read")
     if prompt is None and not image and not video:
         raise InputError("nothing to answer: give --image or --video to read, or a --prompt")
+    if cuda_graph and draft_tokens:
+        raise InputError("--cuda-graph, --draft-tokens: drafts take no single steps that could be replayed; give one")
     pictures = [open_image(path) for path in image or []]
     videos = [open_video(path, fps) for path in video or []]
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty}
@@ -130,7 +134,7 @@ def generate(
         say(f"{model}/generation_config.json: {', '.join(unused)}: without effect here")
     asked = time.perf_counter()
     names = [str(path) for path in image or []]
-    question = loaded.prompt(prompt or READ_ALL, pictures, videos, names=names, thinking=thinking)
+    question = loaded.prompt(READ_ALL if prompt is None else prompt, pictures, videos, names=names, thinking=thinking)
     tokens, budget = loaded.generate(question, sampler, max_new_tokens, drafts), loaded.budget(question, max_new_tokens)
     if as_json:
         result = {"model": str(model), "load_seconds": asked - start, "prompt_tokens": len(question.ids)}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE = "runtime.json"
-FORMAT = 2
+FORMAT = 3
 HEADER_PREFIX = 8  # bytes of a .safetensors file that say how long its header is
 _PIECE = 1 << 22  # bytes of a file read at once
 
@@ -138,13 +138,6 @@ class Text:
     rope: dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Vision(VisionSettings):
-    """Shape of the vision encoder, and the token that stands for one of its embeddings in a prompt."""
-
-    image_token_id: int
-
-
 @dataclass(frozen=True)
 class Target:
     """The graphs of one kind of device.
@@ -171,7 +164,7 @@ class Bundle:
     """All of `runtime.json`."""
 
     text: Text
-    vision: Vision | None
+    vision: VisionSettings | None
     embeddings: StoredArray
     weights: dict[str, WeightsFile]
     targets: dict[str, Target]
@@ -184,13 +177,9 @@ class Bundle:
             )
         return self.targets[kind]
 
-    def save(self, folder: Path) -> None:
-        """Write `runtime.json`, replacing an older one in one step."""
-        partial = folder / (FILE + ".partial")
-        partial.write_text(
-            json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n", encoding="utf-8"
-        )
-        partial.replace(folder / FILE)
+    def save(self, path: Path) -> None:
+        """Write what `load_bundle` reads."""
+        path.write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n", encoding="utf-8")
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -207,7 +196,7 @@ def load_bundle(folder: Path) -> Bundle:
             raise InputError(f"{path}: format {version}, this version reads {FORMAT}; run python -m export again")
         bundle = Bundle(
             text=Text(**data.pop("text")),
-            vision=Vision(**vision) if (vision := data.pop("vision")) else None,
+            vision=VisionSettings(**vision) if (vision := data.pop("vision")) else None,
             embeddings=StoredArray(**data.pop("embeddings")),
             weights={name: WeightsFile(**entry) for name, entry in data.pop("weights").items()},
             targets={name: _target(entry) for name, entry in data.pop("targets").items()},

@@ -6,6 +6,7 @@ A step moves the embedded tokens, their number and the logits between host and d
 from __future__ import annotations
 
 import itertools
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -15,10 +16,10 @@ import onnxruntime as ort
 from runtime import bundle as io
 from runtime.cache import KVCache, cache_bytes
 from runtime.pages import HUGE, use_huge_pages
-from runtime.sessions import Buffer, Device, itemsize, map_stored, memory_for
+from runtime.sessions import HOST, Buffer, Device, itemsize, map_stored, memory_for
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -26,9 +27,9 @@ if TYPE_CHECKING:
     from runtime.bundle import Target, Text
 
 _KEPT = 16  # calls of up to this many tokens keep their bindings: steps, and the checking of drafts
-_HOST = Device("cpu")
 _SMALLER = "shorten the prompt, lower --max-new-tokens, or export with --kv-bits 8 where it was not"
 _CAPTURES = itertools.count(1)
+_ROOM_STEP = 1024  # tokens, on a card: caches of similar length are one, or take each other's place in the pool
 
 
 def load_head(folder: Path, target: Target, device: Device) -> dict[str, Buffer]:
@@ -83,6 +84,7 @@ class DecoderSession:
         self._session = session
         self._text, self._dtype, self._kv_dtype, self._device = text, dtype, kv_dtype, device
         self._weights, self._capture = weights, capture
+        self._spare: KVCache | None = None
         self._has_hidden = io.HIDDEN in {output.name for output in session.get_outputs()}
 
     @classmethod
@@ -115,6 +117,29 @@ class DecoderSession:
             self.run(cache, step, np.zeros((batch, 1), np.int64))
             cache.lengths[:] = 0
         return cache
+
+    @contextmanager
+    def borrow_cache(self, room: int) -> Iterator[KVCache]:
+        """An empty cache of one sequence of at least `room` tokens: the last one that came back, where it is as long.
+
+        On a card, ONNX Runtime keeps the memory of a cache that is given up, and a longer one does not fit there.
+        While one is lent, another borrower gets another.
+        """
+        cache, self._spare = self._spare, None
+        if cache is None or cache.room < room:
+            cache = None  # its memory is given up before more is asked for
+            cache = self.new_cache(self._coarse(room))
+        cache.lengths[:] = 0
+        try:
+            yield cache
+        finally:
+            if self._spare is None or self._spare.room < cache.room:
+                self._spare = cache
+
+    def _coarse(self, room: int) -> int:
+        if self._device.kind == "cpu":
+            return room
+        return max(room, min(-(-room // _ROOM_STEP) * _ROOM_STEP, self._text.context))
 
     def run(
         self,
@@ -174,14 +199,14 @@ class DecoderSession:
         batch, width, device = len(cache.lengths), self._text.hidden_size, self._device
         options = ort.RunOptions()
         if self._capture:
-            captured = tokens == 1 == selected
+            captured = tokens == 1 == selected and not cache.lengths.any()  # a row of a batch may be filled already
             options.add_run_config_entry("gpu_graph_id", str(next(_CAPTURES) if captured else -1))
         call = _Call(
             binding=self._session.io_binding(),
             options=options,
             embeds=Buffer.empty((batch, tokens, width), self._dtype, device),
             seqlens_k=Buffer.empty((batch,), "int32", device),
-            total=Buffer.empty((), "int32", _HOST),
+            total=Buffer.empty((), "int32", HOST),
             index=Buffer.empty((batch, selected), "int64", device),
             logits=Buffer.empty((batch, selected, self._text.vocab_size), "float32", device),
             hidden=Buffer.empty((batch, tokens, width), self._dtype, device) if self._has_hidden else None,

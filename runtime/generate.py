@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -14,6 +13,7 @@ import numpy as np
 from calib_data.errors import InputError
 from runtime.bundle import load_bundle
 from runtime.decoder import DecoderSession, load_head
+from runtime.files import read_object
 from runtime.images import ImageSettings, image_grid, preprocess
 from runtime.prompt import Chat
 from runtime.sessions import Device, Options, VisionSession, map_stored, open_session, require_device
@@ -83,8 +83,7 @@ class Model:
     @cached_property
     def vision(self) -> VisionSession:
         """The vision graph, loaded at the first image; a text-only question does without."""
-        if self.target.vision is None:
-            raise InputError(f"{self.folder}: this model reads no images; ask without --image and --video")
+        assert self.target.vision is not None
         return VisionSession(self._open(self.target.vision, give_back=True))
 
     @cached_property
@@ -168,16 +167,24 @@ class Model:
             embeds[part] = self._embeddings[ids[part]]
         return embeds
 
-    def prefill(self, prompt: Prompt, new_tokens: int) -> tuple[KVCache, NDArray[np.float32]]:
-        """A cache with room for `new_tokens` more, filled with the prompt, and the logits [V] after its last token."""
-        cache = self.decoder.new_cache(len(prompt.ids) + new_tokens)
+    def prefill(self, cache: KVCache, prompt: Prompt) -> NDArray[np.float32]:
+        """Fill an empty cache with a prompt; returns the logits [V] after its last token."""
+        for decoded in self.read_prompt(cache, prompt):
+            logits = decoded.logits[0, 0]
+        return logits
+
+    def read_prompt(self, cache: KVCache, prompt: Prompt) -> Iterator[Decoded]:
+        """Fill a cache with a prompt, chunk by chunk; each chunk comes with the logits [1, 1, V] after its last token.
+
+        Raises InputError for a prompt that makes anything but numbers.
+        """
         for chunk in prompt.chunks():
             decoded = self.decode(cache, chunk, np.array([len(chunk) - 1]))
             if self.target.kv_dtype == "int8":
                 # Rounded to int8, a NaN or infinite key is a number again, and what follows would look sound.
                 assert decoded.hidden is not None
                 self._require_finite(decoded.hidden.read())
-        return cache, decoded.logits[0, 0]
+            yield decoded
 
     def budget(self, prompt: Prompt, max_new_tokens: int) -> int:
         """Tokens that an answer may have: an answer of so many was cut, or ended just there."""
@@ -206,11 +213,12 @@ class Model:
 
     def _step_by_step(self, prompt: Prompt, sampler: Sampler, budget: int, generated: Sequence[int]) -> Iterator[int]:
         """Tokens without end. generated: those that were taken, kept by the caller; at most `budget`."""
-        cache, logits = self.prefill(prompt, budget)
-        while True:
-            token = sampler(logits, generated)
-            yield token
-            logits = self.decode(cache, self.embed_tokens(np.array([token])), np.array([0])).logits[0, 0]
+        with self.decoder.borrow_cache(len(prompt.ids) + budget) as cache:
+            logits = self.prefill(cache, prompt)
+            while True:
+                token = sampler(logits, generated)
+                yield token
+                logits = self.decode(cache, self.embed_tokens(np.array([token])), np.array([0])).logits[0, 0]
 
     def teacher_forced(self, prompt: Prompt, answer: Sequence[int]) -> Iterator[NDArray[np.float32]]:
         """Predictions of a known answer: logits [n, V] for each of `answer_parts`, given the prompt and what precedes.
@@ -223,11 +231,11 @@ class Model:
         return self._teacher_forced(prompt, np.array(answer))
 
     def _teacher_forced(self, prompt: Prompt, answer: NDArray[np.int64]) -> Iterator[NDArray[np.float32]]:
-        cache, logits = self.prefill(prompt, len(answer) - 1)
-        yield logits[None]
-        for part in answer_parts(len(answer))[1:]:
-            before = answer[part.start - 1 : part.stop - 1]
-            yield self.decode(cache, self.embed_tokens(before), np.arange(len(before))).logits[0]
+        with self.decoder.borrow_cache(len(prompt.ids) + len(answer) - 1) as cache:
+            yield self.prefill(cache, prompt)[None]
+            for part in answer_parts(len(answer))[1:]:
+                before = answer[part.start - 1 : part.stop - 1]
+                yield self.decode(cache, self.embed_tokens(before), np.arange(len(before))).logits[0]
 
     def decode(self, cache: KVCache, embeds: NDArray[np.float32], wanted: NDArray[np.int64]) -> Decoded:
         """Run the decoder on embeds [T, H] and refuse logits without a finite maximum, as any NaN makes it."""
@@ -254,15 +262,7 @@ def _write_rows(embeds: NDArray[np.float32], places: NDArray[np.bool_], pieces: 
 
 def _read_settings(path: Path) -> dict[str, Any]:
     """A JSON object; empty where there is no such file, as generation_config.json may be left out of a checkpoint."""
-    if not path.exists():
-        return {}
-    try:
-        settings = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(settings, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); copy it from the original checkpoint") from error
-    return settings
+    return read_object(path) if path.exists() else {}
 
 
 def _end_ids(folder: Path, generation: dict[str, Any]) -> list[int]:

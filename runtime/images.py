@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ from PIL import Image
 
 from calib_data.errors import InputError
 from calib_data.images import to_rgb
+from runtime.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -87,23 +87,10 @@ def processor_config(folder: Path, part: str, *names: str) -> tuple[Path, dict[s
     there; else preprocessor_config.json.
     """
     together = folder / "processor_config.json"
-    if together.exists() and isinstance(config := read_config(together).get(part), dict):
+    if together.exists() and isinstance(config := read_object(together).get(part), dict):
         return together, config
     path = next((folder / name for name in names if (folder / name).exists()), folder / "preprocessor_config.json")
-    return path, read_config(path)
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds; InputError where it is missing or broken."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, the folder must hold the model's image settings") from None
-    except ValueError as error:
-        raise InputError(f"{path}: is not valid JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise InputError(f"{path}: unusable image settings (not an object)")
-    return config
+    return path, read_object(path)
 
 
 def preprocess(

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from calib_data.errors import InputError
+from runtime.files import read_object, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -191,7 +192,7 @@ class AnswerStream:
 
 
 def _load_tokenizer(path: Path) -> Tokenizer:
-    text = _read(path)
+    text = read_text(path)
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
@@ -211,7 +212,7 @@ def _load_template(path: Path) -> jinja2.Template:
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = _strftime_now
     try:
-        return environment.from_string(_read(path))
+        return environment.from_string(read_text(path))
     except jinja2.TemplateError as error:
         raise InputError(f"{path}: is not a valid Jinja template ({error})") from error
 
@@ -220,12 +221,8 @@ def _load_special_tokens(path: Path) -> dict[str, str]:
     """Names such as bos_token and what they stand for, which templates may use."""
     if not path.exists():
         return {}
-    try:
-        config = json.loads(_read(path))
-    except ValueError as error:
-        raise InputError(f"{path}: is not valid JSON ({error})") from error
-    tokens = {name: value for name, value in config.items() if name.endswith("_token")}
-    contents = {name: value["content"] if isinstance(value, dict) else value for name, value in tokens.items()}
+    tokens = {name: value for name, value in read_object(path).items() if name.endswith("_token")}
+    contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()}
     return {name: content for name, content in contents.items() if isinstance(content, str)}
 
 
@@ -236,15 +233,6 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, copy it from the model's original folder") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error})") from error
 
 
 def _to_json(

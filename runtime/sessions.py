@@ -66,6 +66,9 @@ class Device:
         return cls("cpu" if text == "cpu" else "cuda", int(found[1] or 0))
 
 
+HOST = Device("cpu")
+
+
 @dataclass(frozen=True)
 class Options:
     """How sessions run.
@@ -208,10 +211,11 @@ class Buffer:
     @classmethod
     def empty(cls, shape: tuple[int, ...], dtype: str, device: Device) -> Buffer:
         """Memory with no particular content."""
-        element = _element_type(dtype)
         if device.kind == "cuda":
             _take_only_what_is_needed()
-        value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), element, device.kind, device.index)
+        # ONNX Runtime gives no array of bfloat16, so its bytes are held as uint16; a graph hears the type when bound.
+        held = np.uint16 if dtype == "bfloat16" else _NUMPY[dtype]
+        value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), held, device.kind, device.index)
         return cls(value, value.data_ptr(), shape, dtype, device)
 
     @classmethod
@@ -233,7 +237,7 @@ class Buffer:
 
     def read(self) -> NDArray[np.generic]:
         """Copy to the host."""
-        return np.array(self.owner.numpy())  # on the CPU, ONNX Runtime gives a view
+        return np.array(self.owner.numpy()).view(_NUMPY[self.dtype])  # on the CPU, ONNX Runtime gives a view
 
     def bind_input(self, binding: ort.IOBinding, name: str) -> None:
         """Make it an input of a graph."""

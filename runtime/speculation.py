@@ -14,7 +14,7 @@ import numpy as np
 
 from calib_data.errors import InputError
 from runtime import bundle as io
-from runtime.sessions import Buffer, Device, memory_for
+from runtime.sessions import HOST, Buffer, memory_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from runtime.decoder import DecoderSession
     from runtime.generate import Model, Prompt
     from runtime.sampling import Sampler
-
-_HOST = Device("cpu")
 
 
 @dataclass
@@ -63,7 +61,7 @@ class Rewinder:
         names = zip(io.past_names(layers), io.kept_names(layers), io.present_names(layers), strict=True)
         self._names = [(i, *three) for i, three in enumerate(names) if windows[i // 2] is not None]
         self.window = next((window for window in windows if window is not None), None)
-        self._numbers = [Buffer.empty((1,), "int64", _HOST) for _ in range(3)]
+        self._numbers = [Buffer.empty((1,), "int64", HOST) for _ in range(3)]
 
     def _first(self, length: int) -> int:
         """The earliest position that windows hold."""
@@ -156,40 +154,38 @@ def speculate(
     if window is not None and count >= window:
         raise InputError(f"--draft-tokens {count}: a window of {window} tokens is too short for as many; give fewer")
     room = len(prompt.ids) + budget + count
-    cache, own = model.decoder.new_cache(room), drafter.session.new_cache(room)
-    logits, unread = _read_prompt(model, prompt, cache, own)
-    token = sampler(logits, generated)
-    yield token
-    while True:
-        known = np.concatenate((unread.embeds, model.embed_tokens(np.array([token]))))
-        ahead = drafter.draft(own, known, unread.hidden, count, model.embed_tokens)
-        kept = drafter.decoder_rewinder.keep(cache, count + 1)
-        checked = model.embed_tokens(np.array([token, *ahead]))
-        decoded = model.decode(cache, checked, np.arange(count + 1))
-        drafts.calls += 1
-        accepted = 0
-        for row in decoded.logits[0]:
-            token = sampler(row, generated)
-            stands = accepted < count and token == ahead[accepted]
-            accepted += stands
-            drafts.accepted += stands
-            yield token
-            if not stands:
-                break
-        drafter.decoder_rewinder.rewind(cache, kept, count - accepted)
-        assert decoded.hidden is not None
-        stood = decoded.hidden.stretch(0, (1, accepted + 1, checked.shape[1]))
-        unread = _Unread(stood, checked[1 : accepted + 1])
+    with model.decoder.borrow_cache(room) as cache, drafter.session.borrow_cache(room) as own:
+        logits, unread = _read_prompt(model, prompt, cache, own)
+        token = sampler(logits, generated)
+        yield token
+        while True:
+            known = np.concatenate((unread.embeds, model.embed_tokens(np.array([token]))))
+            ahead = drafter.draft(own, known, unread.hidden, count, model.embed_tokens)
+            kept = drafter.decoder_rewinder.keep(cache, count + 1)
+            checked = model.embed_tokens(np.array([token, *ahead]))
+            decoded = model.decode(cache, checked, np.arange(count + 1))
+            drafts.calls += 1
+            accepted = 0
+            for row in decoded.logits[0]:
+                token = sampler(row, generated)
+                stands = accepted < count and token == ahead[accepted]
+                accepted += stands
+                drafts.accepted += stands
+                yield token
+                if not stands:
+                    break
+            drafter.decoder_rewinder.rewind(cache, kept, count - accepted)
+            assert decoded.hidden is not None
+            stood = decoded.hidden.stretch(0, (1, accepted + 1, checked.shape[1]))
+            unread = _Unread(stood, checked[1 : accepted + 1])
 
 
 def _read_prompt(model: Model, prompt: Prompt, cache: KVCache, own: KVCache) -> tuple[NDArray[np.float32], _Unread]:
     """Fill both caches with the prompt; returns the logits [V] after it."""
-    read = 0
-    for chunk in prompt.chunks():
-        decoded = model.decode(cache, chunk, np.array([len(chunk) - 1]))
+    for decoded in model.read_prompt(cache, prompt):
         assert decoded.hidden is not None
-        following = prompt.embeds[read + 1 : read + 1 + len(chunk)]
-        read += len(chunk)
+        read = int(cache.lengths[0])
+        following = prompt.embeds[read - decoded.hidden.shape[1] + 1 : read + 1]
         if read < len(prompt.ids):
             model.drafter.session.run(own, following[None], np.array([[0]]), decoded.hidden)
     assert decoded.hidden is not None

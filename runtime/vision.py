@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from runtime import bundle as io
-from runtime.windows import vision_index
+from runtime.windows import VisionSettings, vision_index
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def vision_feeds(
-    patches: NDArray[np.float32], grids: Sequence[tuple[int, int, int]], shape: io.Vision
+    patches: NDArray[np.float32], grids: Sequence[tuple[int, int, int]], shape: VisionSettings
 ) -> dict[str, NDArray[np.generic]]:
     """Inputs of the vision graph for patches [P, ...] of images in turn; their grids are (frames, rows, columns)."""
     index = vision_index(grids, shape)

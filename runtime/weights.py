@@ -26,7 +26,7 @@ _DTYPES: dict[str, Any] = {
     "I32": np.int32,
     "I64": np.int64,
 }
-_NF4_STATE = ".weight.quant_state.bitsandbytes__nf4"
+NF4_STATE = ".weight.quant_state.bitsandbytes__nf4"
 _PACKED = ".weight_packed"
 
 
@@ -46,7 +46,7 @@ class Weights:
     def linears(self) -> list[str]:
         """Names of all linears, in alphabetical order: matrices, but for embeddings, and convolutions over patches."""
         names = {name.removesuffix(_PACKED) for name in self._tensors if name.endswith(_PACKED)}
-        names |= {name.removesuffix(_NF4_STATE) for name in self._tensors if name.endswith(_NF4_STATE)}
+        names |= {name.removesuffix(NF4_STATE) for name in self._tensors if name.endswith(NF4_STATE)}
         for name, (*_, shape) in self._tensors.items():
             if name.endswith(".weight") and len(shape) > 1 and "embed_tokens" not in name:
                 names.add(name.removesuffix(".weight"))
@@ -57,7 +57,7 @@ class Weights:
         if linear + _PACKED in self._tensors:
             width = int(self._load(f"{linear}.weight_shape")[1])
             return self._tensors[linear + _PACKED][3][1] * 32 // width
-        if linear + _NF4_STATE in self._tensors:
+        if linear + NF4_STATE in self._tensors:
             return 4
         return 8 * int(np.dtype(_DTYPES[self._tensors[f"{linear}.weight"][2]]).itemsize)
 
@@ -65,8 +65,8 @@ class Weights:
         """Rows and columns of a linear, convolutions over patches flattened."""
         if linear + _PACKED in self._tensors:
             rows, width = self._load(f"{linear}.weight_shape").tolist()
-        elif linear + _NF4_STATE in self._tensors:
-            rows, width = json.loads(bytes(self._load(linear + _NF4_STATE)))["shape"]
+        elif linear + NF4_STATE in self._tensors:
+            rows, width = json.loads(bytes(self._load(linear + NF4_STATE)))["shape"]
         else:
             rows, *others = self._tensors[f"{linear}.weight"][3]
             width = math.prod(others)
@@ -79,7 +79,7 @@ class Weights:
         """
         if linear + _PACKED in self._tensors:
             return self._unpack(linear, rows)
-        if linear + _NF4_STATE in self._tensors:
+        if linear + NF4_STATE in self._tensors:
             return self._unpack_nf4(linear, rows)
         if f"{linear}.weight" not in self._tensors:
             raise InputError(f"no linear {linear} among the weights; give two folders of one model")

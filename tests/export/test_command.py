@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import Exaone4Config, Exaone4ForCausalLM
 
 from calib_data import READER
 from quantize.settings import Settings
@@ -35,8 +36,18 @@ def test_it_exports_and_says_what_comes_next(quantized, tmp_path):
     title = " ".join(done.stdout.partition("┏")[0].split())
     assert title.endswith("cpu, float32 activations, int8 where weights are packed, float32 KV cache")
     assert "decoder.cpu.onnx" in done.stdout
-    assert f"python -m runtime generate --model {folder} --image FILE" in " ".join(done.stdout.split())
+    assert done.stdout.splitlines()[-1] == f"python -m runtime generate --model {folder} --image FILE"
     assert (folder / "vision.cpu.onnx").exists()
+
+
+def test_a_model_of_text_is_asked_without_a_picture(tmp_path):
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+    config = Exaone4Config(
+        vocab_size=96, num_hidden_layers=1, sliding_window=None, layer_types=["full_attention"], **sizes
+    )
+    Exaone4ForCausalLM(config).save_pretrained(tmp_path)
+    done = run("--model", tmp_path)
+    assert done.stdout.splitlines()[-1:] == [f"python -m runtime generate --model {tmp_path} --prompt QUESTION"], done
 
 
 @pytest.mark.parametrize(

@@ -65,14 +65,14 @@ print(json.dumps(result | {"placement": {name: placement(session) for name, sess
 
 @pytest.fixture(scope="module")
 def on_cuda(quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """Readers with CUDA graphs only, by the names of `quantized`; kv8 is w4 with an int8 KV cache."""
+    """Readers with CUDA graphs only, by the names of `quantized`; kv8 (of w4) and bf16-kv8 have an int8 KV cache."""
 
     @cache
     def folder(name: str) -> Path:
         to = tmp_path_factory.mktemp("cuda") / name
-        stored = quantized("w4" if name == "kv8" else name)
+        stored = quantized("w4" if name == "kv8" else name.removesuffix("-kv8"))
         shutil.copytree(stored, to, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
-        export_folder(to, "cuda", kv_bits=8 if name == "kv8" else 16)
+        export_folder(to, "cuda", kv_bits=8 if name.endswith("kv8") else 16)
         return to
 
     return folder
@@ -112,6 +112,31 @@ def test_a_step_is_captured_and_replayed(name, cuda_stub, on_cuda, tmp_path):
     assert result["step"]["bytes_to_host"] == 512 * 4
 
 
+ROW = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from traffic import Traffic
+from runtime.generate import Model
+from runtime.sessions import Options
+
+model = Model(Path(sys.argv[1]), "cuda", Options(capture=True))
+row, embeds, launches = model.decoder.new_cache(200, batch=2).row(1), model.embed_tokens(np.arange(100, 200)), []
+model.decode(row, embeds, np.array([99]))
+for _ in range(2):
+    with Traffic() as step:
+        model.decode(row, embeds[:1], np.array([0]))
+    launches.append(step.counts["launches"])
+print(json.dumps(launches))
+"""
+
+
+def test_a_step_into_a_filled_row_is_not_captured(cuda_stub, on_cuda):
+    """The last chunk of a prompt may be one token, and to capture runs it several times; so it is launched anew."""
+    first, second = cuda_stub.run(ROW, on_cuda("w4"))
+    assert first == second > 0
+
+
 MEMORY = """
 import json, sys
 from pathlib import Path
@@ -144,6 +169,34 @@ def test_a_card_gives_no_more_than_is_needed(cuda_stub, on_cuda):
         if tensor.name.startswith(("model.language_model.layers", "model.language_model.norm", "lm_head"))
     ]
     assert result["weights"] < 1.1 * sum(decoder)
+
+
+DOCUMENTS = """
+import json, sys
+from pathlib import Path
+from traffic import DeviceMemory
+from runtime.cache import cache_bytes
+from runtime.generate import Model
+
+model, held, room = Model(Path(sys.argv[1]), "cuda"), {}, 0
+prompt = model.prompt("Hello")
+for longest in (50, 60, *range(200, 2000, 300), 100, 1900):
+    with DeviceMemory() as memory:
+        next(model.generate(prompt, lambda *_: 100, longest))
+    held[longest] = memory.kept
+text = model.bundle.text
+rope = 2 * 1024 * text.head_dim // 2 * 2
+print(json.dumps([held, cache_bytes(text, 1, 1024, 2) + rope, cache_bytes(text, 1, 2048, 2) + 2 * rope]))
+"""
+
+
+def test_answers_that_may_be_longer_and_longer_share_a_cache(cuda_stub, on_cuda):
+    """The pool keeps what it has given once, so a cache of its own for each would add up."""
+    held, small, large = cuda_stub.run(DOCUMENTS, on_cuda("w4"))
+    first, _, *others = held.values()  # the second call of a size has its memory laid out in one piece
+    assert first > small
+    (grown,) = filter(None, others)
+    assert grown <= large
 
 
 REFUSED = """
@@ -190,6 +243,20 @@ def test_what_a_card_has_no_memory_for_is_named(cuda_stub, on_cuda):
     assert picture.startswith("out of memory for pictures of 4096 patches")
     assert "--kv-bits 8" in cache
     assert "smaller images" in picture
+
+
+ANSWER = """
+import json, sys
+from pathlib import Path
+from runtime.generate import Model
+model = Model(Path(sys.argv[1]), "cuda")
+print(json.dumps([model.target.dtype, len(list(model.generate(model.prompt("Hello"), lambda *_: 100, 3)))]))
+"""
+
+
+def test_bfloat16_with_an_int8_cache_answers(cuda_stub, on_cuda):
+    """Its hidden states are looked at on the host, where numpy has no bfloat16."""
+    assert cuda_stub.run(ANSWER, on_cuda("bf16-kv8")) == ["bfloat16", 3]
 
 
 LOAD = """

@@ -97,6 +97,17 @@ def test_an_export_that_fails_leaves_the_graphs_of_the_one_before(exported, tmp_
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_graphs_whose_description_cannot_be_written_are_not_kept(exported, tmp_path):
+    """The disk is full when all graphs are there and only runtime.json is to come."""
+    folder = shutil.copytree(exported("w4"), tmp_path / "w4")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "runtime.json.partial").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        export_folder(folder, "cpu", kv_bits=8)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
 def test_weights_of_another_quantization_drop_old_targets(quantized, exported, tmp_path):
     folder = shutil.copytree(exported("w4"), tmp_path / "model")
     for path in folder.glob("*.safetensors*"):
@@ -184,6 +195,14 @@ def test_folders_that_cannot_be_exported(quantized, tmp_path):
     (weights,) = short.glob("*.safetensors")
     os.truncate(weights, weights.stat().st_size - MIB)
     refused(short, "truncated")
+
+
+def test_positions_that_the_runtime_cannot_compute_are_refused(quantized, tmp_path):
+    folder = copy_of(quantized("w4"), tmp_path / "w4")
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["rope_parameters"] |= {"rope_type": "yarn", "factor": 2.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    refused(folder, f"^{folder}: config.json: rope_type 'yarn' is not supported")
 
 
 def test_float32_weights_have_no_cuda_graph(quantized, tmp_path):

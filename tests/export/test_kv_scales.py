@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from calib_data import READER
+from calib_data.errors import InputError
 from export.kv_scales import read_kv_scales
 from export.ops import _rotate
 from quantize.checkpoint import open_checkpoint
@@ -62,3 +63,23 @@ def test_a_channel_that_was_always_zero_has_the_smallest_step(ranges):
     (folder / KV_SCALES).write_text(json.dumps(written))
     _, value = read_kv_scales(folder, FAMILY, CONFIG)[1]
     assert value[0, 0, 0, 5] == value.min() > 0
+
+
+@pytest.mark.parametrize("part", ["key", "value"])
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        (lambda rows: [[-1.0, *rows[0][1:]], *rows[1:]], "magnitudes that are negative or not finite"),
+        (lambda rows: [[math.nan, *rows[0][1:]], *rows[1:]], "magnitudes that are negative or not finite"),
+        (lambda rows: [[math.inf, *rows[0][1:]], *rows[1:]], "magnitudes that are negative or not finite"),
+        (lambda rows: [row[1:] for row in rows], r"\[4, 2, 63\] magnitudes, not \[4, 2, 64\]"),
+    ],
+)
+def test_what_is_wrong_of_which_part_is_said(wrong, says, part, ranges):
+    folder, _ = ranges
+    written = json.loads((folder / KV_SCALES).read_text())
+    for layer in written.values():
+        layer[part] = wrong(layer[part])
+    (folder / KV_SCALES).write_text(json.dumps(written))
+    with pytest.raises(InputError, match=rf"{KV_SCALES}: not the ranges of this model \({part}: {says}\)"):
+        read_kv_scales(folder, FAMILY, CONFIG)

@@ -1,5 +1,6 @@
 """A loaded model: embeddings in their places, prompts in chunks, steps against one pass, and where answers end."""
 
+import itertools
 import json
 import shutil
 import tracemalloc
@@ -14,10 +15,19 @@ from calib_data.sources import open_documents
 from export.graphs import export_folder
 from runtime.generate import ANSWER_CHUNK, PROMPT_CHUNK, Model, Prompt
 from runtime.sampling import greedy
+from runtime.speculation import Drafts
 
 from .damage import WEIGHTS, change_tensor, edit_json, set_context
 
 CHUNKED = 1e-5  # relative to the largest logit: sums over keys in another order
+
+
+@pytest.fixture(scope="module")
+def int8_reader(quantized, tmp_path_factory):
+    """The reader at 4 bits with an int8 KV cache."""
+    folder = shutil.copytree(quantized("w4"), tmp_path_factory.mktemp("int8") / "w4")
+    export_folder(folder, "cpu", exact=True, kv_bits=8)
+    return Model(folder, "cpu")
 
 
 def relative_error(value, reference):
@@ -43,8 +53,8 @@ def forced(tokens, seen):
 @pytest.mark.parametrize("tokens", [PROMPT_CHUNK, PROMPT_CHUNK + 1, 2 * PROMPT_CHUNK + 100])
 def test_a_long_prompt_in_chunks_is_one_in_a_piece(tokens, reader):
     prompt = random_prompt(reader, tokens)
-    cache, logits = reader.prefill(prompt, 1)
-    whole = reader.decoder.new_cache(tokens + 1)
+    cache, whole = (reader.decoder.new_cache(tokens + 1) for _ in range(2))
+    logits = reader.prefill(cache, prompt)
     expected = reader.decode(whole, prompt.embeds, np.array([tokens - 1])).logits[0, 0]
     assert cache.lengths == whole.lengths == tokens
     assert relative_error(logits, expected) < CHUNKED
@@ -144,6 +154,42 @@ def test_nothing_is_computed_beyond_the_last_token(reader):
     assert len(seen) == 3
 
 
+@pytest.mark.parametrize("drafts", [None, 2])
+@pytest.mark.parametrize("kind", ["reader", "int8_reader"])
+def test_a_cache_that_was_used_before_leaves_no_trace(kind, drafts, request):
+    """After a prompt of many windows that is cut in its answer, one within a window and one beyond it."""
+    reader = request.getfixturevalue(kind)
+    found, expected = [], []
+    long = reader.generate(random_prompt(reader, 700), forced(list(range(100, 200)), []), 90, drafts and Drafts(drafts))
+    assert len(list(itertools.islice(long, 30))) == 30
+    long.close()
+    for length in (20, 150):
+        prompt, tokens = random_prompt(reader, length), list(range(200, 230))
+        for model, seen in ((reader, found), (Model(reader.folder, "cpu"), expected)):
+            list(model.generate(prompt, forced(tokens, seen), 30, drafts and Drafts(drafts)))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_a_longer_cache_takes_the_place_of_a_shorter(reader):
+    model = Model(reader.folder, "cpu")
+    rooms = []
+    for room in (50, 40, 60, 10):
+        with model.decoder.borrow_cache(room) as cache:
+            rooms.append(cache.room)
+            cache.lengths[:] = 5
+    assert rooms == [50, 50, 60, 60]
+    with model.decoder.borrow_cache(1) as cache:
+        assert cache.lengths == 0
+
+
+def test_two_answers_of_a_model_at_a_time(reader):
+    prompts, answer = [random_prompt(reader, length) for length in (90, 40)], [100] * (ANSWER_CHUNK + 2)
+    alone = [np.concatenate(list(reader.teacher_forced(prompt, answer))) for prompt in prompts]
+    pairs = zip(*(reader.teacher_forced(prompt, answer) for prompt in prompts), strict=True)
+    together = [np.concatenate(parts) for parts in zip(*pairs, strict=True)]
+    np.testing.assert_array_equal(together, alone)
+
+
 def test_prompt_and_known_answer_must_fit_the_context(copied):
     prompt_tokens = len(Model(copied, "cpu").prompt("Hello").ids)
     set_context(copied, prompt_tokens + 5)
@@ -172,14 +218,12 @@ def test_logits_that_are_no_numbers_are_an_error(value, copied):
         list(model.teacher_forced(prompt, [100, 101]))
 
 
-def test_an_int8_cache_hides_no_overflow(quantized, tmp_path):
+@pytest.mark.parametrize("drafts", [None, Drafts(2)], ids=["steps", "drafts"])
+def test_an_int8_cache_hides_no_overflow(drafts, int8_reader):
     """Its keys and values are numbers whatever they are made of, so an answer after a broken word would look sound."""
-    folder = shutil.copytree(quantized("w4"), tmp_path / "w4")
-    export_folder(folder, "cpu", kv_bits=8)
-    model = Model(folder, "cpu")
-    prompt = random_prompt(model, 200)
-    assert len(list(model.generate(prompt, greedy, 3))) == 3
+    prompt = random_prompt(int8_reader, 200)
+    assert len(list(int8_reader.generate(prompt, greedy, 3, drafts))) == 3
     for value in (np.nan, np.inf):
         prompt.embeds[20:30] = value
         with pytest.raises(InputError, match="gives NaN or infinite numbers"):
-            list(model.generate(prompt, greedy, 3))
+            list(int8_reader.generate(prompt, greedy, 3, drafts))

@@ -162,7 +162,7 @@ def test_a_missing_or_broken_settings_file(tmp_path):
     with pytest.raises(InputError, match="not valid JSON"):
         ImageSettings.from_folder(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text("[]")
-    with pytest.raises(InputError, match="unusable"):
+    with pytest.raises(InputError, match="not a JSON object"):
         ImageSettings.from_folder(tmp_path)
 
 

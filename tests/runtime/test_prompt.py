@@ -215,6 +215,7 @@ def test_a_missing_file_is_named(tmp_path, name):
     [
         ("tokenizer.json", "{}", "is not a tokenizer"),
         ("tokenizer_config.json", "{", "is not valid JSON"),
+        ("tokenizer_config.json", "[]", "is not a JSON object"),
         ("chat_template.jinja", "{% for %}", "is not a valid Jinja template"),
     ],
 )
