@@ -195,7 +195,8 @@ class Model:
     ) -> Iterator[int]:
         """Tokens of the answer as they come, without the one that ends it; fewer where the context is full.
 
-        drafts: let the MTP layer draft ahead. The tokens are those that the sampler chooses without.
+        drafts: let the MTP layer draft ahead. The tokens are those that the sampler chooses without, but for near ties:
+        see `runtime.speculation`.
         """
         budget = self.budget(prompt, max_new_tokens)
         generated: list[int] = []
