@@ -170,7 +170,7 @@ class Model:
     def prefill(self, cache: KVCache, prompt: Prompt) -> NDArray[np.float32]:
         """Fill an empty cache with a prompt; returns the logits [V] after its last token."""
         for decoded in self.read_prompt(cache, prompt):
-            logits = decoded.logits[0, 0]
+            logits: NDArray[np.float32] = decoded.logits[0, 0]
         return logits
 
     def read_prompt(self, cache: KVCache, prompt: Prompt) -> Iterator[Decoded]:
