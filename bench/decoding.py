@@ -1,6 +1,6 @@
 """`python -m bench.decoding`: what drafts of the MTP layer and an int8 KV cache do to answers. Prints two tables.
 
-The bundled reader at 4 bits, exact exports on the CPU, greedy, on held-out documents.
+The bundled reader at 4 bits on the CPU, greedy, on held-out documents; exact exports, and for drafts the default too.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -28,13 +28,28 @@ from runtime.speculation import Drafts
 from .formats import Format, build
 from .provenance import provenance
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from calib_data.document import Document
+
 app = typer.Typer(add_completion=False)
 COUNTS = (1, 2, 3)
 LONGEST = 512
 
 
-def drafting(model: Model, count: int, prompts: list[Prompt], plain: list[list[int]], seconds: float) -> str:
-    """One row: answers that differ from those without drafts, tokens a call of the decoder, acceptance, speed."""
+def drafting(activations: str, model: Model, drawn: list[Document]) -> Iterator[str]:
+    """Rows of a model: answers that differ from those without drafts, tokens a call, drafts that stood, speed."""
+    prompts = [model.prompt(document.prompt, [document.image]) for document in drawn]
+    start = perf_counter()
+    plain = [list(model.generate(prompt, greedy, LONGEST)) for prompt in track(prompts, f"{activations}, no drafts")]
+    seconds = perf_counter() - start
+    for count in COUNTS:
+        yield f"| {activations} " + with_drafts(model, count, prompts, plain, seconds)
+
+
+def with_drafts(model: Model, count: int, prompts: list[Prompt], plain: list[list[int]], seconds: float) -> str:
+    """One of these rows, but for its first cell."""
     changed, tokens, calls, accepted, start = 0, 0, 0, 0, perf_counter()
     for prompt, expected in zip(prompts, plain, strict=True):
         drafts = Drafts(count)
@@ -57,18 +72,17 @@ def main(
         wide = build(Format("4-bit GPTQ", {"bits": 4}), Path(place) / "wide", seed, samples)
         shutil.copytree(wide.folder, Path(place) / "int8")
         export_folder(Path(place) / "int8", "cpu", exact=True, kv_bits=8)
+        shutil.copytree(wide.folder, Path(place) / "default")
+        export_folder(Path(place) / "default", "cpu")
         narrow = Model(Path(place) / "int8", "cpu")
         baseline = FolderBaseline(wide)
         compared = [measure(baseline, [narrow], document) for document in track(drawn, "int8 KV cache")]
-        prompts = [wide.prompt(document.prompt, [document.image]) for document in drawn]
-        start = perf_counter()
-        plain = [list(wide.generate(prompt, greedy, LONGEST)) for prompt in track(prompts, "without drafts")]
-        seconds = perf_counter() - start
         print_kv(compared)
-        print("\n| drafts | answers changed | tokens a call of the decoder | drafts that stood | speed, of no drafts |")
-        print("|---|---|---|---|---|")
-        for count in COUNTS:
-            print(drafting(wide, count, prompts, plain, seconds))
+        print("\n| activations | drafts | answers changed | tokens a call | drafts that stood | speed, of no drafts |")
+        print("|---|---|---|---|---|---|")
+        for activations, model in (("float32", wide), ("int8", Model(Path(place) / "default", "cpu"))):
+            for row in drafting(activations, model, drawn):
+                print(row)
     command = f"python -m bench.decoding --documents {documents} --samples {samples} --seed {seed}"
     print(f"\n{provenance(command)}")
 

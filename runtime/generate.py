@@ -170,8 +170,7 @@ class Model:
     def prefill(self, cache: KVCache, prompt: Prompt) -> NDArray[np.float32]:
         """Fill an empty cache with a prompt; returns the logits [V] after its last token."""
         for decoded in self.read_prompt(cache, prompt):
-            last = decoded
-        logits: NDArray[np.float32] = last.logits[0, 0]
+            logits: NDArray[np.float32] = decoded.logits[0, 0]
         return logits
 
     def read_prompt(self, cache: KVCache, prompt: Prompt) -> Iterator[Decoded]:
@@ -196,7 +195,8 @@ class Model:
     ) -> Iterator[int]:
         """Tokens of the answer as they come, without the one that ends it; fewer where the context is full.
 
-        drafts: let the MTP layer draft ahead. The tokens are those that the sampler chooses without.
+        drafts: let the MTP layer draft ahead. The tokens are those that the sampler chooses without, but for near ties:
+        see `runtime.speculation`.
         """
         budget = self.budget(prompt, max_new_tokens)
         generated: list[int] = []

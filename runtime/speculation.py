@@ -2,7 +2,8 @@
 
 A drafted token stands when the sampler, shown the decoder's own logits at its place, chooses the same one. So the text
 is what it would be without drafts, whatever the sampler, but for near ties: a call of several tokens sums in another
-order than a call of one. Rejected drafts are taken back from both KV caches.
+order than a call of one. With float activations logits differ in their last bits; where activations are rounded to int8
+a last bit may choose another step, and logits differ by up to 0.01. Rejected drafts are taken back from both KV caches.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Drafts change how fast an answer comes, never what it says; and taking them back leaves no trace in a cache."""
+"""Drafts change how fast an exact export answers, never what it says; taking them back leaves no trace in a cache."""
 
 import numpy as np
 import pytest
