@@ -62,12 +62,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 DocumentsOption = Annotated[int, typer.Option(min=1, help="How many documents.")]
 SeedOption = Annotated[int, typer.Option(help="Which documents are drawn.")]
 KindOption = Annotated[Kind | None, typer.Option(help="What is asked of a rendered document.", show_default="a mix")]
-SourceOption = Annotated[
-    str,
-    typer.Option(
-        help='"rendered", a folder of images, a PDF, a JSONL file, or a Hugging Face dataset (id, or id:split).'
-    ),
-]
+SOURCES = '"rendered", a folder of images, a PDF, a JSONL file, or a Hugging Face dataset (id, or id:split).'
+SourceOption = Annotated[str, typer.Option(help=SOURCES)]
 DEFAULT_MODEL = Path("reader-w4")
 RECOMMENDED = "the model's"
 READ_ALL = READ[0]
@@ -215,7 +211,9 @@ def compare(
     ] = None,
     seed: SeedOption = 0,
     kind: KindOption = None,
-    source: SourceOption = "rendered",
+    source: Annotated[
+        str, typer.Option(help=f"{SOURCES} Of a reference.npz: where its documents lie now, if not where they were.")
+    ] = "rendered",
     output: Annotated[
         Path | None, typer.Option(help="Folder for compare.json and report.html; a stopped comparison goes on there.")
     ] = None,

@@ -283,6 +283,8 @@ def test_references_that_do_not_serve(command, exported, kept, tmp_path):
     (tmp_path / "reference.npz").write_bytes(b"PK broken")
     assert "is not a reference that quantize wrote" in refused(tmp_path / "reference.npz")
     assert "a reference has documents of its own" in refused(kept / "reference.npz", "--seed", 3)
+    elsewhere = refused(kept / "reference.npz", "--source", tmp_path / "moved")
+    assert f"reference.npz: its documents: {tmp_path / 'moved'}: no such file or folder" in elsewhere
     with np.load(kept / "reference.npz") as stored:
         content = dict(stored)
     np.savez(tmp_path / "reference.npz", **content | {"document": content["document"][::-1]})
