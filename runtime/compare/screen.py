@@ -21,7 +21,13 @@ _COLUMNS = ("exact", "CER", "ANLS", "perpl.", "KL", "agree", "changed", "MiB", "
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """Print the table, the findings and the verdict."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), title=f"{comparison.about['count']} documents")
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        show_edge=False,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
+        title=f"{comparison.about['count']} documents",
+    )
     table.add_column("", overflow="fold")
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
@@ -31,6 +37,7 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         apart = (f"{candidate.mean_kl.value:.5f}", f"{candidate.agreement.value:.4f}", changed)
         table.add_row(_name(candidate), *_side(candidate), *apart, *_cost(candidate))
     console.print(table)
+    console.print()
     for candidate in comparison.candidates:
         _print_verdict(candidate, console)
 

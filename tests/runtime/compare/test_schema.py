@@ -82,6 +82,15 @@ def test_a_candidate_that_gives_the_truth_no_chance_is_summed_up():
     assert len(cell) < 60
 
 
+def test_the_table_keeps_names_whole_on_80_columns():
+    documents = [measured(str(n), "abc", "abc", "abd") for n in range(4)]
+    screen = io.StringIO()
+    print_comparison(comparison(documents, "reader-nf4"), Console(file=screen, width=80))
+    lines = screen.getvalue().splitlines()
+    assert max(map(len, lines[: lines.index("")])) <= 80
+    assert any(line.startswith("reader-nf4 ") for line in lines)
+
+
 @pytest.mark.parametrize(
     ("place", "value"),
     [
