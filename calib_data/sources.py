@@ -107,8 +107,10 @@ def _items(source: str) -> list[Item]:
         items = _jsonl(path)
     elif path.exists():
         raise InputError(f"{path}: is not a folder, a .pdf or a .jsonl file, give one of these")
-    elif path.suffix.lower() in {".pdf", ".jsonl"} or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise InputError(f"{path}: no such file or folder, give a folder of images, a .pdf, a .jsonl or a dataset id")
+    elif path.suffix.lower() in {".pdf", ".jsonl"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise InputError(
+            f"{path}: no such file or folder, give a folder of images, a .pdf, a .jsonl or a dataset, as owner/name"
+        )
     else:
         items = _dataset(name, split)
     if not items:

@@ -62,7 +62,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 DocumentsOption = Annotated[int, typer.Option(min=1, help="How many documents.")]
 SeedOption = Annotated[int, typer.Option(help="Which documents are drawn.")]
 KindOption = Annotated[Kind | None, typer.Option(help="What is asked of a rendered document.", show_default="a mix")]
-SOURCES = '"rendered", a folder of images, a PDF, a JSONL file, or a Hugging Face dataset (id, or id:split).'
+SOURCES = (
+    '"rendered", a folder of images, a PDF, a JSONL file, or a Hugging Face dataset (owner/name, or owner/name:split).'
+)
 SourceOption = Annotated[str, typer.Option(help=SOURCES)]
 DEFAULT_MODEL = Path("reader-w4")
 RECOMMENDED = "the model's"
@@ -151,7 +153,8 @@ def generate(
 
 def _options(device: str, memory_limit: float | None, cuda_graph: bool) -> Options:
     if Device.parse(device).kind == "cpu" and (memory_limit is not None or cuda_graph):
-        raise InputError("--memory-limit, --cuda-graph: are for a card; give --device cuda too")
+        option = "--cuda-graph" if memory_limit is None else "--memory-limit"
+        raise InputError(f"{option}: is for a card; give --device cuda too")
     return Options(memory_limit=None if memory_limit is None else int(memory_limit * 2**30), capture=cuda_graph)
 
 

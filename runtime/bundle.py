@@ -186,7 +186,10 @@ def load_bundle(folder: Path) -> Bundle:
     """Read `runtime.json` and check that the weights are still those that it was made for."""
     path = folder / FILE
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; give a model folder that quantize wrote")
+        problem = "is a file, not a folder" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {problem}; give a model folder that export has added graphs to")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: has no config.json; give a model folder")
     if not path.is_file():
         raise InputError(f"{folder}: not exported yet; run: python -m export --model {folder}")
     try:

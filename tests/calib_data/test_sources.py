@@ -319,6 +319,12 @@ def _bad(tmp_path):
     }
 
 
+@pytest.mark.parametrize("name", ["nope", "nope:train"])
+def test_a_name_without_owner_is_a_missing_folder_and_asks_no_network(name):
+    with pytest.raises(InputError, match=rf"^{name}: no such file or folder, .* as owner/name$"):
+        open_documents(name, split="evaluation", count=1)
+
+
 @pytest.mark.parametrize(
     "case",
     [

@@ -67,8 +67,8 @@ ARGUMENTS = {
     ("--max-new-tokens", "0"): "--max-new-tokens",
     ("--device", "tpu"): '--device tpu: write "cpu"',
     ("--device", "cuda"): "not exported for cuda; run: python -m export --model",
-    ("--memory-limit", "20"): "--memory-limit, --cuda-graph: are for a card; give --device cuda too",
-    ("--cuda-graph",): "give --device cuda too",
+    ("--memory-limit", "20"): "--memory-limit: is for a card; give --device cuda too",
+    ("--cuda-graph",): "--cuda-graph: is for a card; give --device cuda too",
     ("--device", "cuda", "--cuda-graph", "--draft-tokens", "2"): "--cuda-graph, --draft-tokens: drafts take no single",
     ("--draft-tokens", "9"): "--draft-tokens",
     ("--prompt", ""): "--prompt: is empty; write a question",
@@ -99,8 +99,15 @@ def other_format(folder):
     edit_json(folder / "runtime.json", format=1, text={})
 
 
+def a_file(folder):
+    shutil.rmtree(folder)
+    folder.touch()
+
+
 FOLDERS = {
     "gone": (shutil.rmtree, "no such folder"),
+    "a file": (a_file, "is a file, not a folder"),
+    "no model": (lambda folder: (folder / "config.json").unlink(), "has no config.json; give a model folder"),
     "not exported": (lambda folder: (folder / "runtime.json").unlink(), "not exported yet; run: python -m export"),
     "broken runtime.json": (write("runtime.json", b'{"format": 1, '), "runtime.json: not readable"),
     "runtime.json of another kind": (write("runtime.json", b"[1]"), "runtime.json: not readable"),
