@@ -104,7 +104,8 @@ class Model:
         return open_session(self.folder / graph, self.device, options, give_back=give_back)
 
     @cached_property
-    def _images(self) -> ImageSettings:
+    def image_settings(self) -> ImageSettings:
+        """How pictures are prepared, from the folder; read when it is first asked for."""
         return ImageSettings.from_folder(self.folder)
 
     @cached_property
@@ -130,7 +131,9 @@ class Model:
         if (images or videos) and shape is None:
             raise InputError(f"{self.folder}: this model reads no images; ask without --image and --video")
         merge = 1 if shape is None else shape.merge_size**2
-        pictures = [image_grid(x.height, x.width, self._images, name) for x, name in zip(images, names, strict=True)]
+        pictures = [
+            image_grid(x.height, x.width, self.image_settings, name) for x, name in zip(images, names, strict=True)
+        ]
         films = [video_grid(video, self._videos) for video in videos]
         image_tokens, video_tokens = ([math.prod(grid) // merge for grid in grids] for grids in (pictures, films))
         ids = self.chat.encode(text, image_tokens, video_tokens, thinking=thinking)
@@ -146,7 +149,7 @@ class Model:
 
     def embed_image(self, image: Image.Image, name: str) -> NDArray[np.float32]:
         """Embeddings [tokens, H] of one image; name: what an error calls it."""
-        patches, grid = preprocess(image, self._images, name)
+        patches, grid = preprocess(image, self.image_settings, name)
         return self._embed(patches, grid)
 
     def embed_video(self, video: Video) -> Iterator[NDArray[np.float32]]:

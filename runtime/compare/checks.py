@@ -11,7 +11,6 @@ from calib_data.errors import InputError
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.measure import naming, token_ids
 from runtime.evaluate import require_vision
-from runtime.images import ImageSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +30,7 @@ def require_same_inputs(baseline: Model, candidate: Model) -> None:
     vocabularies = [Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab() for folder in folders]
     if sizes[0] != sizes[1] or vocabularies[0] != vocabularies[1]:
         raise InputError(f"{folders[1]}: its tokens are not those of {folders[0]}; give two folders of one model")
-    settings = [ImageSettings.from_folder(folder) for folder in folders]
+    settings = [model.image_settings for model in models]
     if settings[0] != settings[1]:
         raise InputError(f"{folders[1]}: its image settings are not those of {folders[0]}; copy them from one model")
 

@@ -13,7 +13,7 @@ from calib_data.errors import InputError
 from runtime.compare.predictions import Predictions, divergence
 from runtime.evaluate import Scored, score, truth_of
 from runtime.generate import answer_parts
-from runtime.images import ImageSettings, image_grid
+from runtime.images import image_grid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -82,7 +82,7 @@ def token_ids(model: Model, document: Document) -> list[int]:
     """Tokens of a document's question, picture included, its true answer and the end of a turn; nothing is computed."""
     vision, image = model.bundle.vision, document.image
     assert vision is not None
-    grid = image_grid(image.height, image.width, ImageSettings.from_folder(model.folder), document.name)
+    grid = image_grid(image.height, image.width, model.image_settings, document.name)
     question = model.chat.encode(document.prompt, [math.prod(grid) // vision.merge_size**2])
     return [*question.tolist(), *answer_ids(model, document)]
 
