@@ -135,7 +135,7 @@ def test_one_vision_graph_serves_any_grids(documents, exported):
         (choose.choice((1, 1, 2, 3)), 2 * choose.randint(1, 12), 2 * choose.randint(1, 12)) for _ in range(RANDOM_GRIDS)
     ]
     calls = [*([grid] for grid in drawn[:22]), *(drawn[i : i + 3] for i in range(22, RANDOM_GRIDS, 3)), TOGETHER]
-    page = np.concatenate([preprocess(document.image, model._images, "")[0] for document in documents])
+    page = np.concatenate([preprocess(document.image, model.image_settings, "")[0] for document in documents])
     for seed, grids in enumerate(calls):
         patches = page[(np.arange(sum(map(math.prod, grids))) + 97 * seed) % len(page)]
         expected = reference(torch.from_numpy(patches).double(), grid_thw=torch.tensor(grids)).pooler_output
