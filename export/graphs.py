@@ -194,17 +194,18 @@ def trace_vision(vision: VisionEncoder, config: PreTrainedConfig) -> ir.Model:
     def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(shape, dtype=dtype)
 
+    patches = f"{merge}*image_tokens"  # said here, or torch traces once more when it has found out
     by_name: dict[str, tuple[Tensor, Axes]] = {
-        bundle.PATCHES: (zeros(tokens * merge, pixels), {0: "patches"}),
-        bundle.PATCH_COS: (zeros(tokens * merge, width), {0: "patches"}),
-        bundle.PATCH_SIN: (zeros(tokens * merge, width), {0: "patches"}),
+        bundle.PATCHES: (zeros(tokens * merge, pixels), {0: patches}),
+        bundle.PATCH_COS: (zeros(tokens * merge, width), {0: patches}),
+        bundle.PATCH_SIN: (zeros(tokens * merge, width), {0: patches}),
         bundle.WINDOW_INDEX: (zeros(tokens, dtype=torch.int64), {0: "image_tokens"}),
         bundle.WINDOW_INVERSE: (zeros(tokens, dtype=torch.int64), {0: "image_tokens"}),
         bundle.WINDOW_GATHER: (zeros(windows_, slots, dtype=torch.int64), {0: "windows"}),
-        bundle.WINDOW_SCATTER: (zeros(tokens * merge, dtype=torch.int64), {0: "patches"}),
+        bundle.WINDOW_SCATTER: (zeros(tokens * merge, dtype=torch.int64), {0: patches}),
         bundle.WINDOW_LENGTHS: (zeros(windows_, dtype=torch.int32), {0: "windows"}),
         bundle.FRAME_GATHER: (zeros(frames, tokens * merge, dtype=torch.int64), {0: "frames", 1: "longest_frame"}),
-        bundle.FRAME_SCATTER: (zeros(tokens * merge, dtype=torch.int64), {0: "patches"}),
+        bundle.FRAME_SCATTER: (zeros(tokens * merge, dtype=torch.int64), {0: patches}),
         bundle.FRAME_LENGTHS: (zeros(frames, dtype=torch.int32), {0: "frames"}),
         bundle.FRAME_LENGTH: (zeros(dtype=torch.int32), {}),
     }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Axes = dict[int, str]
-"""Names of an input's dynamic axes."""
+"""Names of an input's dynamic axes: `tokens`, or `4*tokens` for an axis that is always four times as long."""
 
 _OPSET = 20
 
@@ -37,8 +37,13 @@ def trace(
     """
     dims: dict[str, torch.export.Dim] = {}
 
+    def size(name: str) -> torch.export.Dim:
+        factor, _, of = name.rpartition("*")
+        dim = dims.setdefault(of, torch.export.Dim(of))
+        return int(factor) * dim if factor else dim
+
     def sizes(axes: Axes) -> dict[int, torch.export.Dim]:
-        return {axis: dims.setdefault(name, torch.export.Dim(name)) for axis, name in axes.items()}
+        return {axis: size(name) for axis, name in axes.items()}
 
     shapes = tuple([sizes(each) for each in axes] if isinstance(axes, list) else sizes(axes) for axes in dynamic_axes)
     with warnings.catch_warnings():
