@@ -58,7 +58,7 @@ def export(
     table = Table(title=f"{model}: {target}, {activations}, {entry.kv_dtype} KV cache")
     table.add_column("file")
     table.add_column("KiB", justify="right")
-    for name in (entry.decoder, entry.vision, entry.mtp, *bundle.weights):
+    for name in (entry.decoder, entry.vision, entry.mtp, entry.rewind, entry.mtp_rewind, *bundle.weights):
         if name:
             table.add_row(name, f"{(model / name).stat().st_size / 1024:,.0f}")
     console = Console(markup=False)

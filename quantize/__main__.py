@@ -98,9 +98,6 @@ def main(
         f"{settings.folder}: {report.bytes / 2**20:.1f} MiB of weights in {report.seconds:.0f} s, "
         f"calibrated on {report.documents} documents ({report.tokens} tokens)"
     )
-    if report.documents < samples:
-        kept = "other pages are kept for evaluation"
-        console.print(f"{calibration} has no more for calibration ({samples} were asked for); {kept}")
 
 
 @app.command()

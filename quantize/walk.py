@@ -185,9 +185,13 @@ class Walk:
         return len(self.evaluation) > 0
 
     def _disk_needed(self) -> str:
-        """Say how much room the hidden states take."""
+        """How much room the hidden states take, and whether documents are fewer than wanted."""
         needed = sum(documents.bytes_needed() for documents in self.streams) / 2**20
-        return f"{len(self.calibration)} documents; hidden states take up to {needed:.1f} MiB in {self.folder}"
+        found, asked, fewer = len(self.calibration), self.settings.samples, ""
+        if found < asked:
+            why = f"{self.settings.calibration} has no more for calibration, other pages are kept for evaluation"
+            fewer = f" instead of {asked} ({why})"
+        return f"{found} documents{fewer}; hidden states take up to {needed:.1f} MiB in {self.folder}"
 
     def _embed_patches(self, path: str) -> None:
         patch_embed, width = self.load(path), self.config.vision_config.hidden_size

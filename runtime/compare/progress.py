@@ -29,6 +29,8 @@ class Progress:
         self._done: dict[str, Measured] = {}
         if folder is None:
             return
+        if folder.exists() and not folder.is_dir():
+            raise InputError(f"{folder}: is a file, not a folder; give another --output")
         path, first = folder / PROGRESS, json.dumps(settings, sort_keys=True).encode()
         try:
             folder.mkdir(parents=True, exist_ok=True)

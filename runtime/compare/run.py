@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import onnxruntime as ort
 
 from calib_data.errors import InputError
-from calib_data.progress import track
+from calib_data.progress import say, track
 from runtime.cache import cache_bytes
 from runtime.compare.baseline import Baseline, FolderBaseline, ReferenceBaseline
 from runtime.compare.checks import require_measurable, require_same_inputs
@@ -133,6 +133,8 @@ def run(models: Models, loaded: Loaded, documents: Sequence[Document], progress:
     anything is measured where a document cannot be.
     """
     left = [document for document in documents if progress.find(document) is None]
+    if len(left) < len(documents):
+        say(f"{len(documents) - len(left)} of {len(documents)} documents are done, going on")
     require_measurable(loaded.baseline, loaded.candidates, left)
     if jobs == 1 or not left:
         _keep((measure(loaded.baseline, loaded.candidates, one) for one in left), left, progress)

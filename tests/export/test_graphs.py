@@ -73,6 +73,14 @@ def test_neighbours_are_one_product(exported):
         assert sum(node.op_type in ("MatMulNBits", "FusedMatMul") for node in graph.node) == products, name
 
 
+def test_axes_are_named(exported):
+    """Patches are said to be four times the image tokens: torch finds that out only by tracing in vain."""
+    graph = onnx.load(exported("fp16") / "vision.cpu.onnx", load_external_data=False).graph
+    first = {given.name: given.type.tensor_type.shape.dim[0].dim_param for given in graph.input[:4]}
+    patches, tokens = "4*image_tokens", "image_tokens"
+    assert first == {"patches": patches, "patch_cos": patches, "patch_sin": patches, "window_index": tokens}
+
+
 def test_a_second_target_leaves_the_first(exported, tmp_path):
     folder = shutil.copytree(exported("w4"), tmp_path / "w4")
     first = load_bundle(folder)

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -234,7 +235,7 @@ def test_a_kill_before_the_first_file_and_one_after_the_last(tmp_path, monkeypat
     assert not [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith((".", "activations"))]
 
 
-def test_documents_that_changed_while_a_run_was_stopped(tmp_path, monkeypatch):
+def test_documents_that_changed_while_a_run_was_stopped(tmp_path, monkeypatch, capsys):
     pages = tmp_path / "pages"
     pages.mkdir()
     for i in range(12):
@@ -247,6 +248,7 @@ def test_documents_that_changed_while_a_run_was_stopped(tmp_path, monkeypatch):
     with monkeypatch.context() as middle, pytest.raises(KeyboardInterrupt):
         middle.setattr("quantize.walk.Walk._decoder_block", stopped)
         quantize(settings)
+    assert re.search(r"^\d documents instead of 12 \(.*pages has no more for calibration, ", capsys.readouterr().err)
     calibrated = next(document.name for document in open_documents(str(pages), split="calibration", count=12))
     original = (pages / calibrated).read_bytes()
     Image.new("RGB", (112, 112), (1, 2, 3)).save(pages / calibrated)  # of the same size: nothing else would notice
@@ -282,7 +284,7 @@ def test_a_run_killed_again_and_again_makes_the_same_folder(tmp_path):
     partial, done, kills = tmp_path / "out.partial", 0, 0
     arguments = [sys.executable, "-m", "quantize", *map(str, options), "--output", "out"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for wanted in (1, 5, 11):  # of 15 steps: the last kill must come before the folder has its name
+    for wanted in (1, 5, 11):  # of 16 steps: the last kill must come before the folder has its name
         process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
         while process.poll() is None and done < wanted:
             time.sleep(0.005)

@@ -197,7 +197,8 @@ def test_a_stopped_comparison_goes_on(command, exported, tmp_path):
     stopped.mkdir()
     kept = [*lines[:2], json.dumps(second) + "\n", lines[3][:100]]
     (stopped / "documents.jsonl").write_text("".join(kept))
-    assert command("compare", *arguments, "--output", stopped, "--jobs", 2)[0] == 0
+    code, _, err = command("compare", *arguments, "--output", stopped, "--jobs", 2)
+    assert (code, err.splitlines()[0]) == (0, "2 of 6 documents are done, going on")
     results = [json.loads((folder / "compare.json").read_text()) for folder in (tmp_path / "whole", stopped)]
     assert results[1]["documents"][1]["candidates"][0]["scored"]["answer"] == "as it was left"
     results[1]["documents"][1] = results[0]["documents"][1]

@@ -64,7 +64,7 @@ def test_folders_that_do_not_serve(kept, tmp_path):
     with pytest.raises(InputError, match=rf"{PROGRESS}: is damaged .*; delete it and run again"):
         Progress(kept, SETTINGS)
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be written"):
+    with pytest.raises(InputError, match="file: is a file, not a folder; give another --output"):
         Progress(tmp_path / "file", SETTINGS)
 
 
