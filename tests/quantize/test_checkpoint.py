@@ -3,6 +3,7 @@
 import json
 import random
 import struct
+from contextlib import contextmanager
 from itertools import pairwise
 
 import pytest
@@ -170,27 +171,52 @@ def test_sharded_folders_have_what_their_index_lists(tmp_path):
     assert torch.equal(checkpoint.load("b"), torch.zeros(4))
 
 
-def test_fingerprints_differ_with_any_byte_sampled_and_not_with_the_place(tmp_path):
-    """64 pages of 400 that the data has: each of them alone counts, to its last byte."""
+def twins(folder, tensors):
+    """The same checkpoint in two folders, and the weights file of the second."""
     for name in ("one", "same"):
-        (tmp_path / name).mkdir()
-        save_file({"a": torch.ones(400 * PAGE // 4)}, tmp_path / name / "model.safetensors")
-        (tmp_path / name / "config.json").write_text("{}")
-    checkpoint, (other,) = open_checkpoint(tmp_path / "one"), open_checkpoint(tmp_path / "same").files
+        (folder / name).mkdir()
+        save_file(tensors, folder / name / "model.safetensors")
+        (folder / name / "config.json").write_text("{}")
+    return open_checkpoint(folder / "one"), folder / "same" / "model.safetensors"
+
+
+@contextmanager
+def edited(path, place, new):
+    """Bytes of a file, changed for a while."""
+    with path.open("r+b") as file:
+        file.seek(place)
+        was = file.read(len(new))
+        file.seek(place)
+        file.write(new)
+        file.flush()
+        yield
+        file.seek(place)
+        file.write(was)
+
+
+def test_fingerprints_differ_with_any_byte_sampled_and_not_with_the_place(tmp_path):
+    """16 pieces of 256 bytes of a large tensor: each of them alone counts, to its last byte."""
+    checkpoint, other = twins(tmp_path, {"a": torch.ones(400 * PAGE // 4)})
     original, start = checkpoint.fingerprint(), checkpoint.tensor("a").offset
-    assert open_checkpoint(tmp_path / "same").fingerprint() == original
-    for page in range(64):
-        for byte in (0, PAGE - 1):
-            with other.open("r+b") as file:
-                file.seek(start + 400 * PAGE * page // 64 + byte)
-                was = file.read(1)
-                file.seek(-1, 1)
-                file.write(bytes([was[0] ^ 1]))
-                file.flush()
-                assert open_checkpoint(tmp_path / "same").fingerprint() != original
-                file.seek(-1, 1)
-                file.write(was)
-    assert open_checkpoint(tmp_path / "same").fingerprint() == original
+    assert open_checkpoint(other.parent).fingerprint() == original
+    for piece in range(16):
+        for byte in (0, 255):
+            with edited(other, start + (400 * PAGE - 256) * piece // 15 + byte, b"x"):
+                assert open_checkpoint(other.parent).fingerprint() != original
+    assert open_checkpoint(other.parent).fingerprint() == original
+
+
+def test_a_fingerprint_notices_a_change_to_any_one_tensor(tmp_path):
+    """As when an adapter is merged into one projection of a large model."""
+    sizes = (4, PAGE, PAGE + 4, 40 * PAGE)
+    tensors = {f"{i}": torch.ones(sizes[i % 4] // 4) for i in range(40)}
+    checkpoint, other = twins(tmp_path, tensors)
+    original = checkpoint.fingerprint()
+    for tensor in checkpoint.tensors.values():
+        for part in range(4):  # of a fused weight, perhaps one part only
+            with edited(other, tensor.offset + tensor.nbytes * part // 4, b"\1" * (tensor.nbytes // 4)):
+                assert open_checkpoint(other.parent).fingerprint() != original, (tensor, part)
+    assert open_checkpoint(other.parent).fingerprint() == original
 
 
 def no_folder(folder):
