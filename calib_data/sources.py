@@ -188,7 +188,7 @@ def _jsonl(path: Path) -> list[Item]:
 def _json_row(where: str, line: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits, brackets a thousand deep
         raise InputError(f"{where} is not JSON ({error})") from error
     if not isinstance(row, dict):
         raise InputError(f'{where} is not an object, write {{"image": ..., "prompt": ..., "answer": ...}}')
@@ -197,6 +197,11 @@ def _json_row(where: str, line: str) -> dict[str, Any]:
             raise InputError(f"{where} has no text under {key!r}")
     if not isinstance(row.get("answer"), str | None):
         raise InputError(f"{where} has an 'answer' that is not text")
+    for key in ("prompt", "answer"):
+        try:
+            (row.get(key) or "").encode()
+        except UnicodeEncodeError as error:  # JSON can hold half of a surrogate pair, which no tokenizer takes
+            raise InputError(f"{where} has half a character under {key!r} ({error.reason}); correct it") from error
     return row
 
 
@@ -262,7 +267,11 @@ def _row_bytes(picture: dict[str, Any] | None) -> bytes | None:
 
 
 def _row_document(source: str, pictures: Dataset, texts: Dataset, number: int) -> Document:
-    cells, where = texts[number], f"{source}: row {number}"
+    where = f"{source}: row {number}"
+    try:
+        cells = texts[number]
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} has text that is not UTF-8 ({error})") from error
     prompt = next((name for name in _PROMPTS if name in cells), None)
     answer = next((name for name in _ANSWERS if name in cells), None)
     asked, truths = READ[0] if prompt is None else cells[prompt], None if answer is None else cells[answer]

@@ -277,6 +277,18 @@ def test_a_dataset_row_that_cannot_be_read_is_named(tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_a_dataset_row_that_is_not_utf_8_is_named(tmp_path):
+    """Arrow takes strings as their writer left them."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = dataset([picture(i) for i in range(12)], ["What?"] * 12, [["a"]] * 12)
+    rows.to_parquet(tmp_path / "test.parquet")
+    table = parquet.read_table(tmp_path / "test.parquet")
+    questions = pyarrow.array([b"Wh \xed\xa0\xbd"] * 12).view(pyarrow.string())
+    parquet.write_table(table.set_column(1, table.schema.field(1), questions), tmp_path / "test.parquet")
+    with pytest.raises(InputError, match=rf"^{tmp_path}: row \d+ has text that is not UTF-8 \([^\n]*\)$"):
+        open_documents(str(tmp_path), split="calibration", count=1)
+
+
 def test_a_dataset_needs_the_extra(monkeypatch):
     monkeypatch.setattr(sys, "modules", {**sys.modules, "datasets": None})
     with pytest.raises(InputError, match="extra 'data'"):
@@ -296,6 +308,10 @@ def _bad(tmp_path):
         "noimage.jsonl": '{"prompt": "?"}',
         "noprompt.jsonl": '{"image": "a.png"}',
         "number.jsonl": '{"image": "a.png", "prompt": "?", "answer": 3}',
+        "half.jsonl": '{"image": "a.png", "prompt": "?", "answer": "no"}\n{"image": "a.png", "prompt": "Wh \\ud83d?"}',
+        "part.jsonl": '{"image": "a.png", "prompt": "?", "answer": "a \\ude00"}',
+        "digits.jsonl": '{"image": "a.png", "prompt": "?", "total": ' + "1" * 5000 + "}",
+        "deep.jsonl": "[" * 100_000,
         "empty.jsonl": "\n",
         "fake.pdf": "not a PDF",
         "table.csv": "a,b",
@@ -312,6 +328,10 @@ def _bad(tmp_path):
         "noimage": (tmp_path / "noimage.jsonl", "'image'"),
         "noprompt": (tmp_path / "noprompt.jsonl", "'prompt'"),
         "number": (tmp_path / "number.jsonl", "'answer'"),
+        "half": (tmp_path / "half.jsonl", "line 2 has half a character under 'prompt' (surrogates not allowed)"),
+        "part": (tmp_path / "part.jsonl", "line 1 has half a character under 'answer'"),
+        "digits": (tmp_path / "digits.jsonl", "line 1 is not JSON"),
+        "deep": (tmp_path / "deep.jsonl", "line 1 is not JSON"),
         "no rows": (tmp_path / "empty.jsonl", "no documents"),
         "binary": (tmp_path / "binary.jsonl", "UTF-8"),
         "pdf": (tmp_path / "fake.pdf", "PDF"),
@@ -328,8 +348,8 @@ def test_a_name_without_owner_is_a_missing_folder_and_asks_no_network(name):
 @pytest.mark.parametrize(
     "case",
     [
-        "empty", "missing", "nowhere", "broken", "list", "noimage", "noprompt", "number", "no rows", "binary", "pdf",
-        "csv",
+        "empty", "missing", "nowhere", "broken", "list", "noimage", "noprompt", "number", "half", "part", "digits",
+        "deep", "no rows", "binary", "pdf", "csv",
     ],
 )  # fmt: skip
 def test_a_bad_source_is_one_line_that_names_it(tmp_path, case):
