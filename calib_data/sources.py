@@ -282,7 +282,7 @@ def _row_document(source: str, pictures: Dataset, texts: Dataset, number: int) -
     if not all(isinstance(truth, str) for truth in truths):
         raise InputError(f"{where} has an answer that is not text in its column {answer!r}")
     first, *others = truths or [None]
-    return Document(partial(_row_image, pictures, number, where), asked, first, f"{source}/{number}", tuple(others))
+    return Document(partial(_row_image, pictures, number, where), asked, first, f"row/{number}", tuple(others))
 
 
 def _row_image(pictures: Dataset, number: int, where: str) -> Image.Image:

@@ -78,6 +78,6 @@ def read_journal(folder: Path, settings: dict[str, Any]) -> Journal:
 def different(found: dict[str, Any], wanted: dict[str, Any]) -> str:
     """Name the settings that differ, or say that the revision does."""
     if found.get("revision") != wanted.get("revision"):
-        return "another revision of this command, which gives other weights"
+        return "another revision of this command, which gives another result"
     names = sorted(key for key in wanted if found.get(key) != wanted[key])
     return f"other settings ({', '.join(names)})"

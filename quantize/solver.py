@@ -15,9 +15,9 @@ from quantize.grids import ROWS, Grid, by_rows, dequantize, fit_weighted, round_
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Raise it when the same settings give other bytes, because of the solver, the splits of documents or their prompts: a
-# run is not gone on with by another revision, nor is its result taken for the same.
-REVISION = 2
+# Raise it when the same settings give other bytes, because of the solver, the splits of documents, their prompts or
+# their names: a run is not gone on with by another revision, nor is its result taken for the same.
+REVISION = 3
 
 Solver = Literal["gptq", "rtn"]
 Tokens = Literal["as they are", "same size", "by importance", "by importance and attention"]

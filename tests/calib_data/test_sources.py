@@ -210,8 +210,19 @@ def test_a_saved_dataset_is_read(tmp_path):
     for number in numbers:
         document, (first, *others) = documents[f"q{number}"], accepted[number] or [None]
         assert (document.answer, document.also) == (first, tuple(others))
-        assert document.name == f"{tmp_path / 'saved'}/{number}"
+        assert document.name == f"row/{number}"
         np.testing.assert_array_equal(np.asarray(document.image), np.asarray(pages[number]))
+
+
+def test_a_dataset_has_the_same_documents_wherever_it_lies(tmp_path):
+    rows = dataset([picture(i) for i in range(12)], [f"q{i}" for i in range(12)], [["a"]] * 12)
+    rows.save_to_disk(tmp_path / "set")
+    before = open_all(tmp_path / "set")
+    digests = {split: [document.digest() for document in part] for split, part in before.items()}
+    (tmp_path / "set").rename(tmp_path / "moved")
+    after = open_all(tmp_path / "moved")
+    assert {split: [document.digest() for document in part] for split, part in after.items()} == digests
+    assert all(before.values())
 
 
 def test_questions_about_one_page_of_a_dataset_stay_together(tmp_path):

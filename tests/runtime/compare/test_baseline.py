@@ -22,10 +22,15 @@ def kept(tmp_path, monkeypatch):
     for number, document in enumerate(open_documents(split="evaluation", count=10, seed=1)):
         document.image.save(tmp_path / PAGES / f"{number}.png")
         (tmp_path / PAGES / f"{number}.txt").write_text(document.answer)
-    documents = open_documents(PAGES, split="evaluation", count=10)
+    keep(tmp_path / "reference.npz", PAGES)
+    return tmp_path
+
+
+def keep(path, source):
+    documents = open_documents(source, split="evaluation", count=10)
     count = len(documents)
     np.savez(
-        tmp_path / "reference.npz",
+        path,
         document=np.arange(count),
         digest=np.array([document.digest() for document in documents]),
         length=np.full(count, 3),
@@ -34,9 +39,8 @@ def kept(tmp_path, monkeypatch):
         top_ids=np.tile([4, 2], (2 * count, 1)),
         top_logits=np.tile(np.float32([1, 0]), (2 * count, 1)),
         logsumexp=np.full(2 * count, 2.0),
-        source=json.dumps({"source": PAGES, "count": 10, "seed": 0}),
+        source=json.dumps({"source": source, "count": 10, "seed": 0}),
     )
-    return tmp_path
 
 
 def test_documents_are_found_where_they_are_now(kept):
@@ -58,3 +62,18 @@ def test_pictures_that_are_drawn_otherwise_are_no_longer_those(kept):
     first.image.transpose(0).save(kept / PAGES / first.name)
     with pytest.raises(InputError, match=rf"{first.name} is not the document .* another version of Pillow"):
         ReferenceBaseline(kept / "reference.npz")
+
+
+def test_rows_of_a_dataset_are_found_where_they_are_now(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    pages = [document.image for document in open_documents(split="evaluation", count=10, seed=1)]
+    rows = {"image": pages, "question": ["Who?"] * 10, "answer": [f"{number}" for number in range(10)]}
+    features = {name: datasets.Value("string") for name in rows} | {"image": datasets.Image()}
+    rows = datasets.Dataset.from_dict(rows, features=datasets.Features(features))
+    rows.save_to_disk(tmp_path / "set")
+    keep(tmp_path / "reference.npz", str(tmp_path / "set"))
+    (tmp_path / "set").rename(tmp_path / "moved")
+    found = ReferenceBaseline(tmp_path / "reference.npz", str(tmp_path / "moved")).documents
+    names = [document.name for document in open_documents(str(tmp_path / "moved"), split="evaluation", count=10)]
+    assert [document.name for document in found] == names
+    assert {name.partition("/")[0] for name in names} == {"row"}
