@@ -19,6 +19,10 @@ class EmptySplitError(InputError):
     """A source has documents, and none in the split that was asked for."""
 
 
+class CannotGoOnError(InputError):
+    """What a stopped run left does not serve any more: giving the same command again would not help."""
+
+
 def run_command(app: typer.Typer) -> None:
     """Run a command line and exit: 0 done, 1 a failed gate, 2 wrong input or no memory (one line), 130 interrupted.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from calib_data.errors import InputError
+from calib_data.errors import CannotGoOnError, InputError
 from quantize.activations import ACTIVATIONS
 from quantize.journal import JOURNAL, LOCK, Journal, different, read_journal
 from quantize.kv_ranges import KV_SCALES
@@ -86,11 +86,13 @@ def _failures(folder: Path, journal: Journal) -> Iterator[None]:
     """Remove a folder in which nothing is finished when the input is wrong; say so where the disk is full."""
     try:
         yield
+    except CannotGoOnError:  # says itself what to do with the folder, which is the user's to remove
+        raise
     except InputError as error:
         if journal.steps:  # hours, perhaps, and what is wrong may be a folder that is not mounted
             raise InputError(
-                f"{error} ({folder} keeps what is finished: the same command goes on from there, other settings need "
-                "another --output or its removal)"
+                f"{error} ({folder} keeps what is finished: the same command goes on from there, other settings or "
+                "another checkpoint need another --output or its removal)"
             ) from None
         shutil.rmtree(folder)
         raise

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from calib_data.errors import EmptySplitError, InputError
+from calib_data.errors import CannotGoOnError, EmptySplitError, InputError
 from calib_data.progress import say, track
 from quantize.activations import ACTIVATIONS
 from quantize.checkpoint import Checkpoint, open_checkpoint
@@ -118,7 +118,10 @@ class Walk:
         digests = self.read_documents(new=not journal.steps)
         if journal.steps and digests != journal.documents:
             source = self.settings.calibration
-            raise InputError(f"the documents of {source} have changed since this run began; give another --output")
+            raise CannotGoOnError(
+                f"the documents of {source} have changed since this run began; restore them, or give another --output "
+                f"or remove {folder}"
+            )
         journal.documents = digests
         return [*self._vision_steps(), *self._decoder_steps(), ("the rest", self._copy_rest)]
 

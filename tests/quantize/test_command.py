@@ -252,9 +252,33 @@ def test_documents_that_changed_while_a_run_was_stopped(tmp_path, monkeypatch, c
     calibrated = next(document.name for document in open_documents(str(pages), split="calibration", count=12))
     original = (pages / calibrated).read_bytes()
     Image.new("RGB", (112, 112), (1, 2, 3)).save(pages / calibrated)  # of the same size: nothing else would notice
-    with pytest.raises(InputError, match="pages have changed since this run began"):
+    partial = tmp_path / "out.partial"
+    instead = f"restore them, or give another --output or remove {partial}"
+    with pytest.raises(InputError, match=f"^the documents of {pages} have changed since this run began; {instead}$"):
         quantize(settings)
     (pages / calibrated).write_bytes(original)
+    assert quantize(settings) is not None
+
+
+def test_a_stopped_run_whose_files_are_gone_says_to_begin_again(tmp_path, monkeypatch):
+    """And not that the same command goes on; nothing is removed by itself."""
+    settings = Settings(READER, tmp_path / "out", samples=1, solver="rtn", reference=0)
+    partial = tmp_path / "out.partial"
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as middle, pytest.raises(KeyboardInterrupt):
+        middle.setattr("quantize.walk.Walk._decoder_block", stopped)
+        quantize(settings)
+    states = json.loads((partial / ".journal.json").read_text())["states"]["calibration"]["file"]
+    for name in (states, "model-00001.writing"):
+        whole = (partial / name).read_bytes()
+        (partial / name).write_bytes(whole[:-1])
+        says = f"^{partial / name} is missing or cut; remove {partial} and begin again$"
+        with pytest.raises(InputError, match=says):
+            quantize(settings)
+        (partial / name).write_bytes(whole)
     assert quantize(settings) is not None
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from calib_data import READER
-from calib_data.errors import InputError
+from calib_data.errors import CannotGoOnError, InputError
 from calib_data.sources import open_documents, split_of_item
 from quantize.output import is_finished, output_folder
 from quantize.report import StepReport
@@ -140,6 +140,14 @@ def test_wrong_input_keeps_what_is_finished(tmp_path):
             unfinished(tmp_path / "out", {}, InputError("no document"))
     with output_folder(tmp_path / "out", {}) as (_, journal):
         assert journal.steps == 2 * [StepReport("first", 1.0, 2)]
+
+
+def test_what_cannot_be_gone_on_with_is_not_said_to_go_on(tmp_path):
+    """The folder stays: whoever reads the line may still put back what is missing."""
+    for _ in range(2):
+        with pytest.raises(CannotGoOnError, match=r"^it is cut; remove it$"):
+            unfinished(tmp_path / "out", {}, CannotGoOnError("it is cut; remove it"))
+    assert (tmp_path / "out.partial" / ".journal.json").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is a mount point there")
