@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
+from calib_data.errors import InputError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -17,14 +19,15 @@ if TYPE_CHECKING:
 class Document:
     """One document question.
 
-    picture: RGB picture, or what opens it: photos of many documents at once would fill the memory.
+    picture: RGB picture, or what opens it: photos of many documents at once would fill the memory. None where there is
+    only a prompt, which a model without vision reads.
     prompt: the user's turn, plain text without image placeholders or chat markup.
     answer: ground truth; None where the source has none.
     name: stable and unique within its source, such as a file name or "evaluation/0/17".
     also: other answers that are as true.
     """
 
-    picture: Image.Image | Callable[[], Image.Image]
+    picture: Image.Image | Callable[[], Image.Image] | None
     prompt: str
     answer: str | None
     name: str
@@ -32,13 +35,16 @@ class Document:
 
     @property
     def image(self) -> Image.Image:
-        """The RGB picture, opened anew each time. Raises InputError where it cannot be read any more."""
+        """The RGB picture, opened anew each time. Raises InputError where it cannot be read any more, or is none."""
+        if self.picture is None:
+            raise InputError(f"{self.name} has no picture")
         return self.picture if isinstance(self.picture, Image.Image) else self.picture()
 
     def digest(self) -> str:
         """A hash of all that it is: equal for the same picture, question and answers under the same name."""
-        image = self.image
-        parts = (self.name, self.prompt, self.answer, *self.also, image.size)
+        image = None if self.picture is None else self.image
+        parts = (self.name, self.prompt, self.answer, *self.also, None if image is None else image.size)
         found = hashlib.sha256(json.dumps(parts).encode())
-        found.update(image.tobytes())
+        if image is not None:
+            found.update(image.tobytes())
         return found.hexdigest()

@@ -2,7 +2,7 @@
 
 The splits of one source never share a document. Rendered ones are apart by their values (see `content`); items of any
 other source are for calibration or for evaluation by a hash of their name, or of their picture where rows of a table
-share one, so an item stays in its split when others are added.
+share one, or of their prompt where they have none, so an item stays in its split when others are added.
 """
 
 from __future__ import annotations
@@ -42,14 +42,15 @@ Item = tuple[str, Callable[[], Document]]
 
 
 def open_documents(
-    source: str = "rendered", *, split: str, count: int, seed: int = 0, kind: str | None = None
+    source: str = "rendered", *, split: str, count: int, seed: int = 0, kind: str | None = None, pictures: bool = True
 ) -> list[Document]:
     """Open at most `count` documents of a split ("calibration" or "evaluation", or of rendered ones "training").
 
     source: "rendered", a folder of images (an answer is read from the .txt of the same name), a .pdf, a .jsonl of
     {"image", "prompt", "answer"} with paths relative to the file, a local dataset folder, or a Hugging Face dataset id;
     where a dataset has several splits of its own, one is named behind it ("id:validation").
-    seed: which documents are drawn. kind: rendered only, one of `render.KINDS` or None for a mix.
+    seed: which documents are drawn. kind: rendered only, one of `render.KINDS` or None for a mix. pictures: every
+    document must have one; a .jsonl can be of prompts and answers alone.
 
     Raises InputError, naming the source or the file, for whatever cannot be read. Every picture is opened once to see
     that it can be, and again when it is asked for; none is kept.
@@ -71,12 +72,15 @@ def open_documents(
             "two for evaluation; give a larger source"
         )
     Random(f"{split}/{seed}").shuffle(chosen)
-    return [_readable(make()) for _, make in chosen[:count]]
+    return [_readable(source, make(), pictures) for _, make in chosen[:count]]
 
 
-def _readable(document: Document) -> Document:
-    """The document; InputError now, and not after hours of work, where its picture is damaged."""
-    document.image  # noqa: B018
+def _readable(source: str, document: Document, pictures: bool) -> Document:
+    """The document; InputError now, and not after hours of work, where its picture is damaged or missing."""
+    if document.picture is not None:
+        document.image  # noqa: B018
+    elif pictures:
+        raise InputError(f"{source}: {document.name} has no 'image', and a model that sees is to read it; add one")
     return document
 
 
@@ -181,7 +185,8 @@ def _jsonl(path: Path) -> list[Item]:
         if line.strip():
             row = _json_row(f"{path}: line {number}", line)
             # The picture, however its path is written, decides the split: two questions about it are never apart.
-            items.append((posixpath.normpath(row["image"]), partial(_json_document, path, row, number)))
+            key = row["prompt"] if row.get("image") is None else posixpath.normpath(row["image"])
+            items.append((key, partial(_json_document, path, row, number)))
     return items
 
 
@@ -192,11 +197,11 @@ def _json_row(where: str, line: str) -> dict[str, Any]:
         raise InputError(f"{where} is not JSON ({error})") from error
     if not isinstance(row, dict):
         raise InputError(f'{where} is not an object, write {{"image": ..., "prompt": ..., "answer": ...}}')
-    for key in ("image", "prompt"):
-        if not isinstance(row.get(key), str):
-            raise InputError(f"{where} has no text under {key!r}")
-    if not isinstance(row.get("answer"), str | None):
-        raise InputError(f"{where} has an 'answer' that is not text")
+    if not isinstance(row.get("prompt"), str):
+        raise InputError(f"{where} has no text under 'prompt'")
+    for key in ("image", "answer"):
+        if not isinstance(row.get(key), str | None):
+            raise InputError(f"{where} has an {key!r} that is not text")
     for key in ("prompt", "answer"):
         try:
             (row.get(key) or "").encode()
@@ -206,8 +211,10 @@ def _json_row(where: str, line: str) -> dict[str, Any]:
 
 
 def _json_document(path: Path, row: dict[str, Any], number: int) -> Document:
-    image = partial(_json_image, path, row["image"], number)
-    return Document(image, row["prompt"], row.get("answer"), f"{row['image']}:{number}")
+    prompt, answer = row["prompt"], row.get("answer")
+    if row.get("image") is None:
+        return Document(None, prompt, answer, f"line/{number}")
+    return Document(partial(_json_image, path, row["image"], number), prompt, answer, f"{row['image']}:{number}")
 
 
 def _json_image(path: Path, image: str, number: int) -> Image.Image:

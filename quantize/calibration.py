@@ -41,7 +41,10 @@ class Sample:
 
 def read_samples(settings: Settings, config: PreTrainedConfig, split: str = "calibration") -> Iterator[Sample]:
     """Open documents of a split and render them, as `render` does."""
-    documents = open_documents(settings.calibration, split=split, count=settings.samples, seed=settings.seed)
+    sees = getattr(config, "image_token_id", None) is not None
+    documents = open_documents(
+        settings.calibration, split=split, count=settings.samples, seed=settings.seed, pictures=sees
+    )
     return render(documents, settings.model, config)
 
 

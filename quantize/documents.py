@@ -66,7 +66,8 @@ class Documents:
         """
         settings, calibrating = self.settings, self.split == "calibration"
         count = settings.samples if calibrating else settings.reference
-        opened = open_documents(settings.calibration, split=self.split, count=count, seed=settings.seed)
+        sees = self.vision is not None
+        opened = open_documents(settings.calibration, split=self.split, count=count, seed=settings.seed, pictures=sees)
         image, digest = getattr(self.config, "image_token_id", None), hashlib.sha256()
         for place, sample in enumerate(render(opened, settings.model, self.config)):
             if not (calibrating or sample.answer):

@@ -150,6 +150,25 @@ def test_jsonl_paths_are_relative_to_the_file(tmp_path):
     assert (document.prompt, document.answer, document.image.size) == ("Read.", None, picture().size)
 
 
+def test_jsonl_of_prompts_and_answers_alone_is_for_models_that_see_nothing(tmp_path):
+    """A prompt, and whatever is answered to it, stays in one split."""
+    path, prompts = tmp_path / "asked.jsonl", [f"합계 {i}?" for i in range(20)]
+    rows = [{"prompt": prompt, "answer": answer} for prompt in prompts for answer in ("12", None)]
+    path.write_text("\n".join(json.dumps(row | {"image": None} if row["answer"] else row) for row in rows))
+    parts = {split: open_documents(str(path), split=split, count=99, pictures=False) for split in OWN_SPLITS}
+    assert all(parts.values())
+    assert all(split_of_item(d.prompt) == split for split, part in parts.items() for d in part)
+    found = {d.name: (d.prompt, d.answer, d.picture) for part in parts.values() for d in part}
+    assert found == {f"line/{i}": (row["prompt"], row["answer"], None) for i, row in enumerate(rows, start=1)}
+    assert len({document.digest() for part in parts.values() for document in part}) == len(rows)
+    for split in OWN_SPLITS:
+        says = rf"^{path}: line/\d+ has no 'image', and a model that sees is to read it; add one$"
+        with pytest.raises(InputError, match=says):
+            open_documents(str(path), split=split, count=99)
+    with pytest.raises(InputError, match=rf"^{parts['calibration'][0].name} has no picture$"):
+        parts["calibration"][0].image  # noqa: B018
+
+
 def test_jsonl_lines_end_where_json_says(folder):
     """Not at the separators of Unicode, which JSON allows inside strings."""
     path, (image, *_) = folder / "separators.jsonl", sorted(file.name for file in folder.glob("*.png"))
@@ -317,6 +336,7 @@ def _bad(tmp_path):
         "broken.jsonl": '{"image": "a.png", "prompt": "?"}\n{"image": ',
         "list.jsonl": "[1]",
         "noimage.jsonl": '{"prompt": "?"}',
+        "imageless.jsonl": '{"image": 3, "prompt": "?"}',
         "noprompt.jsonl": '{"image": "a.png"}',
         "number.jsonl": '{"image": "a.png", "prompt": "?", "answer": 3}',
         "half.jsonl": '{"image": "a.png", "prompt": "?", "answer": "no"}\n{"image": "a.png", "prompt": "Wh \\ud83d?"}',
@@ -337,6 +357,7 @@ def _bad(tmp_path):
         "broken": (tmp_path / "broken.jsonl", "line 2"),
         "list": (tmp_path / "list.jsonl", "line 1"),
         "noimage": (tmp_path / "noimage.jsonl", "'image'"),
+        "imageless": (tmp_path / "imageless.jsonl", "line 1 has an 'image' that is not text"),
         "noprompt": (tmp_path / "noprompt.jsonl", "'prompt'"),
         "number": (tmp_path / "number.jsonl", "'answer'"),
         "half": (tmp_path / "half.jsonl", "line 2 has half a character under 'prompt' (surrogates not allowed)"),
@@ -359,8 +380,8 @@ def test_a_name_without_owner_is_a_missing_folder_and_asks_no_network(name):
 @pytest.mark.parametrize(
     "case",
     [
-        "empty", "missing", "nowhere", "broken", "list", "noimage", "noprompt", "number", "half", "part", "digits",
-        "deep", "no rows", "binary", "pdf", "csv",
+        "empty", "missing", "nowhere", "broken", "list", "noimage", "imageless", "noprompt", "number", "half",
+        "part", "digits", "deep", "no rows", "binary", "pdf", "csv",
     ],
 )  # fmt: skip
 def test_a_bad_source_is_one_line_that_names_it(tmp_path, case):

@@ -1,8 +1,10 @@
 """Documents of a run: opened once, and what they were when they were read."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -53,6 +55,21 @@ def test_a_page_that_changes_between_two_readings_is_named(settings, monkeypatch
     with pytest.raises(InputError, match=rf"{page.name} has changed since it was read; give the command again"):
         quantize(settings)
     assert not (settings.folder.with_name("out.partial")).exists()
+
+
+def test_prompts_and_answers_calibrate_a_model_that_sees_no_pictures_and_no_other(text_only, tmp_path):
+    path = tmp_path / "asked.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": f"{i} plus 1?", "answer": f"{i + 1}"}) for i in range(40)))
+    settings = Settings(text_only, tmp_path / "out", calibration=str(path), samples=6, reference=3)
+    report = quantize(settings)
+    assert report.documents == 6
+    assert all(linear.error < linear.error_rtn for linear in report.linears)
+    kept = np.load(settings.folder / "reference.npz")
+    asked = open_documents(str(path), split="evaluation", count=3, pictures=False)
+    assert kept["digest"].tolist() == [document.digest() for document in asked]
+    with pytest.raises(InputError, match=rf"^{path}: line/\d+ has no 'image', and a model that sees is to read it"):
+        quantize(replace(settings, model=READER, output=tmp_path / "seen"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["asked.jsonl", "out"]
 
 
 def test_pictures_alone_do_not_calibrate_a_model_that_sees_none(text_only, settings):
