@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase, Qwen2VLImageProcessorPil
 
     from calib_data.document import Document
     from quantize.settings import Settings
@@ -54,17 +54,7 @@ def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig)
     The turn ends with the true answer where there is one; thinking is on only where there is none, since after
     `<think>` a model would not answer at once.
     """
-    from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, config=config)
-        image_token_id = getattr(config, "image_token_id", None)
-        images = Qwen2VLImageProcessorPil.from_pretrained(model) if image_token_id is not None else None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{model} has no usable tokenizer or image processor: {error}") from None
-    for part, file in (("chat_template", TEMPLATE), ("eos_token", "tokenizer_config.json")):
-        if not getattr(tokenizer, part):
-            raise InputError(f"{model}: its tokenizer has no {part}; restore {file} from the original")
+    tokenizer, images = _load(model, config)
     for document in documents:
         try:
             prompt = _prompt(tokenizer, document, with_image=images is not None)
@@ -81,16 +71,32 @@ def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig)
         except ValueError as error:  # a picture 200 times as wide as it is high, for one
             raise InputError(f"{document.name} is no picture for this model: {error}") from None
         grid = features["image_grid_thw"]
-        pad = tokenizer.convert_ids_to_tokens(image_token_id)
+        pad = tokenizer.convert_ids_to_tokens(config.image_token_id)
         if pad is None or pad not in prompt:
             raise InputError(f"the chat template of {model} has no place for a picture; restore {TEMPLATE}")
         tokens = int(grid.prod()) // images.merge_size**2
         ids = torch.cat([_ids(tokenizer, prompt.replace(pad, pad * tokens)), answer])
-        if ids.tolist().count(image_token_id) != tokens:
+        if ids.tolist().count(config.image_token_id) != tokens:
             raise InputError(
                 f"{document.name}: its prompt or answer has {pad}, which stands for the picture; remove it"
             )
         yield Sample(ids, len(answer), document.digest(), features["pixel_values"], grid)
+
+
+def _load(model: Path, config: PreTrainedConfig) -> tuple[PreTrainedTokenizerBase, Qwen2VLImageProcessorPil | None]:
+    """The model's tokenizer, with all that a turn needs, and its image processor where it sees."""
+    from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, config=config)
+        sees = getattr(config, "image_token_id", None) is not None
+        images = Qwen2VLImageProcessorPil.from_pretrained(model) if sees else None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{model} has no usable tokenizer or image processor: {error}") from None
+    for part, file in (("chat_template", TEMPLATE), ("eos_token", "tokenizer_config.json")):
+        if not getattr(tokenizer, part):
+            raise InputError(f"{model}: its tokenizer has no {part}; restore {file} from the original")
+    return tokenizer, images
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, document: Document, with_image: bool) -> str:
