@@ -249,6 +249,8 @@ def compare(
     about["device"] = device
     with Progress(output, settings_of(models, about)) as progress:
         measured = run(models, loaded, drawn, progress, jobs)
+        if output:
+            progress.require_unchanged(drawn)  # the report shows them
     result = summarize(models, loaded, measured, gates, about | provenance(loaded))
     content = result.to_json(measured)
     if output:

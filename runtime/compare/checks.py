@@ -35,6 +35,11 @@ def require_same_inputs(baseline: Model, candidate: Model) -> None:
         raise InputError(f"{folders[1]}: its image settings are not those of {folders[0]}; copy them from one model")
 
 
+def changed(document: Document) -> InputError:
+    """The error for a page that was saved anew while it was compared."""
+    return InputError(f"{document.name} has changed since it was read; give the command again")
+
+
 def require_measurable(baseline: Baseline, candidates: Sequence[Model], documents: Sequence[Document]) -> None:
     """Raise InputError for a document that a model has no room for, or that is other tokens than to the baseline."""
     models = [*([baseline.model] if isinstance(baseline, FolderBaseline) else []), *candidates]

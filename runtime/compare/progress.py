@@ -6,9 +6,11 @@ import json
 from typing import TYPE_CHECKING, Any, Self
 
 from calib_data.errors import InputError
+from runtime.compare.checks import changed
 from runtime.compare.measure import Measured
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
     from typing import BinaryIO
 
@@ -63,13 +65,21 @@ class Progress:
         if self._file is not None:
             self._file.close()
 
-    def find(self, document: Document) -> Measured | None:
-        """What was measured of exactly this picture, question and answer; None where it is still to be done."""
-        return self._done.get(document.digest())
+    def __contains__(self, key: str) -> bool:
+        return key in self._done
 
-    def add(self, document: Document, measured: Measured) -> None:
-        """Keep one more document."""
-        key = document.digest()
+    def __getitem__(self, key: str) -> Measured:
+        """What was measured of the document of this digest: of exactly that picture, question and answer."""
+        return self._done[key]
+
+    def require_unchanged(self, documents: Iterable[Document]) -> None:
+        """Raise InputError where the page of one is not what was measured any more."""
+        for document in documents:
+            if document.digest() not in self:
+                raise changed(document)
+
+    def add(self, key: str, measured: Measured) -> None:
+        """Keep one more document, by its digest."""
         self._done[key] = measured
         if self._file is not None:
             line = {"digest": key, **measured.to_json()}

@@ -23,14 +23,14 @@ def measured(document):
 def kept(tmp_path):
     with Progress(tmp_path, SETTINGS) as progress:
         for document in (FIRST, SECOND):
-            progress.add(document, measured(document))
+            progress.add(document.digest(), measured(document))
     return tmp_path
 
 
 def test_documents_are_found_again(kept):
     with Progress(kept, SETTINGS) as progress:
-        assert progress.find(FIRST) == measured(FIRST)
-        assert progress.find(SECOND) == measured(SECOND)
+        assert progress[FIRST.digest()] == measured(FIRST)
+        assert progress[SECOND.digest()] == measured(SECOND)
 
 
 def test_another_picture_question_or_answer_is_another_document(kept):
@@ -39,7 +39,7 @@ def test_another_picture_question_or_answer_is_another_document(kept):
             {"answer": "three"}, {"also": ("1",)}, {"prompt": "And now?"}, {"picture": SECOND.image},
             {"name": "other.png"},
         ):  # fmt: skip
-            assert progress.find(replace(FIRST, **changed)) is None
+            assert replace(FIRST, **changed).digest() not in progress
 
 
 @pytest.mark.parametrize("cut", range(1, 12))
@@ -49,10 +49,10 @@ def test_a_line_that_was_being_written_is_measured_again(cut, kept):
     (kept / PROGRESS).write_bytes(content[: -4 * cut])
     for _ in range(2):
         with Progress(kept, SETTINGS) as progress:
-            assert progress.find(FIRST) == measured(FIRST)
-            assert progress.find(SECOND) is None
+            assert progress[FIRST.digest()] == measured(FIRST)
+            assert SECOND.digest() not in progress
     with Progress(kept, SETTINGS) as progress:
-        progress.add(SECOND, measured(SECOND))
+        progress.add(SECOND.digest(), measured(SECOND))
     assert (kept / PROGRESS).read_bytes() == content
 
 
@@ -70,6 +70,6 @@ def test_folders_that_do_not_serve(kept, tmp_path):
 
 def test_without_a_folder_it_is_memory():
     with Progress(None, SETTINGS) as progress:
-        progress.add(FIRST, measured(FIRST))
-        assert progress.find(FIRST) == measured(FIRST)
-        assert progress.find(SECOND) is None
+        progress.add(FIRST.digest(), measured(FIRST))
+        assert progress[FIRST.digest()] == measured(FIRST)
+        assert SECOND.digest() not in progress
