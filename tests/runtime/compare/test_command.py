@@ -21,9 +21,11 @@ from export.graphs import export_folder
 from quantize.settings import Settings
 from quantize.walk import quantize
 from runtime.bundle import load_bundle
+from runtime.compare.progress import Progress
 from runtime.evaluate import score
 from runtime.generate import Model
 
+from ..commands import assert_one_line, process
 from ..damage import WEIGHTS, change_tensor, edit_json
 
 END = 53  # <|endofturn|>
@@ -230,6 +232,16 @@ def test_a_comparison_does_not_go_on_with_other_weights_or_graphs(command, expor
     model.producer_name = "another"
     onnx.save(model, graph)
     assert command("compare", *arguments) == (2, "", refused)
+
+
+def test_two_comparisons_do_not_write_one_folder(exported, tmp_path):
+    output = tmp_path / "out"
+    with Progress(output, {}):
+        arguments = "--baseline", exported("fp16"), "--model", exported("fp16"), "--documents", 1, "--output", output
+        result = process("compare", *arguments, cwd=tmp_path)
+    says = f"{output} is being written by another run; wait for it or give another --output"
+    assert_one_line((result.returncode, result.stdout, result.stderr), says)
+    assert not output.exists()
 
 
 def test_several_candidates_are_each_what_they_are_alone(command, exported):

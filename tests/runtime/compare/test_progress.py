@@ -1,5 +1,6 @@
 """What is kept of a comparison, and what of it is taken up again."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -66,6 +67,40 @@ def test_folders_that_do_not_serve(kept, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="file: is a file, not a folder; give another --output"):
         Progress(tmp_path / "file", SETTINGS)
+
+
+def test_a_folder_is_written_by_one_run_at_a_time(tmp_path):
+    """The lock lies in it no longer than that."""
+    with Progress(tmp_path / "out", SETTINGS) as progress:
+        progress.add(FIRST.digest(), measured(FIRST))
+        for settings in (SETTINGS, {"count": 3}):
+            with pytest.raises(InputError, match=r"out is being written by another run; wait for it or give another"):
+                Progress(tmp_path / "out", settings)
+        progress.add(SECOND.digest(), measured(SECOND))
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [PROGRESS]
+    with Progress(tmp_path / "out", SETTINGS) as progress:
+        assert progress[SECOND.digest()] == measured(SECOND)
+
+
+def test_settings_alone_keep_nothing(kept):
+    """What an older version left of a comparison that was refused does not refuse another."""
+    settings = (kept / PROGRESS).read_bytes().splitlines(keepends=True)[0]
+    (kept / PROGRESS).write_bytes(settings)
+    with Progress(kept, {"count": 3}) as progress:
+        progress.add(FIRST.digest(), measured(FIRST))
+    assert [json.loads(line).get("count") for line in (kept / PROGRESS).read_text().splitlines()] == [3, None]
+
+
+def test_before_the_first_document_there_is_no_file(kept, tmp_path):
+    with Progress(tmp_path / "new", SETTINGS):
+        assert not (tmp_path / "new" / PROGRESS).exists()
+    assert not (tmp_path / "new").exists()
+    content = (kept / PROGRESS).read_bytes()
+    with Progress(kept, SETTINGS):
+        pass
+    assert (kept / PROGRESS).read_bytes() == content
+    with pytest.raises(InputError, match=r"cannot be written \(.*\); give another --output"):
+        Progress(kept / PROGRESS / "out", SETTINGS)
 
 
 def test_without_a_folder_it_is_memory():
