@@ -76,9 +76,7 @@ class ReferenceBaseline:
             kept_of = json.loads(str(content["source"]))
             count, seed = int(kept_of["count"]), int(kept_of["seed"])
             where = source or str(kept_of["source"])
-            drawn = open_documents(where, split="evaluation", count=count, seed=seed)
-            self.documents = [drawn[place] for place in content["document"]]
-            kept = list(zip(self.documents, content["digest"].tolist(), strict=True))
+            kept = list(zip(content["document"].tolist(), content["digest"].tolist(), strict=True))
             self._ids = np.split(content["ids"], np.cumsum(content["length"])[:-1])
             ends = np.cumsum(content["answer"])[:-1]
             top_ids = content["top_ids"].astype(np.int64)
@@ -86,14 +84,19 @@ class ReferenceBaseline:
             self._predictions = [Predictions.of_likeliest(*one) for one in zip(*parts, strict=True)]
         except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, *_BROKEN) as error:
             raise InputError(f"{path}: is not a reference that quantize wrote ({error})") from error
+        try:
+            drawn = open_documents(where, split="evaluation", count=count, seed=seed)
         except InputError as error:
             raise InputError(f"{path}: its documents: {error}; give --source with where they are now") from error
-        for document, digest in kept:
-            if document.digest() != digest:
+        for place, digest in kept:
+            found = drawn[place] if place < len(drawn) else None
+            if found is None or found.digest() != digest:
+                what = f"{found.name} is not the document that was kept" if found else "one that was kept is gone"
                 raise InputError(
-                    f"{path}: {document.name} is not the document that was kept: pages have been added, removed or "
-                    "changed since, or another version of Pillow draws them otherwise; run python -m quantize again"
+                    f"{path}: {what}: pages have been added, removed or changed since, or another version of Pillow "
+                    "draws them otherwise; run python -m quantize again"
                 )
+        self.documents = [drawn[place] for place, _ in kept]
         self._places = {document.name: place for place, document in enumerate(self.documents)}
 
     def token_ids(self, document: Document) -> list[int]:
