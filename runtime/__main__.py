@@ -271,7 +271,8 @@ def _hand_out(
     content = result.to_json(measured)
     if output:
         partial = output / "compare.json.partial"
-        partial.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # as in `Progress.add`
         partial.replace(output / "compare.json")
         report = write_report(result, measured, documents, output)
     if junit:

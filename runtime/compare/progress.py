@@ -95,8 +95,10 @@ class Progress:
             return
         if self._file is None:
             self._file = self._stack.enter_context((self._folder / PROGRESS).open("wb"))
-        line = json.dumps({"digest": key, **measured.to_json()}, ensure_ascii=False).encode() + b"\n"
-        content = line if self._size else self._first + b"\n" + line
+        line = json.dumps({"digest": key, **measured.to_json()}, ensure_ascii=False) + "\n"
+        content = line.encode(errors="backslashreplace")  # names of files need not be UTF-8; JSON reads it back
+        if not self._size:
+            content = self._first + b"\n" + content
         self._file.seek(self._size)
         self._file.truncate()
         self._file.write(content)

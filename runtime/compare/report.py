@@ -72,7 +72,8 @@ def write_report(
 ) -> Path:
     """Write report.html into a folder and return its path. documents: those that were measured, in the same order."""
     path = folder / FILE
-    path.write_text(render(comparison, measured, documents), encoding="utf-8")
+    text = render(comparison, measured, documents)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
     return path
 
 

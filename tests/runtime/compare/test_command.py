@@ -21,12 +21,14 @@ from export.graphs import export_folder
 from quantize.settings import Settings
 from quantize.walk import quantize
 from runtime.bundle import load_bundle
+from runtime.compare.junit import write_junit
 from runtime.compare.progress import Progress
 from runtime.evaluate import score
 from runtime.generate import Model
 
 from ..commands import assert_one_line, process
 from ..damage import WEIGHTS, change_tensor, edit_json
+from .pages import comparison, measured
 
 END = 53  # <|endofturn|>
 DOCUMENTS, SEED = 50, 8
@@ -261,6 +263,36 @@ def test_gates_are_written_as_junit(command, exported, tmp_path):
     assert [(suite.get("tests"), suite.get("failures")) for suite in suites] == [("2", "1"), ("2", "0")]
     failure = suites[0].find("testcase[@name='--max-kl']/failure")
     assert failure.get("message").startswith("mean KL 0.000")
+
+
+def test_names_that_are_not_utf8_are_shown_as_the_terminal_does(exported, tmp_path):
+    """Of pages and of their folder; compare.json gives them as they are."""
+    source = tmp_path / os.fsdecode(b"s\xe9ances")
+    source.mkdir()
+    for number, document in enumerate(open_documents(split="evaluation", count=12, seed=2)):
+        page = source / os.fsdecode(b"p\xe4ge-%d.png" % number)
+        document.image.save(page)
+        page.with_suffix(".txt").write_text(document.answer)
+    names = [document.name for document in open_documents(str(source), split="evaluation", count=2)]
+    arguments = ["compare", "--baseline", exported("fp16"), "--model", exported("fp16"), "--source", source.name]
+    arguments += ["--documents", 2, "--max-kl", 1, "--max-drop-anls", 1]
+    kept = process(*arguments, "--output", "out", "--junit", "gates.xml", cwd=tmp_path)
+    printed = process(*arguments, "--output", "out", "--json", cwd=tmp_path)
+    assert (kept.returncode, printed.returncode, kept.stderr) == (0, 0, "")
+    assert printed.stderr == "2 of 2 documents are done, going on\n"
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert content["source"] == json.loads(printed.stdout)["source"] == source.name
+    assert [one["name"] for one in content["documents"]] == names
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "of the evaluation split of s\\udce9ances, seed 0" in page
+    assert all("<h3>{}</h3>".format(name.replace("\udce4", "\\udce4")) in page for name in names)
+
+
+def test_junit_is_xml_whatever_the_names(tmp_path):
+    documents = [measured("0", "total 0", "total 0", "total 0")]
+    write_junit(comparison(documents, "out/\udcfc합계"), tmp_path / "gates.xml")
+    (suite,) = ET.parse(tmp_path / "gates.xml").getroot()
+    assert suite.get("name") == "out/\\udcfc합계"
 
 
 @pytest.fixture(scope="module")
