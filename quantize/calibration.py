@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jinja2 import TemplateError
@@ -88,6 +89,14 @@ def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig)
                 f"{document.name}: its prompt or answer has {pad}, which stands for the picture; remove it"
             )
         yield Sample(ids, len(answer), document.digest(), features["pixel_values"], grid)
+
+
+def image_settings(model: Path) -> dict[str, Any]:
+    """How a model's image processor prepares pictures, as its file has it."""
+    from transformers import Qwen2VLImageProcessorPil
+
+    settings: dict[str, Any] = json.loads(Qwen2VLImageProcessorPil.from_pretrained(model).to_json_string())
+    return settings
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, document: Document, with_image: bool) -> str:

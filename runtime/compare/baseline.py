@@ -15,6 +15,7 @@ from calib_data.sources import open_documents
 from runtime.compare.measure import Read, read, token_ids
 from runtime.compare.predictions import Predictions
 from runtime.generate import answer_parts
+from runtime.images import ImageSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,8 +65,9 @@ class FolderBaseline:
 class ReferenceBaseline:
     """Predictions that quantize kept, as `quantize.reference` lays them out; there are no answers.
 
-    documents: those that were kept, in order. source: where they lie now; None for where quantize found them. Raises
-    InputError for a file that is not one, and where the documents are not to be had any more, or are others now.
+    documents: those that were kept, in order. image_settings: how their pictures were prepared; None for a reference of
+    before this was kept. source: where the documents lie now; None for where quantize found them. Raises InputError for
+    a file that is not one, and where the documents are not to be had any more, or are others now.
     """
 
     def __init__(self, path: Path, source: str | None = None) -> None:
@@ -75,7 +77,7 @@ class ReferenceBaseline:
                 content = {name: stored[name] for name in stored.files}
             kept_of = json.loads(str(content["source"]))
             count, seed = int(kept_of["count"]), int(kept_of["seed"])
-            where = source or str(kept_of["source"])
+            where, images = source or str(kept_of["source"]), kept_of.get("images")
             kept = list(zip(content["document"].tolist(), content["digest"].tolist(), strict=True))
             self._ids = np.split(content["ids"], np.cumsum(content["length"])[:-1])
             ends = np.cumsum(content["answer"])[:-1]
@@ -84,6 +86,7 @@ class ReferenceBaseline:
             self._predictions = [Predictions.of_likeliest(*one) for one in zip(*parts, strict=True)]
         except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, *_BROKEN) as error:
             raise InputError(f"{path}: is not a reference that quantize wrote ({error})") from error
+        self.image_settings = None if images is None else ImageSettings.from_config(images, path)
         try:
             drawn = open_documents(where, split="evaluation", count=count, seed=seed)
         except InputError as error:

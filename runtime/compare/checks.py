@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from calib_data.document import Document
-    from runtime.compare.baseline import Baseline
+    from runtime.compare.baseline import Baseline, ReferenceBaseline
     from runtime.generate import Model
 
 
@@ -33,6 +33,15 @@ def require_same_inputs(baseline: Model, candidate: Model) -> None:
     settings = [model.image_settings for model in models]
     if settings[0] != settings[1]:
         raise InputError(f"{folders[1]}: its image settings are not those of {folders[0]}; copy them from one model")
+
+
+def require_same_images(baseline: ReferenceBaseline, candidate: Model) -> None:
+    """Raise InputError for a model that prepares pictures otherwise than the one that a reference is of."""
+    if baseline.image_settings not in (None, candidate.image_settings):
+        raise InputError(
+            f"{candidate.folder}: its image settings are not those that {baseline.path} was made with; copy them from "
+            "one model"
+        )
 
 
 def changed(document: Document) -> InputError:

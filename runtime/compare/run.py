@@ -18,7 +18,7 @@ from calib_data.errors import InputError
 from calib_data.progress import say, track
 from runtime.cache import cache_bytes
 from runtime.compare.baseline import Baseline, FolderBaseline, ReferenceBaseline
-from runtime.compare.checks import changed, require_measurable, require_same_inputs
+from runtime.compare.checks import changed, require_measurable, require_same_images, require_same_inputs
 from runtime.compare.fingerprint import fingerprint
 from runtime.compare.layers import require_listable
 from runtime.compare.measure import Measured, measure, naming
@@ -70,6 +70,8 @@ class Models:
         for path in self.candidates:
             model, cost = _open(path, self.device, options)
             require_same_inputs(own or (candidates or [model])[0], model)
+            if isinstance(baseline, ReferenceBaseline):
+                require_same_images(baseline, model)
             require_listable(path, model.bundle, weights)
             candidates.append(model)
             costs.append(cost)

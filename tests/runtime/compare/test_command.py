@@ -318,6 +318,22 @@ def test_a_reference_gives_the_divergence_of_the_folder(command, exported, kept)
     assert {layer["error"] for layer in by_reference["layers"]} == {None}
 
 
+def test_a_reference_and_a_candidate_have_the_same_image_settings(command, kept, tmp_path):
+    """References of before these were kept say nothing of them."""
+    folder, reference = tmp_path / "w4", kept / "reference.npz"
+    shutil.copytree(kept, folder)
+    edit_json(folder / "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5])
+    code, out, err = command("compare", "--baseline", reference, "--model", folder)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {folder}: its image settings are not those that {reference} was made with; ")
+    with np.load(reference) as stored:
+        content = dict(stored)
+    source = json.loads(str(content["source"]))
+    del source["images"]
+    np.savez(folder / "reference.npz", **content | {"source": np.array(json.dumps(source))})
+    assert compare(command, folder / "reference.npz", folder, "--documents", 1, "--max-kl", 100)[0] == 0
+
+
 def test_references_that_do_not_serve(command, exported, kept, tmp_path):
     def refused(path, *arguments):
         code, out, err = command("compare", "--baseline", path, "--model", kept, *arguments)
