@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jinja2 import TemplateError
@@ -97,6 +98,14 @@ def _load(model: Path, config: PreTrainedConfig) -> tuple[PreTrainedTokenizerBas
         if not getattr(tokenizer, part):
             raise InputError(f"{model}: its tokenizer has no {part}; restore {file} from the original")
     return tokenizer, images
+
+
+def image_settings(model: Path) -> dict[str, Any]:
+    """How a model's image processor prepares pictures, as its file has it."""
+    from transformers import Qwen2VLImageProcessorPil
+
+    settings: dict[str, Any] = json.loads(Qwen2VLImageProcessorPil.from_pretrained(model).to_json_string())
+    return settings
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, document: Document, with_image: bool) -> str:

@@ -11,7 +11,7 @@ reference.npz, for D documents, A answer tokens of all of them and the K likelie
     ids       [sum of length] int32
     top_ids   [A, K] int32, top_logits [A, K] float32, from the likeliest down
     logsumexp [A] float64  of all logits: log p = logit - logsumexp; float32 would be as coarse as a small divergence
-    source    JSON text: source, count, seed
+    source    JSON text: source, count, seed; images: how pictures were prepared, as preprocessor_config.json says it
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+
+from quantize.calibration import image_settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +58,9 @@ def likeliest(logits: torch.Tensor) -> Predicted:
 
 
 def write_reference(folder: Path, documents: Documents, predicted: Sequence[Predicted], source: dict[str, Any]) -> None:
-    """Write reference.npz of what was predicted for each document."""
+    """Write reference.npz of what was predicted for each document. source: where documents are from, of which draw."""
+    if documents.vision is not None:
+        source = {**source, "images": image_settings(documents.settings.model)}
     np.savez(
         folder / REFERENCE,
         document=np.array(documents.places, np.int32),

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from calib_data.document import Document
+    from runtime.compare.measure import Measured
+    from runtime.compare.result import Comparison
     from runtime.prompt import Chat
 
 app = typer.Typer(add_completion=False)
@@ -249,23 +251,38 @@ def compare(
     about["device"] = device
     with Progress(output, settings_of(models, about)) as progress:
         measured = run(models, loaded, drawn, progress, jobs)
-    result = summarize(models, loaded, measured, gates, about | provenance(loaded))
+        result = summarize(models, loaded, measured, gates, about | provenance(loaded))
+        if output:
+            progress.require_unchanged(drawn)  # the report shows them
+        _hand_out(result, measured, drawn, output, junit, as_json)
+    if not result.passed:
+        raise typer.Exit(1)
+
+
+def _hand_out(
+    result: Comparison,
+    measured: list[Measured],
+    documents: list[Document],
+    output: Path | None,
+    junit: Path | None,
+    as_json: bool,
+) -> None:
+    """Write compare.json, report.html and JUnit XML where they are asked for, and print the result."""
     content = result.to_json(measured)
     if output:
         partial = output / "compare.json.partial"
-        partial.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        text = json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # as in `Progress.add`
         partial.replace(output / "compare.json")
-        report = write_report(result, measured, drawn, output)
+        report = write_report(result, measured, documents, output)
     if junit:
         write_junit(result, junit)
     if as_json:
         _print_json({name: value for name, value in content.items() if name != "documents"})
-    else:
-        print_comparison(result, Console(markup=False))
-        if output:
-            sys.stdout.write(f"report: {report}\n")
-    if not result.passed:
-        raise typer.Exit(1)
+        return
+    print_comparison(result, Console(markup=False))
+    if output:
+        sys.stdout.write(f"report: {report}\n")
 
 
 def _compared_documents(

@@ -15,6 +15,7 @@ from calib_data.sources import open_documents
 from runtime.compare.measure import Read, read, token_ids
 from runtime.compare.predictions import Predictions
 from runtime.generate import answer_parts
+from runtime.images import ImageSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -64,8 +65,9 @@ class FolderBaseline:
 class ReferenceBaseline:
     """Predictions that quantize kept, as `quantize.reference` lays them out; there are no answers.
 
-    documents: those that were kept, in order. source: where they lie now; None for where quantize found them. Raises
-    InputError for a file that is not one, and where the documents are not to be had any more, or are others now.
+    documents: those that were kept, in order. image_settings: how their pictures were prepared; None for a reference of
+    before this was kept. source: where the documents lie now; None for where quantize found them. Raises InputError for
+    a file that is not one, and where the documents are not to be had any more, or are others now.
     """
 
     def __init__(self, path: Path, source: str | None = None) -> None:
@@ -75,10 +77,8 @@ class ReferenceBaseline:
                 content = {name: stored[name] for name in stored.files}
             kept_of = json.loads(str(content["source"]))
             count, seed = int(kept_of["count"]), int(kept_of["seed"])
-            where = source or str(kept_of["source"])
-            drawn = open_documents(where, split="evaluation", count=count, seed=seed)
-            self.documents = [drawn[place] for place in content["document"]]
-            kept = list(zip(self.documents, content["digest"].tolist(), strict=True))
+            where, images = source or str(kept_of["source"]), kept_of.get("images")
+            kept = list(zip(content["document"].tolist(), content["digest"].tolist(), strict=True))
             self._ids = np.split(content["ids"], np.cumsum(content["length"])[:-1])
             ends = np.cumsum(content["answer"])[:-1]
             top_ids = content["top_ids"].astype(np.int64)
@@ -86,14 +86,20 @@ class ReferenceBaseline:
             self._predictions = [Predictions.of_likeliest(*one) for one in zip(*parts, strict=True)]
         except (OSError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError, *_BROKEN) as error:
             raise InputError(f"{path}: is not a reference that quantize wrote ({error})") from error
+        self.image_settings = None if images is None else ImageSettings.from_config(images, path)
+        try:
+            drawn = open_documents(where, split="evaluation", count=count, seed=seed)
         except InputError as error:
             raise InputError(f"{path}: its documents: {error}; give --source with where they are now") from error
-        for document, digest in kept:
-            if document.digest() != digest:
+        for place, digest in kept:
+            found = drawn[place] if place < len(drawn) else None
+            if found is None or found.digest() != digest:
+                what = f"{found.name} is not the document that was kept" if found else "one that was kept is gone"
                 raise InputError(
-                    f"{path}: {document.name} is not the document that was kept: pages have been added, removed or "
-                    "changed since, or another version of Pillow draws them otherwise; run python -m quantize again"
+                    f"{path}: {what}: pages have been added, removed or changed since, or another version of Pillow "
+                    "draws them otherwise; run python -m quantize again"
                 )
+        self.documents = [drawn[place] for place, _ in kept]
         self._places = {document.name: place for place, document in enumerate(self.documents)}
 
     def token_ids(self, document: Document) -> list[int]:

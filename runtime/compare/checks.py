@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from calib_data.document import Document
-    from runtime.compare.baseline import Baseline
+    from runtime.compare.baseline import Baseline, ReferenceBaseline
     from runtime.generate import Model
 
 
@@ -33,6 +33,20 @@ def require_same_inputs(baseline: Model, candidate: Model) -> None:
     settings = [model.image_settings for model in models]
     if settings[0] != settings[1]:
         raise InputError(f"{folders[1]}: its image settings are not those of {folders[0]}; copy them from one model")
+
+
+def require_same_images(baseline: ReferenceBaseline, candidate: Model) -> None:
+    """Raise InputError for a model that prepares pictures otherwise than the one that a reference is of."""
+    if baseline.image_settings not in (None, candidate.image_settings):
+        raise InputError(
+            f"{candidate.folder}: its image settings are not those that {baseline.path} was made with; copy them from "
+            "one model"
+        )
+
+
+def changed(document: Document) -> InputError:
+    """The error for a page that was saved anew while it was compared."""
+    return InputError(f"{document.name} has changed since it was read; give the command again")
 
 
 def require_measurable(baseline: Baseline, candidates: Sequence[Model], documents: Sequence[Document]) -> None:

@@ -3,30 +3,47 @@
 from __future__ import annotations
 
 import hashlib
+import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from runtime.bundle import load_bundle
+from runtime.compare.layers import REPORT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 _PAGES, _PAGE = 64, 4096
+# All that `Model` and `list_layers` read beside runtime.json; others, such as a comparison's own, may come and go.
+_SETTINGS = (
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    REPORT,
+    "tokenizer.json",
+    "tokenizer_config.json",
+)
 
 
 def fingerprint(folder: Path, kind: str) -> str:
     """SHA-256 of all that a folder's numbers on a kind of device come from.
 
-    Settings, tokenizer and graphs as they are; of each weights file when it was changed, and 64 pages spread over it:
-    its size and header are in runtime.json, and `load_bundle` has compared them.
+    Settings, tokenizer and graphs as they are; of runtime.json what is for any device and for this one; of each weights
+    file when it was changed, and 64 pages spread over it: its size and header are in runtime.json, and `load_bundle`
+    has compared them.
     """
-    bundle, digest = load_bundle(folder), hashlib.sha256()
+    bundle = load_bundle(folder)
     target = bundle.target(folder, kind)
-    graphs = [folder / name for name in (target.decoder, target.vision) if name]
-    for path in [*sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jinja")), *graphs]:
-        content = path.read_bytes()
-        digest.update(f"{path.name} {len(content)}\n".encode() + content)
+    described = {**asdict(bundle), "targets": asdict(target)}
+    digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
+    settings = [name for name in _SETTINGS if (folder / name).exists()]
+    for name in [*settings, target.decoder, *([target.vision] if target.vision else [])]:
+        content = (folder / name).read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode() + content)
     for name in sorted(bundle.weights):
-        digest.update(f"{name} ".encode() + _spread(folder / name))
+        digest.update(name.encode(errors="surrogateescape") + b" " + _spread(folder / name))
     return digest.hexdigest()
 
 

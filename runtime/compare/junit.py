@@ -25,4 +25,6 @@ def write_junit(comparison: Comparison, path: Path) -> None:
                 ET.SubElement(case, "failure" if check.outcome == "fails" else "skipped", message=check.line)
         ET.SubElement(suite, "system-out").text = "\n".join(candidate.verdict.findings)
     ET.indent(root)
-    ET.ElementTree(root).write(path, encoding="utf-8", xml_declaration=True)
+    text = '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode")
+    # Names of files need not be UTF-8, and what ElementTree would write of such is no XML.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -17,7 +17,7 @@ from PIL import Image
 from calib_data.errors import InputError
 from runtime.compare.diff import Piece, differences
 from runtime.compare.gate import about_baseline
-from runtime.compare.table import groups
+from runtime.compare.table import groups, short_names
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -72,7 +72,8 @@ def write_report(
 ) -> Path:
     """Write report.html into a folder and return its path. documents: those that were measured, in the same order."""
     path = folder / FILE
-    path.write_text(render(comparison, measured, documents), encoding="utf-8")
+    text = render(comparison, measured, documents)
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # names of files need not be UTF-8
     return path
 
 
@@ -108,12 +109,6 @@ def render(comparison: Comparison, measured: Sequence[Measured], documents: Sequ
         suspects={n: [layer for layer in c.layers if layer.suspect] for n, c in zip(names, candidates, strict=True)},
         shown=[_shown(*pairs[place], [baseline_name, *names]) for place in worst(measured)],
     )
-
-
-def short_names(paths: Sequence[str]) -> list[str]:
-    """The last part of every path where that tells them apart, and the whole path elsewhere."""
-    last = [Path(path).name for path in paths]
-    return last if all(last) and len(set(last)) == len(last) else list(paths)
 
 
 def tone(comparison: Comparison) -> str:

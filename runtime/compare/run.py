@@ -7,7 +7,7 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,17 +18,17 @@ from calib_data.errors import InputError
 from calib_data.progress import say, track
 from runtime.cache import cache_bytes
 from runtime.compare.baseline import Baseline, FolderBaseline, ReferenceBaseline
-from runtime.compare.checks import require_measurable, require_same_inputs
+from runtime.compare.checks import changed, require_measurable, require_same_images, require_same_inputs
 from runtime.compare.fingerprint import fingerprint
 from runtime.compare.layers import require_listable
-from runtime.compare.measure import Measured, measure
+from runtime.compare.measure import Measured, measure, naming
 from runtime.compare.result import Cost
 from runtime.generate import Model
 from runtime.sessions import Device, Options, itemsize
 from runtime.weights import Weights
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from calib_data.document import Document
     from runtime.compare.progress import Progress
@@ -70,6 +70,8 @@ class Models:
         for path in self.candidates:
             model, cost = _open(path, self.device, options)
             require_same_inputs(own or (candidates or [model])[0], model)
+            if isinstance(baseline, ReferenceBaseline):
+                require_same_images(baseline, model)
             require_listable(path, model.bundle, weights)
             candidates.append(model)
             costs.append(cost)
@@ -130,29 +132,39 @@ def run(models: Models, loaded: Loaded, documents: Sequence[Document], progress:
     """Measure all documents that are not done, and return all, in their order.
 
     With several jobs, each has models of its own, and those in `loaded` are given back. Raises InputError before
-    anything is measured where a document cannot be.
+    anything is measured where a document cannot be, and later for one that is another when its turn comes.
     """
-    left = [document for document in documents if progress.find(document) is None]
+    keys = [document.digest() for document in documents]
+    left = {key: document for key, document in zip(keys, documents, strict=True) if key not in progress}
     if len(left) < len(documents):
         say(f"{len(documents) - len(left)} of {len(documents)} documents are done, going on")
-    require_measurable(loaded.baseline, loaded.candidates, left)
+    require_measurable(loaded.baseline, loaded.candidates, list(left.values()))
     if jobs == 1 or not left:
-        _keep((measure(loaded.baseline, loaded.candidates, one) for one in left), left, progress)
+        _keep((_measure(loaded, *one) for one in left.items()), left, progress)
     else:
         loaded.release()
         options = Options(threads=max(1, (os.cpu_count() or 1) // jobs))
         context = multiprocessing.get_context("spawn")
         try:
             with ProcessPoolExecutor(jobs, context, _prepare, (models, options)) as pool:
-                _keep(pool.map(_measure_here, left), left, progress)
+                _keep(pool.map(_measure_here, left.items()), left, progress)
         except BrokenProcessPool as error:
             raise InputError(f"--jobs {jobs}: a process ended by itself, for want of memory? Give fewer") from error
-    return [measured for document in documents if (measured := progress.find(document))]
+    return [progress[key] for key in keys]
 
 
-def _keep(measured: Iterator[Measured], left: Sequence[Document], progress: Progress) -> None:
-    for document in track(left, "comparing"):
-        progress.add(document, next(measured))
+def _keep(measured: Iterator[Measured], keys: Iterable[str], progress: Progress) -> None:
+    for key in track(list(keys), "comparing"):
+        progress.add(key, next(measured))
+
+
+def _measure(loaded: Loaded, key: str, document: Document) -> Measured:
+    """Measure a document whose digest was `key`: its picture is opened once, so that every model sees the same."""
+    with naming(document):
+        opened = replace(document, picture=document.image)
+    if opened.digest() != key:
+        raise changed(document)
+    return measure(loaded.baseline, loaded.candidates, opened)
 
 
 _here: Callable[[], Loaded]
@@ -164,5 +176,5 @@ def _prepare(models: Models, options: Options) -> None:
     _here = cache(lambda: models.load(options))
 
 
-def _measure_here(document: Document) -> Measured:
-    return measure(_here().baseline, _here().candidates, document)
+def _measure_here(one: tuple[str, Document]) -> Measured:
+    return _measure(_here(), *one)

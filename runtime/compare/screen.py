@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
 
-from runtime.compare.table import plain
+from runtime.compare.table import plain, short_names
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,21 +30,17 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     table.add_column("", overflow="fold")
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_row(_name(comparison.baseline), *_side(comparison.baseline), "", "", "", *_cost(comparison.baseline))
-    for candidate in comparison.candidates:
+    baseline, candidates = comparison.baseline, comparison.candidates
+    baseline_name, *names = short_names([baseline.model, *(one.model for one in candidates)])
+    table.add_row(baseline_name, *_side(baseline), "", "", "", *_cost(baseline))
+    for name, candidate in zip(names, candidates, strict=True):
         changed = "–" if candidate.answers_changed is None else str(candidate.answers_changed)
         apart = (f"{candidate.mean_kl.value:.5f}", f"{candidate.agreement.value:.4f}", changed)
-        table.add_row(_name(candidate), *_side(candidate), *apart, *_cost(candidate))
+        table.add_row(name, *_side(candidate), *apart, *_cost(candidate))
     console.print(table)
     console.print()
-    for candidate in comparison.candidates:
+    for candidate in candidates:
         _print_verdict(candidate, console)
-
-
-def _name(side: Side) -> str:
-    """The folder, or the file in it; what is said below has the whole path."""
-    path = Path(side.model)
-    return path.name or str(path)
 
 
 def _side(side: Side) -> tuple[str, ...]:

@@ -1,12 +1,13 @@
-"""The rows of a report's table: what each model scores, how far it is from the baseline, and what it takes."""
+"""The rows of a table: what each model scores, how far it is from the baseline, what it takes; and its name in it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from runtime.compare.result import Candidate, Comparison, Scores, Side
     from runtime.compare.statistics import Interval
@@ -39,6 +40,12 @@ class Group:
 
     heading: str
     rows: list[Row]
+
+
+def short_names(paths: Sequence[str]) -> list[str]:
+    """The last part of every path where that tells them apart, and the whole path elsewhere."""
+    last = [Path(path).name for path in paths]
+    return last if all(last) and len(set(last)) == len(last) else list(paths)
 
 
 def groups(comparison: Comparison) -> list[Group]:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from calib_data import READER, loss_curve, reader_evaluation, reader_files, train_reader
 from calib_data.errors import run_command
 from calib_data.reader_examples import Batches, Stage
-from calib_data.reader_losses import losses
+from calib_data.reader_losses import DAMPING, NARROW, left_by_gptq, losses
 from calib_data.train_reader import (
     MTP_FROM,
     WARM_UP,
@@ -64,6 +64,32 @@ def test_mtp_teaches_the_mtp_layer_alone():
     assert gradients[1]["mtp.fc.weight"].abs().max() > 0
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_what_gptq_leaves_is_the_variance_of_a_channel_given_those_after_it():
+    """Each is 1 / the first entry of the inverse over it and those after it, of tokens of one size, padding apart."""
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(2, 9, 5, generator=generator) @ torch.randn(5, 5, generator=generator)
+    real = torch.arange(9) < torch.tensor([[9], [4]])
+    tokens = (states[real] / states[real].norm(dim=-1, keepdim=True)).double()
+    moment = tokens.T @ tokens / tokens.square().sum() * 5
+    order = moment.diagonal().argsort(descending=True)
+    moment = moment[order][:, order] + DAMPING * torch.eye(5)
+    left = [1 / torch.linalg.inv(moment[i:, i:])[0, 0] for i in range(5)]
+    assert left_by_gptq(states, real).item() == pytest.approx(torch.stack(left).mean().log().item(), abs=1e-5)
+
+
+def test_narrowing_lowers_what_gptq_leaves_and_spares_the_vision_tower():
+    state, batch = new_state(READER / "model.safetensors", 0), lines(0)
+    reports = []
+    for _ in range(6):
+        loss, report = losses(state.learner, batch, with_mtp=False, narrowed=2)
+        state.learner.zero_grad()
+        loss.backward()
+        assert all(p.grad is None for p in state.learner.reader.model.visual.parameters())
+        update(state, 0.5)
+        reports.append(report)
+    assert all(reports[-1][name] < reports[0][name] - 0.01 for name in NARROW)
 
 
 def test_gradients_on_two_cores_are_those_of_the_whole_batch_within_bfloat16():

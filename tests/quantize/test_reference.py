@@ -16,6 +16,7 @@ from quantize.reference import TOP
 from quantize.settings import Settings
 from quantize.walk import quantize
 from runtime.compare.baseline import ReferenceBaseline
+from runtime.images import ImageSettings
 
 
 @torch.no_grad()
@@ -24,7 +25,9 @@ def test_it_keeps_what_the_unquantized_model_predicts(w4, nf4):
     model = AutoModelForImageTextToText.from_pretrained(READER, dtype=torch.float32).eval()
     kept = np.load(w4.folder / "reference.npz")
     source = json.loads(str(kept["source"]))
+    images = source.pop("images")
     assert source == {"source": "rendered", "count": w4.settings.reference, "seed": w4.settings.seed}
+    assert ImageSettings.from_config(images, w4.folder) == ImageSettings.from_folder(READER)
     settings = Settings(READER, samples=source["count"])
     samples = list(read_samples(settings, model.config, split="evaluation"))
     assert kept["document"].tolist() == list(range(len(samples)))

@@ -57,6 +57,27 @@ def test_documents_are_found_where_they_are_now(kept):
     assert np.isnan(second.of(np.array([5])))
 
 
+def test_removed_pages_are_said(kept):
+    """Whichever it is: others are drawn then, or too few."""
+    said = "(is not the document|one) that was kept( is gone)?: pages have been added, removed or changed since"
+    for document in open_documents(PAGES, split="evaluation", count=10):
+        picture = kept / PAGES / document.name
+        content = picture.read_bytes()
+        picture.unlink()
+        with pytest.raises(InputError, match=f"npz: .*{said}"):
+            ReferenceBaseline(kept / "reference.npz")
+        picture.write_bytes(content)
+
+
+def test_a_source_that_cannot_be_opened_is_named_itself(command, exported, kept):
+    """And not the reference, which is whole."""
+    arguments = "--baseline", "reference.npz", "--model", exported("fp16"), "--source", "long" * 100
+    code, out, err = command("compare", *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "longlong" in err
+    assert "is not a reference" not in err
+
+
 def test_pictures_that_are_drawn_otherwise_are_no_longer_those(kept):
     first = open_documents(PAGES, split="evaluation", count=10)[0]
     first.image.transpose(0).save(kept / PAGES / first.name)

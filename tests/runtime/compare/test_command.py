@@ -21,10 +21,14 @@ from export.graphs import export_folder
 from quantize.settings import Settings
 from quantize.walk import quantize
 from runtime.bundle import load_bundle
+from runtime.compare.junit import write_junit
+from runtime.compare.progress import Progress
 from runtime.evaluate import score
 from runtime.generate import Model
 
+from ..commands import assert_one_line, process
 from ..damage import WEIGHTS, change_tensor, edit_json
+from .pages import comparison, measured
 
 END = 53  # <|endofturn|>
 DOCUMENTS, SEED = 50, 8
@@ -232,6 +236,16 @@ def test_a_comparison_does_not_go_on_with_other_weights_or_graphs(command, expor
     assert command("compare", *arguments) == (2, "", refused)
 
 
+def test_two_comparisons_do_not_write_one_folder(exported, tmp_path):
+    output = tmp_path / "out"
+    with Progress(output, {}):
+        arguments = "--baseline", exported("fp16"), "--model", exported("fp16"), "--documents", 1, "--output", output
+        result = process("compare", *arguments, cwd=tmp_path)
+    says = f"{output} is being written by another run; wait for it or give another --output"
+    assert_one_line((result.returncode, result.stdout, result.stderr), says)
+    assert not output.exists()
+
+
 def test_several_candidates_are_each_what_they_are_alone(command, exported):
     arguments = "--baseline", exported("fp16"), "--documents", 3, "--json"
     both = json.loads(command("compare", *arguments, "--model", exported("w4"), "--model", exported("nf4"))[1])
@@ -249,6 +263,36 @@ def test_gates_are_written_as_junit(command, exported, tmp_path):
     assert [(suite.get("tests"), suite.get("failures")) for suite in suites] == [("2", "1"), ("2", "0")]
     failure = suites[0].find("testcase[@name='--max-kl']/failure")
     assert failure.get("message").startswith("mean KL 0.000")
+
+
+def test_names_that_are_not_utf8_are_shown_as_the_terminal_does(exported, tmp_path):
+    """Of pages and of their folder; compare.json gives them as they are."""
+    source = tmp_path / os.fsdecode(b"s\xe9ances")
+    source.mkdir()
+    for number, document in enumerate(open_documents(split="evaluation", count=12, seed=2)):
+        page = source / os.fsdecode(b"p\xe4ge-%d.png" % number)
+        document.image.save(page)
+        page.with_suffix(".txt").write_text(document.answer)
+    names = [document.name for document in open_documents(str(source), split="evaluation", count=2)]
+    arguments = ["compare", "--baseline", exported("fp16"), "--model", exported("fp16"), "--source", source.name]
+    arguments += ["--documents", 2, "--max-kl", 1, "--max-drop-anls", 1]
+    kept = process(*arguments, "--output", "out", "--junit", "gates.xml", cwd=tmp_path)
+    printed = process(*arguments, "--output", "out", "--json", cwd=tmp_path)
+    assert (kept.returncode, printed.returncode, kept.stderr) == (0, 0, "")
+    assert printed.stderr == "2 of 2 documents are done, going on\n"
+    content = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert content["source"] == json.loads(printed.stdout)["source"] == source.name
+    assert [one["name"] for one in content["documents"]] == names
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "of the evaluation split of s\\udce9ances, seed 0" in page
+    assert all("<h3>{}</h3>".format(name.replace("\udce4", "\\udce4")) in page for name in names)
+
+
+def test_junit_is_xml_whatever_the_names(tmp_path):
+    documents = [measured("0", "total 0", "total 0", "total 0")]
+    write_junit(comparison(documents, "out/\udcfc합계"), tmp_path / "gates.xml")
+    (suite,) = ET.parse(tmp_path / "gates.xml").getroot()
+    assert suite.get("name") == "out/\\udcfc합계"
 
 
 @pytest.fixture(scope="module")
@@ -272,6 +316,22 @@ def test_a_reference_gives_the_divergence_of_the_folder(command, exported, kept)
         assert by_reference[name] is None
     assert by_reference["baseline"]["scores"] is None
     assert {layer["error"] for layer in by_reference["layers"]} == {None}
+
+
+def test_a_reference_and_a_candidate_have_the_same_image_settings(command, kept, tmp_path):
+    """References of before these were kept say nothing of them."""
+    folder, reference = tmp_path / "w4", kept / "reference.npz"
+    shutil.copytree(kept, folder)
+    edit_json(folder / "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5])
+    code, out, err = command("compare", "--baseline", reference, "--model", folder)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"error: {folder}: its image settings are not those that {reference} was made with; ")
+    with np.load(reference) as stored:
+        content = dict(stored)
+    source = json.loads(str(content["source"]))
+    del source["images"]
+    np.savez(folder / "reference.npz", **content | {"source": np.array(json.dumps(source))})
+    assert compare(command, folder / "reference.npz", folder, "--documents", 1, "--max-kl", 100)[0] == 0
 
 
 def test_references_that_do_not_serve(command, exported, kept, tmp_path):

@@ -14,7 +14,8 @@ from runtime.compare.gate import Gates
 from runtime.compare.layers import Layer
 from runtime.compare.measure import Difference
 from runtime.compare.plots import mean_kl
-from runtime.compare.report import WORST, headline, render, short_names, tone, worst, write_report
+from runtime.compare.report import WORST, headline, render, tone, worst, write_report
+from runtime.compare.table import short_names
 
 from .pages import LAYERS, Page, comparison, measured, pictures
 

@@ -1,0 +1,57 @@
+"""What makes a folder another one than it was, and what does not."""
+
+import json
+
+import pytest
+
+from export.graphs import export_folder
+from runtime.compare.fingerprint import fingerprint
+
+from ..damage import edit_json
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat_template.jinja",
+        "config.json",
+        "decoder.cpu.onnx",
+        "generation_config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+        "quantization_report.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "vision.cpu.onnx",
+    ],
+)
+def test_whatever_is_read_makes_it_another(copied, name):
+    before = fingerprint(copied, "cpu")
+    with (copied / name).open("ab") as file:
+        file.write(b" ")
+    assert fingerprint(copied, "cpu") != before
+
+
+def test_its_description_makes_it_another(copied):
+    path = copied / "runtime.json"
+    before, described = fingerprint(copied, "cpu"), json.loads(path.read_text())
+    edit_json(path, text=described["text"] | {"context": 64})
+    other = fingerprint(copied, "cpu")
+    edit_json(path, text=described["text"], targets={"cpu": described["targets"]["cpu"] | {"exact": False}})
+    assert len({before, other, fingerprint(copied, "cpu")}) == 3
+
+
+def test_what_another_device_has_does_not(copied):
+    before = fingerprint(copied, "cpu")
+    export_folder(copied, "cuda")
+    assert set(json.loads((copied / "runtime.json").read_text())["targets"]) == {"cpu", "cuda"}
+    assert fingerprint(copied, "cpu") == before
+    assert fingerprint(copied, "cuda") != before
+
+
+def test_a_comparison_in_a_candidates_own_folder_goes_on(command, exported, copied):
+    arguments = "--baseline", exported("fp16"), "--model", copied, "--documents", 1, "--max-drop-anls", 1
+    assert command("compare", *arguments, "--output", copied)[0] == 0
+    assert (copied / "compare.json").is_file()
+    code, _, err = command("compare", *arguments, "--output", copied)
+    assert (code, err) == (0, "1 of 1 documents are done, going on\n")
