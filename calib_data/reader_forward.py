@@ -166,8 +166,18 @@ def masks(reader: Reader, length: int) -> Masks:
     return Masks(cos[0], sin[0], full, full.masked_fill(distance >= text.config.sliding_window, float("-inf")))
 
 
-def decoder_layer(layer: Exaone4DecoderLayer, states: Tensor, shared: Masks) -> Tensor:
-    """One post-norm decoder layer: states [B, T, H] -> [B, T, H]."""
+@dataclass(frozen=True)
+class Read:
+    """What the linears of a decoder layer read, each [B, T, K]: q, k and v; o; gate and up; down."""
+
+    attention: Tensor
+    mixed: Tensor
+    mlp: Tensor
+    inner: Tensor
+
+
+def decoder_layer(layer: Exaone4DecoderLayer, states: Tensor, shared: Masks) -> tuple[Tensor, Read]:
+    """One post-norm decoder layer: states [B, T, H] -> [B, T, H], and what its linears read."""
     attention: Exaone4Attention = layer.self_attn
     batch, length, _ = states.shape
     query, key, value = (
@@ -178,19 +188,21 @@ def decoder_layer(layer: Exaone4DecoderLayer, states: Tensor, shared: Masks) -> 
     if attention.is_sliding:
         query, key = rotate(query, shared.cos, shared.sin), rotate(key, shared.cos, shared.sin)
     mask = shared.sliding if attention.is_sliding else shared.full
-    mixed = attend(query, key, value, mask)
-    states = states + norm(layer.post_attention_layernorm, attention.o_proj(mixed.transpose(1, 2).flatten(2)))
-    return states + norm(layer.post_feedforward_layernorm, layer.mlp(states))
+    mixed = attend(query, key, value, mask).transpose(1, 2).flatten(2)
+    attended = states + norm(layer.post_attention_layernorm, attention.o_proj(mixed))
+    inner = layer.mlp.act_fn(layer.mlp.gate_proj(attended)) * layer.mlp.up_proj(attended)
+    left = attended + norm(layer.post_feedforward_layernorm, layer.mlp.down_proj(inner))
+    return left, Read(states, mixed, attended, inner)
 
 
-def decoder(reader: Reader, embeddings: Tensor, shared: Masks) -> tuple[Tensor, list[Tensor]]:
-    """Input embeddings [B, T, H] -> hidden states after the final norm, and each layer's input; all [B, T, H]."""
+def decoder(reader: Reader, embeddings: Tensor, shared: Masks) -> tuple[Tensor, list[Read]]:
+    """Input embeddings [B, T, H] -> hidden states [B, T, H] after the final norm, and what each layer reads."""
     text = reader.model.language_model
-    states, given = embeddings, []
+    states, read = embeddings, []
     for layer in text.layers:
-        given.append(states)
-        states = decoder_layer(layer, states, shared)
-    return norm(text.norm, states), given
+        states, by_linears = decoder_layer(layer, states, shared)
+        read.append(by_linears)
+    return norm(text.norm, states), read
 
 
 def gaze(layer: Exaone4DecoderLayer, states: Tensor, full: Tensor, heads: list[int]) -> Tensor:
@@ -211,4 +223,5 @@ def mtp(reader: Reader, embeddings: Tensor, hidden: Tensor, shared: Masks) -> Te
     """Next tokens' embeddings and hidden states, both [B, T, H] -> hidden states that predict the token after."""
     layer = reader.mtp
     parts = [norm(layer.pre_fc_norm_embedding, embeddings), norm(layer.pre_fc_norm_hidden, hidden)]
-    return norm(layer.norm, decoder_layer(layer.layers[0], layer.fc(torch.cat(parts, -1)), shared))
+    states, _ = decoder_layer(layer.layers[0], layer.fc(torch.cat(parts, -1)), shared)
+    return norm(layer.norm, states)

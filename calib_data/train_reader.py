@@ -1,8 +1,8 @@
 """Trains the bundled reader: `python -m calib_data.train_reader --output DIR --minutes 100`.
 
-Glyph pages (no question, vision tower only) come first, then single lines, then documents with questions. Matrices are
-optimized by Muon, the rest by AdamW; the learning rates stay constant until the last `--decay` minutes, and an
-exponential average of the weights is what is exported.
+Glyph pages (no question, vision tower only) come first, then single lines, then documents with questions; at last the
+decoder alone learns to read fewer directions. Matrices are optimized by Muon, the rest by AdamW; the learning rates
+stay constant until the last `--decay` minutes, and an exponential average of the weights is what is exported.
 """
 
 from __future__ import annotations
@@ -31,9 +31,12 @@ from .reader_losses import Learner, losses
 STAGES = (
     Stage(until=1500, glyphs=1.0, lines=0.0, thinking=0.0),
     Stage(until=2700, glyphs=0.2, lines=0.5, thinking=0.0, shapes=4),
-    Stage(until=10**9, glyphs=0.1, lines=0.15, thinking=0.15),
+    Stage(until=7500, glyphs=0.1, lines=0.15, thinking=0.15),
+    Stage(until=10**9, glyphs=0.0, lines=0.15, thinking=0.15),
 )
 MTP_FROM = 5000  # steps; before that the decoder's hidden state says little. Then every second one teaches it
+NARROW_FROM = 7500  # steps; from then on at half the rates, one decoder layer a step
+NARROWED = (0, 1, 2, 3, 3)  # the last one twice: it is the widest
 MUON, ADAM, WARM_UP, AVERAGE = 0.02, 3e-3, 200, 0.998
 CORES = 2  # each works on its own part of a batch
 
@@ -130,21 +133,21 @@ class Gradients:
             parameter.data = parameter.data.bfloat16()  # buffers, such as RoPE frequencies, stay float32
         self.threads = ThreadPoolExecutor(CORES, initializer=torch.set_num_threads, initargs=(1,))
 
-    def __call__(self, batch: Batch, with_mtp: bool) -> dict[str, float]:
+    def __call__(self, batch: Batch, with_mtp: bool, narrowed: int | None = None) -> dict[str, float]:
         """Set `.grad` of every parameter to the mean over the parts; return the mean of what they report."""
         pairs = zip(self.copies, split(batch, CORES), strict=True)
-        reports = list(self.threads.map(lambda pair: self._part(pair[0], pair[1], with_mtp), pairs))
+        reports = list(self.threads.map(lambda pair: self._part(pair[0], pair[1], with_mtp, narrowed), pairs))
         copied = zip(*(one.parameters() for one in self.copies), strict=True)
         for parameter, ones in zip(self.learner.parameters(), copied, strict=True):
             grads = [one.grad.float() for one in ones if one.grad is not None]
             parameter.grad = sum(grads[1:], grads[0]) / CORES if grads else None
         return {name: sum(report[name] for report in reports) / CORES for name in reports[0]}
 
-    def _part(self, one: Learner, part: Batch, with_mtp: bool) -> dict[str, float]:
+    def _part(self, one: Learner, part: Batch, with_mtp: bool, narrowed: int | None) -> dict[str, float]:
         with torch.no_grad():
             torch._foreach_copy_(list(one.parameters()), list(self.learner.parameters()))
         one.zero_grad()
-        loss, report = losses(one, part, with_mtp)
+        loss, report = losses(one, part, with_mtp, narrowed)
         loss.backward()
         return report
 
@@ -174,8 +177,10 @@ def train(state: State, output: Path, seconds: float, decay: float, seed: int) -
         state.seconds, last = state.seconds + now - last, now
         if now - start > seconds:
             break
-        report = gradients(batch, state.step >= MTP_FROM and state.step % 2 == 0)
-        update(state, learning_rate(state.step - state.warm_from, seconds - (now - start), decay))
+        narrowed = NARROWED[state.step % len(NARROWED)] if state.step >= NARROW_FROM else None
+        report = gradients(batch, state.step >= MTP_FROM and state.step % 2 == 0, narrowed)
+        share = learning_rate(state.step - state.warm_from, seconds - (now - start), decay)
+        update(state, share if narrowed is None else share / 2)
         for name, number in (report | {"pages": len(batch.patches)}).items():
             sums.setdefault(name, []).append(number)
         if state.step % 50 == 0:
