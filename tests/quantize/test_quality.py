@@ -31,11 +31,11 @@ def cost(settings, divergence, tmp_path):
 
 
 @pytest.mark.parametrize("grid", ["int", "nf4"])
-def test_solving_leaves_half_of_what_rounding_costs(divergence, tmp_path, grid):
+def test_solving_leaves_less_than_two_fifths_of_what_rounding_costs(divergence, tmp_path, grid):
     settings = Settings(READER, grid=grid, samples=48)
     rounded = cost(dataclasses.replace(settings, solver="rtn", samples=1), divergence, tmp_path / "rtn")
     solved = cost(settings, divergence, tmp_path / "gptq")
-    assert 0 < solved <= 0.5 * rounded
+    assert 0 < solved < 0.4 * rounded
 
 
 def test_eight_bits_cost_next_to_nothing(divergence, tmp_path):
