@@ -98,7 +98,7 @@ def telling(place: Path, baseline: Model, documents: int, seed: int) -> None:
 @app.command()
 def main(
     documents: Annotated[int, typer.Option(min=2, help="Held-out documents of each kind.")] = 500,
-    compared: Annotated[int, typer.Option(min=2, help="Held-out documents to compare folders on.")] = 200,
+    compared: Annotated[int, typer.Option(min=2, help="Held-out documents to compare folders on.")] = 500,
     seed: Annotated[int, typer.Option(help="Which documents are drawn.")] = 1,
 ) -> None:
     """Read held-out documents with the bundled reader, and compare good and bad quantizations of it with FP16."""

@@ -186,7 +186,7 @@ def untimed(value):
         return {key: untimed(part) for key, part in value.items() if key not in left_out}
     if isinstance(value, list):
         return [untimed(part) for part in value]
-    return pytest.approx(value, rel=1e-5, abs=1e-9) if isinstance(value, float) else value
+    return pytest.approx(value, rel=1e-5, abs=1e-7) if isinstance(value, float) else value
 
 
 def test_a_stopped_comparison_goes_on(command, exported, tmp_path):
