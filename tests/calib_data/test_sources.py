@@ -1,6 +1,5 @@
-"""Document sources on real files: folders, PDF, JSONL, datasets, and one clear line for everything that is wrong."""
+"""Document sources on real files: folders, PDF, JSONL, and one clear line for everything that is wrong."""
 
-import io
 import json
 import os
 import pickle
@@ -14,20 +13,9 @@ import pytest
 from PIL import Image
 
 from calib_data.errors import InputError
-from calib_data.render import render
 from calib_data.sources import open_documents, split_of_item
 
-OWN_SPLITS = ("calibration", "evaluation")
-
-
-def picture(index=0):
-    return render("training", 0, index, "field").document.image
-
-
-def picture_bytes(index):
-    file = io.BytesIO()
-    picture(index).save(file, "PNG")
-    return file.getvalue()
+from .pages import OWN_SPLITS, dataset, open_all, picture
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +27,6 @@ def folder(tmp_path_factory):
             (root / f"{index:02}.txt").write_text(f"text {index} 합계\n", encoding="utf-8")
     (root / "notes.md").write_text("not an image, not in the way")
     return root
-
-
-def open_all(source):
-    return {split: open_documents(str(source), split=split, count=1000) for split in OWN_SPLITS}
 
 
 def test_a_folder_is_split_once_and_completely(folder):
@@ -209,120 +193,6 @@ def test_a_folder_of_images_stays_one_when_it_has_data_below_it(folder, tmp_path
     (tmp_path / "export" / "table.parquet").write_bytes(b"of something else")
     (tmp_path / "export" / "dataset_info.json").write_text("{}")
     assert sum(map(len, open_all(tmp_path).values())) == 12
-
-
-def dataset(pages, questions, answers):
-    datasets = pytest.importorskip("datasets")
-    text = datasets.Value("string")
-    return datasets.Dataset.from_dict(
-        {"image": pages, "question": questions, "answers": answers},
-        features=datasets.Features(image=datasets.Image(), question=text, answers=datasets.List(text)),
-    )
-
-
-def test_a_saved_dataset_is_read(tmp_path):
-    pages, numbers = [picture(index) for index in range(30)], range(30)
-    accepted = [[f"a{i}", "x", "y"][: i % 4] for i in numbers]
-    dataset(pages, [f"q{i}" for i in numbers], accepted).save_to_disk(tmp_path / "saved")
-    documents = {d.prompt: d for part in open_all(tmp_path / "saved").values() for d in part}
-    assert sorted(documents) == sorted(f"q{i}" for i in numbers)
-    for number in numbers:
-        document, (first, *others) = documents[f"q{number}"], accepted[number] or [None]
-        assert (document.answer, document.also) == (first, tuple(others))
-        assert document.name == f"row/{number}"
-        np.testing.assert_array_equal(np.asarray(document.image), np.asarray(pages[number]))
-
-
-def test_a_dataset_has_the_same_documents_wherever_it_lies(tmp_path):
-    rows = dataset([picture(i) for i in range(12)], [f"q{i}" for i in range(12)], [["a"]] * 12)
-    rows.save_to_disk(tmp_path / "set")
-    before = open_all(tmp_path / "set")
-    digests = {split: [document.digest() for document in part] for split, part in before.items()}
-    (tmp_path / "set").rename(tmp_path / "moved")
-    after = open_all(tmp_path / "moved")
-    assert {split: [document.digest() for document in part] for split, part in after.items()} == digests
-    assert all(before.values())
-
-
-def test_questions_about_one_page_of_a_dataset_stay_together(tmp_path):
-    numbers = [number for number in range(20) for _ in range(3)]
-    questions = [f"{number}: q{i % 3}" for i, number in enumerate(numbers)]
-    dataset([picture(number) for number in numbers], questions, [["a"]] * 60).save_to_disk(tmp_path)
-    parts = open_all(tmp_path)
-    assert sorted(document.prompt for part in parts.values() for document in part) == sorted(questions)
-    homes = [{document.prompt.partition(":")[0] for document in part} for part in parts.values()]
-    assert all(homes)
-    assert all(one.isdisjoint(other) for one, other in combinations(homes, 2))
-
-
-@pytest.mark.parametrize("stored", ["arrow", "parquet"])
-def test_one_of_several_splits_of_a_dataset_is_named(tmp_path, stored):
-    datasets = pytest.importorskip("datasets")
-    pages = [picture(index) for index in range(12)]
-    own = {
-        name: dataset(pages, [f"{name} {i}" for i in range(12)], [["a"]] * 12) for name in ("train", "validation")
-    }  # fmt: skip
-    folder = tmp_path / "set"
-    if stored == "arrow":
-        datasets.DatasetDict(own).save_to_disk(folder)
-    else:
-        (folder / "data").mkdir(parents=True)
-        for name, rows in own.items():
-            rows.to_parquet(folder / "data" / f"{name}-00000-of-00001.parquet")
-    read = [document for part in open_all(f"{folder}:validation").values() for document in part]
-    assert sorted(document.prompt for document in read) == sorted(f"validation {i}" for i in range(12))
-    names = f"give one of {folder}:train, {folder}:validation"
-    with pytest.raises(InputError, match=f"^{folder}: has several splits, {names}$"):
-        open_documents(str(folder), split="calibration", count=1)
-    with pytest.raises(InputError, match=f"^{folder}: has no split 'test', {names}$"):
-        open_documents(f"{folder}:test", split="calibration", count=1)
-
-
-def test_a_dataset_of_one_split_needs_no_name(tmp_path):
-    dataset([picture(i) for i in range(12)], ["q"] * 12, [["a"]] * 12).to_parquet(tmp_path / "test.parquet")
-    assert sum(map(len, open_all(tmp_path).values())) == sum(map(len, open_all(f"{tmp_path}:test").values())) == 12
-
-
-def test_a_dataset_row_that_cannot_be_read_is_named(tmp_path):
-    datasets = pytest.importorskip("datasets")
-    rows = dataset([picture(i) for i in range(12)], ["q"] * 12, [["a"]] * 12)
-    broken = [{"bytes": picture_bytes(i)[:300], "path": None} for i in range(12)]
-    damaged = rows.remove_columns("image").add_column("image", broken, feature=datasets.Image())
-    empty = rows.remove_columns("image").add_column("image", [None] * 12, feature=datasets.Image())
-    silent = rows.remove_columns("question").add_column("question", [None] * 12)
-    for name, wrong, words in (
-        ("damaged", damaged, "cannot be read as an image"),
-        ("empty", empty, "has no picture"),
-        ("silent", silent, "no text in its column 'question'"),
-        (
-            "words",
-            rows.remove_columns("image").add_column("image", ["a.png"] * 12),
-            "has no column 'image' of pictures",
-        ),
-    ):
-        wrong.save_to_disk(tmp_path / name)
-        with pytest.raises(InputError, match=words) as error:
-            open_documents(str(tmp_path / name), split="calibration", count=1)
-        assert str(error.value).startswith(f"{tmp_path / name}: ")
-        assert "\n" not in str(error.value)
-
-
-def test_a_dataset_row_that_is_not_utf_8_is_named(tmp_path):
-    """Arrow takes strings as their writer left them."""
-    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-    rows = dataset([picture(i) for i in range(12)], ["What?"] * 12, [["a"]] * 12)
-    rows.to_parquet(tmp_path / "test.parquet")
-    table = parquet.read_table(tmp_path / "test.parquet")
-    questions = pyarrow.array([b"Wh \xed\xa0\xbd"] * 12).view(pyarrow.string())
-    parquet.write_table(table.set_column(1, table.schema.field(1), questions), tmp_path / "test.parquet")
-    with pytest.raises(InputError, match=rf"^{tmp_path}: row \d+ has text that is not UTF-8 \([^\n]*\)$"):
-        open_documents(str(tmp_path), split="calibration", count=1)
-
-
-def test_a_dataset_needs_the_extra(monkeypatch):
-    monkeypatch.setattr(sys, "modules", {**sys.modules, "datasets": None})
-    with pytest.raises(InputError, match="extra 'data'"):
-        open_documents("someone/receipts", split="calibration", count=1)
 
 
 def _bad(tmp_path):
