@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from calib_data.errors import InputError
+from calib_data.locks import LOCK
 from quantize.activations import Layout
 from quantize.report import LinearReport, StepReport
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from quantize.kv_ranges import Ranges
 
 JOURNAL = ".journal.json"
-LOCK = ".lock"
 
 
 @dataclass

@@ -10,11 +10,10 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from calib_data.errors import CannotGoOnError, InputError
+from calib_data.locks import LOCK, lock
 from quantize.activations import ACTIVATIONS
-from quantize.journal import JOURNAL, LOCK, Journal, different, read_journal
+from quantize.journal import JOURNAL, Journal, different, read_journal
 from quantize.kv_ranges import KV_SCALES
 
 if TYPE_CHECKING:
@@ -63,12 +62,8 @@ def output_folder(output: Path, settings: dict[str, Any]) -> Iterator[tuple[Path
     folder = output.with_name(output.name + ".partial")
     if folder.exists() and any(folder.iterdir()) and not any((folder / ours).exists() for ours in (LOCK, JOURNAL)):
         raise InputError(f"{folder} is in the way and not from this command; remove it")
-    lock = FileLock(folder / LOCK)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{folder} is being written by another run; wait for it or give another --output") from None
+        held = lock(folder)
     except OSError as error:
         raise InputError(f"{folder} cannot be written: {error.strerror}") from None
     try:
@@ -77,7 +72,7 @@ def output_folder(output: Path, settings: dict[str, Any]) -> Iterator[tuple[Path
             yield folder, journal
         folder.rename(output)
     finally:
-        lock.release()
+        held.release()
     _tidy(output)
 
 

@@ -6,9 +6,8 @@ import json
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from filelock import FileLock, Timeout
-
 from calib_data.errors import InputError
+from calib_data.locks import LOCK, lock
 from runtime.compare.checks import changed
 from runtime.compare.measure import Measured
 
@@ -20,7 +19,6 @@ if TYPE_CHECKING:
     from calib_data.document import Document
 
 PROGRESS = "documents.jsonl"
-_LOCK = ".lock"
 
 
 class Progress:
@@ -111,20 +109,17 @@ def _locked(folder: Path) -> Iterator[None]:
     """Make a folder that no other run writes meanwhile, and remove it again where nothing came into it."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, not a folder; give another --output")
-    new, lock = not folder.exists(), FileLock(folder / _LOCK)
+    new = not folder.exists()
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{folder} is being written by another run; wait for it or give another --output") from None
+        held = lock(folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error}); give another --output") from error
     try:
         yield
     finally:
         with suppress(OSError):  # Windows removes it with its release
-            (folder / _LOCK).unlink()  # and not after: it may be another run's then
-        lock.release()
+            (folder / LOCK).unlink()  # and not after: it may be another run's then
+        held.release()
         if new:
             with suppress(OSError):  # it holds a comparison
                 folder.rmdir()
