@@ -75,6 +75,14 @@ def open_documents(
     return [_readable(source, make(), pictures) for _, make in chosen[:count]]
 
 
+def shortfall(source: str, split: Split, found: int, asked: int) -> str:
+    """What to say behind the number of documents found, where they are fewer than were asked for."""
+    if found >= asked:
+        return ""
+    other = next(one for one in ("calibration", "evaluation") if one != split)
+    return f" instead of {asked} ({source} has no more for {split}, other pages are kept for {other})"
+
+
 def _readable(source: str, document: Document, pictures: bool) -> Document:
     """The document; InputError now, and not after hours of work, where its picture is damaged or missing."""
     if document.picture is not None:

@@ -17,6 +17,7 @@ import torch
 from calib_data.errors import CannotGoOnError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 
@@ -67,6 +68,14 @@ class Activations:
         """Store the states of a document. Raises InputError where the dtype cannot hold them."""
         refuse_overflow(f"an activation of document {document}", float(states.abs().max()), self._all.dtype)
         self._all[self._edges[document] : self._edges[document + 1]] = states.cpu().to(self._all.dtype)
+
+
+def keep_only(folder: Path, layouts: Iterable[Layout]) -> None:
+    """Remove hidden states that nothing will read: all but these, those of a step that was not finished too."""
+    used = {layout.file for layout in layouts}
+    for path in folder.glob(f"{ACTIVATIONS}-*"):
+        if path.name not in used:
+            path.unlink()
 
 
 def refuse_overflow(what: str, largest: float, dtype: torch.dtype) -> None:

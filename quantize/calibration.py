@@ -42,11 +42,16 @@ class Sample:
 
 def read_samples(settings: Settings, config: PreTrainedConfig, split: str = "calibration") -> Iterator[Sample]:
     """Open documents of a split and render them, as `render` does."""
-    sees = getattr(config, "image_token_id", None) is not None
+    sees = image_token(config) is not None
     documents = open_documents(
         settings.calibration, split=split, count=settings.samples, seed=settings.seed, pictures=sees
     )
     return render(documents, settings.model, config)
+
+
+def image_token(config: PreTrainedConfig) -> int | None:
+    """Id of the token that stands for a picture's place; None for a model that reads text only."""
+    return getattr(config, "image_token_id", None)
 
 
 def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig) -> Iterator[Sample]:
@@ -90,7 +95,7 @@ def _load(model: Path, config: PreTrainedConfig) -> tuple[PreTrainedTokenizerBas
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, config=config)
-        sees = getattr(config, "image_token_id", None) is not None
+        sees = image_token(config) is not None
         images = Qwen2VLImageProcessorPil.from_pretrained(model) if sees else None
     except (OSError, ValueError) as error:
         raise InputError(f"{model} has no usable tokenizer or image processor: {error}") from None

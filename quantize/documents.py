@@ -15,7 +15,7 @@ import torch
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
 from quantize.activations import ACTIVATIONS, Activations, Layout
-from quantize.calibration import render
+from quantize.calibration import image_token, render
 from quantize.importance import importance, predicting
 from quantize.streams import DecoderStream, VisionStream
 
@@ -68,7 +68,7 @@ class Documents:
         count = settings.samples if calibrating else settings.reference
         sees = self.vision is not None
         opened = open_documents(settings.calibration, split=self.split, count=count, seed=settings.seed, pictures=sees)
-        image, digest = getattr(self.config, "image_token_id", None), hashlib.sha256()
+        image, digest = image_token(self.config), hashlib.sha256()
         for place, sample in enumerate(render(opened, settings.model, self.config)):
             if not (calibrating or sample.answer):
                 continue

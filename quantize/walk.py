@@ -17,7 +17,8 @@ import torch
 
 from calib_data.errors import CannotGoOnError, EmptySplitError, InputError
 from calib_data.progress import say, track
-from quantize.activations import ACTIVATIONS
+from calib_data.sources import shortfall
+from quantize.activations import keep_only
 from quantize.checkpoint import Checkpoint, open_checkpoint
 from quantize.documents import Documents
 from quantize.family import Family, find_family, full_paths, model_config
@@ -127,7 +128,7 @@ class Walk:
 
     def do(self, name: str, step: Callable[[], None]) -> None:
         """Do one step and say so in the journal. Raises InputError where it does not fit in memory."""
-        self._clear_states()  # those of a step that was not finished, too
+        keep_only(self.folder, (*self.journal.states.values(), *self.journal.images.values()))
         started = time.perf_counter()
         with out_of_memory_named(name, self.device):
             step()
@@ -190,10 +191,8 @@ class Walk:
     def _disk_needed(self) -> str:
         """How much room the hidden states take, and whether documents are fewer than wanted."""
         needed = sum(documents.bytes_needed() for documents in self.streams) / 2**20
-        found, asked, fewer = len(self.calibration), self.settings.samples, ""
-        if found < asked:
-            why = f"{self.settings.calibration} has no more for calibration, other pages are kept for evaluation"
-            fewer = f" instead of {asked} ({why})"
+        found = len(self.calibration)
+        fewer = shortfall(self.settings.calibration, "calibration", found, self.settings.samples)
         return f"{found} documents{fewer}; hidden states take up to {needed:.1f} MiB in {self.folder}"
 
     def _embed_patches(self, path: str) -> None:
@@ -329,13 +328,6 @@ class Walk:
     def _input(self, path: str, states: torch.Tensor) -> torch.Tensor:
         """What a block reads: patches [P, width] in the vision tower, a batch of one [1, T, width] elsewhere."""
         return states if self.family.tower(path) == "vision" else states[None]
-
-    def _clear_states(self) -> None:
-        """Remove hidden states that no step will read."""
-        used = {layout.file for layout in (*self.journal.states.values(), *self.journal.images.values())}
-        for path in self.folder.glob(f"{ACTIVATIONS}-*"):
-            if path.name not in used:
-                path.unlink()
 
     def _read(self, name: str) -> torch.Tensor:
         """Read a tensor as it is stored. Raises InputError when it is not finite or the output dtype cannot hold it."""

@@ -16,7 +16,6 @@ from calib_data.errors import InputError, run_command
 from calib_data.images import open_image
 from calib_data.progress import say, track
 from calib_data.render import Kind
-from calib_data.sources import open_documents
 from calib_data.vocabulary import READ
 from runtime import evaluate as evaluating
 from runtime.compare.baseline import Baseline, ReferenceBaseline
@@ -191,7 +190,7 @@ def evaluate(
     as_json: JsonOption = False,
 ) -> None:
     """Score one folder's greedy answers on freshly drawn evaluation documents."""
-    drawn = evaluating.with_answers(open_documents(source, split="evaluation", count=documents, seed=seed, kind=kind))
+    drawn = evaluating.draw(source, documents, seed, kind)
     loaded = Model(model, device)
     evaluating.require_vision(loaded)
     scored = [evaluating.score(loaded, document)[0] for document in track(drawn, "evaluating")]
@@ -294,8 +293,7 @@ def _compared_documents(
             raise InputError("--seed, --kind: a reference has documents of its own; leave these out")
         drawn = baseline.documents[:count]
         return drawn, {"source": str(baseline.path), "kind": None, "seed": None, "count": len(drawn)}
-    drawn = open_documents(source, split="evaluation", count=count or 50, seed=seed, kind=kind)
-    evaluating.with_answers(drawn)
+    drawn = evaluating.draw(source, count or 50, seed, kind)
     return drawn, {"source": source, "kind": kind, "seed": seed, "count": len(drawn)}
 
 

@@ -9,13 +9,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from calib_data.errors import InputError
+from calib_data.progress import say
 from calib_data.scores import anls, character_error_rate, exact_match
+from calib_data.sources import open_documents, shortfall
 from runtime.sampling import greedy
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from calib_data.document import Document
+    from calib_data.render import Kind
     from runtime.generate import Model, Prompt
 
 ANSWER_TOKENS = 512  # an answer may have, or twice as many as the truth: what is longer is wrong all the same
@@ -39,10 +42,16 @@ class Scored:
     anls: float
 
 
-def with_answers(documents: list[Document]) -> list[Document]:
-    """Return the same documents; InputError where one has no known answer."""
+def draw(source: str, count: int, seed: int, kind: Kind | None) -> list[Document]:
+    """At most `count` evaluation documents of a source, as `open_documents` opens them; fewer are said.
+
+    Raises InputError where one has no known answer.
+    """
+    documents = open_documents(source, split="evaluation", count=count, seed=seed, kind=kind)
     for document in documents:
         truth_of(document)
+    if fewer := shortfall(source, "evaluation", len(documents), count):
+        say(f"{len(documents)} documents{fewer}")
     return documents
 
 

@@ -95,9 +95,10 @@ class ReferenceBaseline:
             found = drawn[place] if place < len(drawn) else None
             if found is None or found.digest() != digest:
                 what = f"{found.name} is not the document that was kept" if found else "one that was kept is gone"
+                here = f"--source {source} is not {kept_of['source']}, which quantize read, or " if source else ""
                 raise InputError(
-                    f"{path}: {what}: pages have been added, removed or changed since, or another version of Pillow "
-                    "draws them otherwise; run python -m quantize again"
+                    f"{path}: {what}: {here}pages have been added, removed or changed since, or another version of "
+                    "Pillow draws them otherwise; run python -m quantize again"
                 )
         self.documents = [drawn[place] for place, _ in kept]
         self._places = {document.name: place for place, document in enumerate(self.documents)}

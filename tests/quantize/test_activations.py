@@ -9,7 +9,7 @@ import torch
 
 from calib_data import READER
 from calib_data.errors import InputError
-from quantize.activations import Activations, Layout, _allocate
+from quantize.activations import Activations, Layout, _allocate, keep_only
 from quantize.settings import Settings
 from quantize.walk import quantize
 
@@ -59,6 +59,14 @@ def test_a_file_that_is_gone_or_cut_is_not_filled_up_with_zeros(tmp_path, keep):
     path.unlink() if keep is None else path.write_bytes(path.read_bytes()[:keep])
     with pytest.raises(InputError, match=f"{path} is missing or cut; remove {tmp_path} and begin again"):
         Activations(tmp_path, layout, torch.float16)
+
+
+def test_hidden_states_that_nothing_reads_are_removed(tmp_path):
+    names = ["activations-calibration-3", "activations-calibration-4", "activations-evaluation-3", "model.safetensors"]
+    for name in names:
+        (tmp_path / name).touch()
+    keep_only(tmp_path, [Layout(names[1], [], 8), Layout("not-there", [], 8)])
+    assert sorted(path.name for path in tmp_path.iterdir()) == [names[1], names[3]]
 
 
 @pytest.mark.parametrize("keep", [None, -2])

@@ -8,7 +8,7 @@ import pytest
 from calib_data.document import Document
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
-from runtime.evaluate import ANSWER_TOKENS, Scored, score, summary, with_answers
+from runtime.evaluate import ANSWER_TOKENS, Scored, draw, score, summary
 from runtime.generate import Model
 from runtime.sampling import greedy
 
@@ -78,10 +78,26 @@ def test_the_best_of_several_true_answers_counts(document, answer, reader):
     assert (scored.truth, scored.exact_match, scored.cer, scored.anls) == (far, 1.0, 0.0, 1.0)
 
 
-def test_documents_without_an_answer_are_refused(document):
-    assert with_answers([document]) == [document]
-    with pytest.raises(InputError, match=r"^scan\.png: has no known answer"):
-        with_answers([document, replace(document, answer=None, name="scan.png")])
+def test_documents_without_an_answer_are_refused(document, tmp_path):
+    for number in range(12):  # some of them fall into the evaluation split
+        document.image.save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text(str(number))
+    drawn = draw(str(tmp_path), 12, 0, None)
+    assert [one.name for one in drawn] == [f"{one.answer}.png" for one in drawn]
+    (tmp_path / drawn[-1].name).with_suffix(".txt").unlink()
+    with pytest.raises(InputError, match=f"^{drawn[-1].name}: has no known answer"):
+        draw(str(tmp_path), 12, 0, None)
+
+
+def test_fewer_documents_than_asked_for_are_said(document, tmp_path, capsys):
+    for number in range(12):
+        document.image.save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("yes")
+    found = len(draw(str(tmp_path), 12, 0, None))
+    why = "has no more for evaluation, other pages are kept for calibration"
+    assert capsys.readouterr().err == f"{found} documents instead of 12 ({tmp_path} {why})\n"
+    assert len(draw(str(tmp_path), found, 0, None)) == found
+    assert capsys.readouterr().err == ""
 
 
 def test_the_command_prints_one_object(command, exported, reader):

@@ -69,6 +69,14 @@ def test_removed_pages_are_said(kept):
         picture.write_bytes(content)
 
 
+def test_another_source_is_not_called_a_changed_page_alone(kept):
+    shutil.copytree(kept / PAGES, "others")
+    for picture in (kept / "others").glob("*.png"):
+        open_documents(PAGES, split="evaluation", count=1)[0].image.rotate(9).save(picture)
+    with pytest.raises(InputError, match=f"not the document that was kept: --source others is not {PAGES}, which"):
+        ReferenceBaseline(kept / "reference.npz", "others")
+
+
 def test_a_source_that_cannot_be_opened_is_named_itself(command, exported, kept):
     """And not the reference, which is whole."""
     arguments = "--baseline", "reference.npz", "--model", exported("fp16"), "--source", "long" * 100
