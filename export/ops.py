@@ -8,7 +8,7 @@ ONNX Runtime's kernels against the torch arithmetic written here. Schemas: the c
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _NF4 = 1  # MatMulBnb4's quant_type
-_NEVER = -1e30  # a score that no float32 score comes near
+_NEVER, _NEVER_IN_HALF = -1e30, -6e4  # scores that no other comes near; the latter in 16 bits
+_CUDA_WIDTHS = 8  # what CUDA's GroupQueryAttention wants the width of a head to be a multiple of
 EXACT, INT8 = 1, 4  # MatMulNBits' accuracy_level: keep activations as they are, or round them on the CPU
 
 
@@ -278,28 +279,68 @@ def resident(total: int, room: int, window: int) -> int:
     return total - step * -(-(total - room) // step)
 
 
-def padded_attention(
-    q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, longest: Tensor, index: Tensor, head_dim: int
-) -> Tensor:
+class Rows(NamedTuple):
+    """Patches as right-padded rows of a batch, so that one attention operator takes windows or frames of any sizes.
+
+    slots: int64 [rows, T], the patch in each slot, any in padding. padding: [rows, T] in the dtype of the patches, 0 in
+    front of a patch and hugely negative in padding. lengths: int32 [rows]. longest: int32 scalar on the host, T.
+    scatter: int64 [P], the slot of each patch among rows * T.
+    """
+
+    slots: Tensor
+    padding: Tensor
+    lengths: Tensor
+    longest: Tensor
+    scatter: Tensor
+
+    @classmethod
+    def of(cls, gather: Tensor, lengths: Tensor, longest: Tensor, scatter: Tensor, dtype: torch.dtype) -> Rows:
+        """From gather [rows, T], which is negative in padding."""
+        padding = (gather < 0).to(dtype) * (_NEVER if dtype == torch.float32 else _NEVER_IN_HALF)
+        return cls(gather.clamp(min=0), padding, lengths, longest, scatter)
+
+
+def padded_attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, head_dim: int, *, on_cuda: bool) -> Tensor:
     """Attention within right-padded rows, every token of a row seeing the whole row (GroupQueryAttention, causal=0).
 
-    q [rows, T, heads*D], k and v [rows, T, kv_heads*D], lengths int32 [rows], longest int32 scalar = T on the host.
-    index int64 [P]: which of the rows * T slots are wanted, all of them within the lengths. Output [P, heads*D].
-    On the CPU the kernel holds the T x T scores of all heads.
+    q [rows, T, heads*D], k and v [rows, T, kv_heads*D]. Output [P, heads*D].
+    On the CPU the kernel looks at the lengths, and holds the T x T scores of all heads. CUDA's takes every row of a
+    call without a past as full, which is right where tokens see only those before them; so padding is marked there, as
+    in `flash_attention`, in eight channels more: its widths of heads are multiples of 8.
     """
     if not torch.onnx.is_in_onnx_export():
-        return _padded_attention(q, k, v, lengths, head_dim)[index]
-    heads, kv_heads = q.shape[-1] // head_dim, k.shape[-1] // head_dim
-    cache_shape = (k.shape[0], kv_heads, k.shape[1], head_dim)
+        return _padded_attention(q, k, v, rows, head_dim)
+    heads, kv_heads, width = q.shape[-1] // head_dim, k.shape[-1] // head_dim, head_dim
+    if on_cuda:
+        width += _CUDA_WIDTHS
+        q, k = _with_marks(q, k, rows.padding, head_dim, _CUDA_WIDTHS)
+        v = _widened(v, rows.padding * 0, head_dim, _CUDA_WIDTHS)
+        q, k, v = (reshape(x, 0, 0, -1) for x in (q, k, v))
+    cache_shape = (k.shape[0], kv_heads, k.shape[1], width)
     output, *cache = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
-        (q, k, v, None, None, lengths - 1, longest),
-        {"num_heads": heads, "kv_num_heads": kv_heads, "causal": 0},
+        (q, k, v, None, None, rows.lengths - 1, rows.longest),
+        {"num_heads": heads, "kv_num_heads": kv_heads, "causal": 0, "scale": 1 / math.sqrt(head_dim)},
         dtypes=(q.dtype, k.dtype, v.dtype),
         shapes=(q.shape, cache_shape, cache_shape),
         version=1,
     )
-    return reshape(output, -1, q.shape[-1]).index_select(0, _with_no_rows_of(cache, index))
+    output = reshape(output, -1, heads * width).index_select(0, _with_no_rows_of(cache, rows.scatter))
+    if on_cuda:
+        output = reshape(split(reshape(output, 0, heads, width), [head_dim, _CUDA_WIDTHS])[0], 0, -1)
+    return output
+
+
+def _with_marks(q: Tensor, k: Tensor, padding: Tensor, head_dim: int, channels: int) -> tuple[Tensor, Tensor]:
+    """Heads of q and k [rows, T, heads, D + channels]: 1 in q, and in k what makes the weight of padding exactly 0."""
+    return _widened(q, padding * 0 + 1, head_dim, channels), _widened(k, padding, head_dim, channels)
+
+
+def _widened(x: Tensor, values: Tensor, head_dim: int, channels: int) -> Tensor:
+    """Heads of x [rows, T, heads*D] with channels [rows, T] more, of the same value: [rows, T, heads, D + channels]."""
+    heads = x.shape[-1] // head_dim
+    more = values[:, :, None, None] + torch.zeros(heads, channels, dtype=x.dtype)
+    return torch.cat((reshape(x, 0, 0, heads, head_dim), more), dim=-1)
 
 
 def _with_no_rows_of(unused: Sequence[Tensor], index: Tensor) -> Tensor:
@@ -320,35 +361,32 @@ def _with_no_rows_of(unused: Sequence[Tensor], index: Tensor) -> Tensor:
     return torch.onnx.ops.symbolic("::Concat", parts, {"axis": 0}, dtype=index.dtype, shape=index.shape, version=13)
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, index: Tensor, head_dim: int) -> Tensor:
+def flash_attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, head_dim: int) -> Tensor:
     """`padded_attention` for the CPU, where no T x T tensor exists (MultiHeadAttention); arguments as there.
 
-    MultiHeadAttention's own padding mask would bring that tensor back. So a channel is added to every head: 1 in q, and
-    in k 0 for a token and hugely negative for padding, whose weight is then exactly 0. KV heads are repeated.
+    MultiHeadAttention's own padding mask would bring that tensor back, so padding is marked in one channel more. KV
+    heads are repeated.
     """
     if not torch.onnx.is_in_onnx_export():
-        return _padded_attention(q, k, v, lengths, head_dim)[index]
+        return _padded_attention(q, k, v, rows, head_dim)
     heads, kv_heads = q.shape[-1] // head_dim, k.shape[-1] // head_dim
-    hidden = torch.where(torch.arange(k.shape[1]) < lengths.unsqueeze(-1), 0.0, _NEVER)  # [rows, T]
-    k = reshape(k, 0, 0, kv_heads, 1, head_dim)
-    k = torch.cat((k, hidden[:, :, None, None, None].expand(-1, -1, kv_heads, -1, -1)), dim=-1)
+    wide_q, wide_k = _with_marks(q, k, rows.padding, head_dim, 1)
     k, v = (
-        reshape(x.expand(-1, -1, -1, heads // kv_heads, -1), 0, 0, -1)
-        for x in (k, reshape(v, 0, 0, kv_heads, 1, head_dim))
+        reshape(x.unsqueeze(3).expand(-1, -1, -1, heads // kv_heads, -1), 0, 0, -1)
+        for x in (wide_k, reshape(v, 0, 0, kv_heads, head_dim))
     )
     output = torch.onnx.ops.symbolic(
         "com.microsoft::MultiHeadAttention",
-        (reshape(F.pad(reshape(q, 0, 0, heads, head_dim), (0, 1), value=1.0), 0, 0, -1), k, v),
+        (reshape(wide_q, 0, 0, -1), k, v),
         {"num_heads": heads, "scale": 1 / math.sqrt(head_dim)},
         dtype=q.dtype,
         shape=q.shape,
         version=1,
     )
-    return reshape(output, -1, q.shape[-1]).index_select(0, index)
+    return reshape(output, -1, q.shape[-1]).index_select(0, rows.scatter)
 
 
-def _padded_attention(q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, head_dim: int) -> Tensor:
-    """The arithmetic of both: [rows * T, heads*D]."""
-    allowed = torch.arange(k.shape[1]) < lengths.unsqueeze(-1)  # [rows, T]
+def _padded_attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, head_dim: int) -> Tensor:
+    """The arithmetic of both."""
     q, k, v = (_heads(x, x.shape[-1] // head_dim) for x in (q, k, v))
-    return _attend(q, k, v, allowed[:, None, None, :]).flatten(0, 1)
+    return _attend(q, k, v, rows.padding[:, None, None, :] == 0).flatten(0, 1)[rows.scatter]

@@ -42,33 +42,22 @@ class VisionAttention(nn.Module):
         self.head_dim = config.hidden_size // config.num_heads
         kv_width = config.num_key_value_heads * self.head_dim
         self.widths = [config.hidden_size, kv_width, kv_width]
-        self.window_patches = (config.window_size // config.patch_size) ** 2
         self.qkv = Linear(source, f"{name}.qkv")
         self.output = Linear(source, f"{name}.proj")
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], windows: tuple[Tensor, ...], frames: tuple[Tensor, ...]
-    ) -> Tensor:
-        """x [P, C] in window order; rope, windows and frames as `VisionEncoder.forward` takes them."""
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], windows: ops.Rows, frames: ops.Rows) -> Tensor:
+        """x [P, C] in window order; rope as `VisionEncoder.forward` takes it."""
         (qkv,) = self.qkv(x)
         q, k, v = ops.split(qkv, self.widths)
         q, k = _rotate(q, *rope), _rotate(k, *rope)
-        attended = self._within_frames((q, k, v), *frames) if self.full else self._within_windows((q, k, v), *windows)
+        rows = frames if self.full else windows
+        q, k, v = (F.embedding(rows.slots, part) for part in (q, k, v))  # one Gather each, to [rows, slots, width]
+        if self.full and not self.on_cuda:
+            attended = ops.flash_attention(q, k, v, rows, self.head_dim)
+        else:
+            attended = ops.padded_attention(q, k, v, rows, self.head_dim, on_cuda=self.on_cuda)
         (output,) = self.output(attended)
         return output
-
-    def _within_windows(self, qkv: tuple[Tensor, ...], gather: Tensor, scatter: Tensor, lengths: Tensor) -> Tensor:
-        q, k, v = (F.embedding(gather, part) for part in qkv)  # rows of a table: one Gather to [windows, slots, width]
-        longest = torch.tensor(self.window_patches, dtype=torch.int32)
-        return ops.padded_attention(q, k, v, lengths, longest, scatter, self.head_dim)
-
-    def _within_frames(
-        self, qkv: tuple[Tensor, ...], gather: Tensor, scatter: Tensor, lengths: Tensor, longest: Tensor
-    ) -> Tensor:
-        q, k, v = (F.embedding(gather, part) for part in qkv)
-        if self.on_cuda:
-            return ops.padded_attention(q, k, v, lengths, longest, scatter, self.head_dim)
-        return ops.flash_attention(q, k, v, lengths, scatter, self.head_dim)
 
 
 class VisionBlock(nn.Module):
@@ -81,9 +70,7 @@ class VisionBlock(nn.Module):
         self.attention = VisionAttention(source, f"{name}.attn", config, full=full, on_cuda=on_cuda)
         self.mlp = MLP(source, f"{name}.mlp")
 
-    def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], windows: tuple[Tensor, ...], frames: tuple[Tensor, ...]
-    ) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], windows: ops.Rows, frames: ops.Rows) -> Tensor:
         """x [P, C] in window order."""
         x = x + self.attention(self.attention_norm(x), rope, windows, frames)
         return x + self.mlp(self.mlp_norm(x))
@@ -103,6 +90,7 @@ class VisionEncoder(nn.Module):
         self.dtype = dtype
         vision = config.vision_config
         self.merge = vision.spatial_merge_size**2
+        self.window_patches = (vision.window_size // vision.patch_size) ** 2
         self.patch_embed = Linear(source, f"{family.patch_embed}.proj")
         self.blocks = nn.ModuleList(
             VisionBlock(
@@ -138,8 +126,9 @@ class VisionEncoder(nn.Module):
         width = x.shape[-1]
         x = ops.reshape(ops.reshape(x, -1, self.merge * width).index_select(0, window_index), -1, width)
         rope = (patch_cos, patch_sin)
-        windows = (window_gather, window_scatter, window_lengths)
-        frames = (frame_gather, frame_scatter, frame_lengths, frame_length)
+        window_length = torch.tensor(self.window_patches, dtype=torch.int32)
+        windows = ops.Rows.of(window_gather, window_lengths, window_length, window_scatter, x.dtype)
+        frames = ops.Rows.of(frame_gather, frame_lengths, frame_length, frame_scatter, x.dtype)
         for block in self.blocks:
             x = block(x, rope, windows, frames)
         merged = ops.reshape(self.merger_norm(x), -1, self.merge * width)

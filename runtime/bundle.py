@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE = "runtime.json"
-FORMAT = 3
+FORMAT = 4
 HEADER_PREFIX = 8  # bytes of a .safetensors file that say how long its header is
 _PIECE = 1 << 22  # bytes of a file read at once
 
@@ -44,10 +44,10 @@ PATCHES = "patches"  # float32 [patches, channels * temporal * patch * patch], t
 PATCH_COS, PATCH_SIN = "patch_cos", "patch_sin"  # float32 [patches, head_dim], window order
 WINDOW_INDEX = "window_index"  # int64 [patches / merge^2]: merged token at each place of the window order
 WINDOW_INVERSE = "window_inverse"  # int64 [patches / merge^2]: its inverse
-WINDOW_GATHER = "window_gather"  # int64 [windows, window_patches]: row of each slot of the padded windows
+WINDOW_GATHER = "window_gather"  # int64 [windows, window_patches]: row of each slot of the padded windows, or -1
 WINDOW_SCATTER = "window_scatter"  # int64 [patches]: slot of each row
 WINDOW_LENGTHS = "window_lengths"  # int32 [windows]: patches of each window
-FRAME_GATHER = "frame_gather"  # int64 [frames, longest]: row of each slot of the padded frames
+FRAME_GATHER = "frame_gather"  # int64 [frames, longest]: row of each slot of the padded frames, or -1
 FRAME_SCATTER = "frame_scatter"  # int64 [patches]: slot of each row
 FRAME_LENGTHS = "frame_lengths"  # int32 [frames]: patches of each frame
 FRAME_LENGTH = "frame_length"  # int32 scalar on the host: the longest of them

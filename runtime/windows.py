@@ -57,7 +57,7 @@ class VisionIndex:
     inverse_index: [P/4] int64, and back.
     cos, sin: [P, head_dim] float32, rotary tables of the patches in window order.
     window_lengths: [N] int32, patches of each window.
-    window_gather: [N * window_patches] int64, rows of the window-ordered patches; a padding slot points at row 0.
+    window_gather: [N * window_patches] int64, rows of the window-ordered patches; -1 in padding slots.
     window_scatter: [P] int64, where each window-ordered row lies in the padded buffer.
     frame_lengths, frame_gather, frame_scatter: the same for frames, padded to the longest.
     """
@@ -149,10 +149,10 @@ def _rotary_tables(
 def _padded_layout(lengths: NDArray[np.int32], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Lay consecutive segments of `lengths` rows out as rows of `width` slots.
 
-    Returns gather [len(lengths) * width] int64 (0 in padding slots) and scatter [sum(lengths)] int64.
+    Returns gather [len(lengths) * width] int64 (-1 in padding slots) and scatter [sum(lengths)] int64.
     """
     starts = np.cumsum(lengths, dtype=np.int64) - lengths
     slots = np.arange(width, dtype=np.int64)
     filled = slots < lengths[:, None]
-    gather = np.where(filled, starts[:, None] + slots, 0).ravel()
+    gather = np.where(filled, starts[:, None] + slots, -1).ravel()
     return gather, np.flatnonzero(filled).astype(np.int64, copy=False)

@@ -30,8 +30,9 @@ from calib_data.document import Document
 from calib_data.reader_forward import Reader, masks, mtp
 from calib_data.sources import open_documents
 from export.decoder import Decoder
-from export.graphs import export_folder
+from export.graphs import export_folder, trace_vision
 from export.mtp import Mtp
+from export.trace import save
 from export.vision import VisionEncoder
 from export.weights import Source
 from quantize.checkpoint import open_checkpoint
@@ -42,7 +43,7 @@ from runtime.generate import Model
 from runtime.images import preprocess
 from runtime.rope import rope_tables
 from runtime.sampling import greedy
-from runtime.sessions import Buffer, Device, open_session
+from runtime.sessions import Buffer, Device, VisionSession, open_session
 from runtime.video import Video, VideoSettings, video_patches
 from runtime.vision import vision_feeds
 
@@ -104,6 +105,21 @@ def eager(folder: Path) -> tuple[Decoder, VisionEncoder]:
 
 
 @pytest.fixture(scope="module")
+def cuda_vision(exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> VisionSession:
+    """The reader's vision graph for CUDA, but in float32 and on the CPU."""
+    folder = tmp_path_factory.mktemp("vision")
+    for file in exported("fp16").glob("*.safetensors"):
+        shutil.copy(file, folder)
+    checkpoint = open_checkpoint(exported("fp16"))
+    family, config = find_family(checkpoint.config), model_config(checkpoint.config)
+    vision = VisionEncoder(
+        Source(checkpoint, load=False, exact=True), family, config, on_cuda=True, dtype=torch.float32
+    )
+    save(trace_vision(vision, config), vision, folder / "vision.onnx")
+    return VisionSession(open_session(folder / "vision.onnx", Device("cpu")))
+
+
+@pytest.fixture(scope="module")
 def answered(documents: list[Document], exported: Callable[[str], Path]) -> list[tuple[Document, list[int]]]:
     chat = Model(exported("fp16"), "cpu").chat
     return [(document, [*chat.encode_text(document.answer), 53]) for document in documents[:4]]
@@ -123,24 +139,43 @@ def test_vision_transformers_eager_onnx(grid, reference, exported):
     assert relative_error(model.vision.run(feeds), in_eager) < VISION
 
 
-@torch.no_grad()
-def test_one_vision_graph_serves_any_grids(documents, exported):
-    """Images of up to 24 x 24 patches, and of up to three frames; one to three of different size in a call.
+@pytest.fixture(scope="module")
+def pages(documents: list[Document], exported: Callable[[str], Path]) -> np.ndarray:
+    """Patches of pages: on noise transformers' own float32 is up to 4e-4 from its float64."""
+    settings = Model(exported("fp16"), "cpu").image_settings
+    return np.concatenate([preprocess(document.image, settings, "")[0] for document in documents])
 
-    Patches are those of pages, against float64: on noise transformers' own float32 is up to 4e-4 from it.
-    """
-    reference = AutoModelForImageTextToText.from_pretrained(READER, dtype=torch.float64).model.visual.eval()
+
+@pytest.fixture(scope="module")
+def exact_vision() -> torch.nn.Module:
+    return AutoModelForImageTextToText.from_pretrained(READER, dtype=torch.float64).model.visual.eval()
+
+
+@torch.no_grad()
+def test_one_vision_graph_serves_any_grids(pages, exact_vision, exported):
+    """Images of up to 24 x 24 patches, and of up to three frames; one to three of different size in a call."""
     model, choose = Model(exported("fp16"), "cpu"), random.Random(0)
     drawn = [
         (choose.choice((1, 1, 2, 3)), 2 * choose.randint(1, 12), 2 * choose.randint(1, 12)) for _ in range(RANDOM_GRIDS)
     ]
     calls = [*([grid] for grid in drawn[:22]), *(drawn[i : i + 3] for i in range(22, RANDOM_GRIDS, 3)), TOGETHER]
-    page = np.concatenate([preprocess(document.image, model.image_settings, "")[0] for document in documents])
     for seed, grids in enumerate(calls):
-        patches = page[(np.arange(sum(map(math.prod, grids))) + 97 * seed) % len(page)]
-        expected = reference(torch.from_numpy(patches).double(), grid_thw=torch.tensor(grids)).pooler_output
+        patches = pages[(np.arange(sum(map(math.prod, grids))) + 97 * seed) % len(pages)]
+        expected = exact_vision(torch.from_numpy(patches).double(), grid_thw=torch.tensor(grids)).pooler_output
         found = model.vision.run(vision_feeds(patches, grids, model.bundle.vision))
         assert relative_error(found, expected) < VISION, grids
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("grids", [*([grid] for grid in GRIDS), TOGETHER], ids=str)
+def test_cudas_vision_graph_does_not_rely_on_lengths(grids, pages, exact_vision, exported, cuda_vision):
+    """CUDA's kernel takes rows without a past as full, so the CPU's is told that they are."""
+    patches = pages[: sum(map(math.prod, grids))]
+    expected = exact_vision(torch.from_numpy(patches).double(), grid_thw=torch.tensor(grids)).pooler_output
+    feeds = vision_feeds(patches, grids, Model(exported("fp16"), "cpu").bundle.vision)
+    for rows in ("window", "frame"):
+        feeds[f"{rows}_lengths"][:] = feeds[f"{rows}_gather"].shape[1]
+    assert relative_error(cuda_vision.run(feeds), expected) < VISION
 
 
 def run_eager(decoder: Decoder, model: Model, embeds: torch.Tensor) -> torch.Tensor:

@@ -189,31 +189,41 @@ def dense(q, k, v, head_dim):
     return attended[0].transpose(0, 1).flatten(-2)
 
 
-@pytest.mark.parametrize("operator", [ops.padded_attention, ops.flash_attention])
+def on_cuda(q, k, v, rows, head_dim):
+    """As CUDA's kernel computes without a past: whatever the lengths, every row is full."""
+    return ops.padded_attention(q, k, v, rows._replace(lengths=rows.lengths * 0 + rows.longest), head_dim, on_cuda=True)
+
+
+def on_cpu(q, k, v, rows, head_dim):
+    return ops.padded_attention(q, k, v, rows, head_dim, on_cuda=False)
+
+
+@pytest.mark.parametrize("operator", [on_cpu, on_cuda, ops.flash_attention])
 def test_attention_within_padded_rows(operator):
     """Rows of different length in one call, longer than a kernel's block of keys, and scores from small to huge.
 
     What lies beyond a length is not compared, nor does it matter.
     """
-    names = "qkvlni" if operator is ops.padded_attention else "qkvli"
 
-    def function(*inputs):
-        return operator(*inputs, 32)
+    def function(q, k, v, gather, lengths, longest, scatter):
+        return operator(q, k, v, ops.Rows.of(gather, lengths, longest, scatter, q.dtype), 32)
 
     def draw(lengths, size=1):
-        rows, longest = len(lengths), max(lengths)
-        q, k, v = torch.randn(rows, longest, 128) * size, *torch.randn(2, rows, longest, 64)
-        index = torch.cat([row * longest + torch.arange(length) for row, length in enumerate(lengths)])
-        inputs = {"q": q, "k": k, "v": v, "l": torch.tensor(lengths, dtype=torch.int32), "i": index}
-        inputs["n"] = torch.tensor(longest, dtype=torch.int32)
-        return [inputs[name] for name in names]
+        lengths, longest = torch.tensor(lengths, dtype=torch.int32), max(lengths)
+        q, k, v = torch.randn(len(lengths), longest, 128) * size, *torch.randn(2, len(lengths), longest, 64)
+        filled = torch.arange(longest) < lengths.unsqueeze(-1)
+        scatter = filled.flatten().nonzero().flatten()
+        return [q, k, v, filled.long() - 1, lengths, torch.tensor(longest, dtype=torch.int32), scatter]
 
-    by_name = {**{name: {0: "n", 1: "t"} for name in "qkv"}, "l": {0: "n"}, "n": {}, "i": {0: "p"}}
-    axes = [by_name[name] for name in names]
-    session = run_on_cpu(trace(Call(function), [draw([5, 3])], [axes], list(names), ["out"]))
+    heads = {0: "n", 1: "t"}
+    axes = [heads, heads, heads, heads, {0: "n"}, {}, {0: "p"}]
+    names = [f"in{number}" for number in range(len(axes))]
+    session = run_on_cpu(trace(Call(function), [draw([5, 3])], [axes], names, ["out"]))
+    wanted = {one.name for one in session.get_inputs()}
     for lengths, size in (([700, 4, 1, 170], 1), ([700, 4, 1, 170], 30), ([170], 1), ([1], 1)):
         inputs = draw(lengths, size)
-        (output,) = session.run(None, {name: x.numpy() for name, x in zip(names, inputs, strict=True)})
+        feeds = {name: x.numpy() for name, x in zip(names, inputs, strict=True) if name in wanted}
+        (output,) = session.run(None, feeds)
         rows = [dense(*(x[row, :n].double() for x in inputs[:3]), 32) for row, n in enumerate(lengths)]
         alone = torch.cat(rows).float()
         torch.testing.assert_close(function(*inputs), alone, rtol=1e-5, atol=1e-5 * size)

@@ -77,7 +77,7 @@ def test_rotary_tables_by_hand():
 def pad_slowly(rows, lengths, width):
     padded, start = [], 0
     for length in lengths:
-        padded += [*rows[start : start + length], *[rows[0]] * (width - length)]
+        padded += [*rows[start : start + length], *[-1] * (width - length)]
         start += length
     return np.array(padded)
 
@@ -90,7 +90,7 @@ def test_padded_layouts_hold_every_row_once(grids):
         (index.window_lengths, SETTINGS.window_patches, index.window_gather, index.window_scatter),
         (index.frame_lengths, index.frame_lengths.max(), index.frame_gather, index.frame_scatter),
     ):
-        padded = rows[gather]
+        padded = np.where(gather < 0, -1, rows[gather])
         np.testing.assert_array_equal(padded, pad_slowly(rows, lengths, width))
         np.testing.assert_array_equal(padded[scatter], rows)
         assert gather.dtype == scatter.dtype == np.int64
