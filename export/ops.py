@@ -327,7 +327,7 @@ def padded_attention(q: Tensor, k: Tensor, v: Tensor, rows: Rows, head_dim: int,
     )
     output = reshape(output, -1, heads * width).index_select(0, _with_no_rows_of(cache, rows.scatter))
     if on_cuda:
-        output = reshape(split(reshape(output, 0, heads, width), [head_dim, _CUDA_WIDTHS])[0], 0, -1)
+        output = reshape(reshape(output, 0, heads, width)[..., :head_dim], 0, -1)
     return output
 
 
