@@ -166,9 +166,14 @@ def require_device(device: Device) -> None:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise InputError(f"CUDA was asked for but this onnxruntime has no CUDA provider; {advice}")
     try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError as error:
         raise InputError(f"CUDA was asked for but there is no NVIDIA driver ({error}); {advice}") from error
+    cards = ctypes.c_int()
+    if status := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(cards)):
+        raise InputError(f"CUDA was asked for but the NVIDIA driver gives no card (its error {status}); {advice}")
+    if device.index >= cards.value:
+        raise InputError(f"--device cuda:{device.index}: there is no such card; the last is cuda:{cards.value - 1}")
     ort.preload_dlls()  # finds the libraries of the nvidia wheels, which are on no search path
     if sys.platform == "linux":
         _require_libraries(Path(ort.__file__).parent / "capi")

@@ -1,6 +1,7 @@
 """The CUDA graphs on a stand-in device: where every node runs, and what crosses between host and device in a step."""
 
 import shutil
+import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -278,6 +279,22 @@ def test_a_missing_library_is_named(cuda_stub, on_cuda, tmp_path):
     (folder / "libcurand.so.10").unlink()
     said = CudaStub(folder).run(LOAD, on_cuda("w4"), "cuda")
     assert "libcurand.so.10: cannot open shared object file" in said
+    assert "\n" not in said
+
+
+@pytest.mark.parametrize("number", [1, 99999999999])
+def test_a_card_that_is_not_there_is_one_line(number, cuda_stub, on_cuda):
+    said = cuda_stub.run(LOAD, on_cuda("w4"), f"cuda:{number}")
+    assert said == f"--device cuda:{number}: there is no such card; the last is cuda:0"
+
+
+def test_a_driver_that_finds_no_card_is_one_line(cuda_stub, on_cuda, tmp_path):
+    folder = tmp_path / "libraries"
+    shutil.copytree(cuda_stub.folder, folder)
+    (folder / "none.c").write_text("int cuInit(unsigned flags) { return 100; }\n")
+    subprocess.run(["gcc", "-shared", "-o", folder / "libcuda.so.1", folder / "none.c"], check=True)
+    said = CudaStub(folder).run(LOAD, on_cuda("w4"), "cuda")
+    assert said.startswith("CUDA was asked for but the NVIDIA driver gives no card (its error 100); ")
     assert "\n" not in said
 
 
