@@ -105,17 +105,34 @@ def open_session(
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile / path.stem)
     try:
-        with memory_for(f"the weights of {path}", "quantize to fewer bits, or raise --memory-limit where it was given"):
-            session = ort.InferenceSession(path, settings, providers=[provider(device, options)])
+        with (
+            memory_for(f"the weights of {path}", "quantize to fewer bits, or raise --memory-limit where it was given"),
+            _no_warnings(),
+        ):
+            # Its own fallback would print, and run on the CPU what does not start or fails on a card.
+            session = ort.InferenceSession(path, settings, providers=[provider(device, options)], enable_fallback=0)
     except InputError:
         raise
-    except Exception as error:  # ONNX Runtime raises a class of its own for each status code
-        raise InputError(f"{path}: ONNX Runtime cannot load it ({error}); run python -m export again") from error
+    except Exception as error:  # ONNX Runtime raises a class of its own for each status code of a graph
+        reason = " ".join(str(error).split())
+        if isinstance(error, RuntimeError):  # and this for a provider
+            raise InputError(f"{device.kind} was asked for but ONNX Runtime could not start it ({reason})") from error
+        raise InputError(f"{path}: ONNX Runtime cannot load it ({reason}); run python -m export again") from error
     if session.get_providers()[0] != f"{device.kind.upper()}ExecutionProvider":
         raise InputError(f"{device.kind} was asked for but ONNX Runtime could not start it; see its message above")
     if device.kind == "cpu":
         use_huge_pages()
     return session
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Keep ONNX Runtime's warnings off the screen. Its errors stay: where it only drops CUDA, they alone say why."""
+    ort.set_default_logger_severity(_ERROR)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(_WARNING)
 
 
 @contextmanager
@@ -198,9 +215,8 @@ def _take_only_what_is_needed() -> None:
     The pool is one for a process, made at its first buffer, and no option of a session reaches it: the one way is a
     deprecated function, which warns about itself.
     """
-    ort.set_default_logger_severity(_ERROR)
-    _pybind_state.set_arena_extend_strategy(_pybind_state.ArenaExtendStrategy.kSameAsRequested)
-    ort.set_default_logger_severity(_WARNING)  # as it was: it says why CUDA does not start
+    with _no_warnings():
+        _pybind_state.set_arena_extend_strategy(_pybind_state.ArenaExtendStrategy.kSameAsRequested)
 
 
 @dataclass(frozen=True)

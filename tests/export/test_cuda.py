@@ -1,5 +1,6 @@
 """The CUDA graphs on a stand-in device: where every node runs, and what crosses between host and device in a step."""
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from calib_data.errors import InputError
 from export.graphs import export_folder
@@ -296,6 +298,46 @@ def test_a_driver_that_finds_no_card_is_one_line(cuda_stub, on_cuda, tmp_path):
     said = CudaStub(folder).run(LOAD, on_cuda("w4"), "cuda")
     assert said.startswith("CUDA was asked for but the NVIDIA driver gives no card (its error 100); ")
     assert "\n" not in said
+
+
+UNSTARTED = """
+import contextlib, io, json, sys
+from pathlib import Path
+from calib_data.errors import InputError
+from runtime.sessions import Device, Options, open_session
+
+with contextlib.redirect_stdout(io.StringIO()) as printed:
+    try:
+        open_session(Path(sys.argv[1]) / "decoder.cuda.onnx", Device("cuda"), Options(memory_limit=-1))
+    except InputError as error:
+        said = str(error)
+print(json.dumps([said, printed.getvalue()]))
+"""
+
+
+def test_a_provider_that_does_not_start_says_why_in_one_line(cuda_stub, on_cuda):
+    """ONNX Runtime would print so, and load the graph on the CPU; --memory-limit is checked before it is told."""
+    said, printed = cuda_stub.run(UNSTARTED, on_cuda("w4"))
+    assert said.startswith("cuda was asked for but ONNX Runtime could not start it (")
+    assert 'Failed to parse provider option "gpu_mem_limit"' in said
+    assert "\n" not in said
+    assert printed == ""
+
+
+COMMAND = """
+import json, subprocess, sys
+done = subprocess.run([sys.executable, "-m", "runtime", *sys.argv[1:]], capture_output=True, text=True)
+print(json.dumps([done.returncode, done.stdout, done.stderr]))
+"""
+
+
+def test_a_command_prints_its_answer_and_nothing_else(cuda_stub, on_cuda, tmp_path):
+    """With every graph open: decoder, vision, MTP layer and what takes drafts back."""
+    Image.new("RGB", (56, 56)).save(tmp_path / "page.png")
+    asked = "--image", tmp_path / "page.png", "--draft-tokens", "2", "--max-new-tokens", "5"
+    code, out, err = cuda_stub.run(COMMAND, "generate", "--model", on_cuda("w4"), "--device", "cuda", *asked, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["model"] == str(on_cuda("w4"))
 
 
 def test_cuda_without_a_driver_is_one_line(on_cuda):
