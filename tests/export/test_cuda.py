@@ -10,9 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from calib_data import READER
 from calib_data.errors import InputError
 from export.graphs import export_folder
 from quantize.checkpoint import open_checkpoint
+from quantize.memory import kv_workspace
+from quantize.sizes import read_architecture
 from runtime.generate import Model
 
 from ..cuda_stub.build import CudaStub
@@ -172,6 +175,33 @@ def test_a_card_gives_no_more_than_is_needed(cuda_stub, on_cuda):
         if tensor.name.startswith(("model.language_model.layers", "model.language_model.norm", "lm_head"))
     ]
     assert result["weights"] < 1.1 * sum(decoder)
+
+
+KV_WORKSPACE = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from traffic import DeviceMemory
+from runtime.generate import Model
+
+model, peaks = Model(Path(sys.argv[1]), "cuda"), []
+cache, embeds = model.decoder.new_cache(100_000), model.embed_tokens(np.arange(100, 228))
+for _ in range(2):
+    with DeviceMemory() as memory:
+        model.decoder.run(cache, embeds[None], np.array([[127]]))
+    peaks.append(memory.peak)
+print(json.dumps(peaks))
+"""
+
+
+@pytest.mark.parametrize(("name", "itemsize"), [("w4", 2), ("kv8", 1)])
+def test_an_int8_cache_is_unpacked_as_planned(name, itemsize, cuda_stub, on_cuda):
+    """Once it holds anything, ONNX Runtime's attention copies the cache of a layer, as long as it may become."""
+    reader = read_architecture(json.loads((READER / "config.json").read_text()))
+    planned = kv_workspace(reader, 100_000, itemsize).bytes
+    first, second = cuda_stub.run(KV_WORKSPACE, on_cuda(name))
+    assert first < 3 << 20
+    assert planned <= second < planned + (3 << 20)
 
 
 DOCUMENTS = """
