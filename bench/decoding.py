@@ -50,14 +50,13 @@ def drafting(activations: str, model: Model, drawn: list[Document]) -> Iterator[
 
 def with_drafts(model: Model, count: int, prompts: list[Prompt], plain: list[list[int]], seconds: float) -> str:
     """One of these rows, but for its first cell."""
-    changed, tokens, calls, accepted, start = 0, 0, 0, 0, perf_counter()
+    changed, tokens, drafts, start = 0, 0, Drafts(count), perf_counter()
     for prompt, expected in zip(prompts, plain, strict=True):
-        drafts = Drafts(count)
         answer = list(model.generate(prompt, greedy, LONGEST, drafts))
         changed += answer != expected
-        tokens, calls, accepted = tokens + len(answer), calls + drafts.calls, accepted + drafts.accepted
+        tokens += len(answer)
     speed = seconds / (perf_counter() - start)
-    return f"| {count} | {changed} | {tokens / calls:.2f} | {accepted / (calls * count):.3f} | {speed:.2f} |"
+    return f"| {count} | {changed} | {tokens / drafts.calls:.2f} | {drafts.acceptance:.3f} | {speed:.2f} |"
 
 
 @app.command()

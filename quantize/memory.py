@@ -68,6 +68,20 @@ def workspace(model: Architecture, grids: Grids, context: int, *, with_mtp: bool
     return lines + (_vision_workspace(model, grids) if family.vision else [])
 
 
+def kv_workspace(model: Architecture, context: int, itemsize: int) -> Line:
+    """What an int8 KV cache takes beside itself: of one layer at a time, and of all tokens that it has room for.
+
+    ONNX Runtime's CUDA attention reads int8 as it is in single steps only, and not with EXAONE's 5 queries to a key.
+    """
+    text = model.text
+    rows = context if "full_attention" in text.layer_types else text.sliding_window
+    name = "int8 KV layer, unpacked"
+    if itemsize == HALF:
+        return Line(name, "none is packed", 0)
+    tensors = f"2 x [{text.num_key_value_heads}, {rows}, {_head_dim(model)}] in 16 bits"
+    return Line(name, tensors, _layer_kv_bytes(model, rows, HALF))
+
+
 def _vision_workspace(model: Architecture, grids: Grids) -> list[Line]:
     family, vision, P = model.family, model.config.vision_config, LARGEST_IMAGE
     width, mlp, head = vision.hidden_size, vision.intermediate_size, vision.hidden_size // vision.num_heads

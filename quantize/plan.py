@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from calib_data.errors import InputError
 from quantize.checkpoint import read_json
 from quantize.grids import NF4Grid
-from quantize.memory import Line, kv_bytes, workspace
+from quantize.memory import Line, kv_bytes, kv_workspace, workspace
 from quantize.scheme import check_shapes, plan_grids
 from quantize.settings import Settings
 from quantize.sizes import read_architecture, stored_bytes
@@ -74,7 +74,10 @@ class Footprint:
 
 @dataclass(frozen=True)
 class Plan:
-    """Every choice on one card. model: as the user named it. vram: bytes. context, limit: tokens. kv: bytes."""
+    """Every choice on one card. model: as the user named it. vram: bytes. context, limit: tokens.
+
+    kv: bytes of the KV cache, by context. kv_workspace: what it takes beside itself at the plan's context.
+    """
 
     model: str
     vram: int
@@ -82,6 +85,7 @@ class Plan:
     limit: int
     has_mtp: bool
     kv: dict[int, dict[KV, int]]
+    kv_workspace: dict[KV, Line]
     footprints: list[Footprint]
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,6 +96,7 @@ class Plan:
             "context": self.context,
             "context_limit": self.limit,
             "kv_cache": {str(context): sizes for context, sizes in self.kv.items()},
+            "kv_workspace": {kind: asdict(line) for kind, line in self.kv_workspace.items()},
             "choices": [_choice_dict(footprint) for footprint in self.footprints],
         }
 
@@ -140,6 +145,7 @@ def make_plan(model: Path, vram: int, context: int | None = None) -> Plan:
             tokens: {kind: kv_bytes(architecture, tokens, KV_ITEMSIZE[kind]) for kind in KV_ITEMSIZE}
             for tokens in contexts
         },
+        kv_workspace={kind: kv_workspace(architecture, context, size) for kind, size in KV_ITEMSIZE.items()},
         footprints=[_footprint(choice, architecture, vram, context) for choice in CHOICES],
     )
 
@@ -163,7 +169,7 @@ def _footprint(choice: Choice, model: Architecture, vram: int, context: int) -> 
     weights = _on_card(stored, choice)
 
     def needed(tokens: int, itemsize: int, with_mtp: bool) -> int:
-        lines = workspace(model, grids, tokens, with_mtp=with_mtp)
+        lines = [*workspace(model, grids, tokens, with_mtp=with_mtp), kv_workspace(model, tokens, itemsize)]
         resident = sum(size for part, size in weights.items() if with_mtp or part != "mtp")
         return resident + kv_bytes(model, tokens, itemsize) + sum(line.bytes for line in lines)
 

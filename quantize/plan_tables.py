@@ -51,6 +51,8 @@ def _needs(plan: Plan) -> Table:
     )
     for kind in KV_ITEMSIZE:
         table.add_row(f"KV cache, {kind}", *(_gib(plan.kv[plan.context][kind]) for _ in prints))
+    unpacked = plan.kv_workspace["int8"]
+    table.add_row(unpacked.name, *(_gib(unpacked.bytes) for _ in prints))
     for kind in KV_ITEMSIZE:
         table.add_row(f"total with {kind} KV", *(_gib(p.total[kind]) for p in prints), style="bold")
     return table
@@ -80,7 +82,7 @@ def _notes(plan: Plan) -> list[str]:
         formats = ", ".join(f"{part} {kind}" for part, kind in footprint.formats.items())
         lines.append(f"  {footprint.choice.name}: {footprint.choice.about} ({formats})")
     lines.append("Workspace (added up, though the vision tower's is given back before the KV cache is filled):")
-    lines += [f"  {line.name}: {line.tensors}" for line in plan.footprints[0].workspace]
+    lines += [f"  {line.name}: {line.tensors}" for line in (*plan.footprints[0].workspace, plan.kv_workspace["int8"])]
     host = plan.footprints[0].host
     lines.append(
         f"Embeddings, {_gib(host)} GiB, stay on the host: a token's row is read from the memory-mapped file. Not "

@@ -105,17 +105,34 @@ def open_session(
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile / path.stem)
     try:
-        with memory_for(f"the weights of {path}", "quantize to fewer bits, or raise --memory-limit where it was given"):
-            session = ort.InferenceSession(path, settings, providers=[provider(device, options)])
+        with (
+            memory_for(f"the weights of {path}", "quantize to fewer bits, or raise --memory-limit where it was given"),
+            _no_warnings(),
+        ):
+            # Its own fallback would print, and run on the CPU what does not start or fails on a card.
+            session = ort.InferenceSession(path, settings, providers=[provider(device, options)], enable_fallback=0)
     except InputError:
         raise
-    except Exception as error:  # ONNX Runtime raises a class of its own for each status code
-        raise InputError(f"{path}: ONNX Runtime cannot load it ({error}); run python -m export again") from error
+    except Exception as error:  # ONNX Runtime raises a class of its own for each status code of a graph
+        reason = " ".join(str(error).split())
+        if isinstance(error, RuntimeError):  # and this for a provider
+            raise InputError(f"{device.kind} was asked for but ONNX Runtime could not start it ({reason})") from error
+        raise InputError(f"{path}: ONNX Runtime cannot load it ({reason}); run python -m export again") from error
     if session.get_providers()[0] != f"{device.kind.upper()}ExecutionProvider":
         raise InputError(f"{device.kind} was asked for but ONNX Runtime could not start it; see its message above")
     if device.kind == "cpu":
         use_huge_pages()
     return session
+
+
+@contextmanager
+def _no_warnings() -> Iterator[None]:
+    """Keep ONNX Runtime's warnings off the screen. Its errors stay: where it only drops CUDA, they alone say why."""
+    ort.set_default_logger_severity(_ERROR)
+    try:
+        yield
+    finally:
+        ort.set_default_logger_severity(_WARNING)
 
 
 @contextmanager
@@ -166,9 +183,14 @@ def require_device(device: Device) -> None:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise InputError(f"CUDA was asked for but this onnxruntime has no CUDA provider; {advice}")
     try:
-        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError as error:
         raise InputError(f"CUDA was asked for but there is no NVIDIA driver ({error}); {advice}") from error
+    cards = ctypes.c_int()
+    if status := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(cards)):
+        raise InputError(f"CUDA was asked for but the NVIDIA driver gives no card (its error {status}); {advice}")
+    if device.index >= cards.value:
+        raise InputError(f"--device cuda:{device.index}: there is no such card; the last is cuda:{cards.value - 1}")
     ort.preload_dlls()  # finds the libraries of the nvidia wheels, which are on no search path
     if sys.platform == "linux":
         _require_libraries(Path(ort.__file__).parent / "capi")
@@ -193,9 +215,8 @@ def _take_only_what_is_needed() -> None:
     The pool is one for a process, made at its first buffer, and no option of a session reaches it: the one way is a
     deprecated function, which warns about itself.
     """
-    ort.set_default_logger_severity(_ERROR)
-    _pybind_state.set_arena_extend_strategy(_pybind_state.ArenaExtendStrategy.kSameAsRequested)
-    ort.set_default_logger_severity(_WARNING)  # as it was: it says why CUDA does not start
+    with _no_warnings():
+        _pybind_state.set_arena_extend_strategy(_pybind_state.ArenaExtendStrategy.kSameAsRequested)
 
 
 @dataclass(frozen=True)

@@ -31,16 +31,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Drafts:
-    """How many tokens are drafted ahead of each call of the decoder, and what became of them in one answer."""
+    """How many tokens are drafted ahead of each call of the decoder, at most, and what became of them."""
 
     tokens: int
     calls: int = 0
+    drafted: int = 0
     accepted: int = 0
 
     @property
     def acceptance(self) -> float | None:
         """Share of drafted tokens that stood; None before any was drafted."""
-        return self.accepted / (self.calls * self.tokens) if self.calls else None
+        return self.accepted / self.drafted if self.drafted else None
 
 
 class Kept(NamedTuple):
@@ -150,22 +151,24 @@ def speculate(
     model: Model, prompt: Prompt, sampler: Sampler, budget: int, drafts: Drafts, generated: Sequence[int]
 ) -> Iterator[int]:
     """Tokens of an answer without end. generated: those that were taken, kept by the caller; at most `budget`."""
-    drafter, count = model.drafter, drafts.tokens
+    drafter, most = model.drafter, drafts.tokens
     window = drafter.decoder_rewinder.window
-    if window is not None and count >= window:
-        raise InputError(f"--draft-tokens {count}: a window of {window} tokens is too short for as many; give fewer")
-    room = len(prompt.ids) + budget + count
+    if window is not None and most >= window:
+        raise InputError(f"--draft-tokens {most}: a window of {window} tokens is too short for as many; give fewer")
+    room = len(prompt.ids) + budget
     with model.decoder.borrow_cache(room) as cache, drafter.session.borrow_cache(room) as own:
         logits, unread = _read_prompt(model, prompt, cache, own)
         token = sampler(logits, generated)
         yield token
         while True:
             known = np.concatenate((unread.embeds, model.embed_tokens(np.array([token]))))
-            ahead = drafter.draft(own, known, unread.hidden, count, model.embed_tokens)
+            count = min(most, budget - len(generated) - 1)  # the call itself gives one token more
+            ahead = drafter.draft(own, known, unread.hidden, count, model.embed_tokens) if count else []
             kept = drafter.decoder_rewinder.keep(cache, count + 1)
             checked = model.embed_tokens(np.array([token, *ahead]))
             decoded = model.decode(cache, checked, np.arange(count + 1))
             drafts.calls += 1
+            drafts.drafted += count
             accepted = 0
             for row in decoded.logits[0]:
                 token = sampler(row, generated)

@@ -4,8 +4,8 @@ With them sessions are created, ONNX Runtime's own code gives every node to a pr
 whole decode loops run, with kernels that compute nothing. That shows where nodes land and what crosses between host and
 device. It shows nothing of values or speed.
 
-The provider library lists the symbols it wants from each CUDA library. `cudart.c` defines those whose answer matters;
-all others become functions that return 0, which means success in every CUDA library.
+The provider library lists the symbols it wants from each CUDA library. `cudart.c` and `cuda.c` define those whose
+answer matters; all others become functions that return 0, which means success in every CUDA library.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SUPPORTED = "libcudart.so.13"  # cudart.c knows this version's cudaDeviceProp
-ASKED = {"cuDeviceGetName", "cuMemGetInfo_v2"}  # of the driver by `export.card`; answered with nothing
+WRITTEN = {SUPPORTED: HERE / "cudart.c", "libcuda.so.1": HERE / "cuda.c"}
 
 
 class CudaStub:
@@ -73,7 +73,7 @@ def build(folder: Path) -> CudaStub:
     for library in _needed(provider):
         names = {name for name, version in wanted if version == library}
         if library == "libcuda.so.1":  # the driver's symbols carry no version
-            names = {name for name, version in wanted if not version and re.match(r"cu[A-Z]", name)} | ASKED
+            names = {name for name, version in wanted if not version and re.match(r"cu[A-Z]", name)}
         _compile(library, names, folder)
     return CudaStub(folder)
 
@@ -94,7 +94,7 @@ def _needed(provider: Path) -> list[str]:
 
 def _compile(library: str, names: set[str], folder: Path) -> None:
     """Make a shared library that defines `names`, with the symbol version the provider asks for."""
-    written = HERE / "cudart.c" if library == SUPPORTED else None
+    written = WRITTEN.get(library)
     defined = set(re.findall(r"\b(\w+)\(", written.read_text())) if written else set()
     source, versions = folder / f"{library}.c", folder / f"{library}.map"
     functions = [f"int {name}(void) {{ return 0; }}\n" for name in sorted(names - defined)]

@@ -1,15 +1,21 @@
 """The CUDA graphs on a stand-in device: where every node runs, and what crosses between host and device in a step."""
 
+import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from calib_data import READER
 from calib_data.errors import InputError
 from export.graphs import export_folder
 from quantize.checkpoint import open_checkpoint
+from quantize.memory import kv_workspace
+from quantize.sizes import read_architecture
 from runtime.generate import Model
 
 from ..cuda_stub.build import CudaStub
@@ -171,6 +177,33 @@ def test_a_card_gives_no_more_than_is_needed(cuda_stub, on_cuda):
     assert result["weights"] < 1.1 * sum(decoder)
 
 
+KV_WORKSPACE = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from traffic import DeviceMemory
+from runtime.generate import Model
+
+model, peaks = Model(Path(sys.argv[1]), "cuda"), []
+cache, embeds = model.decoder.new_cache(100_000), model.embed_tokens(np.arange(100, 228))
+for _ in range(2):
+    with DeviceMemory() as memory:
+        model.decoder.run(cache, embeds[None], np.array([[127]]))
+    peaks.append(memory.peak)
+print(json.dumps(peaks))
+"""
+
+
+@pytest.mark.parametrize(("name", "itemsize"), [("w4", 2), ("kv8", 1)])
+def test_an_int8_cache_is_unpacked_as_planned(name, itemsize, cuda_stub, on_cuda):
+    """Once it holds anything, ONNX Runtime's attention copies the cache of a layer, as long as it may become."""
+    reader = read_architecture(json.loads((READER / "config.json").read_text()))
+    planned = kv_workspace(reader, 100_000, itemsize).bytes
+    first, second = cuda_stub.run(KV_WORKSPACE, on_cuda(name))
+    assert first < 3 << 20
+    assert planned <= second < planned + (3 << 20)
+
+
 DOCUMENTS = """
 import json, sys
 from pathlib import Path
@@ -279,6 +312,62 @@ def test_a_missing_library_is_named(cuda_stub, on_cuda, tmp_path):
     said = CudaStub(folder).run(LOAD, on_cuda("w4"), "cuda")
     assert "libcurand.so.10: cannot open shared object file" in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize("number", [1, 99999999999])
+def test_a_card_that_is_not_there_is_one_line(number, cuda_stub, on_cuda):
+    said = cuda_stub.run(LOAD, on_cuda("w4"), f"cuda:{number}")
+    assert said == f"--device cuda:{number}: there is no such card; the last is cuda:0"
+
+
+def test_a_driver_that_finds_no_card_is_one_line(cuda_stub, on_cuda, tmp_path):
+    folder = tmp_path / "libraries"
+    shutil.copytree(cuda_stub.folder, folder)
+    (folder / "none.c").write_text("int cuInit(unsigned flags) { return 100; }\n")
+    subprocess.run(["gcc", "-shared", "-o", folder / "libcuda.so.1", folder / "none.c"], check=True)
+    said = CudaStub(folder).run(LOAD, on_cuda("w4"), "cuda")
+    assert said.startswith("CUDA was asked for but the NVIDIA driver gives no card (its error 100); ")
+    assert "\n" not in said
+
+
+UNSTARTED = """
+import contextlib, io, json, sys
+from pathlib import Path
+from calib_data.errors import InputError
+from runtime.sessions import Device, Options, open_session
+
+with contextlib.redirect_stdout(io.StringIO()) as printed:
+    try:
+        open_session(Path(sys.argv[1]) / "decoder.cuda.onnx", Device("cuda"), Options(memory_limit=-1))
+    except InputError as error:
+        said = str(error)
+print(json.dumps([said, printed.getvalue()]))
+"""
+
+
+def test_a_provider_that_does_not_start_says_why_in_one_line(cuda_stub, on_cuda):
+    """ONNX Runtime would print so, and load the graph on the CPU; --memory-limit is checked before it is told."""
+    said, printed = cuda_stub.run(UNSTARTED, on_cuda("w4"))
+    assert said.startswith("cuda was asked for but ONNX Runtime could not start it (")
+    assert 'Failed to parse provider option "gpu_mem_limit"' in said
+    assert "\n" not in said
+    assert printed == ""
+
+
+COMMAND = """
+import json, subprocess, sys
+done = subprocess.run([sys.executable, "-m", "runtime", *sys.argv[1:]], capture_output=True, text=True)
+print(json.dumps([done.returncode, done.stdout, done.stderr]))
+"""
+
+
+def test_a_command_prints_its_answer_and_nothing_else(cuda_stub, on_cuda, tmp_path):
+    """With every graph open: decoder, vision, MTP layer and what takes drafts back."""
+    Image.new("RGB", (56, 56)).save(tmp_path / "page.png")
+    asked = "--image", tmp_path / "page.png", "--draft-tokens", "2", "--max-new-tokens", "5"
+    code, out, err = cuda_stub.run(COMMAND, "generate", "--model", on_cuda("w4"), "--device", "cuda", *asked, "--json")
+    assert (code, err) == (0, "")
+    assert json.loads(out)["model"] == str(on_cuda("w4"))
 
 
 def test_cuda_without_a_driver_is_one_line(on_cuda):

@@ -13,7 +13,7 @@ from export.graphs import windows
 from quantize import memory
 from quantize.checkpoint import open_checkpoint
 from quantize.grids import UniformGrid
-from quantize.memory import kv_bytes, workspace
+from quantize.memory import kv_bytes, kv_workspace, workspace
 from quantize.plan import CHOICES, grids_of, make_plan, parse_bytes
 from quantize.scheme import plan_grids
 from quantize.settings import Settings
@@ -209,6 +209,22 @@ def test_workspace_line_by_line(plan):
     assert {line.name: line.bytes for line in full}["RoPE tables"] == 64 * 2**20
 
 
+def test_of_an_int8_cache_one_layer_is_unpacked_at_a_time(plan):
+    """The largest, which is a global one: 8 heads of 128, keys and values."""
+    assert {kind: line.bytes for kind, line in plan.kv_workspace.items()} == {
+        "fp16": 0,
+        "int8": 2 * 8 * 32768 * 128 * 2,
+    }
+    full = make_plan(RELEASED, GIB, 262144).kv_workspace["int8"]
+    assert (full.bytes, full.tensors) == (GIB, "2 x [8, 262144, 128] in 16 bits")
+
+
+def test_of_sliding_layers_a_window_is_unpacked():
+    raw = json.loads(RELEASED.read_text())
+    raw["text_config"]["layer_types"] = ["sliding_attention"] * 64
+    assert kv_workspace(read_architecture(raw), 262144, 1).bytes == 16 * 2**20
+
+
 @pytest.mark.parametrize("kind", ["fp16", "int8"])
 def test_the_longest_context_fits_and_one_more_token_does_not(plan, kind):
     longest = by_name(plan)["4-bit"].longest[kind]
@@ -245,7 +261,10 @@ def test_without_drafts_the_mtp_layer_and_its_ring_make_room_for_tokens(plan):
 def test_a_total_is_the_sum_of_what_is_shown(plan):
     for footprint in plan.footprints:
         shown = sum(footprint.weights.values()) + sum(line.bytes for line in footprint.workspace)
-        assert footprint.total == {kind: shown + plan.kv[32768][kind] for kind in ("fp16", "int8")}
+        assert footprint.total == {
+            "fp16": shown + plan.kv[32768]["fp16"],
+            "int8": shown + plan.kv[32768]["int8"] + plan.kv_workspace["int8"].bytes,
+        }
 
 
 def test_a_text_model_with_tied_embeddings(text_plan):

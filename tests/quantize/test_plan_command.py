@@ -30,9 +30,10 @@ def test_a_process_prints_one_json_object():
     result = process("plan", "--model", RELEASED, "--vram", "24GB", "--context", 16384, "--json")
     assert (result.returncode, result.stderr) == (0, "")
     planned = json.loads(result.stdout)
-    assert planned.keys() == {"model", "vram", "context", "context_limit", "kv_cache", "choices"}
+    assert planned.keys() == {"model", "vram", "context", "context_limit", "kv_cache", "kv_workspace", "choices"}
     assert (planned["vram"], planned["context"], planned["context_limit"]) == (24 * 10**9, 16384, 262144)
     assert planned["kv_cache"]["16384"] == {"fp16": 7 * 2**28, "int8": 7 * 2**27}
+    assert {kind: line["bytes"] for kind, line in planned["kv_workspace"].items()} == {"fp16": 0, "int8": 2**26}
     assert [choice["name"] for choice in planned["choices"]] == ["4-bit", "8-bit", "NF4", "16-bit", "others"]
     for choice in planned["choices"]:
         assert choice["weights"].keys() == PARTS
@@ -71,10 +72,12 @@ def test_the_tables_show_every_line(capsys, monkeypatch):
     assert rows["decoder linears"] == ["14.865", "29.279", "16.216", "57.656", "14.865"]
     assert rows["embeddings"] == ["–", "–", "–", "–", "1.465"]
     assert rows["KV cache, int8"] == ["1.375"] * 5
+    assert rows["int8 KV layer, unpacked"] == ["0.125"] * 5
     assert rows["262144"] == ["16.750", "8.375"]
     assert rows["fp16 KV"][1:] == ["–"] * 4
     assert "On the card at 32768 tokens" in out
     assert "24 GB = 22.35 GiB" in out
+    assert "int8 KV layer, unpacked: 2 x [8, 32768, 128] in 16 bits" in out
     assert "RoPE tables: 2 x [32768, 64] in 16 bits" in out
     assert "Embeddings, 1.465 GiB, stay on the host" in out
     assert max(len(line) for line in out.splitlines() if "│" in line) <= 80

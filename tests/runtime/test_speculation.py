@@ -20,6 +20,11 @@ def random_prompt(reader, tokens):
     return Prompt(ids, reader.embed_tokens(ids))
 
 
+def transcription(reader):
+    (document,) = open_documents("rendered", split="evaluation", count=1, seed=1, kind="transcription")
+    return reader.prompt(document.prompt, [document.image])
+
+
 @pytest.mark.parametrize("before", [3, WINDOW - 3, WINDOW - 1, WINDOW, WINDOW + 1, 3 * WINDOW + 5])
 @pytest.mark.parametrize(("added", "taken"), [(1, 1), (5, 5), (5, 2), (8, 0)])
 def test_a_rewound_cache_is_one_that_never_saw_the_tokens(before, added, taken, reader):
@@ -77,6 +82,26 @@ def test_the_context_is_the_limit_with_drafts_too(copied):
     model = Model(copied, "cpu")
     prompt = random_prompt(model, 600 - 4)
     assert list(model.generate(prompt, greedy, 100, Drafts(3))) == list(model.generate(prompt, greedy, 100))
+
+
+@pytest.mark.parametrize(("budget", "acceptance"), [(1, None), (2, None), (3, 1.0)])
+def test_nothing_is_drafted_beyond_the_longest_answer(budget, acceptance, reader):
+    """The prompt gives the first token, and a call of the decoder one more than drafts that stand."""
+    prompt, drafts = transcription(reader), Drafts(8)
+    expected = list(reader.generate(prompt, greedy, budget))
+    assert list(reader.generate(prompt, greedy, budget, drafts)) == expected
+    assert len(expected) == budget
+    assert drafts.acceptance == acceptance
+
+
+@pytest.mark.parametrize("budget", [4, 9, 10, 13])
+def test_short_answers_with_many_drafts(budget, reader):
+    """No round drafts more than there is room for beside the token that its call gives."""
+    prompt, drafts = transcription(reader), Drafts(8)
+    expected = list(reader.generate(prompt, greedy, budget))
+    assert list(reader.generate(prompt, greedy, budget, drafts)) == expected
+    assert len(expected) == budget
+    assert drafts.accepted <= drafts.drafted <= sum(min(8, room - 1) for room in range(1, budget))
 
 
 def test_a_model_without_a_layer_that_drafts(copied):
