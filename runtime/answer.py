@@ -1,0 +1,76 @@
+"""What `generate` makes of questions: text as it comes, or a JSON object."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from calib_data.progress import say
+from runtime.sampling import ignored
+from runtime.speculation import Drafts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from runtime.generate import Model, Prompt, Question
+    from runtime.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How a model answers: every question by itself, as if it were the only one."""
+
+    model: Model
+    sampling: Sampling
+    max_new_tokens: int
+    thinking: bool
+    draft_tokens: int
+
+    def load(self) -> float:
+        """Load the model's decoder, once the questions are known to be possible; returns the seconds that it took."""
+        start = time.perf_counter()
+        self.model.load(drafts=self.draft_tokens > 0)
+        if unused := ignored(self.model.generation):
+            say(f"{self.model.folder}/generation_config.json: {', '.join(unused)}: without effect here")
+        return time.perf_counter() - start
+
+    def stream(self, question: Question) -> None:
+        """Print an answer as it comes, and say what cut it."""
+        prompt, text, written = self.model.embed(question), self.model.chat.stream_answer(thinking=self.thinking), 0
+        for written, token in enumerate(self._tokens(prompt, self._drafts()), 1):  # noqa: B007 - counted to the last
+            sys.stdout.write(text.push(token))
+            sys.stdout.flush()
+        sys.stdout.write(text.finish() + "\n")
+        if written == self.model.room(prompt):
+            say(f"stopped after {written} tokens; the model's context of {self.model.bundle.text.context} is full")
+        elif written == self.max_new_tokens:
+            say(f"stopped after {written} tokens; --max-new-tokens allows more, up to the model's context")
+
+    def to_json(self, question: Question, load_seconds: float) -> dict[str, Any]:
+        """A whole answer, and how fast it came: the first token since it was asked, the others since the first."""
+        tokens, times, drafts = [], [time.perf_counter()], self._drafts()
+        prompt = self.model.embed(question)
+        for token in self._tokens(prompt, drafts):
+            tokens.append(token)
+            times.append(time.perf_counter())
+        answer = self.model.chat.decode_answer(tokens, thinking=self.thinking)
+        result = {
+            "model": str(self.model.folder),
+            "load_seconds": load_seconds,
+            "prompt_tokens": len(prompt.ids),
+            "text": answer.text,
+            "reasoning": answer.reasoning,
+            "tokens": tokens,
+            "finish": "length" if len(tokens) == self.model.budget(prompt, self.max_new_tokens) else "end",
+            "first_token_seconds": times[1] - times[0] if tokens else None,
+            "tokens_per_second": (len(tokens) - 1) / (times[-1] - times[1]) if len(tokens) > 1 else None,
+        }
+        return result | ({"decoder_calls": drafts.calls, "draft_acceptance": drafts.acceptance} if drafts else {})
+
+    def _drafts(self) -> Drafts | None:
+        return Drafts(self.draft_tokens) if self.draft_tokens else None
+
+    def _tokens(self, prompt: Prompt, drafts: Drafts | None) -> Iterator[int]:
+        return self.model.generate(prompt, self.sampling.sampler(), self.max_new_tokens, drafts)
