@@ -158,6 +158,16 @@ def _text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 
+def open_pictures(path: Path) -> list[tuple[str, Image.Image]]:
+    """A picture file, or all pages of a PDF in order, drawn: what an error calls each, and the RGB picture.
+
+    Raises InputError as `open_image` does, and for a PDF that cannot be read or drawn.
+    """
+    if path.suffix.lower() != ".pdf" or not path.is_file():
+        return [(str(path), open_image(path))]
+    return [(f"{path}: page {number + 1}", _draw_page(path, number)) for number in range(_pages(path))]
+
+
 def _pdf(path: Path) -> list[Item]:
     names = [f"{path.name}/{number}" for number in range(1, _pages(path) + 1)]
     return [(name, partial(_pdf_page, path, number, name)) for number, name in enumerate(names)]

@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.table import Table
 
 from calib_data.errors import InputError, run_command
-from calib_data.images import open_image
 from calib_data.progress import track
 from calib_data.render import Kind
+from calib_data.sources import open_pictures
 from calib_data.vocabulary import READ
 from runtime import evaluate as evaluating
 from runtime.answer import Answers
@@ -60,7 +60,9 @@ SourceOption = Annotated[str, typer.Option(help=SOURCES)]
 
 # Of `generate`.
 PromptOption = Annotated[str | None, typer.Option(help="What to ask.", show_default=READ_ALL)]
-ImageOption = Annotated[list[Path] | None, typer.Option(help="Picture to ask about; repeat for several.")]
+ImageOption = Annotated[
+    list[Path] | None, typer.Option(help="Picture, or PDF with all its pages, to ask about; repeat for several.")
+]
 VideoOption = Annotated[
     list[Path] | None, typer.Option(help="Video file, or folder of frames, to ask about; repeat for several.")
 ]
@@ -172,9 +174,9 @@ def _require_question(
 def _question(
     model: Model, prompt: str | None, image: list[Path], video: list[Path], fps: float | None, thinking: bool
 ) -> Question:
-    images = [open_image(path) for path in image]
+    pictures = [picture for path in image for picture in open_pictures(path)]
     videos = [open_video(path, fps) for path in video]
-    names = [str(path) for path in image]
+    names, images = [name for name, _ in pictures], [picture for _, picture in pictures]
     return model.question(READ_ALL if prompt is None else prompt, images, videos, names=names, thinking=thinking)
 
 
