@@ -201,6 +201,19 @@ def _draw_page(path: Path, number: int) -> Image.Image:
     return image.convert("RGB")
 
 
+def open_questions(path: Path) -> list[tuple[str, Document]]:
+    """All lines of a .jsonl of {"image", "prompt"}, in order: where each is, as errors name it, and its document.
+
+    Either of the two may be left out. Raises InputError for a line that is not one; pictures are not opened yet.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file, give a .jsonl of questions")
+    questions = [(_line(path, number), _json_document(path, row, number)) for number, row in _json_rows(path)]
+    if not questions:
+        raise InputError(f"{path}: holds no questions")
+    return questions
+
+
 def _line(path: Path, number: int) -> str:
     return f"{path}: line {number}"
 

@@ -69,6 +69,10 @@ VideoOption = Annotated[
 FpsOption = Annotated[
     float | None, typer.Option(help="Frames read of a second of a video file.", show_default=f"{RECOMMENDED}, or 2")
 ]
+InputOption = Annotated[
+    Path | None,
+    typer.Option("--input", help='JSONL file of {"image", "prompt"}: prints a JSON object for each line instead.'),
+]
 LengthOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
 TemperatureOption = Annotated[float | None, typer.Option(help="0 is greedy.", show_default=RECOMMENDED)]
 TopPOption = Annotated[float | None, typer.Option(help="Nucleus of the likeliest tokens.", show_default=RECOMMENDED)]
@@ -133,6 +137,7 @@ def generate(
     image: ImageOption = None,
     video: VideoOption = None,
     fps: FpsOption = None,
+    questions: InputOption = None,
     model: ModelOption = DEFAULT_MODEL,
     max_new_tokens: LengthOption = 512,
     temperature: TemperatureOption = None,
@@ -148,10 +153,14 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about images and videos, streaming the text; reasoning first, up to a line </think>."""
-    _require_question(prompt, image, video, fps)
+    _require_question(prompt, image, video, fps, questions)
     loaded = Model(model, device, _options(device, memory_limit, cuda_graph, draft_tokens))
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty}
     answers = Answers(loaded, _sampling(loaded, given, seed), max_new_tokens, thinking, draft_tokens)
+    if questions is not None:
+        for answer in answers.of_lines(questions):
+            _print_json(answer)
+        return
     question = _question(loaded, prompt, image or [], video or [], fps, thinking)
     seconds = answers.load()
     if as_json:
@@ -161,14 +170,16 @@ def generate(
 
 
 def _require_question(
-    prompt: str | None, image: list[Path] | None, video: list[Path] | None, fps: float | None
+    prompt: str | None, image: list[Path] | None, video: list[Path] | None, fps: float | None, questions: Path | None
 ) -> None:
+    if questions is not None and (prompt is not None or image or video):
+        raise InputError(f"--input {questions}: its lines are the questions; leave out --prompt, --image and --video")
     if fps is not None and not video:
         raise InputError(f"--fps {fps}: is of a video, give one with --video")
     if prompt is not None and not prompt.strip():
         raise InputError("--prompt: is empty; write a question, or leave it out to have a picture read")
-    if prompt is None and not image and not video:
-        raise InputError("nothing to answer: give --image or --video to read, or a --prompt")
+    if questions is None and prompt is None and not image and not video:
+        raise InputError("nothing to answer: give --image or --video to read, or a --prompt, or --input")
 
 
 def _question(
@@ -302,6 +313,7 @@ def _compared_documents(
 
 def _print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()  # of several answers, each when it is ready
 
 
 if __name__ == "__main__":

@@ -1,19 +1,24 @@
-"""What `generate` makes of questions: text as it comes, or a JSON object."""
+"""What `generate` makes of questions: text as it comes, a JSON object, or one for each line of a file."""
 
 from __future__ import annotations
 
 import sys
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from calib_data.errors import InputError
 from calib_data.progress import say
+from calib_data.sources import open_questions
 from runtime.sampling import ignored
 from runtime.speculation import Drafts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
+    from calib_data.document import Document
     from runtime.generate import Model, Prompt, Question
     from runtime.sampling import Sampling
 
@@ -69,8 +74,40 @@ class Answers:
         }
         return result | ({"decoder_calls": drafts.calls, "draft_acceptance": drafts.acceptance} if drafts else {})
 
+    def of_lines(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Answers to the lines of a .jsonl in their order, each with its line's name and prompt.
+
+        Every line is looked at before the model is loaded, and its picture is opened again when its turn comes. Raises
+        InputError, with the number of the line, for one that cannot be answered.
+        """
+        asked = open_questions(path)
+        for where, document in asked:
+            with _naming(where):
+                self._question(document)
+        seconds = self.load()
+        for where, document in asked:
+            with _naming(where):
+                answer = self.to_json(self._question(document), seconds)
+            yield {"name": document.name, "prompt": document.prompt, **answer}
+
+    def _question(self, document: Document) -> Question:
+        if not document.prompt.strip():
+            raise InputError("has an empty prompt; write a question, or leave it out to have a picture read")
+        images = [] if document.picture is None else [document.image]
+        names = [document.name for _ in images]
+        return self.model.question(document.prompt, images, names=names, thinking=self.thinking)
+
     def _drafts(self) -> Drafts | None:
         return Drafts(self.draft_tokens) if self.draft_tokens else None
 
     def _tokens(self, prompt: Prompt, drafts: Drafts | None) -> Iterator[int]:
         return self.model.generate(prompt, self.sampling.sampler(), self.max_new_tokens, drafts)
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Put the place of a line into an InputError that is without."""
+    try:
+        yield
+    except InputError as error:
+        raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from error
