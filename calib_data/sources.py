@@ -13,7 +13,7 @@ import io
 import json
 import posixpath
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -47,8 +47,9 @@ def open_documents(
     """Open at most `count` documents of a split ("calibration" or "evaluation", or of rendered ones "training").
 
     source: "rendered", a folder of images (an answer is read from the .txt of the same name), a .pdf, a .jsonl of
-    {"image", "prompt", "answer"} with paths relative to the file, a local dataset folder, or a Hugging Face dataset id;
-    where a dataset has several splits of its own, one is named behind it ("id:validation").
+    {"image", "prompt", "answer"} with paths relative to the file (an image without a prompt is to be read), a local
+    dataset folder, or a Hugging Face dataset id; where a dataset has several splits of its own, one is named behind it
+    ("id:validation").
     seed: which documents are drawn. kind: rendered only, one of `render.KINDS` or None for a mix. pictures: every
     document must have one; a .jsonl can be of prompts and answers alone.
 
@@ -157,19 +158,32 @@ def _text(path: Path) -> str:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
 
 
+def open_pictures(path: Path) -> list[tuple[str, Image.Image]]:
+    """A picture file, or all pages of a PDF in order, drawn: what an error calls each, and the RGB picture.
+
+    Raises InputError as `open_image` does, and for a PDF that cannot be read or drawn.
+    """
+    if path.suffix.lower() != ".pdf" or not path.is_file():
+        return [(str(path), open_image(path))]
+    return [(f"{path}: page {number + 1}", _draw_page(path, number)) for number in range(_pages(path))]
+
+
 def _pdf(path: Path) -> list[Item]:
+    names = [f"{path.name}/{number}" for number in range(1, _pages(path) + 1)]
+    return [(name, partial(_pdf_page, path, number, name)) for number, name in enumerate(names)]
+
+
+def _pages(path: Path) -> int:
+    """How many a PDF has."""
     if importlib.util.find_spec("pypdfium2") is None:
         raise InputError(f"{path}: reading PDF files needs pypdfium2, install the extra 'data'")
     import pypdfium2
 
     try:
         with pypdfium2.PdfDocument(path) as pdf:
-            pages = len(pdf)
+            return len(pdf)
     except pypdfium2.PdfiumError as error:
         raise InputError(f"{path}: cannot be read as a PDF ({error}), it may be damaged or encrypted") from error
-
-    names = [f"{path.name}/{number}" for number in range(1, pages + 1)]
-    return [(name, partial(_pdf_page, path, number, name)) for number, name in enumerate(names)]
 
 
 def _pdf_page(path: Path, number: int, name: str) -> Document:
@@ -187,15 +201,37 @@ def _draw_page(path: Path, number: int) -> Image.Image:
     return image.convert("RGB")
 
 
+def open_questions(path: Path) -> list[tuple[str, Document]]:
+    """All lines of a .jsonl of {"image", "prompt"}, in order: where each is, as errors name it, and its document.
+
+    Either of the two may be left out. Raises InputError for a line that is not one; pictures are not opened yet.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file, give a .jsonl of questions")
+    questions = [(_line(path, number), _json_document(path, row, number)) for number, row in _json_rows(path)]
+    if not questions:
+        raise InputError(f"{path}: holds no questions")
+    return questions
+
+
+def _line(path: Path, number: int) -> str:
+    return f"{path}: line {number}"
+
+
 def _jsonl(path: Path) -> list[Item]:
     items: list[Item] = []
+    for number, row in _json_rows(path):
+        # The picture, however its path is written, decides the split: two questions about it are never apart.
+        key = row["prompt"] if row.get("image") is None else posixpath.normpath(row["image"])
+        items.append((key, partial(_json_document, path, row, number)))
+    return items
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Rows and the numbers of their lines; a picture without a prompt is to be read, as in a folder."""
     for number, line in enumerate(_text(path).split("\n"), start=1):
         if line.strip():
-            row = _json_row(f"{path}: line {number}", line)
-            # The picture, however its path is written, decides the split: two questions about it are never apart.
-            key = row["prompt"] if row.get("image") is None else posixpath.normpath(row["image"])
-            items.append((key, partial(_json_document, path, row, number)))
-    return items
+            yield number, _json_row(_line(path, number), line)
 
 
 def _json_row(where: str, line: str) -> dict[str, Any]:
@@ -205,6 +241,8 @@ def _json_row(where: str, line: str) -> dict[str, Any]:
         raise InputError(f"{where} is not JSON ({error})") from error
     if not isinstance(row, dict):
         raise InputError(f'{where} is not an object, write {{"image": ..., "prompt": ..., "answer": ...}}')
+    if row.get("prompt") is None and row.get("image") is not None:
+        row["prompt"] = READ[0]
     if not isinstance(row.get("prompt"), str):
         raise InputError(f"{where} has no text under 'prompt'")
     for key in ("image", "answer"):
@@ -229,7 +267,7 @@ def _json_image(path: Path, image: str, number: int) -> Image.Image:
     try:
         return open_image(path.parent / image)
     except InputError as error:
-        raise InputError(f"{path}: line {number}: {error}") from error
+        raise InputError(f"{_line(path, number)}: {error}") from error
 
 
 def _dataset(source: str, split: str | None) -> list[Item]:

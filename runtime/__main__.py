@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from calib_data.errors import InputError, run_command
-from calib_data.images import open_image
-from calib_data.progress import say, track
+from calib_data.progress import track
 from calib_data.render import Kind
+from calib_data.sources import open_pictures
 from calib_data.vocabulary import READ
 from runtime import evaluate as evaluating
+from runtime.answer import Answers
 from runtime.compare.baseline import Baseline, ReferenceBaseline
 from runtime.compare.gate import Gates
 from runtime.compare.junit import write_junit
@@ -28,24 +28,63 @@ from runtime.compare.result import summarize
 from runtime.compare.run import Models, run, settings_of
 from runtime.compare.screen import print_comparison
 from runtime.generate import Model
-from runtime.sampling import Sampling, ignored
+from runtime.sampling import Sampling
 from runtime.sessions import Device, Options
-from runtime.speculation import Drafts
 from runtime.video import open_video
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from calib_data.document import Document
     from runtime.compare.measure import Measured
     from runtime.compare.result import Comparison
-    from runtime.prompt import Chat
+    from runtime.generate import Question
 
 app = typer.Typer(add_completion=False)
 
+RECOMMENDED = "the model's"
+READ_ALL = READ[0]
+SOURCES = (
+    '"rendered", a folder of images, a PDF, a JSONL file, or a Hugging Face dataset (owner/name, or owner/name:split).'
+)
+DEFAULT_MODEL = Path("reader-w4")
+
+# Of several commands.
 ModelOption = Annotated[Path, typer.Option(help="Exported model folder.")]
 DeviceOption = Annotated[
     str, typer.Option(help='"cpu", "cuda" or "cuda:1"; the folder must be exported for it.', metavar="DEVICE")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+DocumentsOption = Annotated[int, typer.Option(min=1, help="How many documents.")]
+SeedOption = Annotated[int, typer.Option(help="Which documents are drawn.")]
+KindOption = Annotated[Kind | None, typer.Option(help="What is asked of a rendered document.", show_default="a mix")]
+SourceOption = Annotated[str, typer.Option(help=SOURCES)]
+
+# Of `generate`.
+PromptOption = Annotated[str | None, typer.Option(help="What to ask.", show_default=READ_ALL)]
+ImageOption = Annotated[
+    list[Path] | None, typer.Option(help="Picture, or PDF with all its pages, to ask about; repeat for several.")
+]
+VideoOption = Annotated[
+    list[Path] | None, typer.Option(help="Video file, or folder of frames, to ask about; repeat for several.")
+]
+FpsOption = Annotated[
+    float | None, typer.Option(help="Frames read of a second of a video file.", show_default=f"{RECOMMENDED}, or 2")
+]
+InputOption = Annotated[
+    Path | None,
+    typer.Option("--input", help='JSONL file of {"image", "prompt"}: prints a JSON object for each line instead.'),
+]
+LengthOption = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+TemperatureOption = Annotated[float | None, typer.Option(help="0 is greedy.", show_default=RECOMMENDED)]
+TopPOption = Annotated[float | None, typer.Option(help="Nucleus of the likeliest tokens.", show_default=RECOMMENDED)]
+TopKOption = Annotated[int | None, typer.Option(help="Only the k likeliest; 0 is off.", show_default=RECOMMENDED)]
+PenaltyOption = Annotated[
+    float | None,
+    typer.Option(help="Taken from logits of tokens already used.", show_default=f"{RECOMMENDED}; 0 when greedy"),
+]
+SamplingSeedOption = Annotated[int | None, typer.Option(help="Of the sampling.", show_default="a fresh one")]
+ThinkingOption = Annotated[bool, typer.Option("--thinking/--no-thinking", help="Reason before answering.")]
+DraftsOption = Annotated[
+    int, typer.Option(min=0, max=8, help="Tokens that the MTP layer drafts ahead of each call of the decoder.")
 ]
 MemoryOption = Annotated[
     float | None,
@@ -59,17 +98,30 @@ MemoryOption = Annotated[
 CaptureOption = Annotated[
     bool, typer.Option("--cuda-graph", help="CUDA: replay decode steps as CUDA graphs. Not yet tried on a card.")
 ]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-DocumentsOption = Annotated[int, typer.Option(min=1, help="How many documents.")]
-SeedOption = Annotated[int, typer.Option(help="Which documents are drawn.")]
-KindOption = Annotated[Kind | None, typer.Option(help="What is asked of a rendered document.", show_default="a mix")]
-SOURCES = (
-    '"rendered", a folder of images, a PDF, a JSONL file, or a Hugging Face dataset (owner/name, or owner/name:split).'
-)
-SourceOption = Annotated[str, typer.Option(help=SOURCES)]
-DEFAULT_MODEL = Path("reader-w4")
-RECOMMENDED = "the model's"
-READ_ALL = READ[0]
+
+# Of `compare`.
+BaselineOption = Annotated[
+    Path, typer.Option(help="Exported folder of the unquantized model, or the reference.npz that quantize kept.")
+]
+CandidatesOption = Annotated[list[Path], typer.Option(help="Exported folder to judge; repeat for several.")]
+ComparedOption = Annotated[
+    int | None, typer.Option(min=1, help="How many documents.", show_default="50, or all of a reference")
+]
+ComparedSourceOption = Annotated[
+    str, typer.Option(help=f"{SOURCES} Of a reference.npz: where its documents lie now, if not where they were.")
+]
+OutputOption = Annotated[
+    Path | None, typer.Option(help="Folder for compare.json and report.html; a stopped comparison goes on there.")
+]
+MaxDropOption = Annotated[float, typer.Option(min=0, help="Largest loss of ANLS that passes.")]
+MaxKlOption = Annotated[
+    float | None, typer.Option(min=0, help="Largest mean KL that passes, in nats a token.", show_default="any")
+]
+MinAgreementOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="Least share of tokens that both find likeliest.", show_default="any")
+]
+JunitOption = Annotated[Path | None, typer.Option(help="Write the gates as JUnit XML.")]
+JobsOption = Annotated[int, typer.Option(min=1, help="Documents at a time, each in a process with models of its own.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -81,102 +133,78 @@ def runtime(context: typer.Context) -> None:
 
 @app.command()
 def generate(
-    prompt: Annotated[str | None, typer.Option(help="What to ask.", show_default=READ_ALL)] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="Picture to ask about; repeat for several.")] = None,
-    video: Annotated[
-        list[Path] | None, typer.Option(help="Video file, or folder of frames, to ask about; repeat for several.")
-    ] = None,
-    fps: Annotated[
-        float | None, typer.Option(help="Frames read of a second of a video file.", show_default=f"{RECOMMENDED}, or 2")
-    ] = None,
+    prompt: PromptOption = None,
+    image: ImageOption = None,
+    video: VideoOption = None,
+    fps: FpsOption = None,
+    questions: InputOption = None,
     model: ModelOption = DEFAULT_MODEL,
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")] = 512,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.", show_default=RECOMMENDED)] = None,
-    top_p: Annotated[
-        float | None, typer.Option(help="Nucleus of the likeliest tokens.", show_default=RECOMMENDED)
-    ] = None,
-    top_k: Annotated[int | None, typer.Option(help="Only the k likeliest; 0 is off.", show_default=RECOMMENDED)] = None,
-    presence_penalty: Annotated[
-        float | None,
-        typer.Option(help="Taken from logits of tokens already used.", show_default=f"{RECOMMENDED}; 0 when greedy"),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of the sampling.", show_default="a fresh one")] = None,
-    thinking: Annotated[bool, typer.Option("--thinking/--no-thinking", help="Reason before answering.")] = False,
-    draft_tokens: Annotated[
-        int, typer.Option(min=0, max=8, help="Tokens that the MTP layer drafts ahead of each call of the decoder.")
-    ] = 0,
+    max_new_tokens: LengthOption = 512,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    presence_penalty: PenaltyOption = None,
+    seed: SamplingSeedOption = None,
+    thinking: ThinkingOption = False,
+    draft_tokens: DraftsOption = 0,
     device: DeviceOption = "cpu",
     memory_limit: MemoryOption = None,
     cuda_graph: CaptureOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Answer a question about images and videos, streaming the text; reasoning first, up to a line </think>."""
+    _require_question(prompt, image, video, fps, questions)
+    loaded = Model(model, device, _options(device, memory_limit, cuda_graph, draft_tokens))
+    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty}
+    answers = Answers(loaded, _sampling(loaded, given, seed), max_new_tokens, thinking, draft_tokens)
+    if questions is not None:
+        for answer in answers.of_lines(questions):
+            _print_json(answer)
+        return
+    question = _question(loaded, prompt, image or [], video or [], fps, thinking)
+    seconds = answers.load()
+    if as_json:
+        _print_json(answers.to_json(question, seconds))
+    else:
+        answers.stream(question)
+
+
+def _require_question(
+    prompt: str | None, image: list[Path] | None, video: list[Path] | None, fps: float | None, questions: Path | None
+) -> None:
+    if questions is not None and (prompt is not None or image or video):
+        raise InputError(f"--input {questions}: its lines are the questions; leave out --prompt, --image and --video")
     if fps is not None and not video:
         raise InputError(f"--fps {fps}: is of a video, give one with --video")
     if prompt is not None and not prompt.strip():
         raise InputError("--prompt: is empty; write a question, or leave it out to have a picture read")
-    if prompt is None and not image and not video:
-        raise InputError("nothing to answer: give --image or --video to read, or a --prompt")
+    if questions is None and prompt is None and not image and not video:
+        raise InputError("nothing to answer: give --image or --video to read, or a --prompt, or --input")
+
+
+def _question(
+    model: Model, prompt: str | None, image: list[Path], video: list[Path], fps: float | None, thinking: bool
+) -> Question:
+    pictures = [picture for path in image for picture in open_pictures(path)]
+    videos = [open_video(path, fps) for path in video]
+    names, images = [name for name, _ in pictures], [picture for _, picture in pictures]
+    return model.question(READ_ALL if prompt is None else prompt, images, videos, names=names, thinking=thinking)
+
+
+def _sampling(model: Model, given: dict[str, float | None], seed: int | None) -> Sampling:
+    """What was asked for, and for the rest what the model recommends."""
+    chosen = {name: value for name, value in given.items() if value is not None}
+    Sampling(seed=seed, **chosen)  # type: ignore[arg-type]  # or the model's file would be blamed for a wrong option
+    return Sampling.recommended(model.generation, chosen, seed)
+
+
+def _options(device: str, memory_limit: float | None, cuda_graph: bool, draft_tokens: int) -> Options:
     if cuda_graph and draft_tokens:
         raise InputError("--cuda-graph, --draft-tokens: drafts take no single steps that could be replayed; give one")
-    pictures = [open_image(path) for path in image or []]
-    videos = [open_video(path, fps) for path in video or []]
-    given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    options = _options(device, memory_limit, cuda_graph)
-    Sampling(seed=seed, **chosen)  # type: ignore[arg-type]  # wrong values are found before a long load
-    start = time.perf_counter()
-    loaded = Model(model, device, options)
-    drafts = Drafts(draft_tokens) if draft_tokens and loaded.drafter else None
-    sampler = Sampling.recommended(loaded.generation, chosen, seed).sampler()
-    if unused := ignored(loaded.generation):
-        say(f"{model}/generation_config.json: {', '.join(unused)}: without effect here")
-    asked = time.perf_counter()
-    names = [str(path) for path in image or []]
-    question = loaded.prompt(READ_ALL if prompt is None else prompt, pictures, videos, names=names, thinking=thinking)
-    tokens, budget = loaded.generate(question, sampler, max_new_tokens, drafts), loaded.budget(question, max_new_tokens)
-    if as_json:
-        result = {"model": str(model), "load_seconds": asked - start, "prompt_tokens": len(question.ids)}
-        result |= _answer(loaded.chat, tokens, thinking, asked, budget)
-        if drafts:
-            result |= {"decoder_calls": drafts.calls, "draft_acceptance": drafts.acceptance}
-        _print_json(result)
-        return
-    text = loaded.chat.stream_answer(thinking=thinking)
-    written = 0
-    for written, token in enumerate(tokens, 1):  # noqa: B007 - counted to the last
-        sys.stdout.write(text.push(token))
-        sys.stdout.flush()
-    sys.stdout.write(text.finish() + "\n")
-    if written == budget:
-        say(f"stopped after {budget} tokens; --max-new-tokens allows more, up to the model's context")
-
-
-def _options(device: str, memory_limit: float | None, cuda_graph: bool) -> Options:
     if Device.parse(device).kind == "cpu" and (memory_limit is not None or cuda_graph):
         option = "--cuda-graph" if memory_limit is None else "--memory-limit"
         raise InputError(f"{option}: is for a card; give --device cuda too")
     return Options(memory_limit=None if memory_limit is None else int(memory_limit * 2**30), capture=cuda_graph)
-
-
-def _answer(chat: Chat, stream: Iterator[int], thinking: bool, asked: float, budget: int) -> dict[str, Any]:
-    """A whole answer, and how fast it came: the first token since it was asked, the others since the first.
-
-    budget: tokens after which it is cut.
-    """
-    tokens, times = [], [asked]
-    for token in stream:
-        tokens.append(token)
-        times.append(time.perf_counter())
-    answer = chat.decode_answer(tokens, thinking=thinking)
-    return {
-        "text": answer.text,
-        "reasoning": answer.reasoning,
-        "tokens": tokens,
-        "finish": "length" if len(tokens) == budget else "end",
-        "first_token_seconds": times[1] - asked if tokens else None,
-        "tokens_per_second": (len(tokens) - 1) / (times[-1] - times[1]) if len(tokens) > 1 else None,
-    }
 
 
 @app.command()
@@ -193,6 +221,7 @@ def evaluate(
     drawn = evaluating.draw(source, documents, seed, kind)
     loaded = Model(model, device)
     evaluating.require_vision(loaded)
+    loaded.load()  # not in the time of the first document
     scored = [evaluating.score(loaded, document)[0] for document in track(drawn, "evaluating")]
     result = {"model": str(model), "source": source, "kind": kind, "seed": seed, **evaluating.summary(scored)}
     if as_json:
@@ -206,33 +235,18 @@ def evaluate(
 
 @app.command()
 def compare(
-    baseline: Annotated[
-        Path, typer.Option(help="Exported folder of the unquantized model, or the reference.npz that quantize kept.")
-    ],
-    model: Annotated[list[Path], typer.Option(help="Exported folder to judge; repeat for several.")] = [DEFAULT_MODEL],  # noqa: B006
-    documents: Annotated[
-        int | None, typer.Option(min=1, help="How many documents.", show_default="50, or all of a reference")
-    ] = None,
+    baseline: BaselineOption,
+    model: CandidatesOption = [DEFAULT_MODEL],  # noqa: B006
+    documents: ComparedOption = None,
     seed: SeedOption = 0,
     kind: KindOption = None,
-    source: Annotated[
-        str, typer.Option(help=f"{SOURCES} Of a reference.npz: where its documents lie now, if not where they were.")
-    ] = "rendered",
-    output: Annotated[
-        Path | None, typer.Option(help="Folder for compare.json and report.html; a stopped comparison goes on there.")
-    ] = None,
-    max_drop_anls: Annotated[float, typer.Option(min=0, help="Largest loss of ANLS that passes.")] = 0.02,
-    max_kl: Annotated[
-        float | None, typer.Option(min=0, help="Largest mean KL that passes, in nats a token.", show_default="any")
-    ] = None,
-    min_agreement: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Least share of tokens that both find likeliest.", show_default="any"),
-    ] = None,
-    junit: Annotated[Path | None, typer.Option(help="Write the gates as JUnit XML.")] = None,
-    jobs: Annotated[
-        int, typer.Option(min=1, help="Documents at a time, each in a process with models of its own.")
-    ] = 1,
+    source: ComparedSourceOption = "rendered",
+    output: OutputOption = None,
+    max_drop_anls: MaxDropOption = 0.02,
+    max_kl: MaxKlOption = None,
+    min_agreement: MinAgreementOption = None,
+    junit: JunitOption = None,
+    jobs: JobsOption = 1,
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
@@ -299,6 +313,7 @@ def _compared_documents(
 
 def _print_json(value: dict[str, Any]) -> None:
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    sys.stdout.flush()  # of several answers, each when it is ready
 
 
 if __name__ == "__main__":

@@ -33,11 +33,25 @@ if TYPE_CHECKING:
     from runtime.cache import KVCache
     from runtime.decoder import Decoded
     from runtime.sampling import Sampler
+    from runtime.sessions import Buffer
     from runtime.speculation import Drafts
     from runtime.video import Video
 
 PROMPT_CHUNK = 1024  # prompt tokens a call: bounds the activations of a long prompt, widest inside the MLP
 ANSWER_CHUNK = 256  # tokens of a known answer a call: bounds their logits, 150 MiB for a vocabulary of 153600
+
+
+@dataclass(frozen=True)
+class Question:
+    """A user turn that fits the model's context: token ids [T] int64, and what its places for pictures stand for.
+
+    names: what an error calls the images.
+    """
+
+    ids: NDArray[np.int64]
+    images: Sequence[Image.Image]
+    names: Sequence[str]
+    videos: Sequence[Video]
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,7 @@ def answer_parts(length: int) -> list[slice]:
 class Model:
     """The graphs, tokenizer and settings of one exported folder on one device.
 
+    A graph is loaded when it is first used: what tokenizer and settings rule out is said before gigabytes are read.
     generation: what generation_config.json holds. end_ids: the tokens that end an answer, a turn's own end first.
     """
 
@@ -73,12 +88,26 @@ class Model:
         self.generation = _read_settings(folder / "generation_config.json")
         self.end_ids = _end_ids(folder, self.generation)
         require_device(self.device)
-        self._head = load_head(folder, self.target, self.device)
-        session = open_session(folder / self.target.decoder, self.device, self.options)
-        self.decoder = DecoderSession.of(
-            session, self.bundle.text, self.target, self.device, self._head, capture=self.options.capture
-        )
         self._embeddings = map_stored(folder, self.bundle.embeddings)
+
+    def load(self, *, drafts: bool = False) -> None:
+        """Load the decoder, and what drafts, ahead of their use: where they cannot be, that is said before any work."""
+        if drafts:
+            _ = self.drafter  # first: a model without one says so at once
+        _ = self.decoder
+
+    @cached_property
+    def decoder(self) -> DecoderSession:
+        """The decoder and its head."""
+        head = self._head  # first: a card without room for it needs to read no more
+        session = open_session(self.folder / self.target.decoder, self.device, self.options)
+        text, capture = self.bundle.text, self.options.capture
+        return DecoderSession.of(session, text, self.target, self.device, head, capture=capture)
+
+    @cached_property
+    def _head(self) -> dict[str, Buffer]:
+        """Weights that the decoder and the MTP layer share."""
+        return load_head(self.folder, self.target, self.device)
 
     @cached_property
     def vision(self) -> VisionSession:
@@ -121,10 +150,22 @@ class Model:
         names: Sequence[str] = (),
         thinking: bool = False,
     ) -> Prompt:
-        """Render a question about images, then videos, and look up its embeddings, theirs in place of placeholders.
+        """Render a question and look up its embeddings: `question`, then `embed`."""
+        return self.embed(self.question(text, images, videos, names=names, thinking=thinking))
+
+    def question(
+        self,
+        text: str,
+        images: Sequence[Image.Image] = (),
+        videos: Sequence[Video] = (),
+        *,
+        names: Sequence[str] = (),
+        thinking: bool = False,
+    ) -> Question:
+        """Render a question about images, then videos; no graph is needed.
 
         names: what an error calls the images. Raises InputError for a prompt that leaves no room for an answer in the
-        model's context, before anything is computed, and for an image or video that cannot be used.
+        model's context, and for an image or video that cannot be used.
         """
         names = names or [f"image {number}" for number in range(1, len(images) + 1)]
         shape = self.bundle.vision
@@ -141,10 +182,16 @@ class Model:
             raise InputError(
                 f"prompt: {len(ids)} tokens, but the model's context is {self.bundle.text.context}; shorten it"
             )
+        return Question(ids, images, names, videos)
+
+    def embed(self, question: Question) -> Prompt:
+        """Look up the embeddings of a question, those of its pictures in place of placeholders."""
+        ids = question.ids
         embeds = self.embed_tokens(ids)
-        shown = (self.embed_image(image, name) for image, name in zip(images, names, strict=True))
+        shown = (self.embed_image(image, name) for image, name in zip(question.images, question.names, strict=True))
+        films = chain.from_iterable(map(self.embed_video, question.videos))
         _write_rows(embeds, ids == self.chat.image_token_id, shown)
-        _write_rows(embeds, ids == self.chat.video_token_id, chain.from_iterable(map(self.embed_video, videos)))
+        _write_rows(embeds, ids == self.chat.video_token_id, films)
         return Prompt(ids, embeds)
 
     def embed_image(self, image: Image.Image, name: str) -> NDArray[np.float32]:
@@ -189,9 +236,13 @@ class Model:
                 self._require_finite(decoded.hidden.read())
             yield decoded
 
+    def room(self, prompt: Prompt) -> int:
+        """Tokens that the context has left for an answer."""
+        return self.bundle.text.context - len(prompt.ids)
+
     def budget(self, prompt: Prompt, max_new_tokens: int) -> int:
         """Tokens that an answer may have: an answer of so many was cut, or ended just there."""
-        return min(max_new_tokens, self.bundle.text.context - len(prompt.ids))
+        return min(max_new_tokens, self.room(prompt))
 
     def generate(
         self, prompt: Prompt, sampler: Sampler, max_new_tokens: int, drafts: Drafts | None = None

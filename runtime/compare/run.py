@@ -105,6 +105,7 @@ class Loaded:
 def _open(path: Path, device: str, options: Options | None) -> tuple[Model, Cost]:
     before = _resident()
     model = Model(path, device, options)
+    model.load()  # its memory is part of what is measured
     after = _resident()
     cache = cache_bytes(model.bundle.text, batch=1, room=4096, itemsize=itemsize(model.target.kv_dtype))
     return model, Cost(

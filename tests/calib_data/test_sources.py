@@ -134,6 +134,17 @@ def test_jsonl_paths_are_relative_to_the_file(tmp_path):
     assert (document.prompt, document.answer, document.image.size) == ("Read.", None, picture().size)
 
 
+@pytest.mark.parametrize("row", [{"image": "a.png"}, {"image": "a.png", "prompt": None}])
+def test_a_picture_without_a_prompt_is_to_be_read(row, tmp_path):
+    """In a .jsonl as in a folder."""
+    picture().save(tmp_path / "a.png")
+    (tmp_path / "one.jsonl").write_text(json.dumps(row))
+    split = split_of_item("a.png")
+    (document,) = open_documents(str(tmp_path / "one.jsonl"), split=split, count=5)
+    (in_folder,) = open_documents(str(tmp_path), split=split, count=5)
+    assert document.prompt == in_folder.prompt == "Read the text."
+
+
 def test_jsonl_of_prompts_and_answers_alone_is_for_models_that_see_nothing(tmp_path):
     """A prompt, and whatever is answered to it, stays in one split."""
     path, prompts = tmp_path / "asked.jsonl", [f"합계 {i}?" for i in range(20)]
@@ -207,7 +218,8 @@ def _bad(tmp_path):
         "list.jsonl": "[1]",
         "noimage.jsonl": '{"prompt": "?"}',
         "imageless.jsonl": '{"image": 3, "prompt": "?"}',
-        "noprompt.jsonl": '{"image": "a.png"}',
+        "noprompt.jsonl": '{"answer": "12"}',
+        "promptless.jsonl": '{"image": "a.png", "prompt": 3}',
         "number.jsonl": '{"image": "a.png", "prompt": "?", "answer": 3}',
         "half.jsonl": '{"image": "a.png", "prompt": "?", "answer": "no"}\n{"image": "a.png", "prompt": "Wh \\ud83d?"}',
         "part.jsonl": '{"image": "a.png", "prompt": "?", "answer": "a \\ude00"}',
@@ -228,7 +240,8 @@ def _bad(tmp_path):
         "list": (tmp_path / "list.jsonl", "line 1"),
         "noimage": (tmp_path / "noimage.jsonl", "'image'"),
         "imageless": (tmp_path / "imageless.jsonl", "line 1 has an 'image' that is not text"),
-        "noprompt": (tmp_path / "noprompt.jsonl", "'prompt'"),
+        "noprompt": (tmp_path / "noprompt.jsonl", "line 1 has no text under 'prompt'"),
+        "promptless": (tmp_path / "promptless.jsonl", "line 1 has no text under 'prompt'"),
         "number": (tmp_path / "number.jsonl", "'answer'"),
         "half": (tmp_path / "half.jsonl", "line 2 has half a character under 'prompt' (surrogates not allowed)"),
         "part": (tmp_path / "part.jsonl", "line 1 has half a character under 'answer'"),
@@ -250,8 +263,8 @@ def test_a_name_without_owner_is_a_missing_folder_and_asks_no_network(name):
 @pytest.mark.parametrize(
     "case",
     [
-        "empty", "missing", "nowhere", "broken", "list", "noimage", "imageless", "noprompt", "number", "half",
-        "part", "digits", "deep", "no rows", "binary", "pdf", "csv",
+        "empty", "missing", "nowhere", "broken", "list", "noimage", "imageless", "noprompt", "promptless", "number",
+        "half", "part", "digits", "deep", "no rows", "binary", "pdf", "csv",
     ],
 )  # fmt: skip
 def test_a_bad_source_is_one_line_that_names_it(tmp_path, case):

@@ -250,7 +250,7 @@ def said(size, work):
         return str(error)
 
 folder = Path(sys.argv[1])
-loading = [said(size, lambda: Model(folder, "cuda")) for size in (1000, 1 << 20)]
+loading = [said(size, Model(folder, "cuda").load) for size in (1000, 1 << 20)]
 model = Model(folder, "cuda")
 feeds = vision_feeds(np.zeros((4096, 1176), np.float32), [(1, 64, 64)], model.bundle.vision)
 model.vision

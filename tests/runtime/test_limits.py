@@ -16,6 +16,11 @@ def test_an_answer_ends_with_the_context(command, copied):
     prompt_tokens = generated(command, *arguments, "--max-new-tokens", 1)["prompt_tokens"]
     set_context(copied, prompt_tokens + 7)
     assert len(generated(command, *arguments)["tokens"]) == 7
+    full = f"stopped after 7 tokens; the model's context of {prompt_tokens + 7} is full\n"
+    assert command("generate", *arguments)[2] == full
+    assert command("generate", *arguments, "--max-new-tokens", 7)[2] == full
+    more = "stopped after 6 tokens; --max-new-tokens allows more, up to the model's context\n"
+    assert command("generate", *arguments, "--max-new-tokens", 6)[2] == more
 
 
 def test_an_empty_answer(command, copied):

@@ -1,0 +1,113 @@
+"""What `generate` makes of questions: text as it comes, a JSON object, or one for each line of a file."""
+
+from __future__ import annotations
+
+import sys
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from calib_data.errors import InputError
+from calib_data.progress import say
+from calib_data.sources import open_questions
+from runtime.sampling import ignored
+from runtime.speculation import Drafts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from calib_data.document import Document
+    from runtime.generate import Model, Prompt, Question
+    from runtime.sampling import Sampling
+
+
+@dataclass(frozen=True)
+class Answers:
+    """How a model answers: every question by itself, as if it were the only one."""
+
+    model: Model
+    sampling: Sampling
+    max_new_tokens: int
+    thinking: bool
+    draft_tokens: int
+
+    def load(self) -> float:
+        """Load the model's decoder, once the questions are known to be possible; returns the seconds that it took."""
+        start = time.perf_counter()
+        self.model.load(drafts=self.draft_tokens > 0)
+        if unused := ignored(self.model.generation):
+            say(f"{self.model.folder}/generation_config.json: {', '.join(unused)}: without effect here")
+        return time.perf_counter() - start
+
+    def stream(self, question: Question) -> None:
+        """Print an answer as it comes, and say what cut it."""
+        prompt, text, written = self.model.embed(question), self.model.chat.stream_answer(thinking=self.thinking), 0
+        for written, token in enumerate(self._tokens(prompt, self._drafts()), 1):  # noqa: B007 - counted to the last
+            sys.stdout.write(text.push(token))
+            sys.stdout.flush()
+        sys.stdout.write(text.finish() + "\n")
+        if written == self.model.room(prompt):
+            say(f"stopped after {written} tokens; the model's context of {self.model.bundle.text.context} is full")
+        elif written == self.max_new_tokens:
+            say(f"stopped after {written} tokens; --max-new-tokens allows more, up to the model's context")
+
+    def to_json(self, question: Question, load_seconds: float) -> dict[str, Any]:
+        """A whole answer, and how fast it came: the first token since it was asked, the others since the first."""
+        tokens, times, drafts = [], [time.perf_counter()], self._drafts()
+        prompt = self.model.embed(question)
+        for token in self._tokens(prompt, drafts):
+            tokens.append(token)
+            times.append(time.perf_counter())
+        answer = self.model.chat.decode_answer(tokens, thinking=self.thinking)
+        result = {
+            "model": str(self.model.folder),
+            "load_seconds": load_seconds,
+            "prompt_tokens": len(prompt.ids),
+            "text": answer.text,
+            "reasoning": answer.reasoning,
+            "tokens": tokens,
+            "finish": "length" if len(tokens) == self.model.budget(prompt, self.max_new_tokens) else "end",
+            "first_token_seconds": times[1] - times[0] if tokens else None,
+            "tokens_per_second": (len(tokens) - 1) / (times[-1] - times[1]) if len(tokens) > 1 else None,
+        }
+        return result | ({"decoder_calls": drafts.calls, "draft_acceptance": drafts.acceptance} if drafts else {})
+
+    def of_lines(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Answers to the lines of a .jsonl in their order, each with its line's name and prompt.
+
+        Every line is looked at before the model is loaded, and its picture is opened again when its turn comes. Raises
+        InputError, with the number of the line, for one that cannot be answered.
+        """
+        asked = open_questions(path)
+        for where, document in asked:
+            with _naming(where):
+                self._question(document)
+        seconds = self.load()
+        for where, document in asked:
+            with _naming(where):
+                answer = self.to_json(self._question(document), seconds)
+            yield {"name": document.name, "prompt": document.prompt, **answer}
+
+    def _question(self, document: Document) -> Question:
+        if not document.prompt.strip():
+            raise InputError("has an empty prompt; write a question, or leave it out to have a picture read")
+        images = [] if document.picture is None else [document.image]
+        names = [document.name for _ in images]
+        return self.model.question(document.prompt, images, names=names, thinking=self.thinking)
+
+    def _drafts(self) -> Drafts | None:
+        return Drafts(self.draft_tokens) if self.draft_tokens else None
+
+    def _tokens(self, prompt: Prompt, drafts: Drafts | None) -> Iterator[int]:
+        return self.model.generate(prompt, self.sampling.sampler(), self.max_new_tokens, drafts)
+
+
+@contextmanager
+def _naming(where: str) -> Iterator[None]:
+    """Put the place of a line into an InputError that is without."""
+    try:
+        yield
+    except InputError as error:
+        raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from error
