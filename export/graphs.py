@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from calib_data.errors import InputError
+from calib_data.locks import lock, unlock
 from export.decoder import Decoder, head_dim
 from export.formats import floating
 from export.kv_scales import read_kv_scales
@@ -43,8 +44,8 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
     The folder may be one that quantize wrote or any EXAONE 4.x checkpoint in safetensors. Graphs of another target that
     are there stay usable. exact: packed weights multiply float32 activations on the CPU, not int8 ones. kv_bits: 8
     keeps keys and values as int8, by the ranges that quantize saw; 16 keeps them as activations are.
-    Raises InputError for a folder that cannot be exported; an export that fails or is stopped leaves the graphs that
-    were there.
+    Raises InputError for a folder that cannot be exported, or that another run writes; an export that fails or is
+    stopped leaves the graphs that were there.
     """
     checkpoint = open_checkpoint(folder)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
@@ -81,13 +82,17 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
 
 @contextmanager
 def _all_or_none(folder: Path) -> Iterator[Callable[[str], Path]]:
-    """Give a place to write each file of these names; they get their names when all are written, minutes later."""
+    """Give a place to write each file of these names; they get their names when all are written, minutes later.
+
+    Raises InputError while another run writes the folder.
+    """
     names: list[str] = []
 
     def place(name: str) -> Path:
         names.append(name)
         return folder / f"{name}.partial"
 
+    held = lock(folder)
     try:
         yield place
         for name in names:
@@ -95,6 +100,7 @@ def _all_or_none(folder: Path) -> Iterator[Callable[[str], Path]]:
     finally:
         for name in names:
             (folder / f"{name}.partial").unlink(missing_ok=True)
+        unlock(held)
 
 
 def _stored_head(decoder: Decoder) -> dict[str, bundle.StoredArray]:
