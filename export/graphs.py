@@ -49,7 +49,7 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
     """
     checkpoint = open_checkpoint(folder)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
-    _check_rope(folder, config)
+    _check_runtime(checkpoint, family, config)
     source = Source(checkpoint, load=False, exact=exact or target == "cuda")
     dtype = activation_dtype(checkpoint, family, target)
     scales = read_kv_scales(folder, family, config) if kv_bits == 8 else None
@@ -284,12 +284,18 @@ def _rope(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
-def _check_rope(folder: Path, config: PreTrainedConfig) -> None:
-    """Refuse at once, by its folder, what the runtime would only refuse at the first question."""
+def _check_runtime(checkpoint: Checkpoint, family: Family, config: PreTrainedConfig) -> None:
+    """Refuse at once what the runtime would only stop at when it is asked a question."""
     try:
         inverse_frequencies(_rope(config))
     except InputError as error:
-        raise InputError(f"{folder}: {error}") from error
+        raise InputError(f"{checkpoint.folder}: {error}") from error
+    text, embeddings = config.get_text_config(), checkpoint.tensor(f"{family.embeddings}.weight")
+    if embeddings.shape != (text.vocab_size, text.hidden_size):
+        raise InputError(
+            f"{embeddings.name}: {list(embeddings.shape)}, config.json says {[text.vocab_size, text.hidden_size]}; "
+            "download the folder again"
+        )
 
 
 def _other_targets(folder: Path, target: str) -> dict[str, bundle.Target]:
