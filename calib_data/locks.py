@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from contextlib import suppress
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from .errors import InputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 LOCK = ".lock"
 
@@ -24,5 +22,12 @@ def lock(folder: Path) -> FileLock:
     try:
         taken.acquire(timeout=0)
     except Timeout:
-        raise InputError(f"{folder} is being written by another run; wait for it or give another --output") from None
+        raise InputError(f"{folder} is being written by another run; wait for it or give another folder") from None
     return taken
+
+
+def unlock(taken: FileLock) -> None:
+    """Release the lock of a folder that stays, and leave nothing of it there."""
+    with suppress(OSError):  # Windows removes it with its release
+        Path(taken.lock_file).unlink()  # and not after: it may be another run's then
+    taken.release()

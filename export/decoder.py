@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
+from calib_data.errors import InputError
 from export import ops
 from export.weights import Linear, RMSNorm, Source
 
@@ -38,6 +39,12 @@ class Attention(nn.Module):
         self.has_rope = self.window is not None or config.sliding_window is None
         self.head_dim = head_dim(config)
         self.qkv = Linear(source, f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj")
+        query, key = (heads * self.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+        if self.qkv.widths != [query, key, key]:
+            raise InputError(
+                f"{name}: q, k and v have {self.qkv.widths} outputs, config.json says {[query, key, key]}; download "
+                "the folder again"
+            )
         self.q_norm = RMSNorm(source, f"{name}.q_norm", config.rms_norm_eps)
         self.k_norm = RMSNorm(source, f"{name}.k_norm", config.rms_norm_eps)
         self.output = Linear(source, f"{name}.o_proj")

@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from calib_data.errors import InputError
 from quantize.settings import GROUP_SIZES
 from runtime.weights import NF4_STATE
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from quantize.checkpoint import Checkpoint, StoredTensor
 
 _FLOATS = ("F16", "BF16", "F32")
@@ -54,14 +56,22 @@ class Format:
 
 def check_config(checkpoint: Checkpoint) -> None:
     """Refuse what config.json alone says: activations that are quantized, or rotated while the model runs."""
-    config = checkpoint.config.get("quantization_config") or {}
     path = checkpoint.folder / "config.json"
-    for name, group in (config.get("config_groups") or {}).items():
+    config = _object(checkpoint.config, "quantization_config", path)
+    for name, group in _object(config, "config_groups", path).items():
         for part in ("input_activations", "output_activations"):
             if isinstance(group, dict) and group.get(part):
                 raise InputError(f"{path}: {name} quantizes {part}, which graphs do not; {_ADVICE}")
-    if (config.get("transform_config") or {}).get("config_groups"):
+    if _object(config, "transform_config", path).get("config_groups"):
         raise InputError(f"{path}: transform_config rotates activations, which graphs do not; {_ADVICE}")
+
+
+def _object(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
+    """An object of config.json, empty where there is none."""
+    value = config.get(name) or {}
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: {name} is not a JSON object; restore it from the original")
+    return value
 
 
 def read_format(checkpoint: Checkpoint, name: str) -> tuple[int, Format]:
@@ -75,16 +85,12 @@ def read_format(checkpoint: Checkpoint, name: str) -> tuple[int, Format]:
     for suffix, meaning in _REFUSED.items():
         if name + suffix in tensors:
             raise InputError(f"{name + suffix}: {meaning} are not supported; {_ADVICE}")
-    has_bias = f"{name}.bias" in tensors
-    if f"{name}.weight_packed" in tensors:
-        return _packed(checkpoint, name, has_bias)
-    if name + NF4_STATE in tensors:
-        return _nf4(checkpoint, name, has_bias)
-    weight = floating(checkpoint.tensor(f"{name}.weight"))
-    if f"{name}.weight_scale" in tensors:
-        raise InputError(f"{name}.weight_scale: scales beside a weight that is not packed; {_ADVICE}")
-    width = math.prod(weight.shape[1:])
-    return weight.shape[0], Format("dense", width, 32 if weight.dtype == "F32" else 16, 0, has_bias)
+    read = _packed if f"{name}.weight_packed" in tensors else _nf4 if name + NF4_STATE in tensors else _dense
+    bias = tensors.get(f"{name}.bias")
+    rows, stored = read(checkpoint, name, bias is not None)
+    if bias is not None and bias.shape != (rows,):
+        raise InputError(f"{bias.name}: {list(bias.shape)} for {rows} outputs; {_ADVICE}")
+    return rows, stored
 
 
 def floating(tensor: StoredTensor) -> StoredTensor:
@@ -94,16 +100,28 @@ def floating(tensor: StoredTensor) -> StoredTensor:
     return tensor
 
 
+def _dense(checkpoint: Checkpoint, name: str, has_bias: bool) -> tuple[int, Format]:
+    """The weight itself, in 16 or 32 bits."""
+    weight = floating(checkpoint.tensor(f"{name}.weight"))
+    if f"{name}.weight_scale" in checkpoint.tensors:
+        raise InputError(f"{name}.weight_scale: scales beside a weight that is not packed; {_ADVICE}")
+    width = math.prod(weight.shape[1:])
+    return weight.shape[0], Format("dense", width, 32 if weight.dtype == "F32" else 16, 0, has_bias)
+
+
 def _packed(checkpoint: Checkpoint, name: str, has_bias: bool) -> tuple[int, Format]:
     """compressed-tensors `pack-quantized`: int32 [N, K * bits / 32], and a scale a group of inputs [N, K / group]."""
     packed, scale = checkpoint.tensor(f"{name}.weight_packed"), floating(checkpoint.tensor(f"{name}.weight_scale"))
     if packed.dtype != "I32" or len(packed.shape) != 2:
         raise InputError(f"{packed.name}: {packed.dtype} {list(packed.shape)}; graphs read rows of I32; {_ADVICE}")
-    rows, width = packed.shape[0], int(checkpoint.load(f"{name}.weight_shape")[1])
+    shape = checkpoint.tensor(f"{name}.weight_shape")
+    if shape.dtype not in ("I32", "I64") or shape.shape != (2,):
+        raise InputError(f"{shape.name}: {shape.dtype} {list(shape.shape)}; graphs read two numbers of I64; {_ADVICE}")
+    rows, width = packed.shape[0], int(checkpoint.load(shape.name)[1])
     if width < 1 or packed.shape[1] * 32 % width or packed.shape[1] * 32 // width not in _BITS:
         bits = f"{packed.shape[1] * 32} bits for {width} weights"
         raise InputError(f"{packed.name}: {bits}; 4 and 8 a weight are supported; {_ADVICE}")
-    if len(scale.shape) != 2 or scale.shape[0] != rows or width % scale.shape[1]:
+    if len(scale.shape) != 2 or scale.shape[0] != rows or not scale.shape[1] or width % scale.shape[1]:
         raise InputError(
             f"{scale.name}: {list(scale.shape)} for [{rows}, {width}] weights, not a scale a group; {_ADVICE}"
         )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from calib_data.errors import InputError
+from calib_data.locks import lock, unlock
 from export.decoder import Decoder, head_dim
 from export.formats import floating
 from export.kv_scales import read_kv_scales
@@ -43,12 +44,12 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
     The folder may be one that quantize wrote or any EXAONE 4.x checkpoint in safetensors. Graphs of another target that
     are there stay usable. exact: packed weights multiply float32 activations on the CPU, not int8 ones. kv_bits: 8
     keeps keys and values as int8, by the ranges that quantize saw; 16 keeps them as activations are.
-    Raises InputError for a folder that cannot be exported; an export that fails or is stopped leaves the graphs that
-    were there.
+    Raises InputError for a folder that cannot be exported, or that another run writes; an export that fails or is
+    stopped leaves the graphs that were there.
     """
     checkpoint = open_checkpoint(folder)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
-    _check_rope(folder, config)
+    _check_runtime(checkpoint, family, config)
     source = Source(checkpoint, load=False, exact=exact or target == "cuda")
     dtype = activation_dtype(checkpoint, family, target)
     scales = read_kv_scales(folder, family, config) if kv_bits == 8 else None
@@ -81,13 +82,17 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
 
 @contextmanager
 def _all_or_none(folder: Path) -> Iterator[Callable[[str], Path]]:
-    """Give a place to write each file of these names; they get their names when all are written, minutes later."""
+    """Give a place to write each file of these names; they get their names when all are written, minutes later.
+
+    Raises InputError while another run writes the folder.
+    """
     names: list[str] = []
 
     def place(name: str) -> Path:
         names.append(name)
         return folder / f"{name}.partial"
 
+    held = lock(folder)
     try:
         yield place
         for name in names:
@@ -95,6 +100,7 @@ def _all_or_none(folder: Path) -> Iterator[Callable[[str], Path]]:
     finally:
         for name in names:
             (folder / f"{name}.partial").unlink(missing_ok=True)
+        unlock(held)
 
 
 def _stored_head(decoder: Decoder) -> dict[str, bundle.StoredArray]:
@@ -278,12 +284,18 @@ def _rope(config: PreTrainedConfig) -> dict[str, Any]:
     }
 
 
-def _check_rope(folder: Path, config: PreTrainedConfig) -> None:
-    """Refuse at once, by its folder, what the runtime would only refuse at the first question."""
+def _check_runtime(checkpoint: Checkpoint, family: Family, config: PreTrainedConfig) -> None:
+    """Refuse at once what the runtime would only stop at when it is asked a question."""
     try:
         inverse_frequencies(_rope(config))
     except InputError as error:
-        raise InputError(f"{folder}: {error}") from error
+        raise InputError(f"{checkpoint.folder}: {error}") from error
+    text, embeddings = config.get_text_config(), checkpoint.tensor(f"{family.embeddings}.weight")
+    if embeddings.shape != (text.vocab_size, text.hidden_size):
+        raise InputError(
+            f"{embeddings.name}: {list(embeddings.shape)}, config.json says {[text.vocab_size, text.hidden_size]}; "
+            "download the folder again"
+        )
 
 
 def _other_targets(folder: Path, target: str) -> dict[str, bundle.Target]:

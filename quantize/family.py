@@ -24,6 +24,8 @@ VISION_LINEARS: Linears = (("attn.qkv",), ("attn.proj",), ("mlp.gate_proj", "mlp
 MERGER_LINEARS: Linears = (("mlp.0",), ("mlp.2",))
 MTP_LINEARS: Linears = (("fc",),)  # beside those of its decoder layers
 
+_LAYER_TYPES = ("sliding_attention", "full_attention")
+
 
 @dataclass(frozen=True)
 class Family:
@@ -176,6 +178,9 @@ def repair_config(raw: dict[str, Any]) -> dict[str, Any]:
     kinds = text.get("layer_types") or _expand_pattern(text, layers)
     if len(kinds) < layers:
         raise InputError(f"config.json: layer_types has {len(kinds)} entries for {layers} layers")
+    for kind in kinds[:layers]:
+        if kind not in _LAYER_TYPES:
+            raise InputError(f"config.json: layer_types has {kind!r}; supported: {', '.join(_LAYER_TYPES)}")
     text["layer_types"] = kinds[:layers]
     return config
 

@@ -31,7 +31,7 @@ TOTAL_SEQUENCE_LENGTH = "total_sequence_length"  # int32 scalar on the host: the
 LOGIT_INDEX = "logit_index"  # int64 [batch, selected]: positions of this call whose logits are wanted
 ROPE_COS, ROPE_SIN = "rope_cos", "rope_sin"  # [context, head_dim/2], the target's dtype
 LOGITS = "logits"  # float32 [batch, selected, vocabulary]
-HIDDEN = "hidden"  # [batch, tokens, hidden] behind the last norm, where there is an MTP layer to read it
+HIDDEN = "hidden"  # [batch, tokens, hidden] behind the last norm, where there is an MTP layer or an int8 cache
 
 # The MTP layer: inputs_embeds are of the next tokens; its own hidden states are what the next draft reads.
 PREVIOUS_HIDDEN = "previous_hidden"  # [batch, tokens, hidden]: of the decoder, or of the draft before
@@ -94,7 +94,7 @@ def decoder_inputs(layers: int, *, mtp: bool = False) -> list[str]:
 
 
 def decoder_outputs(layers: int, *, hidden: bool) -> list[str]:
-    """Every output of the decoder graph, or of the MTP layer's, in order. hidden: there is an MTP layer."""
+    """Every output of the decoder graph, or of the MTP layer's, in order. hidden: HIDDEN is one of them."""
     return [LOGITS, *([HIDDEN] if hidden else []), *present_names(layers)]
 
 

@@ -160,8 +160,8 @@ def _open_file(path: Path, fps: float | None) -> Video:
                 raise InputError(f"{path}: has no video, give a video file or a folder of its frames")
             stream = container.streams.video[0]
             rate = stream.average_rate or stream.guessed_rate
-            # Some formats announce no number of frames; packets are counted without decoding them.
-            frames = stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
+            # Counted without decoding: what a file announces, if anything, includes frames that a trim has hidden.
+            frames = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
     except av.FFmpegError as error:
         raise InputError(f"{path}: is not a video that PyAV reads ({error.strerror})") from error
     first = next(_decode(path), None)

@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 from calib_data.errors import InputError
-from calib_data.locks import LOCK, lock
+from calib_data.locks import lock, unlock
 from runtime.compare.checks import changed
 from runtime.compare.measure import Measured
 
@@ -117,9 +117,7 @@ def _locked(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        with suppress(OSError):  # Windows removes it with its release
-            (folder / LOCK).unlink()  # and not after: it may be another run's then
-        held.release()
+        unlock(held)
         if new:
             with suppress(OSError):  # it holds a comparison
                 folder.rmdir()

@@ -181,6 +181,10 @@ CHANGES = {
     "blocks": ({f"{K}.weight_scale": ones(1, 2)}, rf"{K}.weight_scale: [1, 2] for [128, 256] weights"),
     "8-bit scales": ({f"{K}.weight_scale": ones(128, 2, dtype=torch.float8_e4m3fn)}, f"{K}.weight_scale: stored as F8"),
     "packed bytes": ({f"{K}.weight_packed": ones(128, 128, dtype=torch.uint8)}, f"{K}.weight_packed: U8 [128, 128]"),
+    "no groups": ({f"{K}.weight_scale": ones(128, 0)}, f"{K}.weight_scale: [128, 0] for [128, 256] weights"),
+    "a width alone": ({f"{K}.weight_shape": ones(1, dtype=torch.int64) * 256}, f"{K}.weight_shape: I64 [1]"),
+    "a short bias": ({f"{K}.bias": ones(3)}, f"{K}.bias: [3] for 128 outputs"),
+    "a short bias in 16 bits": ({"model.visual.merger.mlp.0.bias": ones(3)}, "model.visual.merger.mlp.0.bias: [3] for"),
     "2 bits": (
         {f"{V}.weight_packed": ones(128, 16, dtype=torch.int32)},
         f"{V}.weight_packed: 512 bits for 256 weights",
@@ -207,6 +211,28 @@ def test_what_graphs_cannot_read_is_refused_by_name(name, foreign, tmp_path):
     said = refused(changed(foreign, change, tmp_path / "changed"))
     assert message in said
     assert said.endswith("is it complete?" if name == "a lost tensor" else "python -m quantize --model ORIGINAL")
+
+
+def shortened(folder, to, path, rows):
+    """A copy whose tensors below a path have only their first rows."""
+
+    def change(stored):
+        for name in (name for name in stored if name.startswith(path) and not name.endswith("weight_shape")):
+            stored[name] = stored[name][:rows].clone()
+
+    return changed(folder, change, to)
+
+
+def test_a_checkpoint_that_is_not_the_model_of_its_config_is_refused(foreign, tmp_path):
+    """The runtime would end in an index or a number of heads that is not there."""
+    layers = shortened(foreign, tmp_path / "layers", K, 64)
+    assert refused(layers) == (
+        f"{LAYERS}.0.self_attn: q, k and v have [256, 64, 128] outputs, config.json says [256, 128, 128]; download the "
+        "folder again"
+    )
+    embeddings = "model.language_model.embed_tokens.weight"
+    words = shortened(foreign, tmp_path / "words", embeddings, 40)
+    assert refused(words) == f"{embeddings}: [40, 256], config.json says [512, 256]; download the folder again"
 
 
 def test_asymmetric_groups_of_compressed_tensors_are_refused(tmp_path):
@@ -238,8 +264,10 @@ def test_8_bit_weights_that_are_not_packed_are_refused(dtype, extra, foreign, tm
     [
         ({"config_groups": {"group_0": {"input_activations": {"num_bits": 8}}}}, "group_0 quantizes input_activations"),
         ({"transform_config": {"config_groups": {"R1": {}}}}, "transform_config rotates activations"),
+        ({"config_groups": [{"input_activations": None}]}, "config_groups is not a JSON object"),
+        ({"transform_config": ["R1"]}, "transform_config is not a JSON object"),
     ],
-    ids=["activations", "rotations"],
+    ids=["activations", "rotations", "a list of groups", "a list of rotations"],
 )
 def test_what_only_the_config_says_is_refused(change, message, foreign, tmp_path):
     folder = changed(foreign, lambda stored: None, tmp_path / "changed")
@@ -247,6 +275,13 @@ def test_what_only_the_config_says_is_refused(change, message, foreign, tmp_path
     config["quantization_config"] |= change
     (folder / "config.json").write_text(json.dumps(config))
     assert f"{folder / 'config.json'}: {message}" in refused(folder)
+
+
+def test_a_quantization_config_that_is_a_list_is_refused(foreign, tmp_path):
+    folder = changed(foreign, lambda stored: None, tmp_path / "changed")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"quantization_config": [{"bits": 4}]}))
+    assert f"{folder / 'config.json'}: quantization_config is not a JSON object" in refused(folder)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -117,6 +120,30 @@ def test_graphs_whose_description_cannot_be_written_are_not_kept(exported, tmp_p
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
+def accuracy_levels(folder: Path) -> set[int]:
+    graph = onnx.load(folder / "decoder.cpu.onnx", load_external_data=False).graph
+    nodes = [node for node in graph.node if node.op_type == "MatMulNBits"]
+    return {a.i for node in nodes for a in node.attribute if a.name == "accuracy_level"}
+
+
+def test_a_folder_is_exported_by_one_run_at_a_time(quantized, tmp_path):
+    """The second comes when the first has graphs that do not have their names yet."""
+    folder = copy_of(quantized("w4"), tmp_path / "w4")
+    before = {path.name for path in folder.iterdir()}
+    with subprocess.Popen([sys.executable, "-m", "export", "--model", folder], stdout=subprocess.DEVNULL) as first:
+        while first.poll() is None and not (folder / "decoder.cpu.onnx.partial").exists():
+            time.sleep(0.01)
+        for target in ("cpu", "cuda"):
+            with pytest.raises(InputError, match=f"^{folder} is being written by another run; wait for it or give"):
+                export_folder(folder, target, exact=True)
+    assert first.returncode == 0
+    assert {path.name for path in folder.iterdir()} == before | {*GRAPHS, *REWINDS, "runtime.json"}
+    assert set(load_bundle(folder).targets) == {"cpu"}
+    assert not load_bundle(folder).targets["cpu"].exact
+    assert accuracy_levels(folder) == {4}
+    assert set(export_folder(folder, "cuda").targets) == {"cpu", "cuda"}
+
+
 def test_weights_of_another_quantization_drop_old_targets(quantized, exported, tmp_path):
     folder = shutil.copytree(exported("w4"), tmp_path / "model")
     for path in folder.glob("*.safetensors*"):
@@ -148,15 +175,10 @@ def test_bundle_describes_the_model(exported):
 
 
 def test_exact_chooses_the_accuracy_level(quantized, exported, tmp_path):
-    def levels(folder: Path) -> set[int]:
-        graph = onnx.load(folder / "decoder.cpu.onnx", load_external_data=False).graph
-        nodes = [node for node in graph.node if node.op_type == "MatMulNBits"]
-        return {a.i for node in nodes for a in node.attribute if a.name == "accuracy_level"}
-
     default = copy_of(quantized("w4"), tmp_path / "w4")
     export_folder(default, "cpu")
-    assert levels(default) == {4}
-    assert levels(exported("w4")) == {1}
+    assert accuracy_levels(default) == {4}
+    assert accuracy_levels(exported("w4")) == {1}
 
 
 def test_sliding_layers_have_rope_and_a_window_cache(exported):

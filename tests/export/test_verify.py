@@ -107,7 +107,7 @@ def move_an_initializer(graph) -> None:
     offset.value = str(int(offset.value) + 384)
 
 
-def widen_a_window(graph) -> None:
+def narrow_a_window(graph) -> None:
     node = next(node for node in graph.node if node.op_type == "GroupQueryAttention")
     attribute = next(attribute for attribute in node.attribute if attribute.name == "local_window_size")
     attribute.i -= 1
@@ -128,7 +128,7 @@ def put_rows_back_behind(graph) -> None:
     ("graph", "change"),
     [
         (DECODER, move_an_initializer),
-        (DECODER, widen_a_window),
+        (DECODER, narrow_a_window),
         (VISION_GRAPH, swap_the_halves_of_an_mlp),
         (MTP, swap_the_halves_of_an_mlp),
         (REWINDS[0], put_rows_back_behind),
@@ -201,10 +201,8 @@ print(json.dumps(asdict(found) | {"passed": found.passed}))
 
 
 @pytest.mark.parametrize(("name", "tolerance"), [("w4", 0.02), ("bf16", 0.1)])
-def test_on_a_card_it_says_where_nodes_run_and_wrong_values_fail(
-    name, tolerance, cuda_stub: CudaStub, quantized, tmp_path
-):
-    """The stand-in computes nothing, so all but the values can be seen."""
+def test_on_a_card_it_says_where_nodes_run_and_zeros_fail(name, tolerance, cuda_stub: CudaStub, quantized, tmp_path):
+    """The stand-in computes nothing, so that all but the values can be seen."""
     folder = shutil.copytree(quantized(name), tmp_path / name)
     export_folder(folder, "cuda")
     found = cuda_stub.run(ON_CUDA, folder)

@@ -82,6 +82,7 @@ def test_the_original_is_left_alone():
         ({"model_type": "exaone4_5", "text_config": {}}, "vision_config is missing"),
         (changed(RELEASED, num_hidden_layers="many"), "num_hidden_layers is 'many'"),
         (changed(RELEASED, num_hidden_layers=70), "65 entries for 70 layers"),
+        (changed(RELEASED, layer_types=["chunked_attention"] * 64), "layer_types has 'chunked_attention'; supported:"),
         (changed(TEXT, sliding_window=8, sliding_window_pattern="LXG"), "neither a number nor letters"),
         (changed(TEXT, hidden_size="wide"), "rejected by transformers"),
     ],

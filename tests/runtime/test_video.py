@@ -116,10 +116,15 @@ def test_patches_equal_plain_tensor_arithmetic(change, frames, size, expected, t
 )
 def test_frames_taken(total, fps, wanted, change, expected, tmp_path):
     video = Video("v", total, 56, 56, fps, wanted, lambda numbers: iter(()))
-    numbers = sample_frames(video, settings_of(tmp_path, **change))
-    assert numbers.tolist() == expected
-    if fps is not None and len(numbers) * 2 != total + 1 and total != 59:  # how transformers spaces them
-        assert numbers.tolist() == torch.arange(0, total, total / len(numbers)).int().tolist()
+    assert sample_frames(video, settings_of(tmp_path, **change)).tolist() == expected
+
+
+@pytest.mark.parametrize(("total", "count"), [(100, 8), (100, 6), (100, 4), (10, 4), (9, 4), (3, 2), (1801, 120)])
+def test_frames_are_spaced_as_in_transformers(total, count, tmp_path):
+    """Not of 59 frames 58, for one: there rounding lets `arange` end a frame late, and transformers takes 59."""
+    video = Video("v", total, 56, 56, 25, None, lambda numbers: iter(()))
+    numbers = sample_frames(video, settings_of(tmp_path, num_frames=count))
+    assert numbers.tolist() == torch.arange(0, total, total / count).int().tolist()
 
 
 def test_a_long_video_is_read_a_call_at_a_time(tmp_path, monkeypatch):
@@ -236,6 +241,19 @@ def pyav():
     return pytest.importorskip("av", reason="PyAV, the extra 'video', is not installed")
 
 
+def hide_first_frames(pyav, source, path, frames):
+    """Trim as a phone does: all frames stay in the file, and its edit list says that the first are not shown."""
+    options = {"avoid_negative_ts": "disabled", "use_editlist": "1"}
+    with pyav.open(str(source)) as container, pyav.open(str(path), "w", options=options) as trimmed:
+        stream = container.streams.video[0]
+        copy = trimmed.add_stream_from_template(stream)
+        earlier = round(frames / stream.average_rate / stream.time_base)
+        for packet in container.demux(stream):
+            if packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - earlier, packet.dts - earlier, copy
+                trimmed.mux(packet)
+
+
 def write_film(pyav, path, frames, height=64, width=96):
     """A grey film whose level tells the frame, white in the top left quarter."""
     with pyav.open(str(path), "w") as container:
@@ -258,6 +276,19 @@ def test_a_file_is_read_at_the_numbers_asked_for(suffix, pyav, tmp_path):
     np.testing.assert_allclose(levels, [0, 28, 196], atol=5)
     numbers = sample_frames(video, settings_of(tmp_path))
     assert numbers.tolist() == [0, 5, 10, 15, 20, 25, 30, 35, 40, 45]
+
+
+def test_frames_that_a_trimmed_film_hides_do_not_count(pyav, tmp_path):
+    write_film(pyav, tmp_path / "film.mp4", 50)
+    hide_first_frames(pyav, tmp_path / "film.mp4", tmp_path / "cut.mp4", 15)
+    with pyav.open(str(tmp_path / "cut.mp4")) as container:
+        assert container.streams.video[0].frames == 50
+    video = open_video(tmp_path / "cut.mp4", 5)
+    assert (video.frames, video.fps) == (35, 25.0)
+    numbers = sample_frames(video, settings_of(tmp_path))
+    assert numbers.tolist() == [0, 5, 11, 17, 23, 29]
+    levels = [np.asarray(frame)[48:, 64:].mean() for frame in video.read(numbers)]
+    np.testing.assert_allclose(levels, 4 * (15 + numbers), atol=5)
 
 
 def test_a_film_taken_upright_is_turned(pyav, tmp_path):

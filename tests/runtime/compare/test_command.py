@@ -241,7 +241,7 @@ def test_two_comparisons_do_not_write_one_folder(exported, tmp_path):
     with Progress(output, {}):
         arguments = "--baseline", exported("fp16"), "--model", exported("fp16"), "--documents", 1, "--output", output
         result = process("compare", *arguments, cwd=tmp_path)
-    says = f"{output} is being written by another run; wait for it or give another --output"
+    says = f"{output} is being written by another run; wait for it or give another folder"
     assert_one_line((result.returncode, result.stdout, result.stderr), says)
     assert not output.exists()
 
