@@ -84,7 +84,8 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
 def _all_or_none(folder: Path) -> Iterator[Callable[[str], Path]]:
     """Give a place to write each file of these names; they get their names when all are written, minutes later.
 
-    Raises InputError while another run writes the folder.
+    A run that is killed while they do leaves no runtime.json, which is the last: nothing takes half of one export and
+    half of another for a model. Raises InputError while another run writes the folder.
     """
     names: list[str] = []
 
@@ -95,6 +96,7 @@ def _all_or_none(folder: Path) -> Iterator[Callable[[str], Path]]:
     held = lock(folder)
     try:
         yield place
+        (folder / bundle.FILE).unlink(missing_ok=True)
         for name in names:
             (folder / f"{name}.partial").replace(folder / name)
     finally:

@@ -43,9 +43,10 @@ def kv_bytes(model: Architecture, context: int, itemsize: int) -> int:
 def workspace(model: Architecture, grids: Grids, context: int, *, with_mtp: bool) -> list[Line]:
     """List what the graphs need while they run.
 
-    The lines add up, to more than is held at once: the vision session gives back what it took (2 GiB at the largest
-    image, `bench.vision_memory`) before the KV cache is filled, which is larger than what is missing in its line here.
-    Attention is flash, so nothing is quadratic.
+    The lines add up, to more than a first question holds at once: the vision session gives back what it took before the
+    KV cache is filled, which is larger than what is missing in its line here. That is 2.3 GiB at the largest image
+    (`bench.vision_memory`), for ONNX Runtime's memory does not fit the next tensor; a later picture of the same run
+    takes them beside the cache. Attention is flash, so nothing is quadratic.
     """
     family, text = model.family, model.text
     hidden, mlp, half_head = text.hidden_size, text.intermediate_size, _head_dim(model) // 2

@@ -120,6 +120,17 @@ def test_graphs_whose_description_cannot_be_written_are_not_kept(exported, tmp_p
     assert {name: (folder / name).read_bytes() for name in before} == before
 
 
+def test_half_an_export_is_none(exported, tmp_path):
+    """Stopped when the decoder has its name and the vision graph cannot get it."""
+    folder = shutil.copytree(exported("w4"), tmp_path / "w4")
+    (folder / "vision.cpu.onnx").unlink()
+    (folder / "vision.cpu.onnx").mkdir()
+    with pytest.raises(OSError, match=r"vision\.cpu\.onnx"):
+        export_folder(folder, "cpu", kv_bits=8)
+    with pytest.raises(InputError, match=f"^{folder}: not exported yet"):
+        load_bundle(folder)
+
+
 def accuracy_levels(folder: Path) -> set[int]:
     graph = onnx.load(folder / "decoder.cpu.onnx", load_external_data=False).graph
     nodes = [node for node in graph.node if node.op_type == "MatMulNBits"]
