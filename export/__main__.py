@@ -92,11 +92,12 @@ def _print_verification(model: Path, verification: Verification) -> None:
         "graph", "largest error", "allowed", "nodes that ran", title=f"{model} on {verification.device}", box=MARKDOWN
     )
     for rung in verification.rungs:
-        table.add_row(rung.graph, f"{rung.error:.1e}", f"{rung.tolerance:.0e}", _counts(rung.nodes))
+        table.add_row(rung.name, f"{rung.error:.1e}", f"{rung.tolerance:.0e}", _counts(rung.nodes))
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(table)
     for rung in verification.rungs:
-        console.print(f"{rung.graph}: {_counts(rung.operators)}")
+        if not rung.in_float:
+            console.print(f"{rung.graph}: {_counts(rung.operators)}")
     memory = "" if verification.memory is None else f"; {verification.memory:.0f} MiB in use"
     console.print(f"decodes {verification.tokens_per_second:.1f} tokens/s{memory}")
     console.print(verification.about)
@@ -104,7 +105,7 @@ def _print_verification(model: Path, verification: Verification) -> None:
         console.print(f"FAILS: {model / file} is damaged: not the bytes that were exported; download or make it again")
     for rung in verification.rungs:
         if not rung.passed:
-            console.print(f"FAILS: {rung.graph} is {rung.error:.1e} off, {rung.tolerance:.0e} allowed; export it again")
+            console.print(f"FAILS: {rung.name} is {rung.error:.1e} off, {rung.tolerance:.0e} allowed; export it again")
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -13,7 +13,7 @@ import platform
 import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -26,6 +26,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from calib_data.progress import track
+from export import ops
 from export.card import read_card
 from export.decoder import Decoder
 from export.kv_scales import read_kv_scales
@@ -77,14 +78,21 @@ HALF = {"float16": 0.02, "bfloat16": 0.1}
 class Rung:
     """One graph. error, tolerance: relative to the largest value. operators: nodes of the file, by operator.
 
-    nodes: those that ran, after ONNX Runtime's own optimisations, by provider.
+    in_float: its packed products were given float32 activations, where by itself it rounds them to int8. nodes: those
+    that ran, after ONNX Runtime's own optimisations, by provider.
     """
 
     graph: str
+    in_float: bool
     error: float
     tolerance: float
     operators: dict[str, int]
     nodes: dict[str, int]
+
+    @property
+    def name(self) -> str:
+        """What to call it in a table."""
+        return f"{self.graph}, float32" if self.in_float else self.graph
 
     @property
     def passed(self) -> bool:
@@ -123,17 +131,27 @@ def verify(folder: Path, device: str) -> Verification:
     with tempfile.TemporaryDirectory() as profiles, torch.no_grad():
         graphs = _Graphs(folder, described, place, Path(profiles))
         speed, memory = graphs.speed()
-        rungs = [step() for step in track(graphs.steps(), "Verifying")]
+        steps = graphs.steps()
+        if not graphs.target.exact:
+            steps += _Graphs(folder, described, place, Path(profiles), in_float=True).steps()
+        rungs = [step() for step in track(steps, "Verifying")]
     return Verification(device, _about(place, graphs.target), damaged, rungs, speed, memory)
 
 
 class _Graphs:
-    """The graphs of one target and the eager modules they stand for."""
+    """The graphs of one target and the eager modules they stand for.
 
-    def __init__(self, folder: Path, described: io.Bundle, device: Device, profiles: Path) -> None:
-        self.folder, self.device, self.profiles = folder, device, profiles
+    in_float: those with packed weights, made to multiply float32 activations: rounding to int8 would hide a graph that
+    is a little wrong, such as one with a window too short by a token.
+    """
+
+    def __init__(
+        self, folder: Path, described: io.Bundle, device: Device, profiles: Path, *, in_float: bool = False
+    ) -> None:
+        self.folder, self.device, self.profiles, self.in_float = folder, device, profiles, in_float
         self.text, self.vision_shape = described.text, described.vision
-        self.target = described.target(folder, device.kind)
+        target = described.target(folder, device.kind)
+        self.target = replace(target, exact=True, rewind=None, mtp_rewind=None) if in_float else target
         self.checkpoint = open_checkpoint(folder)
         self.family, self.config = find_family(self.checkpoint.config), model_config(self.checkpoint.config)
         self.source = Source(self.checkpoint, load=False, exact=self.target.exact)
@@ -156,8 +174,11 @@ class _Graphs:
 
     def steps(self) -> list[Callable[[], Rung]]:
         """What makes the rung of each graph; the decoder's comes before that of the MTP layer, which reads from it."""
-        target = self.target
-        steps = [*([self._vision] if target.vision else []), self._decode, *([self._draft] if target.mtp else [])]
+        target, steps = self.target, []
+        if target.vision and self._wanted(target.vision):
+            steps.append(self._vision)
+        if self._wanted(target.decoder):
+            steps += [self._decode, *([self._draft] if target.mtp else [])]
         if target.rewind:
             steps.append(partial(self._rewind, target.decoder, target.rewind))
         if target.mtp and target.mtp_rewind:
@@ -244,8 +265,14 @@ class _Graphs:
     def _decoder(self, session: onnxruntime.InferenceSession, *, mtp: bool = False) -> DecoderSession:
         return DecoderSession.of(session, self.text, self.target, self.device, self.head, mtp=mtp)
 
+    def _wanted(self, graph: str) -> bool:
+        """Whether a graph is to be held: with float activations one that rounds them by itself."""
+        nodes = onnx.load(self.folder / graph, load_external_data=False).graph.node
+        return not self.in_float or any(node.op_type == "MatMulNBits" for node in nodes)
+
     def _profiled(self, graph: str) -> onnxruntime.InferenceSession:
-        return open_session(self.folder / graph, self.device, Options(profile=self.profiles))
+        changed = _in_float(self.folder / graph) if self.in_float else None
+        return open_session(self.folder / graph, self.device, Options(profile=self.profiles), changed=changed)
 
     def _rung(
         self, graph: str, found: NDArray[np.float32], ran: list[tuple[str, str]], expected: NDArray[np.float32]
@@ -254,7 +281,8 @@ class _Graphs:
         nodes = onnx.load(self.folder / graph, load_external_data=False).graph.node
         operators = Counter(node.op_type for node in nodes)
         providers = Counter(provider.removesuffix("ExecutionProvider") for _, provider in ran)
-        return Rung(graph, error, self._tolerance(graph, operators), dict(operators.most_common()), dict(providers))
+        tolerance = self._tolerance(graph, operators)
+        return Rung(graph, self.in_float, error, tolerance, dict(operators.most_common()), dict(providers))
 
     def _tolerance(self, graph: str, operators: Counter[str]) -> float:
         target = self.target
@@ -272,6 +300,16 @@ class _Graphs:
         if self.device.kind == "cuda":
             return read_card(self.device.index).used / 2**20
         return peak_mib()
+
+
+def _in_float(graph: Path) -> bytes:
+    """A graph whose packed products keep their activations as they are."""
+    model = onnx.load(graph, load_external_data=False)
+    for node in model.graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "accuracy_level":
+                attribute.i = ops.EXACT
+    return model.SerializeToString()
 
 
 def page() -> Image.Image:

@@ -82,8 +82,8 @@ def _notes(plan: Plan) -> list[str]:
         formats = ", ".join(f"{part} {kind}" for part, kind in footprint.formats.items())
         lines.append(f"  {footprint.choice.name}: {footprint.choice.about} ({formats})")
     lines.append(
-        "Workspace (added up, though the vision tower's is given back before the KV cache is filled; the next picture of "
-        "the same run is encoded beside that cache, and takes about three times the line of its image):"
+        "Workspace (added up, though the vision tower's is given back before the KV cache is filled; a later picture "
+        "of the same run is encoded beside that cache, and takes about three times the line of its image):"
     )
     lines += [f"  {line.name}: {line.tensors}" for line in (*plan.footprints[0].workspace, plan.kv_workspace["int8"])]
     host = plan.footprints[0].host

@@ -85,32 +85,35 @@ class Options:
 
 
 def open_session(
-    path: Path, device: Device, options: Options | None = None, *, give_back: bool = False
+    path: Path,
+    device: Device,
+    options: Options | None = None,
+    *,
+    give_back: bool = False,
+    changed: bytes | None = None,
 ) -> ort.InferenceSession:
     """Load a graph on a device. Raises InputError when the device or the graph cannot be used.
 
     give_back: for a graph whose inputs have another size each time: no memory is laid out, and kept, for a size that
-    was seen.
+    was seen. changed: a graph to load instead of the one at `path`, over the weights that lie there.
     """
     require_device(device)
     if not path.is_file():
         raise InputError(f"{path} is missing; run: python -m export --model {path.parent} --target {device.kind}")
     options = options or Options()
-    settings = ort.SessionOptions()
-    settings.log_severity_level = _FATAL  # what is only an error is raised too
+    settings = _settings(path, options)
     settings.enable_mem_pattern = not give_back
-    if options.threads is not None:
-        settings.intra_op_num_threads = options.threads
-    if options.profile is not None:
-        settings.enable_profiling = True
-        settings.profile_file_prefix = str(options.profile / path.stem)
+    graph: Path | bytes = path
+    if changed is not None:
+        graph = changed
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
         with (
             memory_for(f"the weights of {path}", "quantize to fewer bits, or raise --memory-limit where it was given"),
             _no_warnings(),
         ):
             # Its own fallback would print, and run on the CPU what does not start or fails on a card.
-            session = ort.InferenceSession(path, settings, providers=[provider(device, options)], enable_fallback=0)
+            session = ort.InferenceSession(graph, settings, providers=[provider(device, options)], enable_fallback=0)
     except InputError:
         raise
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code of a graph
@@ -123,6 +126,17 @@ def open_session(
     if device.kind == "cpu":
         use_huge_pages()
     return session
+
+
+def _settings(path: Path, options: Options) -> ort.SessionOptions:
+    settings = ort.SessionOptions()
+    settings.log_severity_level = _FATAL  # what is only an error is raised too
+    if options.threads is not None:
+        settings.intra_op_num_threads = options.threads
+    if options.profile is not None:
+        settings.enable_profiling = True
+        settings.profile_file_prefix = str(options.profile / path.stem)
+    return settings
 
 
 @contextmanager

@@ -43,7 +43,11 @@ def test_activations_and_caches_of_8_bits_have_a_rung_of_their_own(quantized, tm
     export_folder(folder, "cpu", kv_bits=8)
     found = verify(folder, "cpu")
     assert found.passed
-    assert [rung.tolerance for rung in found.rungs] == [*[INT8_ACTIVATIONS] * 3, EXACT, EXACT]
+    by_itself, in_float = ([rung for rung in found.rungs if rung.in_float == wanted] for wanted in (False, True))
+    assert [rung.tolerance for rung in by_itself] == [*[INT8_ACTIVATIONS] * 3, EXACT, EXACT]
+    assert [rung.graph for rung in in_float] == [VISION_GRAPH, DECODER, MTP]
+    assert [rung.tolerance for rung in in_float] == [VISION, INT8_KV, EXACT]
+    assert in_float[0].error < by_itself[0].error / 10
     export_folder(folder, "cpu", exact=True, kv_bits=8)
     found = verify(folder, "cpu")
     assert found.passed
@@ -142,6 +146,26 @@ def test_a_graph_that_is_not_the_model_fails(graph, change, exported, tmp_path):
     assert [rung.graph for rung in found.rungs if not rung.passed] == [graph]
     assert not found.damaged
     assert not found.passed
+
+
+def loosen_norms(graph) -> None:
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.name == "epsilon":
+                attribute.f *= 1000
+
+
+def test_rounding_to_int8_hides_no_graph_that_is_a_little_wrong(quantized, tmp_path):
+    folder = shutil.copytree(quantized("w4"), tmp_path / "w4")
+    export_folder(folder, "cpu")
+    for graph, change in ((DECODER, narrow_a_window), (VISION_GRAPH, loosen_norms)):
+        whole = (folder / graph).read_bytes()
+        change_graph(folder / graph, change)
+        failed = [rung for rung in verify(folder, "cpu").rungs if not rung.passed]
+        assert [rung.name for rung in failed] == [f"{graph}, float32"]
+        assert failed[0].error < INT8_ACTIVATIONS
+        (folder / graph).write_bytes(whole)
+    assert verify(folder, "cpu").passed
 
 
 def test_the_command_names_the_graph(exported, tmp_path):
