@@ -205,9 +205,26 @@ def require_device(device: Device) -> None:
         raise InputError(f"CUDA was asked for but the NVIDIA driver gives no card (its error {status}); {advice}")
     if device.index >= cards.value:
         raise InputError(f"--device cuda:{device.index}: there is no such card; the last is cuda:{cards.value - 1}")
+    _require_version(driver)
     ort.preload_dlls()  # finds the libraries of the nvidia wheels, which are on no search path
     if sys.platform == "linux":
         _require_libraries(Path(ort.__file__).parent / "capi")
+
+
+def _require_version(driver: ctypes.CDLL) -> None:
+    """Refuse a driver that gives its cards, but not to the CUDA that ONNX Runtime was built for.
+
+    One of the same major version does, however much older it is. A build may not name its version.
+    """
+    needed = re.match(r"\d+", ort.cuda_version)
+    known = ctypes.c_int()  # 12080 for CUDA 12.8
+    driver.cuDriverGetVersion(ctypes.byref(known))
+    major, rest = divmod(known.value, 1000)
+    if needed and major < int(needed[0]):
+        raise InputError(
+            f"CUDA was asked for but the NVIDIA driver supports CUDA {major}.{rest // 10} at most and this onnxruntime "
+            f"needs CUDA {needed[0]}; install a newer driver, or use --device cpu"
+        )
 
 
 def _require_libraries(folder: Path) -> None:

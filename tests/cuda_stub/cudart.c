@@ -3,12 +3,13 @@
  * Only the functions whose answer matters are here; build.py adds every other symbol that ONNX Runtime's CUDA provider
  * asks for as a function that returns cudaSuccess. Device memory starts as zeros, so results are the same in every run.
  */
+#include <dlfcn.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, OUT_OF_MEMORY = 2, INVALID_COPY_DIRECTION = 21 };
+enum { SUCCESS = 0, OUT_OF_MEMORY = 2, INVALID_COPY_DIRECTION = 21, INSUFFICIENT_DRIVER = 35 };
 enum { HOST_TO_HOST = 0, HOST_TO_DEVICE = 1, DEVICE_TO_HOST = 2, DEVICE_TO_DEVICE = 3 };
 
 /* Read through ctypes by traffic.py. */
@@ -102,9 +103,16 @@ int cudaMemcpyFromSymbol(void *to, const void *symbol, size_t size, size_t offse
 static void put32(char *properties, size_t offset, uint32_t value) { memcpy(properties + offset, &value, 4); }
 static void put64(char *properties, size_t offset, uint64_t value) { memcpy(properties + offset, &value, 8); }
 
-int cudaGetDeviceCount(int *devices) { return *devices = 1, SUCCESS; }
 int cudaGetDevice(int *device) { return *device = 0, SUCCESS; }
-int cudaDriverGetVersion(int *version) { return *version = 13000, SUCCESS; }
+int cudaDriverGetVersion(int *version) { /* asked of the driver, as the real runtime does */
+    int (*ask)(int *) = dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuDriverGetVersion");
+    return ask(version);
+}
+int cudaGetDeviceCount(int *devices) {
+    int version;
+    cudaDriverGetVersion(&version);
+    return *devices = 1, version < 13000 ? INSUFFICIENT_DRIVER : SUCCESS;
+}
 int cudaRuntimeGetVersion(int *version) { return *version = 13000, SUCCESS; }
 const char *cudaGetErrorName(int error) { return "cudaErrorOfStandIn"; }
 const char *cudaGetErrorString(int error) { return "an error of the stand-in CUDA runtime"; }

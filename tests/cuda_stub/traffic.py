@@ -1,4 +1,4 @@
-"""What a script on the stand-in device can see: bytes between host and device, and memory there.
+"""What a script on the stand-in device can see, bytes between host and device and memory there, and what it can set.
 
 Imported by the scripts that `CudaStub.run` starts, under the name `traffic`.
 """
@@ -36,6 +36,11 @@ class DeviceMemory:
 def leave_memory(size: int) -> None:
     """Let the device give out so many bytes more; all that is asked for beyond is refused."""
     _counter("device_limit").value = _counter("device_bytes").value + size
+
+
+def set_driver_version(version: int) -> None:
+    """Make the driver one that knows CUDA up to a version: 12080 is 12.8."""
+    ctypes.c_int.in_dll(ctypes.CDLL("libcuda.so.1"), "stub_driver_version").value = version
 
 
 def _counters() -> dict[str, int]:

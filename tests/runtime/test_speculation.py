@@ -68,6 +68,22 @@ def test_prompts_in_chunks(tokens, reader):
     assert list(reader.generate(prompt, greedy, 20, Drafts(3))) == expected
 
 
+@pytest.mark.parametrize("tokens", [PROMPT_CHUNK, PROMPT_CHUNK + 1, 2 * PROMPT_CHUNK + 20])
+def test_the_layer_that_drafts_reads_a_prompt_whole(tokens, reader):
+    """No text shows what it has read: keys and values are those of one call, up to the first token of the answer."""
+    prompt, first, session = random_prompt(reader, tokens), 100, reader.drafter.session
+    list(reader.generate(prompt, lambda *_: first, 3, Drafts(1)))  # drafts once, after that token
+    with session.borrow_cache(1) as lent:  # the one that was just used
+        found = [buffer.read() for buffer in lent.buffers]
+    whole, own = reader.decoder.new_cache(tokens), session.new_cache(tokens)
+    hidden = reader.decode(whole, prompt.embeds, np.array([tokens - 1])).hidden
+    following = np.concatenate((prompt.embeds[1:], reader.embed_tokens(np.array([first]))))
+    session.run(own, following[None], np.array([[tokens - 1]]), hidden)
+    for ours, buffer in zip(found, own.buffers, strict=True):
+        expected = buffer.read()
+        assert np.abs(ours - expected).max() < SAME * np.abs(expected).max()
+
+
 def test_most_drafts_of_a_transcription_stand(reader):
     drafts = []
     for document in open_documents("rendered", split="evaluation", count=4, seed=1, kind="transcription"):
