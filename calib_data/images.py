@@ -15,12 +15,14 @@ from calib_data.errors import InputError
 if TYPE_CHECKING:
     from typing import BinaryIO
 
+_ANIMATED = {"AVIF", "GIF", "PNG", "WEBP"}  # not MPO, a phone's JPEG: there what follows is no picture of its own
+
 
 def open_image(path: Path | str) -> Image.Image:
     """Read an image file whole and upright, as RGB.
 
     Raises InputError, naming the file, when it is missing, a folder, empty, not an image, damaged, a TIFF of several
-    pages, or so large that Pillow takes it for a decompression bomb (about 89 million pixels).
+    pages, an animation, or so large that Pillow takes it for a decompression bomb (about 89 million pixels).
     """
     path = Path(path)
     if not path.exists():
@@ -41,8 +43,7 @@ def read_image(file: BinaryIO, name: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
-                if image.format == "TIFF" and (pages := getattr(image, "n_frames", 1)) > 1:
-                    raise InputError(f"{name}: has {pages} pages; save one file a page, or a PDF")
+                _require_one(image, name)
                 ImageOps.exif_transpose(image, in_place=True)  # a copy would be one more picture in memory
                 return to_rgb(_to_8_bits(image, name))
     except InputError:
@@ -56,6 +57,15 @@ def read_image(file: BinaryIO, name: str) -> Image.Image:
         raise InputError(f"{name}: {reason}, give a PNG, JPEG, TIFF or WebP file") from error
     except Exception as error:  # decoders raise almost anything on damaged files
         raise InputError(f"{name}: cannot be read as an image ({error}), it may be damaged") from error
+
+
+def _require_one(image: Image.Image, name: str) -> None:
+    """Refuse what only the first picture would be read of."""
+    count = getattr(image, "n_frames", 1)
+    if image.format == "TIFF" and count > 1:
+        raise InputError(f"{name}: has {count} pages; save one file a page, or a PDF")
+    if image.format in _ANIMATED and count > 1:
+        raise InputError(f"{name}: has {count} frames; save one, or give `runtime generate --video` a folder of them")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -135,7 +135,7 @@ def verify(folder: Path, device: str) -> Verification:
         if not graphs.target.exact:
             steps += _Graphs(folder, described, place, Path(profiles), in_float=True).steps()
         rungs = [step() for step in track(steps, "Verifying")]
-    return Verification(device, _about(place, graphs.target), damaged, rungs, speed, memory)
+    return Verification(device, _about(place, graphs.target, rungs), damaged, rungs, speed, memory)
 
 
 class _Graphs:
@@ -320,12 +320,13 @@ def page() -> Image.Image:
     return image
 
 
-def _about(device: Device, target: io.Target) -> str:
+def _about(device: Device, target: io.Target, rungs: list[Rung]) -> str:
     """The kind of graphs, the card or the processor, and the versions."""
     where = f"{platform.machine()} with {os.cpu_count()} cores"
     if device.kind == "cuda":
         card = read_card(device.index)
         where = f"{card.name} with {card.total / 2**30:.1f} GiB"
-    activations = f"{target.dtype} activations{'' if target.exact else ', int8 in packed products'}"
+    rounded = any(rung.in_float for rung in rungs)
+    activations = f"{target.dtype} activations{', int8 in packed products' if rounded else ''}"
     packages = f"onnxruntime {onnxruntime.__version__}, torch {version('torch')}"
     return f"{activations}, {target.kv_dtype} KV cache; {where}, Python {platform.python_version()}, {packages}"

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calib_data.errors import InputError, run_command
-from calib_data.progress import track
+from calib_data.progress import say, track
 from calib_data.render import Kind
 from calib_data.sources import open_pictures
 from calib_data.vocabulary import READ
@@ -30,7 +30,7 @@ from runtime.compare.screen import print_comparison
 from runtime.generate import Model
 from runtime.sampling import Sampling
 from runtime.sessions import Device, Options
-from runtime.video import open_video
+from runtime.video import left_out, open_video
 
 if TYPE_CHECKING:
     from calib_data.document import Document
@@ -188,7 +188,11 @@ def _question(
     pictures = [picture for path in image for picture in open_pictures(path)]
     videos = [open_video(path, fps) for path in video]
     names, images = [name for name, _ in pictures], [picture for _, picture in pictures]
-    return model.question(READ_ALL if prompt is None else prompt, images, videos, names=names, thinking=thinking)
+    question = model.question(READ_ALL if prompt is None else prompt, images, videos, names=names, thinking=thinking)
+    for opened in videos:
+        if note := left_out(opened, model.video_settings):
+            say(note)
+    return question
 
 
 def _sampling(model: Model, given: dict[str, float | None], seed: int | None) -> Sampling:

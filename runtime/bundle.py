@@ -204,6 +204,9 @@ def load_bundle(folder: Path) -> Bundle:
             weights={name: WeightsFile(**entry) for name, entry in data.pop("weights").items()},
             targets={name: _target(entry) for name, entry in data.pop("targets").items()},
         )
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror}); check who may read it, or run python -m export again"
+        raise InputError(f"{path}: {problem}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: not readable ({error}); run python -m export again") from error
     for name, expected in bundle.weights.items():
@@ -245,5 +248,9 @@ def read_header(path: Path) -> bytes:
             if length > path.stat().st_size:
                 raise InputError(f"{path}: truncated: its header alone is longer than the file")
             return prefix + file.read(length)
-    except (OSError, struct.error) as error:
-        raise InputError(f"{path}: cannot be read as safetensors ({error})") from error
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; copy it from where the folder was made") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check who may read it") from error
+    except struct.error as error:
+        raise InputError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error

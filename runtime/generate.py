@@ -138,7 +138,8 @@ class Model:
         return ImageSettings.from_folder(self.folder)
 
     @cached_property
-    def _videos(self) -> VideoSettings:
+    def video_settings(self) -> VideoSettings:
+        """How videos are, likewise."""
         return VideoSettings.from_folder(self.folder)
 
     def prompt(
@@ -175,7 +176,7 @@ class Model:
         pictures = [
             image_grid(x.height, x.width, self.image_settings, name) for x, name in zip(images, names, strict=True)
         ]
-        films = [video_grid(video, self._videos) for video in videos]
+        films = [video_grid(video, self.video_settings) for video in videos]
         image_tokens, video_tokens = ([math.prod(grid) // merge for grid in grids] for grids in (pictures, films))
         ids = self.chat.encode(text, image_tokens, video_tokens, thinking=thinking)
         if len(ids) >= self.bundle.text.context:
@@ -201,7 +202,7 @@ class Model:
 
     def embed_video(self, video: Video) -> Iterator[NDArray[np.float32]]:
         """Embeddings [tokens, H] of one video, some frames a call: no frame looks at another."""
-        return (self._embed(patches, grid) for patches, grid in video_patches(video, self._videos))
+        return (self._embed(patches, grid) for patches, grid in video_patches(video, self.video_settings))
 
     def _embed(self, patches: NDArray[np.float32], grid: tuple[int, int, int]) -> NDArray[np.float32]:
         """One call a picture: of several in one, each would be padded to the largest, and all held at once."""

@@ -18,6 +18,7 @@ import numpy as np
 
 from calib_data.errors import InputError
 from calib_data.images import open_image
+from runtime.containers import is_cut
 from runtime.images import ImageSettings, image_grid, processor_config, to_patches
 
 if TYPE_CHECKING:
@@ -130,7 +131,7 @@ def open_video(path: Path, fps: float | None = None) -> Video:
 
 def _open_folder(folder: Path, fps: float | None) -> Video:
     if fps is not None:
-        raise InputError(f"--fps {fps}: {folder} is a folder, all its frames are taken; ask without --fps")
+        raise InputError(f"--fps {fps}: {folder} is a folder of frames, which tell no time; ask without --fps")
     paths = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=_by_number)
     if not paths:
         raise InputError(f"{folder}: is empty, it must hold the frames of a video as images")
@@ -164,6 +165,8 @@ def _open_file(path: Path, fps: float | None) -> Video:
             frames = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
     except av.FFmpegError as error:
         raise InputError(f"{path}: is not a video that PyAV reads ({error.strerror})") from error
+    if is_cut(path):
+        raise InputError(f"{path}: ends before its last frames; copy it again, or give a folder of those that it has")
     first = next(_decode(path), None)
     if first is None or not rate:
         raise InputError(f"{path}: has no frames, give a video file or a folder of its frames")
@@ -218,6 +221,14 @@ def sample_frames(video: Video, settings: VideoSettings) -> NDArray[np.int64]:
     count = max(count, 1)
     # Through float32, as transformers counts.
     return (np.arange(count) * (video.frames / count)).astype(np.float32).astype(np.int64)
+
+
+def left_out(video: Video, settings: VideoSettings) -> str | None:
+    """What to say of a folder with more frames than are read: who chose them meant all of them."""
+    count = len(sample_frames(video, settings))
+    if video.fps is not None or count == video.frames:
+        return None
+    return f"{video.name}: {count} of its {video.frames} frames are read, evenly; the model's settings allow no more"
 
 
 def video_grid(video: Video, settings: VideoSettings) -> tuple[int, int, int]:

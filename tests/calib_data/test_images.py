@@ -116,3 +116,26 @@ def test_a_file_of_several_pages_is_refused(tmp_path):
         open_image(tmp_path / "scan.tiff")
     page.save(tmp_path / "scan.tiff")
     assert open_image(tmp_path / "scan.tiff").size == (8, 8)
+
+
+@pytest.mark.parametrize("name", ["film.gif", "film.webp", "film.png", "film.avif"])
+def test_an_animation_is_refused(tmp_path, name):
+    """Only its first frame would be read; a single picture of the same format is one."""
+    Image.init()
+    if name.partition(".")[2].upper() not in Image.SAVE_ALL:
+        pytest.skip("this Pillow does not write it")
+    first, *others = (Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue"))
+    first.save(tmp_path / name, save_all=True, append_images=others)
+    with pytest.raises(InputError, match=rf"{name}: has 3 frames; save one, or give `runtime generate --video` a fold"):
+        open_image(tmp_path / name)
+    first.save(tmp_path / name)
+    assert open_image(tmp_path / name).size == (8, 8)
+
+
+def test_a_photo_with_a_preview_behind_it_is_one_picture(tmp_path):
+    """What phones and cameras write as JPEG."""
+    photo = noise("RGB", 64, 64)
+    photo.save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[Image.new("RGB", (8, 8))])
+    with Image.open(tmp_path / "photo.jpg") as stored:
+        assert (stored.format, stored.n_frames) == ("MPO", 2)
+    assert open_image(tmp_path / "photo.jpg").size == photo.size

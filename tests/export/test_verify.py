@@ -55,6 +55,14 @@ def test_activations_and_caches_of_8_bits_have_a_rung_of_their_own(quantized, tm
     assert "int8 KV cache" in found.about
 
 
+@pytest.mark.parametrize(("name", "says"), [("w4", ", int8 in packed products"), ("nf4", ""), ("fp16", "")])
+def test_int8_activations_are_named_where_there_are_any(name, says, quantized, tmp_path):
+    folder = shutil.copytree(quantized(name), tmp_path / name)
+    export_folder(folder, "cpu")
+    about = verify(folder, "cpu").about
+    assert about.startswith(f"float32 activations{says}, float32 KV cache; ")
+
+
 def test_memory_is_that_of_one_product(exported, monkeypatch):
     """Weights of the eager modules are freed as soon as they were used, so that models larger than memory fit."""
     held, largest = [0], [0]

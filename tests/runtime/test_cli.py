@@ -99,6 +99,14 @@ def other_format(folder):
     edit_json(folder / "runtime.json", format=1, text={})
 
 
+def unreadable(folder):
+    """A file that root, too, cannot read: the first byte of a process's memory."""
+    if sys.platform != "linux":
+        pytest.skip("there is no such file")
+    (folder / "runtime.json").unlink()
+    (folder / "runtime.json").symlink_to("/proc/self/mem")
+
+
 def a_file(folder):
     shutil.rmtree(folder)
     folder.touch()
@@ -110,6 +118,7 @@ FOLDERS = {
     "no model": (lambda folder: (folder / "config.json").unlink(), "has no config.json; give a model folder"),
     "not exported": (lambda folder: (folder / "runtime.json").unlink(), "not exported yet; run: python -m export"),
     "broken runtime.json": (write("runtime.json", b'{"format": 1, '), "runtime.json: not readable"),
+    "runtime.json not readable": (unreadable, "runtime.json: cannot be read (Input/output error); check who may read"),
     "runtime.json of another kind": (write("runtime.json", b"[1]"), "runtime.json: not readable"),
     "runtime.json of another version": (
         other_format,
@@ -119,7 +128,7 @@ FOLDERS = {
     "weights truncated": (lambda folder: os.truncate(folder / WEIGHTS, 2_000_000), f"{WEIGHTS}: changed since"),
     "weights cut in the header": (lambda folder: os.truncate(folder / WEIGHTS, 100), f"{WEIGHTS}: truncated"),
     "weights empty": (write(WEIGHTS, b""), f"{WEIGHTS}: cannot be read"),
-    "weights gone": (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS}: cannot be read"),
+    "weights gone": (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS}: no such file; copy it from where"),
     "graph gone": (lambda folder: (folder / "decoder.cpu.onnx").unlink(), "decoder.cpu.onnx is missing; run:"),
     "graph damaged": (write("decoder.cpu.onnx", b"\x08\x0abroken" * 99), "decoder.cpu.onnx: ONNX Runtime cannot load"),
     "tokenizer gone": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json: no such file"),

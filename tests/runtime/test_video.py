@@ -254,10 +254,10 @@ def hide_first_frames(pyav, source, path, frames):
                 trimmed.mux(packet)
 
 
-def write_film(pyav, path, frames, height=64, width=96):
+def write_film(pyav, path, frames, height=64, width=96, options=None):
     """A grey film whose level tells the frame, white in the top left quarter."""
-    with pyav.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg4", rate=25)
+    with pyav.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream("libvpx" if path.suffix == ".webm" else "mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         for number in range(frames):
             pixels = np.full((height, width, 3), 4 * number, np.uint8)
@@ -323,6 +323,34 @@ def test_files_that_are_no_videos_are_named(pyav, tmp_path):
         list(video.read(np.array([10, 60])))
 
 
+WHOLE = {  # the header comes first, and says how long the rest is
+    "film.mkv": {},
+    "film.webm": {},
+    "film.mp4": {"movflags": "faststart"},
+    "parts.mp4": {"movflags": "frag_keyframe+empty_moov"},
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_film_that_was_cut_is_named(name, pyav, tmp_path):
+    path = tmp_path / name
+    write_film(pyav, path, 50, options=WHOLE[name])
+    whole = path.read_bytes()
+    assert open_video(path).frames == 50
+    path.write_bytes(whole[: len(whole) * 6 // 10])
+    refused(rf"{name}: ends before its last frames; copy it again", path)
+
+
+@pytest.mark.parametrize(("name", "options"), [("live.mkv", {"live": "1"}), ("film.ts", {})])
+def test_a_recording_that_says_no_length_is_read_as_far_as_it_goes(name, options, pyav, tmp_path):
+    path = tmp_path / name
+    write_film(pyav, path, 50, options=options)
+    whole = path.read_bytes()
+    assert open_video(path).frames == 50
+    path.write_bytes(whole[: len(whole) * 6 // 10])
+    assert 20 < open_video(path).frames < 40
+
+
 def test_the_command_reads_a_folder(command, reader, exported, tmp_path):
     """Its answer is that of the model, its prompt has the video's tokens, and no picture's."""
     film = save_frames(tmp_path / "film", pictures(5, 56, 84))
@@ -333,6 +361,19 @@ def test_the_command_reads_a_folder(command, reader, exported, tmp_path):
     assert (code, err) == (0, "")
     assert json.loads(out)["prompt_tokens"] == len(prompt.ids)
     assert json.loads(out)["tokens"] == list(reader.generate(prompt, greedy, 8))
+
+
+def test_the_command_says_how_many_frames_of_a_folder_are_read(command, copied, tmp_path):
+    (copied / "video_preprocessor_config.json").write_text('{"max_frames": 4}')
+    film = save_frames(tmp_path / "film", pictures(4, 56, 84))
+    arguments = ("generate", "--model", copied, "--video", film, "--temperature", 0, "--max-new-tokens", 1, "--json")
+    code, out, err = command(*arguments)
+    assert (code, err) == (0, "")
+    for number in (4, 5):
+        Image.new("RGB", (84, 56)).save(film / f"frame-{number}.png")
+    code, more, err = command(*arguments)
+    assert (code, json.loads(more)["prompt_tokens"]) == (0, json.loads(out)["prompt_tokens"])
+    assert err == f"{film}: 4 of its 6 frames are read, evenly; the model's settings allow no more\n"
 
 
 def test_the_command_reads_pictures_and_videos_together(command, exported, tmp_path):
