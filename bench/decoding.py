@@ -41,6 +41,7 @@ LONGEST = 512
 def drafting(activations: str, model: Model, drawn: list[Document]) -> Iterator[str]:
     """Rows of a model: answers that differ from those without drafts, tokens a call, drafts that stood, speed."""
     prompts = [model.prompt(document.prompt, [document.image]) for document in drawn]
+    model.load(drafts=True)
     start = perf_counter()
     plain = [list(model.generate(prompt, greedy, LONGEST)) for prompt in track(prompts, f"{activations}, no drafts")]
     seconds = perf_counter() - start

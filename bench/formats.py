@@ -60,7 +60,9 @@ def build(row: Format, folder: Path, seed: int, samples: int) -> Model:
     else:
         quantize(Settings(READER, folder, seed=seed, samples=samples, reference=0, **row.settings))
     export_folder(folder, "cpu", exact=row.exact)
-    return Model(folder, "cpu")
+    model = Model(folder, "cpu")
+    model.load()  # not in the time of the first document
+    return model
 
 
 def line(row: Format, model: Model, measured: list[Measured]) -> str:

@@ -152,6 +152,7 @@ from runtime.generate import Model
 
 with DeviceMemory() as loaded:
     model = Model(Path(sys.argv[1]), "cuda")
+    model.load()
 sizes = {}
 for room in (30000, 31000):  # the second needs more than the first gave back
     with DeviceMemory() as memory:
