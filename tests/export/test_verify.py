@@ -56,6 +56,7 @@ def test_activations_and_caches_of_8_bits_have_a_rung_of_their_own(quantized, tm
     assert [rung.graph for rung in in_float] == [VISION_GRAPH, DECODER, MTP]
     assert [rung.tolerance for rung in in_float] == [VISION, INT8_KV, EXACT]
     assert in_float[0].error < by_itself[0].error / 10
+    assert found.about.startswith("float32 activations, int8 in packed products, int8 KV cache; ")
     export_folder(folder, "cpu", exact=True, kv_bits=8)
     found = verify(folder, "cpu")
     assert found.passed
@@ -63,12 +64,12 @@ def test_activations_and_caches_of_8_bits_have_a_rung_of_their_own(quantized, tm
     assert "int8 KV cache" in found.about
 
 
-@pytest.mark.parametrize(("name", "says"), [("w4", ", int8 in packed products"), ("nf4", ""), ("fp16", "")])
-def test_int8_activations_are_named_where_there_are_any(name, says, quantized, tmp_path):
-    folder = shutil.copytree(quantized(name), tmp_path / name)
+def test_int8_activations_are_not_named_where_there_are_none(quantized, tmp_path):
+    folder = shutil.copytree(quantized("nf4"), tmp_path / "nf4")
     export_folder(folder, "cpu")
-    about = verify(folder, "cpu").about
-    assert about.startswith(f"float32 activations{says}, float32 KV cache; ")
+    found = verify(folder, "cpu")
+    assert found.about.startswith("float32 activations, float32 KV cache; ")
+    assert not any(rung.in_float for rung in found.rungs)
 
 
 def test_memory_is_that_of_one_product(exported, monkeypatch):
