@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import typer
 
 
@@ -21,6 +24,15 @@ class EmptySplitError(InputError):
 
 class CannotGoOnError(InputError):
     """What a stopped run left does not serve any more: giving the same command again would not help."""
+
+
+@contextmanager
+def naming(what: str) -> Iterator[None]:
+    """Put the name of a document, or the place of a line, into an InputError of a block that is without."""
+    try:
+        yield
+    except InputError as error:
+        raise error if what in str(error) else InputError(f"{what}: {error}") from error
 
 
 def run_command(app: typer.Typer) -> None:

@@ -267,8 +267,11 @@ class _Graphs:
 
     def _wanted(self, graph: str) -> bool:
         """Whether a graph is to be held: with float activations one that rounds them by itself."""
-        nodes = onnx.load(self.folder / graph, load_external_data=False).graph.node
-        return not self.in_float or any(node.op_type == "MatMulNBits" for node in nodes)
+        return not self.in_float or "MatMulNBits" in self._operators(graph)
+
+    def _operators(self, graph: str) -> Counter[str]:
+        """Nodes of the file, by operator."""
+        return Counter(node.op_type for node in onnx.load(self.folder / graph, load_external_data=False).graph.node)
 
     def _profiled(self, graph: str) -> onnxruntime.InferenceSession:
         changed = _in_float(self.folder / graph) if self.in_float else None
@@ -278,8 +281,7 @@ class _Graphs:
         self, graph: str, found: NDArray[np.float32], ran: list[tuple[str, str]], expected: NDArray[np.float32]
     ) -> Rung:
         error = float(np.abs(found - expected).max() / np.abs(expected).max())
-        nodes = onnx.load(self.folder / graph, load_external_data=False).graph.node
-        operators = Counter(node.op_type for node in nodes)
+        operators = self._operators(graph)
         providers = Counter(provider.removesuffix("ExecutionProvider") for _, provider in ran)
         tolerance = self._tolerance(graph, operators)
         return Rung(graph, self.in_float, error, tolerance, dict(operators.most_common()), dict(providers))

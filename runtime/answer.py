@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from calib_data.errors import InputError
+from calib_data.errors import InputError, naming
 from calib_data.progress import say
 from calib_data.sources import open_questions
 from runtime.sampling import ignored
@@ -82,11 +81,11 @@ class Answers:
         """
         asked = open_questions(path)
         for where, document in asked:
-            with _naming(where):
+            with naming(where):
                 self._question(document)
         seconds = self.load()
         for where, document in asked:
-            with _naming(where):
+            with naming(where):
                 answer = self.to_json(self._question(document), seconds)
             yield {"name": document.name, "prompt": document.prompt, **answer}
 
@@ -102,12 +101,3 @@ class Answers:
 
     def _tokens(self, prompt: Prompt, drafts: Drafts | None) -> Iterator[int]:
         return self.model.generate(prompt, self.sampling.sampler(), self.max_new_tokens, drafts)
-
-
-@contextmanager
-def _naming(where: str) -> Iterator[None]:
-    """Put the place of a line into an InputError that is without."""
-    try:
-        yield
-    except InputError as error:
-        raise error if str(error).startswith(where) else InputError(f"{where}: {error}") from error

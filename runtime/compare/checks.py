@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from calib_data.errors import InputError
+from calib_data.errors import InputError, naming
 from runtime.compare.baseline import FolderBaseline
-from runtime.compare.measure import naming, token_ids
+from runtime.compare.measure import token_ids
 from runtime.evaluate import require_vision
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def require_measurable(baseline: Baseline, candidates: Sequence[Model], document
     models = [*([baseline.model] if isinstance(baseline, FolderBaseline) else []), *candidates]
     for document in documents:
         opened = replace(document, picture=document.image)
-        with naming(document):
+        with naming(document.name):
             expected = baseline.token_ids(opened)
             for model in models:
                 found, context = token_ids(model, opened), model.bundle.text.context

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from calib_data.errors import InputError
+from calib_data.errors import naming
 from runtime.compare.predictions import Predictions, divergence
 from runtime.evaluate import Scored, score, truth_of
 from runtime.generate import answer_parts
@@ -92,21 +91,12 @@ def answer_ids(model: Model, document: Document) -> list[int]:
     return [*model.chat.encode_text(truth_of(document)), model.end_ids[0]]
 
 
-@contextmanager
-def naming(document: Document) -> Iterator[None]:
-    """Put the name of a document into an InputError that is without."""
-    try:
-        yield
-    except InputError as error:
-        raise error if document.name in str(error) else InputError(f"{document.name}: {error}") from error
-
-
 def measure(baseline: Baseline, candidates: Sequence[Model], document: Document) -> Measured:
     """Read a document with every model: answer it, and predict its true answer token by token.
 
     Raises InputError, with the document's name, where one cannot.
     """
-    with naming(document):
+    with naming(document.name):
         return _measure(baseline, candidates, document)
 
 

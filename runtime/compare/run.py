@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
-from calib_data.errors import InputError
+from calib_data.errors import InputError, naming
 from calib_data.progress import say, track
 from runtime.cache import cache_bytes
 from runtime.compare.baseline import Baseline, FolderBaseline, ReferenceBaseline
 from runtime.compare.checks import changed, require_measurable, require_same_images, require_same_inputs
 from runtime.compare.fingerprint import fingerprint
 from runtime.compare.layers import require_listable
-from runtime.compare.measure import Measured, measure, naming
+from runtime.compare.measure import Measured, measure
 from runtime.compare.result import Cost
 from runtime.generate import Model
 from runtime.sessions import Device, Options, itemsize
@@ -161,7 +161,7 @@ def _keep(measured: Iterator[Measured], keys: Iterable[str], progress: Progress)
 
 def _measure(loaded: Loaded, key: str, document: Document) -> Measured:
     """Measure a document whose digest was `key`: its picture is opened once, so that every model sees the same."""
-    with naming(document):
+    with naming(document.name):
         opened = replace(document, picture=document.image)
     if opened.digest() != key:
         raise changed(document)
