@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from quantize.scheme import Grids
     from quantize.sizes import Architecture
 
-PROMPT_CHUNK = 1024  # prompt tokens a call, as `runtime.generate` cuts them
+PROMPT_CHUNK = 4096  # prompt tokens a call on a GPU, as `runtime.chunks` cuts them
 LARGEST_IMAGE = 16384  # patches of 3211264 pixels, the most that EXAONE 4.5's image processor gives
 FLOAT = 4  # bytes of float32
 

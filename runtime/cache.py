@@ -35,15 +35,16 @@ def cache_bytes(text: Text, batch: int, room: int, itemsize: int) -> int:
 class KVCache:
     """Buffers of a batch of sequences on a device, allocated once, and how far each sequence fills them.
 
-    lengths: int32 [batch], tokens of each sequence. buffers: key and value of each layer in turn. RoPE tables are as
-    long as a sequence may become.
+    lengths: int32 [batch], tokens of each sequence. buffers: key and value of each layer in turn, zeroed at first:
+    cuDNN's attention reads them up to their capacity, and NaN left in memory would stay NaN however little it weighs.
+    RoPE tables are as long as a sequence may become.
     """
 
     def __init__(self, text: Text, dtype: str, kv_dtype: str, device: Device, room: int, batch: int = 1) -> None:
         self.room = room
         self.lengths = np.zeros(batch, np.int32)
         self.buffers = [
-            Buffer.empty(shape, kv_dtype, device)
+            Buffer.zeros(shape, kv_dtype, device)
             for shape in buffer_shapes(text, batch, room)
             for _ in ("key", "value")
         ]

@@ -6,6 +6,7 @@ A step moves the embedded tokens, their number and the logits between host and d
 from __future__ import annotations
 
 import itertools
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -51,10 +52,15 @@ class Decoded(NamedTuple):
 
 @dataclass
 class _Call:
-    """A shape of call over one cache: every input and output has its place, so that a step writes only what changed."""
+    """A shape of call over one cache: every input and output has its place, so that a step writes only what changed.
+
+    thread: the thread that captured this call as a CUDA graph, which is the only one that can replay it; None where it
+    is not captured.
+    """
 
     binding: ort.IOBinding
     options: ort.RunOptions
+    thread: int | None
     embeds: Buffer
     seqlens_k: Buffer
     total: Buffer
@@ -173,13 +179,16 @@ class DecoderSession:
     ) -> Decoded:
         """The call itself. lengths: of the sequences after it."""
         call = self._call(cache, embeds.shape[1], wanted.shape[1])
+        if call.thread not in (None, threading.get_ident()):
+            raise RuntimeError("a captured step can only be replayed by the thread that captured it")
         call.embeds.write(embeds)
         call.seqlens_k.write(lengths - np.int32(1))
         if call.wanted is None or not np.array_equal(call.wanted, wanted):
             call.index.write(wanted)
             call.wanted = wanted.copy()
-        # A captured step is replayed with the number it was captured with, which may be too large, never too small.
-        call.total.write(np.array(cache.room if self._capture else lengths.max(), np.int32))
+        # A captured step is replayed with the number it was captured with, which may be too large, not too small. Other
+        # calls get the true one: by it attention knows a prompt, whose keys it takes as they are, not rounded to int8.
+        call.total.write(np.array(lengths.max() if call.thread is None else cache.room, np.int32))
         if previous_hidden is not None:
             previous_hidden.bind_input(call.binding, io.PREVIOUS_HIDDEN)
         self._session.run_with_iobinding(call.binding, call.options)
@@ -198,12 +207,14 @@ class DecoderSession:
     def _prepare(self, cache: KVCache, tokens: int, selected: int) -> _Call:
         batch, width, device = len(cache.lengths), self._text.hidden_size, self._device
         options = ort.RunOptions()
+        # A row of a batch may be filled already.
+        captured = self._capture and tokens == 1 == selected and not cache.lengths.any()
         if self._capture:
-            captured = tokens == 1 == selected and not cache.lengths.any()  # a row of a batch may be filled already
             options.add_run_config_entry("gpu_graph_id", str(next(_CAPTURES) if captured else -1))
         call = _Call(
             binding=self._session.io_binding(),
             options=options,
+            thread=threading.get_ident() if captured else None,
             embeds=Buffer.empty((batch, tokens, width), self._dtype, device),
             seqlens_k=Buffer.empty((batch,), "int32", device),
             total=Buffer.empty((), "int32", HOST),

@@ -12,6 +12,7 @@ import numpy as np
 
 from calib_data.errors import InputError
 from runtime.bundle import load_bundle
+from runtime.chunks import CHUNKINGS, prompt_calls
 from runtime.decoder import DecoderSession, load_head
 from runtime.files import read_object
 from runtime.images import ImageSettings, image_grid, preprocess
@@ -37,7 +38,7 @@ if TYPE_CHECKING:
     from runtime.speculation import Drafts
     from runtime.video import Video
 
-PROMPT_CHUNK = 1024  # prompt tokens a call: bounds the activations of a long prompt, widest inside the MLP
+EMBEDDED = 1024  # tokens whose embeddings are read at once
 ANSWER_CHUNK = 256  # tokens of a known answer a call: bounds their logits, 150 MiB for a vocabulary of 153600
 
 
@@ -60,11 +61,6 @@ class Prompt:
 
     ids: NDArray[np.int64]
     embeds: NDArray[np.float32]
-
-    def chunks(self) -> Iterator[NDArray[np.float32]]:
-        """The embeddings in pieces [T, H], one for each call of the decoder."""
-        for start in range(0, len(self.ids), PROMPT_CHUNK):
-            yield self.embeds[start : start + PROMPT_CHUNK]
 
 
 def answer_parts(length: int) -> list[slice]:
@@ -213,8 +209,8 @@ class Model:
     def embed_tokens(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings [T, H] of tokens, read from the weights file where they lie, a chunk at a time."""
         embeds = np.empty((len(ids), self._embeddings.shape[1]), np.float32)
-        for start in range(0, len(ids), PROMPT_CHUNK):
-            part = slice(start, start + PROMPT_CHUNK)
+        for start in range(0, len(ids), EMBEDDED):
+            part = slice(start, start + EMBEDDED)
             embeds[part] = self._embeddings[ids[part]]
         return embeds
 
@@ -225,16 +221,23 @@ class Model:
         return logits
 
     def read_prompt(self, cache: KVCache, prompt: Prompt) -> Iterator[Decoded]:
-        """Fill a cache with a prompt, chunk by chunk; each chunk comes with the logits [1, 1, V] after its last token.
+        """Fill an empty cache with a prompt, chunk by chunk; each comes with the logits [1, 1, V] after its last token.
 
         Raises InputError for a prompt that makes anything but numbers.
         """
-        for chunk in prompt.chunks():
-            decoded = self.decode(cache, chunk, np.array([len(chunk) - 1]))
+        rows = min(buffer.shape[2] for buffer in cache.buffers)
+        for start, stop, padding in prompt_calls(len(prompt.ids), CHUNKINGS[self.device.kind], rows):
+            chunk = prompt.embeds[start:stop]
+            if padding:
+                chunk = np.pad(chunk, ((0, padding), (0, 0)))
+            decoded = self.decode(cache, chunk, np.array([stop - start - 1]))
+            cache.lengths[:] = stop
             if self.target.kv_dtype == "int8":
                 # Rounded to int8, a NaN or infinite key is a number again, and what follows would look sound.
                 assert decoded.hidden is not None
                 self._require_finite(decoded.hidden.read())
+            if decoded.hidden is not None:
+                decoded = decoded._replace(hidden=decoded.hidden.stretch(0, (1, stop - start, chunk.shape[1])))
             yield decoded
 
     def room(self, prompt: Prompt) -> int:

@@ -6,11 +6,9 @@ A session runs on the device that was asked for, or it is an error. Nothing is c
 
 from __future__ import annotations
 
-import ctypes
 import json
 import math
 import re
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
@@ -25,6 +23,7 @@ from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from calib_data.errors import InputError
 from runtime import bundle as io
+from runtime.cuda import require_cuda
 from runtime.pages import use_huge_pages
 
 if TYPE_CHECKING:
@@ -190,53 +189,9 @@ def provider(device: Device, options: Options) -> tuple[str, dict[str, str]]:
 
 
 def require_device(device: Device) -> None:
-    """Fail with the name of what is missing for a card, where ONNX Runtime alone would fall back to the CPU."""
-    if device.kind == "cpu":
-        return
-    advice = "install onnxruntime-gpu, its CUDA libraries and an NVIDIA driver, or use --device cpu"
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise InputError(f"CUDA was asked for but this onnxruntime has no CUDA provider; {advice}")
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError as error:
-        raise InputError(f"CUDA was asked for but there is no NVIDIA driver ({error}); {advice}") from error
-    cards = ctypes.c_int()
-    if status := driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(cards)):
-        raise InputError(f"CUDA was asked for but the NVIDIA driver gives no card (its error {status}); {advice}")
-    if device.index >= cards.value:
-        raise InputError(f"--device cuda:{device.index}: there is no such card; the last is cuda:{cards.value - 1}")
-    _require_version(driver)
-    ort.preload_dlls()  # finds the libraries of the nvidia wheels, which are on no search path
-    if sys.platform == "linux":
-        _require_libraries(Path(ort.__file__).parent / "capi")
-
-
-def _require_version(driver: ctypes.CDLL) -> None:
-    """Refuse a driver that gives its cards, but not to the CUDA that ONNX Runtime was built for.
-
-    One of the same major version does, however much older it is. A build may not name its version.
-    """
-    needed = re.match(r"\d+", ort.cuda_version)
-    known = ctypes.c_int()  # 12080 for CUDA 12.8
-    driver.cuDriverGetVersion(ctypes.byref(known))
-    major, rest = divmod(known.value, 1000)
-    if needed and major < int(needed[0]):
-        raise InputError(
-            f"CUDA was asked for but the NVIDIA driver supports CUDA {major}.{rest // 10} at most and this onnxruntime "
-            f"needs CUDA {needed[0]}; install a newer driver, or use --device cpu"
-        )
-
-
-def _require_libraries(folder: Path) -> None:
-    """Load what the CUDA provider is linked to; the loader's message names the first library that is not there."""
-    try:
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_shared.so"), ctypes.RTLD_GLOBAL)
-        ctypes.CDLL(str(folder / "libonnxruntime_providers_cuda.so"))
-    except OSError as error:
-        raise InputError(
-            f"CUDA was asked for but a library of it is missing ({error}); install the CUDA libraries of this version, "
-            "for instance with: pip install 'onnxruntime-gpu[cuda,cudnn]'; or use --device cpu"
-        ) from error
+    """Fail with the name of what is missing for a GPU, where ONNX Runtime alone would fall back to the CPU."""
+    if device.kind == "cuda":
+        require_cuda(device.index)
 
 
 @cache
@@ -269,6 +224,17 @@ class Buffer:
         held = np.uint16 if dtype == "bfloat16" else _NUMPY[dtype]
         value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), held, device.kind, device.index)
         return cls(value, value.data_ptr(), shape, dtype, device)
+
+    @classmethod
+    def zeros(cls, shape: tuple[int, ...], dtype: str, device: Device) -> Buffer:
+        """Memory that kernels may read before anything was written to it: zeros on a GPU.
+
+        On the CPU no kernel reads so far, and pages that nobody wrote to take no memory.
+        """
+        buffer = cls.empty(shape, dtype, device)
+        if device.kind == "cuda":
+            buffer.write(np.zeros(shape, _NUMPY[dtype]))
+        return buffer
 
     @classmethod
     def of(cls, array: NDArray[np.generic], dtype: str, device: Device) -> Buffer:

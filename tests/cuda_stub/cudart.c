@@ -1,7 +1,8 @@
 /* A CUDA 13 runtime without a GPU: device memory is host memory, copies are counted, kernels compute nothing.
  *
  * Only the functions whose answer matters are here; build.py adds every other symbol that ONNX Runtime's CUDA provider
- * asks for as a function that returns cudaSuccess. Device memory starts as zeros, so results are the same in every run.
+ * asks for as a function that returns cudaSuccess. Device memory starts as zeros unless traffic.py says otherwise, so results
+ * are the same in every run.
  */
 #include <dlfcn.h>
 #include <stddef.h>
@@ -16,6 +17,7 @@ enum { HOST_TO_HOST = 0, HOST_TO_DEVICE = 1, DEVICE_TO_HOST = 2, DEVICE_TO_DEVIC
 unsigned long stub_bytes_to_device, stub_bytes_to_host, stub_copies_to_device, stub_copies_to_host, stub_launches;
 unsigned long stub_device_bytes, stub_device_bytes_peak;
 unsigned long stub_device_limit = (unsigned long)-1; /* set by traffic.py: device memory that is given out */
+unsigned long stub_device_fill = 0;                          /* set by traffic.py: the byte that new device memory holds */
 
 /* --- Memory: 256-byte aligned and zeroed; the block that calloc gave and its device bytes are kept just below. --- */
 
@@ -31,6 +33,7 @@ static int allocate(void **pointer, size_t size, size_t device_bytes) {
     uintptr_t aligned = ((uintptr_t)block + sizeof(Header) + 255) & ~(uintptr_t)255;
     ((Header *)aligned)[-1] = (Header){block, device_bytes};
     *pointer = (void *)aligned;
+    if (stub_device_fill != 0 && device_bytes > 0) memset(*pointer, (int)stub_device_fill, size);
     stub_device_bytes += device_bytes;
     if (stub_device_bytes > stub_device_bytes_peak) stub_device_bytes_peak = stub_device_bytes;
     return SUCCESS;

@@ -1,6 +1,11 @@
-"""Drivers older and newer than the CUDA that ONNX Runtime was built for."""
+"""Drivers and cuDNN, older and newer than what ONNX Runtime was built for."""
+
+import shutil
+import subprocess
 
 import pytest
+
+from .build import CudaStub
 
 MEMORY = """
 import json, sys
@@ -33,3 +38,38 @@ def test_a_driver_too_old_for_cuda_is_one_line(driver, named, cuda_stub):
 def test_a_driver_of_the_same_major_version_does(driver, built, cuda_stub):
     """And a newer one, as NVIDIA promises; a build that does not name its version is not refused for that."""
     assert cuda_stub.run(MEMORY, driver, built) == "cuda"
+
+
+CUDNN = """
+import contextlib, io, json
+from runtime.cuda import cudnn_version, require_cuda
+with contextlib.redirect_stderr(io.StringIO()) as said:
+    require_cuda(0)
+    require_cuda(0)
+print(json.dumps([cudnn_version(), said.getvalue()]))
+"""
+WITHOUT = ": prompts use ONNX Runtime's own kernels; for cuDNN's: pip install -U nvidia-cudnn-cu13\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "version", "said"),
+    [
+        (None, None, f"cuDNN 9 is not installed{WITHOUT}"),
+        (90201, [9, 2, 1], f"cuDNN 9.2.1 is not used by ONNX Runtime's attention{WITHOUT}"),
+        (90300, [9, 3, 0], f"cuDNN 9.3.0 is used for prompts and caches of multiples of 64 tokens only{WITHOUT}"),
+        (90501, [9, 5, 1], f"cuDNN 9.5.1 is used for prompts and caches of multiples of 64 tokens only{WITHOUT}"),
+        (90600, [9, 6, 0], ""),
+        (91000, [9, 10, 0], f"cuDNN 9.10.0 is not used by ONNX Runtime's attention{WITHOUT}"),
+        (91001, [9, 10, 1], f"cuDNN 9.10.1 is not used by ONNX Runtime's attention{WITHOUT}"),
+        (91002, [9, 10, 2], ""),
+        (92000, [9, 20, 0], ""),
+    ],
+)
+def test_a_cudnn_that_attention_does_not_use_is_one_line(number, version, said, cuda_stub, tmp_path):
+    """Said once, however many sessions are opened."""
+    folder = tmp_path / "libraries"
+    shutil.copytree(cuda_stub.folder, folder)
+    if number is not None:
+        (folder / "cudnn.c").write_text(f"unsigned long cudnnGetVersion(void) {{ return {number}; }}\n")
+        subprocess.run(["gcc", "-shared", "-o", folder / "libcudnn.so.9", folder / "cudnn.c"], check=True)
+    assert CudaStub(folder).run(CUDNN) == [version, said]

@@ -38,6 +38,11 @@ def leave_memory(size: int) -> None:
     _counter("device_limit").value = _counter("device_bytes").value + size
 
 
+def fill_memory(byte: int) -> None:
+    """Let memory that the device gives out from now on hold a byte everywhere; 0xFF makes NaN of every 16-bit float."""
+    _counter("device_fill").value = byte
+
+
 def set_driver_version(version: int) -> None:
     """Make the driver one that knows CUDA up to a version: 12080 is 12.8."""
     ctypes.c_int.in_dll(ctypes.CDLL("libcuda.so.1"), "stub_driver_version").value = version

@@ -21,7 +21,7 @@ from quantize.sizes import PARTS, read_architecture, stored_bytes
 from quantize.walk import quantize
 from runtime.bundle import Text
 from runtime.cache import cache_bytes
-from runtime.generate import PROMPT_CHUNK
+from runtime.chunks import CHUNKINGS
 from runtime.rope import rope_tables
 
 RELEASED = Path(__file__).parent / "data" / "exaone-4.5-33b.config.json"
@@ -194,7 +194,7 @@ def test_kv_cache_of_hybrid_layers(plan):
 def test_workspace_line_by_line(plan):
     lines = {line.name: line.bytes for line in by_name(plan)["4-bit"].workspace}
     assert lines == {
-        "prompt chunk, 1024 tokens": 1024 * (2 * 5120 + 4 * 27392) * 2,
+        "prompt chunk, 4096 tokens": 4096 * (2 * 5120 + 4 * 27392) * 2,
         "decoder weight, unpacked": 2 * 27392 * 5120 * 2,
         "logits": 153600 * 6,
         "RoPE tables": 32768 * 64 * 2 * 2,
@@ -242,7 +242,7 @@ def test_the_runtime_allocates_what_is_planned(plan, released):
     lines = {line.name: line for line in by_name(plan)["4-bit"].workspace}
     tables = rope_tables({"head_dim": 128, "rope_parameters": dict(text.rope_parameters)}, plan.context)
     assert lines["RoPE tables"].bytes == sum(table.size for table in tables) * 2
-    assert memory.PROMPT_CHUNK == PROMPT_CHUNK
+    assert CHUNKINGS["cuda"].longest == memory.PROMPT_CHUNK
 
 
 def test_the_longest_context_ends_at_nothing_and_at_the_models_limit(plan):
@@ -284,7 +284,7 @@ def test_a_text_model_with_tied_embeddings(text_plan):
     assert text_plan.kv[4096]["fp16"] == 4096 * 6 * 2 * 512 * 2
     assert not text_plan.has_mtp
     assert [line.name for line in packed.workspace] == [
-        "prompt chunk, 1024 tokens",
+        "prompt chunk, 4096 tokens",
         "decoder weight, unpacked",
         "logits",
         "RoPE tables",

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
 from export.graphs import export_folder
-from runtime.generate import ANSWER_CHUNK, PROMPT_CHUNK, Model, Prompt
+from runtime.chunks import CHUNKINGS, Chunking, prompt_calls
+from runtime.generate import ANSWER_CHUNK, Model, Prompt
 from runtime.sampling import greedy
 from runtime.speculation import Drafts
 
@@ -35,6 +36,9 @@ def relative_error(value, reference):
     return np.abs(value - reference).max() / np.abs(reference).max()
 
 
+LONGEST = CHUNKINGS["cpu"].longest
+
+
 def random_prompt(reader, tokens):
     ids = np.random.default_rng(tokens).integers(80, 500, tokens)
     return Prompt(ids, reader.embed_tokens(ids))
@@ -50,7 +54,7 @@ def forced(tokens, seen):
     return sample
 
 
-@pytest.mark.parametrize("tokens", [PROMPT_CHUNK, PROMPT_CHUNK + 1, 2 * PROMPT_CHUNK + 100])
+@pytest.mark.parametrize("tokens", [LONGEST, LONGEST + 1, 2 * LONGEST + 100])
 def test_a_long_prompt_in_chunks_is_one_in_a_piece(tokens, reader):
     prompt = random_prompt(reader, tokens)
     cache, whole = (reader.decoder.new_cache(tokens + 1) for _ in range(2))
@@ -61,6 +65,38 @@ def test_a_long_prompt_in_chunks_is_one_in_a_piece(tokens, reader):
     # What is in the caches is the same too: it decides the next token.
     step = reader.embed_tokens(np.array([99])), np.array([0])
     assert relative_error(reader.decode(cache, *step).logits, reader.decode(whole, *step).logits) < CHUNKED
+
+
+@pytest.mark.parametrize("tokens", [1, 15, 16, 33, 64, 150, 300])
+def test_a_padded_prompt_is_one_without_padding(tokens, reader, monkeypatch):
+    """As on a GPU, but with chunks as long as the reader's window; what follows is the same too, drafts and all."""
+    prompt = random_prompt(reader, tokens)
+    with reader.decoder.borrow_cache(tokens + 100) as cache:
+        expected = reader.prefill(cache, prompt)
+        step = reader.embed_tokens(np.array([99])), np.array([0])
+        following = reader.decode(cache, *step).logits
+    answer = list(reader.generate(prompt, greedy, 80))
+    monkeypatch.setitem(CHUNKINGS, "cpu", Chunking(64, 16))
+    with reader.decoder.borrow_cache(tokens + 100) as cache:
+        assert relative_error(reader.prefill(cache, prompt), expected) < CHUNKED
+        assert cache.lengths == tokens
+        assert relative_error(reader.decode(cache, *step).logits, following) < CHUNKED
+    assert list(reader.generate(prompt, greedy, 80)) == answer
+    assert list(reader.generate(prompt, greedy, 80, Drafts(2))) == answer
+
+
+def test_calls_of_a_gpu_have_few_lengths():
+    """They cover the prompt in order; only the first is shorter, and it is padded unless a window is too short."""
+    chunking, lengths = CHUNKINGS["cuda"], set()
+    for length in range(1, 3 * chunking.longest, 7):
+        calls = list(prompt_calls(length, chunking, 4096))
+        assert [call.start for call in calls] == [0, *(call.stop for call in calls[:-1])]
+        assert calls[-1].stop == length
+        assert all(call.padding == 0 for call in calls[1:])
+        lengths |= {call.stop - call.start + call.padding for call in calls}
+    assert lengths == set(range(256, 4097, 256))
+    assert list(prompt_calls(300, chunking, 511)) == [(0, 300, 0)]
+    assert list(prompt_calls(300, chunking, 512)) == [(0, 300, 212)]
 
 
 @pytest.mark.parametrize("length", [1, 2, 90, ANSWER_CHUNK + 1, ANSWER_CHUNK + 2])

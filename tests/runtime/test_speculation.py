@@ -5,13 +5,14 @@ import pytest
 
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
-from runtime.generate import PROMPT_CHUNK, Model, Prompt
+from runtime.chunks import CHUNKINGS
+from runtime.generate import Model, Prompt
 from runtime.sampling import Sampling, greedy
 from runtime.speculation import Drafts
 
 from .damage import edit_json, set_context
 
-WINDOW = 64
+WINDOW, LONGEST = 64, CHUNKINGS["cpu"].longest
 SAME = 1e-5  # relative to the largest logit: sums over keys in another order
 
 
@@ -61,14 +62,14 @@ def test_sampled_text_is_that_without_drafts(reader):
     assert list(reader.generate(prompt, sampling.sampler(), 100, Drafts(2))) == expected
 
 
-@pytest.mark.parametrize("tokens", [1, PROMPT_CHUNK, PROMPT_CHUNK + 1])
+@pytest.mark.parametrize("tokens", [1, LONGEST, LONGEST + 1])
 def test_prompts_in_chunks(tokens, reader):
     prompt = random_prompt(reader, tokens)
     expected = list(reader.generate(prompt, greedy, 20))
     assert list(reader.generate(prompt, greedy, 20, Drafts(3))) == expected
 
 
-@pytest.mark.parametrize("tokens", [PROMPT_CHUNK, PROMPT_CHUNK + 1, 2 * PROMPT_CHUNK + 20])
+@pytest.mark.parametrize("tokens", [LONGEST, LONGEST + 1, 2 * LONGEST + 20])
 def test_the_layer_that_drafts_reads_a_prompt_whole(tokens, reader):
     """No text shows what it has read: keys and values are those of one call, up to the first token of the answer."""
     prompt, first, session = random_prompt(reader, tokens), 100, reader.drafter.session
