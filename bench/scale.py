@@ -69,12 +69,12 @@ def kind(step: StepReport) -> str:
     return block["kind"] if block else step.name
 
 
-def quantize(model: Path, output: Path, layers: int, samples: int) -> Run:
+def quantize(model: Path, output: Path, layers: int, samples: int, device: str = "cpu") -> Run:
     """Quantize a checkpoint in a process of its own, and watch it. Raises InputError where that fails."""
     command = [sys.executable, "-m", "quantize", "--bits", "4", "--samples", str(samples), "--reference", "0"]
     log = output.with_suffix(".log")
     with log.open("wb") as messages:
-        options = ["--model", str(model), "--output", str(output)]
+        options = ["--model", str(model), "--output", str(output), "--device", device]
         process = subprocess.Popen([*command, *options], stdout=messages, stderr=messages)
     pid = disk = 0
     while not pid:

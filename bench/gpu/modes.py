@@ -1,0 +1,111 @@
+"""Ways to decode that must not change an answer: batches, drafts, captured steps, NaN in memory, full windows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from calib_data.sources import open_documents
+from runtime.generate import Model, Prompt
+from runtime.sampling import greedy
+from runtime.sessions import Options
+from runtime.speculation import Drafts
+
+from .figures import Figure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from runtime.cache import KVCache
+
+    from .bench import Bench
+
+BATCH, STEPS = 4, 24
+WINDOWS = 3  # how many times over a prompt fills the reader's windows
+LONGEST = 200  # tokens of an answer
+
+
+def modes(bench: Bench, folder: Path) -> Iterator[Figure]:
+    """Each against the plain way on the same device."""
+    model, count = Model(folder, bench.device), 2 if bench.tiny else 40
+    documents = open_documents("rendered", split="evaluation", count=max(count, BATCH), seed=1)
+    prompts = [model.prompt(document.prompt, [document.image]) for document in documents]
+    yield _batch(model, prompts[:BATCH])
+    yield _poisoned(model, prompts[0])
+    yield _overrun(model)
+    plain = [_answer(model, prompt) for prompt in prompts[:count]]
+    for drafts in (1, 2, 3):
+        found = [_answer(model, prompt, drafts) for prompt in prompts[:count]]
+        yield _changed(f"{drafts} drafts", plain, found)
+    if bench.on_gpu:
+        captured = Model(folder, bench.device, Options(capture=True))
+        yield _changed("captured steps", plain, [_answer(captured, prompt) for prompt in prompts[:count]])
+
+
+def _answer(model: Model, prompt: Prompt, drafts: int = 0) -> list[int]:
+    return list(model.generate(prompt, greedy, LONGEST, Drafts(drafts) if drafts else None))
+
+
+def _changed(name: str, plain: list[list[int]], found: list[list[int]]) -> Figure:
+    changed = sum(one != other for one, other in zip(plain, found, strict=True))
+    return Figure(f"{name}: greedy answers changed", changed, f"of {len(plain)}")
+
+
+def _difference(name: str, found: NDArray[np.float32], expected: NDArray[np.float32], note: str = "") -> Figure:
+    """Largest difference of logits, relative to the largest value; NaN stays NaN."""
+    return Figure(name, float(np.abs(found - expected).max() / np.abs(expected).max()), note=note)
+
+
+def _steps(model: Model, cache: KVCache, first: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits [STEPS, B, V] of steps of every sequence after those of its prompt [B, V], always of the same tokens."""
+    logits, tokens = [first], np.random.default_rng(0).integers(80, 500, STEPS - 1)
+    wanted = np.zeros((len(first), 1), np.int64)
+    for token in tokens:
+        embeds = np.repeat(model.embed_tokens(np.array([token]))[None], len(first), axis=0)
+        logits.append(model.decoder.run(cache, embeds, wanted).logits[:, 0])
+    return np.stack(logits)
+
+
+def _batch(model: Model, prompts: list[Prompt]) -> Figure:
+    """Sequences together, each prompt read into its row, against each alone."""
+    room = max(len(prompt.ids) for prompt in prompts) + STEPS
+    together, alone = model.decoder.new_cache(room, len(prompts)), []
+    first = np.stack([model.prefill(together.row(i), prompt) for i, prompt in enumerate(prompts)])
+    for prompt in prompts:
+        cache = model.decoder.new_cache(room)
+        alone.append(_steps(model, cache, model.prefill(cache, prompt)[None]))
+    expected = np.concatenate(alone, axis=1)
+    found = _steps(model, together, first)
+    same = (found.argmax(-1) == expected.argmax(-1)).mean()
+    note = f"{same:.1%} of {found.shape[0] * found.shape[1]} likeliest tokens are the same"
+    return _difference(f"batch of {len(prompts)}: largest difference of logits", found, expected, note)
+
+
+def _poisoned(model: Model, prompt: Prompt) -> Figure:
+    """A cache whose buffers held NaN, against one of zeros."""
+    found: list[NDArray[np.float32]] = []
+    for value in (np.nan, 0.0):
+        cache = model.decoder.new_cache(len(prompt.ids) + STEPS)
+        for buffer in cache.buffers:
+            buffer.write(np.full(buffer.shape, value, np.float32))
+        found.append(_steps(model, cache, model.prefill(cache, prompt)[None]))
+    return _difference("a cache that held NaN: largest difference of logits", found[0], found[1])
+
+
+def _overrun(model: Model) -> Figure:
+    """A prompt of several windows in pieces of one, then steps, against the prompt in one call."""
+    window = min(window for window in model.bundle.text.windows if window)
+    tokens = WINDOWS * window + 7
+    embeds = model.embed_tokens(np.random.default_rng(0).integers(80, 500, tokens))
+    found = []
+    for piece in (window, tokens):
+        cache = model.decoder.new_cache(tokens + STEPS)
+        for start in range(0, tokens, piece):
+            part = embeds[start : start + piece]
+            logits = model.decode(cache, part, np.array([len(part) - 1])).logits[0]
+        found.append(_steps(model, cache, logits))
+    return _difference(f"windows filled {WINDOWS} times: largest difference of logits", found[0], found[1])

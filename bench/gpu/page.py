@@ -1,0 +1,49 @@
+"""`python -m bench.gpu.page`: writes docs/gpu.md from the newest recorded run; nobody writes it by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calib_data.errors import run_command
+
+from .record import read_record
+from .table import stage_lines
+
+app = typer.Typer(add_completion=False)
+ROOT = Path(__file__).parents[2]
+RESULTS, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "gpu.md"
+NONE = """# On a GPU
+
+**No run on a GPU has been recorded yet.** `python -m bench.gpu` makes one, and `python -m bench.gpu.page` writes this
+page from it. Where a machine has no network, trace the graphs of 33 B beforehand with `python -m bench.gpu.prepare`,
+and give the archive to `bench.gpu --graphs`.
+"""
+
+
+def page(results: Path) -> str:
+    """The page of the newest run in a folder; of none where there is none."""
+    runs = sorted(results.glob("gpu-*.json"), key=lambda path: (path.stem[-10:], path.name))  # names end in the date
+    runs = [path for path in runs if not path.name.startswith("gpu-cpu-")]
+    if not runs:
+        return NONE
+    record = read_record(runs[-1])
+    lines = ["# On a GPU", "", f"`bench/results/{runs[-1].name}`: {record['about']}", ""]
+    for stage in record["stages"]:
+        lines += stage_lines(stage["about"], stage["seconds"], stage["error"], stage["cut"], stage["figures"])
+    return "\n".join(lines).rstrip() + "\n"
+
+
+@app.command()
+def main(
+    results: Annotated[Path, typer.Option(help="Folder of recorded runs.")] = RESULTS,
+    output: Annotated[Path, typer.Option(help="Page to write.")] = PAGE,
+) -> None:
+    """Write the page of the newest recorded run."""
+    output.write_text(page(results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    run_command(app)

@@ -1,0 +1,53 @@
+"""Quantizing one decoder layer of the released widths: seconds of each step, and what all layers take."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bench import scale
+from bench.released_widths import RELEASED, make_checkpoint, shortened
+from calib_data import READER
+from quantize.checkpoint import read_json
+
+from .figures import Figure
+from .memory import PeakMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .bench import Bench
+
+DOCUMENTS, DOCUMENTS_TINY = 128, 4
+LAYER = "model.language_model.layers"
+
+
+def measure(bench: Bench) -> Iterator[Figure]:
+    """One layer with the command itself, and the release's layers multiplied from it."""
+    model, documents = bench.scratch / "one-layer", DOCUMENTS_TINY if bench.tiny else DOCUMENTS
+    make_checkpoint(one_layer(tiny=bench.tiny), model)
+    with PeakMemory(bench) as memory:
+        output = bench.scratch / "one-layer-w4"
+        run = scale.quantize(model, output, 1, documents, device=bench.device)
+    for step in run.steps:
+        note = f"{run.documents} documents, {run.tokens} tokens" if step.name.startswith(LAYER) else ""
+        yield Figure(f"step {step.name}", step.seconds, "s", note=note)
+    yield Figure("peak of the process's memory", run.peak / 2**10, "GiB")
+    if bench.on_gpu:
+        yield Figure("peak of the GPU's memory", memory.bytes / 2**30, "GiB")
+    layers = read_json(RELEASED)["text_config"]["num_hidden_layers"]
+    seconds = run.mean_seconds()[LAYER]
+    yield Figure(f"{layers} decoder layers", layers * seconds / 3600, "hours", note="multiplied, not measured")
+
+
+def one_layer(*, tiny: bool) -> dict[str, Any]:
+    """The raw config.json of one decoder layer of the released widths, of a small vocabulary, without an MTP layer."""
+    config = shortened(read_json(RELEASED), layers=1, vision_blocks=1)
+    text = config["text_config"]
+    reader = read_json(READER / "config.json")["text_config"]
+    text |= {"vocab_size": reader["vocab_size"], "num_nextn_predict_layers": 0}
+    text["layer_types"] = text["layer_types"][:1]
+    if tiny:
+        text |= {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
+        config["vision_config"] |= {"hidden_size": 128, "intermediate_size": 256, "num_heads": 4}
+        config["vision_config"] |= {"num_key_value_heads": 2, "out_hidden_size": 256}
+    return config

@@ -1,0 +1,81 @@
+"""A run of `bench.gpu` as a JSON file that is whole after every figure."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import re
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from bench.provenance import provenance
+
+from .figures import Figure
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@dataclass
+class Outcome:
+    """What became of a stage."""
+
+    name: str
+    about: str
+    seconds: float = 0.0
+    error: str | None = None
+    """The last line that the stage said, where it failed."""
+    cut: bool = False
+    """Whether it ran out of time; what it had measured by then stays."""
+    figures: list[Figure] = field(default_factory=list)
+
+
+@dataclass
+class Record:
+    """A run, stage by stage."""
+
+    path: Path
+    command: str
+    device: str
+    tiny: bool
+    outcomes: list[Outcome] = field(default_factory=list)
+
+    def save(self) -> None:
+        """Write all that there is; the file is replaced in one go."""
+        content = {
+            "command": self.command,
+            "about": provenance(self.command),
+            "device": self.device,
+            "tiny": self.tiny,
+            "stages": [asdict(outcome) for outcome in self.outcomes],
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        partial = self.path.with_name(self.path.name + ".partial")
+        partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        partial.replace(self.path)
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """A recorded run, its figures as `Figure`s."""
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    for stage in content["stages"]:
+        stage["figures"] = [Figure(**figure) for figure in stage["figures"]]
+    return content
+
+
+def file_name(device: str) -> str:
+    """`gpu-<card>-<date>.json`, the card's name in letters, digits and hyphens."""
+    card = "cpu" if device == "cpu" else _card_name()
+    slug = re.sub(r"[^a-z0-9]+", "-", card.lower().removeprefix("nvidia ")).strip("-")
+    return f"gpu-{slug}-{datetime.now(tz=UTC):%Y-%m-%d}.json"
+
+
+def _card_name() -> str:
+    try:
+        driver, name = ctypes.CDLL("libcuda.so.1"), ctypes.create_string_buffer(100)
+    except OSError:
+        return "none"
+    driver.cuInit(0)
+    driver.cuDeviceGetName(name, len(name), 0)
+    return name.value.decode() or "unknown"

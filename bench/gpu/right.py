@@ -1,0 +1,137 @@
+"""Does the GPU answer what it should: the bundled reader in every format, against the CPU's exact graphs.
+
+Formats are made and measured beside each other, each in a process of its own: the CPU's part takes longest.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from calib_data import READER
+from calib_data.sources import open_documents
+from export.graphs import export_folder
+from export.verify import verify
+from quantize.settings import Settings
+from quantize.walk import quantize
+from runtime.compare.baseline import FolderBaseline
+from runtime.compare.gate import Gates
+from runtime.compare.measure import measure as compare
+from runtime.compare.result import candidate_side
+from runtime.generate import Model
+from runtime.sessions import Options
+
+from .figures import Figure
+from .modes import modes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from .bench import Bench
+
+THREADS = 2  # of ONNX Runtime in each process
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A way to store the reader and to export it. quantized: of Settings; None leaves it in 16 bits."""
+
+    name: str
+    quantized: dict[str, Any] | None
+    exported: dict[str, Any] = field(default_factory=dict)
+    stated: dict[str, Any] = field(default_factory=dict)
+    """More of export, for the GPU alone."""
+
+    @property
+    def slug(self) -> str:
+        """A name for folders."""
+        return self.name.replace(" ", "-").replace(",", "")
+
+
+KINDS = (
+    Kind("4 bits", {"bits": 4}),
+    Kind("4 bits, bf16", {"bits": 4, "dtype": "bfloat16"}),
+    Kind("4 bits, block 32", {"bits": 4}, stated={"block_size": 32}),
+    Kind("4 bits, int8 KV", {"bits": 4}, {"kv_bits": 8}),
+    Kind("4 bits, full KV", {"bits": 4}, {"kv_layout": "full"}),
+    Kind("8 bits", {"bits": 8}),
+    Kind("NF4", {"grid": "nf4"}),
+    Kind("unquantized", None),
+)
+TINY = ("4 bits",)
+
+
+def measure(bench: Bench) -> Iterator[Figure]:
+    """Verify, KL and answers of each format, as they are ready; then every way to decode one of them."""
+    kinds = [kind for kind in KINDS if not bench.tiny or kind.name in TINY]
+    os.environ["OMP_NUM_THREADS"] = str(THREADS)
+    context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
+    with ProcessPoolExecutor(os.cpu_count(), context) as pool:
+        sources = {str(kind.quantized): kind for kind in kinds}
+        list(pool.map(_quantize, [bench] * len(sources), sources.values()))
+        running = {pool.submit(_kind, bench, kind): kind for kind in kinds}
+        for done in as_completed(running):
+            if error := done.exception():
+                yield Figure(running[done].name, "failed", note=" ".join(str(error).split())[:300])
+            else:
+                yield from done.result()
+    yield from modes(bench, _folder(bench, kinds[0]) / "candidate")
+
+
+def _quantized(bench: Bench, kind: Kind) -> Path:
+    return bench.scratch / "quantized" / str(sorted((kind.quantized or {}).items())).replace("/", "")
+
+
+def _folder(bench: Bench, kind: Kind) -> Path:
+    return bench.scratch / "right" / kind.slug
+
+
+def _quantize(bench: Bench, kind: Kind) -> None:
+    """Quantize the reader where the bench runs."""
+    folder, samples = _quantized(bench, kind), 4 if bench.tiny else 16
+    if kind.quantized is None:
+        shutil.copytree(READER, folder)
+    else:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        quantize(Settings(READER, folder, samples=samples, reference=0, device=bench.device, **kind.quantized))
+
+
+def _kind(bench: Bench, kind: Kind) -> list[Figure]:
+    """Export a format for both devices and compare them."""
+    reference, candidate = (_folder(bench, kind) / part for part in ("reference", "candidate"))
+    for folder in (reference, candidate):
+        shutil.copytree(_quantized(bench, kind), folder)
+    export_folder(reference, "cpu", exact=True, **kind.exported)
+    if bench.on_gpu:
+        export_folder(candidate, "cuda", **kind.exported, **kind.stated)
+    else:
+        export_folder(candidate, "cpu", **kind.exported)
+    return [*_verified(bench, kind, candidate), *_compared(bench, kind, reference, candidate)]
+
+
+def _verified(bench: Bench, kind: Kind, folder: Path) -> Iterator[Figure]:
+    found = verify(folder, bench.device)
+    for rung in found.rungs:
+        verdict = "passes" if rung.passed else "FAILS"
+        yield Figure(f"{kind.name}: verify {rung.name}", rung.error, note=f"{verdict}; {rung.tolerance:.1e} allowed")
+
+
+def _compared(bench: Bench, kind: Kind, reference: Path, candidate: Path) -> Iterator[Figure]:
+    """Mean KL along the true answers, and greedy answers that are other ones."""
+    count = 3 if bench.tiny else 100
+    options = Options(threads=THREADS)
+    baseline = FolderBaseline(Model(reference, "cpu", options))
+    model = Model(candidate, bench.device, options)
+    documents = open_documents("rendered", split="evaluation", count=count, seed=0)
+    measured = [compare(baseline, [model], document) for document in documents]
+    side = candidate_side(kind.name, 0, measured, Gates())
+    kl = side.mean_kl
+    note = f"nats; 95 % interval {kl.low:.2g} to {kl.high:.2g}"
+    yield Figure(f"{kind.name}: mean KL", kl.value, count=count, note=note)
+    assert side.answers_changed is not None
+    yield Figure(f"{kind.name}: greedy answers changed", side.answers_changed, f"of {count}")

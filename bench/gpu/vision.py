@@ -1,0 +1,54 @@
+"""The vision encoder, all of its blocks at the released widths: a page and the largest picture."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from runtime.generate import Model
+from runtime.vision import vision_feeds
+
+from .figures import Figure, timed
+from .folders import TINY, WHOLE, Variant, folder_of
+from .memory import PeakMemory
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from .bench import Bench
+
+LARGEST, LARGEST_TINY = 128, 16  # patches along a side of the largest picture
+PAGE, PAGE_TINY = (126, 88), (12, 8)  # rows and columns of an A4 page: 2772 tokens
+MERGED = 4  # patches of a token
+
+
+def measure(bench: Bench) -> Iterator[Figure]:
+    """Milliseconds and memory of each picture, weights in groups as stored and in blocks of 32."""
+    variants: list[Variant] = ["stored", "block-32"] if bench.on_gpu else ["stored"]
+    for variant in bench.within(variants, seconds=0 if bench.tiny else 3):
+        yield from _variant(bench, variant)
+
+
+def _variant(bench: Bench, variant: Variant) -> Iterator[Figure]:
+    model = Model(folder_of(bench, TINY if bench.tiny else WHOLE, variant), bench.device)
+    largest = LARGEST_TINY if bench.tiny else LARGEST
+    for name, (rows, columns) in (("A4 page", PAGE_TINY if bench.tiny else PAGE), ("largest", (largest, largest))):
+        feeds = picture(model, rows, columns)
+        model.vision.run(feeds)
+        with PeakMemory(bench) as memory:
+            timing = timed(partial(model.vision.run, feeds), least=3)
+        note = f"{rows * columns // MERGED} tokens; {memory.bytes / 2**20:.0f} MiB beside the weights"
+        yield Figure.of(f"{variant}: {name}", timing, note=note)
+
+
+def picture(model: Model, rows: int, columns: int) -> Mapping[str, NDArray[np.generic]]:
+    """What the vision graph is fed for a picture of so many patches, whose values are random."""
+    settings, shape = model.image_settings, model.bundle.vision
+    assert shape is not None
+    width = 3 * settings.temporal_patch_size * settings.patch_size**2
+    patches = np.random.default_rng(0).standard_normal((rows * columns, width), np.float32)
+    return vision_feeds(patches, [(1, rows, columns)], shape)

@@ -1,0 +1,191 @@
+"""The whole model at 33 B: loading, memory against `quantize plan`, prompts, steps, batches, drafts, an int8 cache.
+
+Weights are random codes and the cache is as it was created: a kernel's time depends on neither.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+import time
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from bench.drafting import costs, time_calls
+from quantize.checkpoint import open_checkpoint, read_json
+from quantize.plan import make_plan
+from quantize.sizes import read_architecture
+from runtime.chunks import CHUNKINGS, Chunking
+from runtime.generate import Model, Prompt
+from runtime.sessions import Options
+
+from .card import BANDWIDTH, PRODUCT
+from .figures import Figure, Timing, timed
+from .folders import TINY, WHOLE, Variant, folder_of
+from .memory import PeakMemory
+from .vision import LARGEST, LARGEST_TINY, picture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from runtime.cache import KVCache
+
+    from .bench import Bench
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens and sequences to measure at."""
+
+    contexts: tuple[int, ...]
+    batches: tuple[int, ...]
+    prompts: tuple[int, ...]
+    chunks: tuple[int, ...]
+    batch_context: int
+    """Of the batches: a page, its question and an answer."""
+
+
+RELEASED = Sizes((32768, 16384, 4200, 128), (32, 16, 8, 4, 2, 1), (1024, 8192, 32768), (4096, 1024), 4200)
+MINIATURE = Sizes((200, 70), (4, 1), (100,), (64, 16), 70)
+# The largest first: ONNX Runtime keeps the memory of a cache that is given up, and a smaller one fits into it.
+
+
+def measure(bench: Bench) -> Iterator[Figure]:
+    """Variant after variant, each loaded by itself; the first as `runtime generate` would run it."""
+    sizes, shape = (MINIATURE, TINY) if bench.tiny else (RELEASED, WHOLE)
+    started = time.perf_counter()
+    folder_of(bench, shape)
+    yield Figure("make the folder", time.perf_counter() - started, "s", note="random codes in memory")
+    yield from _memory(bench, folder_of(bench, shape), sizes)
+    tasks: list[tuple[Variant, bool]] = [("stored", True), ("int8-kv", False)]
+    tasks = [(variant, capture and bench.on_gpu) for variant, capture in tasks]
+    for variant, capture in bench.within(tasks, seconds=0 if bench.tiny else 15):
+        yield from _variant(bench, folder_of(bench, shape, variant), variant, sizes, capture)
+
+
+def _memory(bench: Bench, folder: Path, sizes: Sizes) -> Iterator[Figure]:
+    """As a user asks first: a picture of the largest size, a prompt of 32 K, drafts. Peak memory against the plan."""
+    context = max(sizes.prompts) + 64
+    side = LARGEST_TINY if bench.tiny else LARGEST
+    model = Model(folder, bench.device)
+    with PeakMemory(bench) as memory:
+        started = time.perf_counter()
+        model.load(drafts=True)
+        yield Figure("load decoder and MTP layer", time.perf_counter() - started, "s")
+        yield Figure("memory after loading", memory.bytes / GIB, "GiB")
+        model.vision.run(picture(model, side, side))
+        with model.decoder.borrow_cache(context), model.drafter.session.borrow_cache(context):
+            pass
+        yield from _prompts(bench, model, "stored", sizes)
+        yield from _drafts(bench, model, sizes.batch_context)
+        yield from _steps(bench, model, "stored, not captured", sizes)
+    peak = memory.bytes
+    yield Figure("peak memory", peak / GIB, "GiB", note=f"picture of {side**2} patches, {context} tokens, drafts")
+    if bench.on_gpu:
+        plan = make_plan(folder, 80 * 10**9, context)
+        planned = next(one for one in plan.footprints if one.choice.name == "4-bit").total["fp16"]
+        yield Figure("peak memory, of quantize plan", peak / planned, note=f"planned {planned / GIB:.2f} GiB")
+    del model
+    gc.collect()
+
+
+def _variant(bench: Bench, folder: Path, variant: Variant, sizes: Sizes, capture: bool) -> Iterator[Figure]:
+    started = time.perf_counter()
+    model = Model(folder, bench.device, Options(capture=capture))
+    model.load()
+    yield Figure(f"{variant}: load the decoder", time.perf_counter() - started, "s")
+    name = f"{variant}, captured" if capture else variant
+    yield from _batches(bench, model, name, sizes)
+    yield from _steps(bench, model, name, sizes)
+    yield from _prompts(bench, model, name, sizes)
+    del model
+    gc.collect()
+
+
+def _steps(bench: Bench, model: Model, name: str, sizes: Sizes) -> Iterator[Figure]:
+    """One token after contexts of several lengths."""
+    for context in bench.within(list(sizes.contexts)):
+        timing = _step(model, context, 1)
+        share = bench.share_of(BANDWIDTH, _bytes_read(model.folder) / timing.median)
+        note = "weights alone, of the bandwidth"
+        yield Figure.of(f"{name}: step at {context} tokens", timing, share=share, note=note)
+
+
+def _batches(bench: Bench, model: Model, name: str, sizes: Sizes) -> Iterator[Figure]:
+    for batch in bench.within(list(sizes.batches)):
+        timing = _step(model, sizes.batch_context, batch)
+        note = f"{sizes.batch_context} tokens each; {timing.median / batch * 1e3:.2f} ms a token"
+        yield Figure.of(f"{name}: step of {batch} sequences", timing, note=note)
+
+
+def _step(model: Model, context: int, batch: int) -> Timing:
+    """A step of each sequence at one length; what it adds is forgotten each time."""
+    cache = model.decoder.new_cache(context + 8, batch)
+    embeds = _embeds(model, batch).reshape(batch, 1, -1)
+    wanted = np.zeros((batch, 1), np.int64)
+
+    def step() -> None:
+        cache.lengths[:] = context
+        model.decoder.run(cache, embeds, wanted)
+
+    return timed(step)
+
+
+def _prompts(bench: Bench, model: Model, name: str, sizes: Sizes) -> Iterator[Figure]:
+    """Prompts of several lengths, in chunks of several lengths."""
+    usual, tasks = CHUNKINGS[bench.device], [(n, chunk) for n in sizes.prompts for chunk in sizes.chunks if chunk <= n]
+    for length, chunk in bench.within(tasks, seconds=0 if bench.tiny else 2):
+        CHUNKINGS[bench.device] = Chunking(chunk, min(usual.multiple, chunk))
+        prompt = Prompt(np.zeros(length, np.int64), _embeds(model, length))
+        with model.decoder.borrow_cache(max(sizes.prompts) + 64) as cache:
+            timing = timed(partial(_read, model, cache, prompt), least=2, most=5, warm_up=1)
+        operations = 2 * _parameters(model.folder) * length
+        share = bench.share_of(PRODUCT, operations / timing.median)
+        note = "products alone, of the matrix rate"
+        label = f"{name}: prompt of {length} tokens in chunks of {chunk}"
+        yield Figure.rate(label, timing, length, "tokens/s", share=share, note=note)
+    CHUNKINGS[bench.device] = usual
+
+
+def _read(model: Model, cache: KVCache, prompt: Prompt) -> None:
+    cache.lengths[:] = 0
+    model.prefill(cache, prompt)
+
+
+def _drafts(bench: Bench, model: Model, context: int) -> Iterator[Figure]:
+    """What a call with drafts costs: drafting, checking, and taking all of them back."""
+    rounds = 3 if bench.tiny else 10
+    for cost in costs(time_calls([model], context, rounds)[0]):
+        pays = "never pays" if cost.acceptance is None else f"pays from {cost.acceptance:.0%} accepted"
+        note = f"drafting {cost.draft}, checking {cost.check}, taking back {cost.rewind}; {pays}"
+        total = cost.total
+        yield Figure(f"a call of {cost.drafts} drafts", total.median, "steps", total.low, total.high, rounds, note=note)
+
+
+def _embeds(model: Model, tokens: int) -> NDArray[np.float32]:
+    """Embeddings [T, H] of tokens drawn at random."""
+    return model.embed_tokens(np.random.default_rng(0).integers(model.bundle.text.vocab_size, size=tokens))
+
+
+def _is_read(name: str) -> bool:
+    """Whether a step reads a tensor: of the decoder's layers or the head."""
+    return "language_model.layers." in name or name.startswith("lm_head.")
+
+
+def _bytes_read(folder: Path) -> int:
+    """Bytes of weights that a step reads."""
+    return sum(tensor.nbytes for tensor in open_checkpoint(folder).tensors.values() if _is_read(tensor.name))
+
+
+def _parameters(folder: Path) -> int:
+    """Weights that every token of a prompt is multiplied with; the head is for the last one only."""
+    shapes = read_architecture(read_json(folder / "config.json")).shapes
+    return sum(math.prod(shape) for name, shape in shapes.items() if _is_read(name) and not name.startswith("lm_head."))
