@@ -39,6 +39,12 @@ def export(
     kv_bits: Annotated[
         Literal["16", "8"], typer.Option(help="8: keys and values as int8, by the ranges that quantize saw.")
     ] = "16",
+    block_size: Annotated[
+        Literal["stored", "32"],
+        typer.Option(
+            help="CUDA, experimental: 32 repeats the scales of larger groups, so that CUTLASS kernels take the weights."
+        ),
+    ] = "stored",
 ) -> None:
     """Add vision and decoder graphs and runtime.json to a model folder. Weights stay in its safetensors files.
 
@@ -49,10 +55,18 @@ def export(
         return
     if exact and target == "cuda":
         raise InputError("--exact: is for the CPU, whose products take int8 activations; CUDA's never do; leave it out")
+    if block_size == "32" and target == "cpu":
+        raise InputError("--block-size 32: is for kernels of CUDA; leave it out, or give --target cuda")
     from export.graphs import export_folder  # torch takes seconds to import, and --help needs none of it
 
     start = time.perf_counter()
-    bundle = export_folder(model, target, exact=exact, kv_bits=8 if kv_bits == "8" else 16)
+    bundle = export_folder(
+        model,
+        target,
+        exact=exact,
+        kv_bits=8 if kv_bits == "8" else 16,
+        block_size=32 if block_size == "32" else None,
+    )
     entry = bundle.targets[target]
     activations = f"{entry.dtype} activations" + ("" if entry.exact else ", int8 where weights are packed")
     table = Table(title=f"{model}: {target}, {activations}, {entry.kv_dtype} KV cache")

@@ -6,6 +6,7 @@ and a window, the global layers between them neither. Equals transformers' `Exao
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
@@ -100,9 +101,12 @@ class DecoderLayer(nn.Module):
 
 
 def head(source: Source, family: Family) -> Linear:
-    """The linear that makes logits: its own, or where it is tied the embeddings."""
+    """The linear that makes logits: its own, or where it is tied the embeddings. Its blocks are those stored.
+
+    With an MTP layer it is an input of CUDA graphs, which ONNX Runtime's CUTLASS kernels cannot repack.
+    """
     tied = not any(name.startswith(f"{family.head}.") for name in source.checkpoint.tensors)
-    return Linear(source, family.embeddings if tied else family.head)
+    return Linear(replace(source, block_size=None), family.embeddings if tied else family.head)
 
 
 class Decoder(nn.Module):

@@ -34,23 +34,32 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 TargetName = Literal["cpu", "cuda"]
+BlockSize = Literal[32]
 KvBits = Literal[8, 16]
 _NUMPY_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_bits: KvBits = 16) -> bundle.Bundle:
+def export_folder(
+    folder: Path,
+    target: TargetName,
+    *,
+    exact: bool = False,
+    kv_bits: KvBits = 16,
+    block_size: BlockSize | None = None,
+) -> bundle.Bundle:
     """Trace the graphs of a model for a target, write them and `runtime.json`, return its content.
 
     The folder may be one that quantize wrote or any EXAONE 4.x checkpoint in safetensors. Graphs of another target that
     are there stay usable. exact: packed weights multiply float32 activations on the CPU, not int8 ones. kv_bits: 8
-    keeps keys and values as int8, by the ranges that quantize saw; 16 keeps them as activations are.
+    keeps keys and values as int8, by the ranges that quantize saw; 16 keeps them as activations are. block_size: packed
+    weights in blocks of so many, each scale repeated, for ONNX Runtime's CUTLASS kernels; None leaves groups as stored.
     Raises InputError for a folder that cannot be exported, or that another run writes; an export that fails or is
     stopped leaves the graphs that were there.
     """
     checkpoint = open_checkpoint(folder)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
     _check_runtime(checkpoint, family, config)
-    source = Source(checkpoint, load=False, exact=exact or target == "cuda")
+    source = Source(checkpoint, load=False, exact=exact or target == "cuda", block_size=block_size)
     dtype = activation_dtype(checkpoint, family, target)
     scales = read_kv_scales(folder, family, config) if kv_bits == 8 else None
     kv_dtype = "int8" if kv_bits == 8 else _name(dtype)
@@ -70,6 +79,7 @@ def export_folder(folder: Path, target: TargetName, *, exact: bool = False, kv_b
             dtype=_name(dtype),
             kv_dtype=kv_dtype,
             exact=source.exact,
+            block_size=block_size,
             decoder=f"decoder.{target}.onnx",
             versions={name: version(name) for name in ("torch", "transformers", "onnx")},
             head=head,

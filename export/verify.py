@@ -154,14 +154,15 @@ class _Graphs:
         self.target = replace(target, exact=True, rewind=None, mtp_rewind=None) if in_float else target
         self.checkpoint = open_checkpoint(folder)
         self.family, self.config = find_family(self.checkpoint.config), model_config(self.checkpoint.config)
-        self.source = Source(self.checkpoint, load=False, exact=self.target.exact)
+        self.source = Source(self.checkpoint, load=False, exact=self.target.exact, block_size=target.block_size)
+        self.options = Options(cutlass=target.block_size is not None)
         self.head = load_head(folder, self.target, device)
         ids = np.random.default_rng(0).integers(self.text.vocab_size, size=TOKENS + 1)
         self.embeds = map_stored(folder, described.embeddings)[ids].astype(np.float32)
 
     def speed(self) -> tuple[float, float | None]:
         """Tokens a second, one at a time after a prompt, and the memory in use by then, in MiB."""
-        decoder = self._decoder(open_session(self.folder / self.target.decoder, self.device))
+        decoder = self._decoder(open_session(self.folder / self.target.decoder, self.device, self.options))
         cache = decoder.new_cache(TOKENS + SPEED_TOKENS)
         one = np.zeros((1, 1), np.int64)
         decoder.run(cache, self.embeds[None, :TOKENS], one)
@@ -215,7 +216,7 @@ class _Graphs:
         """Read the same drafts twice behind full windows, taken back in between: both times they must mean the same."""
         windows = self.text.mtp_windows if mtp else self.text.windows
         behind = max(window for window in windows if window) + STEPS
-        decoder = self._decoder(open_session(self.folder / graph, self.device), mtp=mtp)
+        decoder = self._decoder(open_session(self.folder / graph, self.device, self.options), mtp=mtp)
         session = self._profiled(rewinding)
         rewinder, cache = Rewinder(session, windows), decoder.new_cache(behind + STEPS)
         random = np.random.default_rng(1)
@@ -275,7 +276,8 @@ class _Graphs:
 
     def _profiled(self, graph: str) -> onnxruntime.InferenceSession:
         changed = _in_float(self.folder / graph) if self.in_float else None
-        return open_session(self.folder / graph, self.device, Options(profile=self.profiles), changed=changed)
+        options = replace(self.options, profile=self.profiles)
+        return open_session(self.folder / graph, self.device, options, changed=changed)
 
     def _rung(
         self, graph: str, found: NDArray[np.float32], ran: list[tuple[str, str]], expected: NDArray[np.float32]

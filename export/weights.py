@@ -43,6 +43,7 @@ class Source:
     checkpoint: Checkpoint
     load: bool
     exact: bool = True  # False: the CPU kernel of packed weights may round activations to int8
+    block_size: int | None = None  # of packed weights in graphs, whose scales are repeated; None: as stored
 
     def __post_init__(self) -> None:
         check_config(self.checkpoint)
@@ -156,12 +157,24 @@ class _Packed(Stored):
         super().__init__()
         scales = [f"{name}.weight_scale" for name in names]
         self.bits, self.accuracy_level = stored.bits, ops.EXACT if source.exact else ops.INT8
-        groups, blob = stored.width // stored.block, stored.block * stored.bits // 8
-        self.bind(source, "weight_packed", [f"{n}.weight_packed" for n in names], (rows, groups, blob), torch.uint8)
+        self.repeats = _repeats(source.block_size, rows, stored)
+        groups, block = stored.width // stored.block, stored.block // self.repeats
+        codes = (rows, stored.width // block, block * stored.bits // 8)
+        self.bind(source, "weight_packed", [f"{name}.weight_packed" for name in names], codes, torch.uint8)
         self.bind(source, "weight_scale", scales, (rows, groups), DTYPES[source.tensor(scales[0]).dtype])
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.matmul_nbits(x, self.weight_packed, self.weight_scale.to(x.dtype), self.bits, self.accuracy_level)
+        scales = self.weight_scale.to(x.dtype)
+        if self.repeats > 1:  # ONNX Runtime folds Concat as it loads; Expand has no bfloat16 kernel to fold with
+            scales = ops.reshape(torch.stack([scales] * self.repeats, dim=-1), 0, -1)
+        return ops.matmul_nbits(x, self.weight_packed, scales, self.bits, self.accuracy_level)
+
+
+def _repeats(block: int | None, rows: int, stored: Format) -> int:
+    """How often each scale is repeated; once where ONNX Runtime's CUTLASS kernels do not take so many rows."""
+    if block is None or stored.block % block or rows % (64 if stored.bits == 4 else 32):
+        return 1
+    return stored.block // block
 
 
 class _Nf4(Stored):

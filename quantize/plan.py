@@ -13,7 +13,7 @@ from quantize.grids import NF4Grid
 from quantize.memory import Line, kv_bytes, kv_workspace, workspace
 from quantize.scheme import check_shapes, plan_grids
 from quantize.settings import Settings
-from quantize.sizes import read_architecture, stored_bytes
+from quantize.sizes import outside_blocks, read_architecture, repeated_scales, stored_bytes
 
 if TYPE_CHECKING:
     from quantize.grids import Grid
@@ -52,13 +52,22 @@ CHOICES = (
 
 
 @dataclass(frozen=True)
+class Variant:
+    """What an option of export changes. added: bytes at the plan's context. longest: as of a `Footprint`."""
+
+    added: dict[KV, int]
+    longest: dict[KV, int]
+
+
+@dataclass(frozen=True)
 class Footprint:
     """One choice in bytes.
 
     formats: of the quantizable parts. stored: of the weights in the folder. weights: on the card, by part. host: of the
     embeddings where they stay there. total: weights, KV cache and workspace at the plan's context, by KV type. longest:
     tokens of context that fit, at most the model's limit; 0 where none do. longest_without_mtp: the same when nothing
-    is drafted, so neither the MTP layer nor its ring is on the card.
+    is drafted, so neither the MTP layer nor its ring is on the card. in_blocks: with `export --block-size 32`; None
+    where no weight is packed.
     """
 
     choice: Choice
@@ -70,6 +79,7 @@ class Footprint:
     total: dict[KV, int]
     longest: dict[KV, int]
     longest_without_mtp: dict[KV, int]
+    in_blocks: Variant | None
 
 
 @dataclass(frozen=True)
@@ -166,19 +176,24 @@ def _footprint(choice: Choice, model: Architecture, vram: int, context: int) -> 
     grids = grids_of(choice, model)
     check_shapes(_settings(choice), model.shapes, grids)
     stored = stored_bytes(model, grids)
-    weights = _on_card(stored, choice)
+    weights, has_mtp = _on_card(stored, choice), model.mtp_layers > 0
+    unpacked, scales = outside_blocks(model, grids), repeated_scales(model, grids)
 
-    def needed(tokens: int, itemsize: int, with_mtp: bool) -> int:
-        lines = [*workspace(model, grids, tokens, with_mtp=with_mtp), kv_workspace(model, tokens, itemsize)]
-        resident = sum(size for part, size in weights.items() if with_mtp or part != "mtp")
-        return resident + kv_bytes(model, tokens, itemsize) + sum(line.bytes for line in lines)
+    def needed(tokens: int, itemsize: int, *, with_mtp: bool = has_mtp, in_blocks: bool = False) -> int:
+        lines = workspace(model, unpacked if in_blocks else grids, tokens, with_mtp=with_mtp)
+        resident = sum(size for part, size in weights.items() if with_mtp or part != "mtp") + in_blocks * scales
+        kept = kv_bytes(model, tokens, itemsize) + kv_workspace(model, tokens, itemsize).bytes
+        return resident + kept + sum(line.bytes for line in lines)
 
-    def longest(itemsize: int, with_mtp: bool) -> int:
-        fixed = needed(0, itemsize, with_mtp)
-        a_token = needed(1, itemsize, with_mtp) - fixed  # all that grows does so linearly
+    def longest(itemsize: int, **how: bool) -> int:
+        fixed = needed(0, itemsize, **how)
+        a_token = needed(1, itemsize, **how) - fixed  # all that grows does so linearly
         return min(model.limit, max(0, vram - fixed) // a_token)
 
-    has_mtp = model.mtp_layers > 0
+    def variant(**how: bool) -> Variant:
+        added = {kind: needed(context, size, **how) - needed(context, size) for kind, size in KV_ITEMSIZE.items()}
+        return Variant(added, {kind: longest(size, **how) for kind, size in KV_ITEMSIZE.items()})
+
     return Footprint(
         choice=choice,
         formats=_formats(model, grids),
@@ -186,9 +201,10 @@ def _footprint(choice: Choice, model: Architecture, vram: int, context: int) -> 
         weights=weights,
         host=0 if choice.embeddings_on_card else stored["embeddings"],
         workspace=workspace(model, grids, context, with_mtp=has_mtp),
-        total={kind: needed(context, size, has_mtp) for kind, size in KV_ITEMSIZE.items()},
-        longest={kind: longest(size, has_mtp) for kind, size in KV_ITEMSIZE.items()},
-        longest_without_mtp={kind: longest(size, False) for kind, size in KV_ITEMSIZE.items()},
+        total={kind: needed(context, size) for kind, size in KV_ITEMSIZE.items()},
+        longest={kind: longest(size) for kind, size in KV_ITEMSIZE.items()},
+        longest_without_mtp={kind: longest(size, with_mtp=False) for kind, size in KV_ITEMSIZE.items()},
+        in_blocks=variant(in_blocks=True) if unpacked != grids else None,
     )
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from quantize.plan import Plan
+    from quantize.plan import KV, Footprint, Plan
 
 GIB = 2**30
 
@@ -66,7 +66,14 @@ def _longest(plan: Plan) -> Table:
     if plan.has_mtp:
         for kind in KV_ITEMSIZE:
             table.add_row(f"{kind} KV, no drafts", *(_tokens(p.longest_without_mtp[kind]) for p in plan.footprints))
+    if any(p.in_blocks for p in plan.footprints):
+        for kind in KV_ITEMSIZE:
+            table.add_row(f"{kind} KV, blocks of 32", *(_tokens(_in_blocks(p, kind)) for p in plan.footprints))
     return table
+
+
+def _in_blocks(footprint: Footprint, kind: KV) -> int:
+    return footprint.in_blocks.longest[kind] if footprint.in_blocks else 0
 
 
 def _kv_cache(plan: Plan) -> Table:
@@ -92,6 +99,12 @@ def _notes(plan: Plan) -> list[str]:
         "counted: CUDA's own context and what the screen takes. The MTP layer is on the card only with --draft-tokens; "
         "an int8 KV cache is what export --kv-bits 8 makes."
     )
+    added = [f"{p.choice.name} {p.in_blocks.added['fp16'] / GIB:+.3f} GiB" for p in plan.footprints if p.in_blocks]
+    if added:
+        lines.append(
+            "Blocks of 32 (export --block-size 32, experimental) repeat scales and unpack no weights: "
+            f"{', '.join(added)}."
+        )
     return lines
 
 

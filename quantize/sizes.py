@@ -14,7 +14,7 @@ import torch
 
 from quantize.family import find_family, model_config
 from quantize.formats import stored
-from quantize.grids import NF4Grid
+from quantize.grids import NF4Grid, UniformGrid
 from quantize.scheme import ties_head
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ PARTS: dict[Part, str] = {
     "mtp": "MTP layer",
     "embeddings": "embeddings",
 }
+BLOCK = 32  # weights that share a scale in ONNX Runtime's CUTLASS kernels
 HALF = 2  # bytes of float16 and of bfloat16
 
 
@@ -86,6 +87,28 @@ def stored_bytes(model: Architecture, grids: Grids) -> dict[Part, int]:
             continue  # it is the embedding
         sizes[part_of(name, family, grids)] += shape[0] * row_bytes(shape[1], grid) if grid else HALF * math.prod(shape)
     return sizes
+
+
+def outside_blocks(model: Architecture, grids: Grids) -> Grids:
+    """The same grids, None for weights that `export --block-size 32` has in blocks: `export.weights` says which."""
+    inside = {
+        path: isinstance(grid, UniformGrid)
+        and path != model.family.head
+        and grid.group_size % BLOCK == 0
+        and model.shapes[f"{path}.weight"][0] % (64 if grid.bits == 4 else 32) == 0
+        for path, grid in grids.items()
+    }
+    return {path: None if inside[path] else grid for path, grid in grids.items()}
+
+
+def repeated_scales(model: Architecture, grids: Grids) -> int:
+    """Bytes that scales take more in blocks of 32."""
+    outside, added = outside_blocks(model, grids), 0
+    for path, grid in grids.items():
+        if grid is not None and outside[path] is None:
+            rows, width = model.shapes[f"{path}.weight"]
+            added += rows * (width // BLOCK - width // grid.group_size) * HALF
+    return added
 
 
 def part_of(name: str, family: Family, grids: Grids) -> Part:

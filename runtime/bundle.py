@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FILE = "runtime.json"
-FORMAT = 4
+FORMAT = 5
 HEADER_PREFIX = 8  # bytes of a .safetensors file that say how long its header is
 _PIECE = 1 << 22  # bytes of a file read at once
 
@@ -143,13 +143,15 @@ class Target:
     """The graphs of one kind of device.
 
     dtype: of activations. kv_dtype: of the decoder's KV cache; that of the MTP layer has the activations'. exact: no
-    int8 activations. rewind, mtp_rewind: take back drafts where there are windows. head: weights that are inputs of
-    the decoder and of the MTP layer, so that a card holds one copy; elsewhere they are initializers of both.
+    int8 activations. block_size: 32 where packed weights are in such blocks, None where they are as stored. rewind,
+    mtp_rewind: take back drafts where there are windows. head: weights that are inputs of the decoder and of the MTP
+    layer, so that a card holds one copy; elsewhere they are initializers of both.
     """
 
     dtype: str
     kv_dtype: str
     exact: bool
+    block_size: int | None
     decoder: str
     vision: str | None
     mtp: str | None

@@ -77,9 +77,10 @@ class Model:
     """
 
     def __init__(self, folder: Path, device: str, options: Options | None = None) -> None:
-        self.folder, self.device, self.options = folder, Device.parse(device), options or Options()
+        self.folder, self.device = folder, Device.parse(device)
         self.bundle = load_bundle(folder)
         self.target = self.bundle.target(folder, self.device.kind)
+        self.options = replace(options or Options(), cutlass=self.target.block_size is not None)
         self.chat = Chat(folder)
         self.generation = _read_settings(folder / "generation_config.json")
         self.end_ids = _end_ids(folder, self.generation)

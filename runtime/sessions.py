@@ -31,6 +31,13 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+# Have a card's products of blocks of 32 run in CUTLASS kernels (fpA_intB). Their fastest tiling is measured for so many
+# rows as the session opens, the longest chunk of a prompt last; the repacked weights are the only copy on the card.
+_CUTLASS = {
+    "ep.cuda.fpa_intb_gemm": "1",
+    "ep.cuda.fpa_intb_profile_m": "1,2,4,8,16,32,1024,4096",
+    "session.use_device_allocator_for_initializers": "1",
+}
 _BFLOAT16 = 16  # onnx.TensorProto.BFLOAT16, which numpy has no type for
 _WARNING, _ERROR, _FATAL = 2, 3, 4  # severities of ONNX Runtime's log
 # How ONNX Runtime says that memory was refused: its allocators with the bytes asked for, C++, and CUDA and cuBLAS.
@@ -73,13 +80,14 @@ class Options:
     """How sessions run.
 
     threads: of the CPU; None for all cores. memory_limit: bytes on a card that the weights and activations of one graph
-    may take, beside the KV cache; None for all. capture: replay decode steps as CUDA graphs. profile: a folder for the
-    record that `placement` reads.
+    may take, beside the KV cache; None for all. capture: replay decode steps as CUDA graphs. cutlass: multiply packed
+    weights in blocks of 32 by CUTLASS kernels on a card. profile: a folder for the record that `placement` reads.
     """
 
     threads: int | None = None
     memory_limit: int | None = None
     capture: bool = False
+    cutlass: bool = False
     profile: Path | None = None
 
 
@@ -100,7 +108,7 @@ def open_session(
     if not path.is_file():
         raise InputError(f"{path} is missing; run: python -m export --model {path.parent} --target {device.kind}")
     options = options or Options()
-    settings = _settings(path, options)
+    settings = _settings(path, device, options)
     settings.enable_mem_pattern = not give_back
     graph: Path | bytes = path
     if changed is not None:
@@ -127,11 +135,14 @@ def open_session(
     return session
 
 
-def _settings(path: Path, options: Options) -> ort.SessionOptions:
+def _settings(path: Path, device: Device, options: Options) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.log_severity_level = _FATAL  # what is only an error is raised too
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
+    if options.cutlass and device.kind == "cuda":
+        for name, value in _CUTLASS.items():
+            settings.add_session_config_entry(name, value)
     if options.profile is not None:
         settings.enable_profiling = True
         settings.profile_file_prefix = str(options.profile / path.stem)

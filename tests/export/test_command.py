@@ -55,6 +55,8 @@ def test_a_model_of_text_is_asked_without_a_picture(tmp_path):
     [
         (["--model", "nowhere"], "nowhere"),
         (["--target", "tpu"], "'tpu'"),
+        (["--block-size", "32"], "--block-size 32: is for kernels of CUDA; leave it out, or give --target cuda"),
+        (["--target", "cuda", "--block-size", "64"], "'64'"),
         (["--bits", "4"], "--bits"),
     ],
 )

@@ -17,7 +17,7 @@ from quantize.memory import kv_bytes, kv_workspace, workspace
 from quantize.plan import CHOICES, grids_of, make_plan, parse_bytes
 from quantize.scheme import plan_grids
 from quantize.settings import Settings
-from quantize.sizes import PARTS, read_architecture, stored_bytes
+from quantize.sizes import PARTS, read_architecture, repeated_scales, stored_bytes
 from quantize.walk import quantize
 from runtime.bundle import Text
 from runtime.cache import cache_bytes
@@ -265,6 +265,22 @@ def test_a_total_is_the_sum_of_what_is_shown(plan):
             "fp16": shown + plan.kv[32768]["fp16"],
             "int8": shown + plan.kv[32768]["int8"] + plan.kv_workspace["int8"].bytes,
         }
+
+
+def test_blocks_of_32_repeat_scales_and_unpack_nothing(plan, released):
+    """Four times the scales of all packed weights but the head's, less the widest weight of either tower."""
+    layer = 2 * 5120 * 5120 + 2 * 1024 * 5120 + 3 * 27392 * 5120
+    vision = 28 * (2048 * 3072 + 2048 * 2048 + 3 * 2048 * 5120) + 8192 * 8192 + 8192 * 5120
+    scales = 3 * (65 * layer + 5120 * 10240 + vision) * 2 // 128
+    for name in ("4-bit", "8-bit"):
+        in_blocks = by_name(plan)[name].in_blocks
+        added = scales - 2 * 27392 * 5120 * 2 - 8192 * 8192 * 2
+        assert in_blocks.added == {"fp16": added, "int8": added}
+    fp16 = by_name(plan)["4-bit"]
+    assert fp16.longest["fp16"] - fp16.in_blocks.longest["fp16"] == pytest.approx(added / (64 * 1024 + 256), abs=1)
+    assert [by_name(plan)[name].in_blocks for name in ("NF4", "16-bit")] == [None, None]
+    grids = {"lm_head": UniformGrid(8, 128), "model.language_model.layers.0.self_attn.q_proj": UniformGrid(4, 16)}
+    assert repeated_scales(released, grids) == 0
 
 
 def test_a_text_model_with_tied_embeddings(text_plan):

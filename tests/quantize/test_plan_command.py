@@ -40,6 +40,8 @@ def test_a_process_prints_one_json_object():
         assert choice["formats"].keys() == {"vision", "decoder", "mtp", "head"}
         for key in ("total", "longest", "longest_without_mtp"):
             assert choice[key].keys() == {"fp16", "int8"}
+        if choice["in_blocks"]:
+            assert choice["in_blocks"].keys() == {"added", "longest"}
         assert all(line.keys() == {"name", "tensors", "bytes"} for line in choice["workspace"])
         sizes = [choice["stored"], choice["host"], *choice["weights"].values(), *choice["longest"].values()]
         assert all(type(size) is int and size >= 0 for size in sizes)
@@ -75,11 +77,13 @@ def test_the_tables_show_every_line(capsys, monkeypatch):
     assert rows["int8 KV layer, unpacked"] == ["0.125"] * 5
     assert rows["262144"] == ["16.750", "8.375"]
     assert rows["fp16 KV"][1:] == ["–"] * 4
+    assert rows["fp16 KV, blocks of 32"] == ["32798", "–", "–", "–", "–"]
     assert "On the card at 32768 tokens" in out
     assert "24 GB = 22.35 GiB" in out
     assert "int8 KV layer, unpacked: 2 x [8, 32768, 128] in 16 bits" in out
     assert "RoPE tables: 2 x [32768, 64] in 16 bits" in out
     assert "Embeddings, 1.465 GiB, stay on the host" in out
+    assert "unpack no weights: 4-bit +0.783 GiB, 8-bit +0.783 GiB, others +0.829 GiB." in out
     assert max(len(line) for line in out.splitlines() if "│" in line) <= 80
 
 
