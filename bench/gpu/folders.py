@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 Variant = Literal["stored", "block-32", "int8-kv", "full-kv"]
 VARIANTS: dict[Variant, dict[str, Any]] = {
     "stored": {},
-    # "block-32": {"block_size": 32},
+    "block-32": {"block_size": 32},
     "int8-kv": {"kv_bits": 8},
     # "full-kv": {"kv_layout": "full"},
 }

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from runtime.sessions import Buffer, open_session
+from runtime.sessions import Buffer, Options, open_session
 
 from .card import BANDWIDTH, PRODUCT
 from .figures import Figure, timed
@@ -96,7 +96,7 @@ def _shape(bench: Bench, kind: Kind, shape: str, widths: tuple[int, int], rows: 
     copies = 2 if bench.tiny else math.ceil(BEYOND_CACHE / stored)
     path = bench.scratch / "products.onnx"
     save_products(path, kind, kind.bits(shape), outputs, inputs, copies)
-    session = open_session(path, bench.place)
+    session = open_session(path, bench.place, Options(cutlass=kind.block == 32))
     for count in rows:
         timing = timed(partial(_run, *_bound(session, bench, kind, count, outputs, inputs, copies)), seconds=0.15)
         seconds = timing.median / copies

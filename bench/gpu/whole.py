@@ -65,7 +65,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
     folder_of(bench, shape)
     yield Figure("make the folder", time.perf_counter() - started, "s", note="random codes in memory")
     yield from _memory(bench, folder_of(bench, shape), sizes)
-    tasks: list[tuple[Variant, bool]] = [("stored", True), ("int8-kv", False)]
+    tasks: list[tuple[Variant, bool]] = [("stored", True), ("block-32", True), ("int8-kv", False)]
     tasks = [(variant, capture and bench.on_gpu) for variant, capture in tasks]
     for variant, capture in bench.within(tasks, seconds=0 if bench.tiny else 15):
         yield from _variant(bench, folder_of(bench, shape, variant), variant, sizes, capture)
