@@ -20,7 +20,9 @@ from quantize.plan import make_plan
 from quantize.sizes import read_architecture
 from runtime.chunks import CHUNKINGS, Chunking
 from runtime.generate import Model, Prompt
+from runtime.sampling import greedy
 from runtime.sessions import Options
+from runtime.speculation import Drafts
 
 from .card import BANDWIDTH, PRODUCT
 from .figures import Figure, Timing, timed
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from .bench import Bench
 
 GIB = 2**30
+ANSWER = 64  # tokens
 
 
 @dataclass(frozen=True)
@@ -64,17 +67,16 @@ def measure(bench: Bench) -> Iterator[Figure]:
     started = time.perf_counter()
     folder_of(bench, shape)
     yield Figure("make the folder", time.perf_counter() - started, "s", note="random codes in memory")
-    yield from _memory(bench, folder_of(bench, shape), sizes)
+    yield from _first(bench, folder_of(bench, shape), sizes)
     tasks: list[tuple[Variant, bool]] = [("stored", True), ("block-32", True), ("int8-kv", False)]
     tasks = [(variant, capture and bench.on_gpu) for variant, capture in tasks]
     for variant, capture in bench.within(tasks, seconds=0 if bench.tiny else 15):
         yield from _variant(bench, folder_of(bench, shape, variant), variant, sizes, capture)
 
 
-def _memory(bench: Bench, folder: Path, sizes: Sizes) -> Iterator[Figure]:
-    """As a user asks first: a picture of the largest size, a prompt of 32 K, drafts. Peak memory against the plan."""
-    context = max(sizes.prompts) + 64
-    side = LARGEST_TINY if bench.tiny else LARGEST
+def _first(bench: Bench, folder: Path, sizes: Sizes) -> Iterator[Figure]:
+    """As a user asks first: a picture of the largest size, a long prompt, an answer with drafts. Then part by part."""
+    context, side = max(sizes.contexts), LARGEST_TINY if bench.tiny else LARGEST
     model = Model(folder, bench.device)
     with PeakMemory(bench) as memory:
         started = time.perf_counter()
@@ -82,17 +84,17 @@ def _memory(bench: Bench, folder: Path, sizes: Sizes) -> Iterator[Figure]:
         yield Figure("load decoder and MTP layer", time.perf_counter() - started, "s")
         yield Figure("memory after loading", memory.bytes / GIB, "GiB")
         model.vision.run(picture(model, side, side))
-        with model.decoder.borrow_cache(context), model.drafter.session.borrow_cache(context):
-            pass
-        yield from _prompts(bench, model, "stored", sizes)
-        yield from _drafts(bench, model, sizes.batch_context)
-        yield from _steps(bench, model, "stored, not captured", sizes)
-    peak = memory.bytes
-    yield Figure("peak memory", peak / GIB, "GiB", note=f"picture of {side**2} patches, {context} tokens, drafts")
+        prompt = _prompt(model, context - ANSWER)
+        list(model.generate(prompt, greedy, ANSWER, Drafts(3)))
+    note = f"picture of {side**2} patches, {context} tokens, three drafts"
+    yield Figure("peak memory", memory.bytes / GIB, "GiB", note=note)
     if bench.on_gpu:
         plan = make_plan(folder, 80 * 10**9, context)
         planned = next(one for one in plan.footprints if one.choice.name == "4-bit").total["fp16"]
-        yield Figure("peak memory, of quantize plan", peak / planned, note=f"planned {planned / GIB:.2f} GiB")
+        yield Figure("peak memory, of quantize plan", memory.bytes / planned, note=f"planned {planned / GIB:.2f} GiB")
+    yield from _steps(bench, model, "stored, not captured", sizes)
+    yield from _prompts(bench, model, "stored", sizes)
+    yield from _drafts(bench, model, sizes.batch_context)
     del model
     gc.collect()
 
@@ -144,7 +146,7 @@ def _prompts(bench: Bench, model: Model, name: str, sizes: Sizes) -> Iterator[Fi
     usual, tasks = CHUNKINGS[bench.device], [(n, chunk) for n in sizes.prompts for chunk in sizes.chunks if chunk <= n]
     for length, chunk in bench.within(tasks, seconds=0 if bench.tiny else 2):
         CHUNKINGS[bench.device] = Chunking(chunk, min(usual.multiple, chunk))
-        prompt = Prompt(np.zeros(length, np.int64), _embeds(model, length))
+        prompt = _prompt(model, length)
         with model.decoder.borrow_cache(max(sizes.prompts) + 64) as cache:
             timing = timed(partial(_read, model, cache, prompt), least=2, most=5, warm_up=1)
         operations = 2 * _parameters(model.folder) * length
@@ -168,6 +170,10 @@ def _drafts(bench: Bench, model: Model, context: int) -> Iterator[Figure]:
         note = f"drafting {cost.draft}, checking {cost.check}, taking back {cost.rewind}; {pays}"
         total = cost.total
         yield Figure(f"a call of {cost.drafts} drafts", total.median, "steps", total.low, total.high, rounds, note=note)
+
+
+def _prompt(model: Model, tokens: int) -> Prompt:
+    return Prompt(np.zeros(tokens, np.int64), _embeds(model, tokens))
 
 
 def _embeds(model: Model, tokens: int) -> NDArray[np.float32]:
