@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
+from export import half
 from quantize.grids import NF4_VALUES, ROWS
 
 KvScales = tuple[Tensor, Tensor]
@@ -127,11 +128,11 @@ def matmul_nbits(x: Tensor, packed: Tensor, scales: Tensor, bits: int, accuracy_
         )
     if accuracy_level == INT8:
         x = _rounded_to_int8(x, group_size)
-    outputs = []
+    multiply, outputs = half.linear if bits == 4 else F.linear, []
     for rows, scale in zip(packed.split(ROWS), scales.split(ROWS), strict=True):
         codes = rows if bits == 8 else torch.stack((rows & 15, rows >> 4), dim=-1).reshape(-1, groups, group_size)
-        weight = (codes.to(scale.dtype) - 2 ** (bits - 1)) * scale.unsqueeze(-1)
-        outputs.append(F.linear(x, weight.reshape(-1, groups * group_size)))
+        weight = codes.to(scale.dtype).sub_(2 ** (bits - 1)).mul_(scale.unsqueeze(-1))
+        outputs.append(multiply(x, weight.reshape(-1, groups * group_size)))
     return torch.cat(outputs, dim=-1)
 
 
@@ -173,17 +174,17 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, allowed: Tensor) -> Tensor:
     """
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    scores = (q @ k.transpose(-1, -2)) / math.sqrt(q.shape[-1])
-    scores = scores.float().masked_fill(~allowed, -math.inf)
-    weights = scores.softmax(-1).nan_to_num()  # a padded row may see no key at all
-    return (weights.to(v.dtype) @ v).transpose(1, 2).flatten(-2)
+    scores = (q.float() @ k.float().transpose(-1, -2)) / math.sqrt(q.shape[-1])
+    weights = scores.masked_fill(~allowed, -math.inf).softmax(-1).nan_to_num()  # a padded row may see no key at all
+    attended = weights.to(v.dtype).float() @ v.float()  # flash kernels multiply 16-bit weights
+    return attended.to(v.dtype).transpose(1, 2).flatten(-2)
 
 
 def _rotate(x: Tensor, positions: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE in the half-split layout; x [B, heads, T, D], positions [B, T], cos/sin [context, D/2]."""
-    c, s = cos[positions].unsqueeze(1).to(x.dtype), sin[positions].unsqueeze(1).to(x.dtype)
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat((first * c - second * s, second * c + first * s), dim=-1)
+    """RoPE in the half-split layout, in float32; x [B, heads, T, D], positions [B, T], cos/sin [context, D/2]."""
+    c, s = cos[positions].unsqueeze(1).float(), sin[positions].unsqueeze(1).float()
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat((first * c - second * s, second * c + first * s), dim=-1).to(x.dtype)
 
 
 def cached_attention(

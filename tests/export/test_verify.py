@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 import pytest
+import torch
 
 from calib_data.errors import InputError
 from export.graphs import export_folder
@@ -238,8 +239,9 @@ print(json.dumps(asdict(found) | {"passed": found.passed}))
 """
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("w4", 0.02), ("bf16", 0.1)])
-def test_on_a_card_it_says_where_nodes_run_and_zeros_fail(name, tolerance, cuda_stub: CudaStub, quantized, tmp_path):
+@pytest.mark.skipif(torch.version.cuda is not None, reason="torch would load its CUDA libraries before the stand-in's")
+@pytest.mark.parametrize(("name", "least", "most"), [("w4", 0.003, 0.06), ("bf16", 0.03, 0.4)])
+def test_on_a_card_it_says_where_nodes_run_and_zeros_fail(name, least, most, cuda_stub: CudaStub, quantized, tmp_path):
     """The stand-in computes nothing, so that all but the values can be seen."""
     folder = shutil.copytree(quantized(name), tmp_path / name)
     export_folder(folder, "cuda")
@@ -247,5 +249,7 @@ def test_on_a_card_it_says_where_nodes_run_and_zeros_fail(name, tolerance, cuda_
     assert not found["passed"]
     graphs = ("vision", "decoder", "mtp", "rewind", "mtp_rewind")
     assert [rung["graph"] for rung in found["rungs"]] == [f"{graph}.cuda.onnx" for graph in graphs]
-    assert [rung["tolerance"] for rung in found["rungs"]] == [*[tolerance] * 3, EXACT, EXACT]
+    *computed, rewind, mtp_rewind = found["rungs"]
+    assert all(rung["error"] == 1 and least < rung["tolerance"] < most for rung in computed)
+    assert [rung["tolerance"] for rung in (rewind, mtp_rewind)] == [EXACT, EXACT]
     assert all(set(rung["nodes"]) == {"CUDA"} for rung in found["rungs"])

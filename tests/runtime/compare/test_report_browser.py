@@ -2,7 +2,6 @@
 
 import shutil
 
-import pypdfium2
 import pytest
 
 from runtime.compare.layers import Layer
@@ -11,6 +10,7 @@ from runtime.compare.report import write_report
 from .pages import LAYERS, comparison, measured, pictures
 
 playwright = pytest.importorskip("playwright.sync_api")
+pypdfium2 = pytest.importorskip("pypdfium2")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to show the page in")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
