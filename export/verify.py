@@ -242,7 +242,8 @@ class _Graphs:
         read_when_used(module, self.folder)
         cos, sin = (torch.from_numpy(table) for table in rope_tables(self.text.rope, TOKENS))
         dtype = torch.int8 if kv_dtype == "int8" else torch.float32
-        shapes = [(1, self.text.kv_heads, min(window or TOKENS, TOKENS), self.text.head_dim) for window in windows]
+        limits = io.buffer_limits(windows, self.target.kv_layout)
+        shapes = [(1, self.text.kv_heads, min(limit or TOKENS, TOKENS), self.text.head_dim) for limit in limits]
         past = [torch.zeros(shape, dtype=dtype) for shape in shapes for _ in ("key", "value")]
         last, total = torch.tensor([TOKENS - 1], dtype=torch.int32), torch.tensor(TOKENS, dtype=torch.int32)
         inputs = [torch.from_numpy(each)[None] for each in read]
