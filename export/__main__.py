@@ -39,6 +39,12 @@ def export(
     kv_bits: Annotated[
         Literal["16", "8"], typer.Option(help="8: keys and values as int8, by the ranges that quantize saw.")
     ] = "16",
+    kv_layout: Annotated[
+        Literal["window", "full"],
+        typer.Option(
+            help="full, experimental: sliding layers have buffers as long as all others, and no step moves a window."
+        ),
+    ] = "window",
     block_size: Annotated[
         Literal["stored", "32"],
         typer.Option(
@@ -65,6 +71,7 @@ def export(
         target,
         exact=exact,
         kv_bits=8 if kv_bits == "8" else 16,
+        kv_layout=kv_layout,
         block_size=32 if block_size == "32" else None,
     )
     entry = bundle.targets[target]

@@ -32,10 +32,17 @@ class Attention(nn.Module):
     """Grouped-query attention with normalised queries and keys over one layer's KV buffers."""
 
     def __init__(
-        self, source: Source, name: str, config: PreTrainedConfig, layer: int, kv_scales: KvScales | None
+        self,
+        source: Source,
+        name: str,
+        config: PreTrainedConfig,
+        layer: int,
+        kv_scales: KvScales | None,
+        *,
+        full_buffers: bool,
     ) -> None:
         super().__init__()
-        self.kv_scales = kv_scales
+        self.kv_scales, self.full_buffers = kv_scales, full_buffers
         self.window: int | None = config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
         self.has_rope = self.window is not None or config.sliding_window is None
         self.head_dim = head_dim(config)
@@ -57,8 +64,9 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x)
         q = ops.reshape(self.q_norm(ops.reshape(q, 0, 0, -1, self.head_dim)), 0, 0, -1)
         k = ops.reshape(self.k_norm(ops.reshape(k, 0, 0, -1, self.head_dim)), 0, 0, -1)
+        rope_, full = rope if self.has_rope else None, self.full_buffers
         attended, key, value = ops.cached_attention(
-            q, k, v, *past, seqlens_k, total, rope if self.has_rope else None, self.window, self.kv_scales
+            q, k, v, *past, seqlens_k, total, rope_, self.window, self.kv_scales, full_buffers=full
         )
         (output,) = self.output(attended)
         return output, key, value
@@ -83,10 +91,17 @@ class DecoderLayer(nn.Module):
     """h = h + norm(attention(h)); h = h + norm(mlp(h)). kv_scales: of an int8 KV cache."""
 
     def __init__(
-        self, source: Source, name: str, config: PreTrainedConfig, layer: int, kv_scales: KvScales | None = None
+        self,
+        source: Source,
+        name: str,
+        config: PreTrainedConfig,
+        layer: int,
+        kv_scales: KvScales | None = None,
+        *,
+        full_buffers: bool,
     ) -> None:
         super().__init__()
-        self.attention = Attention(source, f"{name}.self_attn", config, layer, kv_scales)
+        self.attention = Attention(source, f"{name}.self_attn", config, layer, kv_scales, full_buffers=full_buffers)
         self.mlp = MLP(source, f"{name}.mlp")
         self.attention_norm = RMSNorm(source, f"{name}.post_attention_layernorm", config.rms_norm_eps)
         self.mlp_norm = RMSNorm(source, f"{name}.post_feedforward_layernorm", config.rms_norm_eps)
@@ -113,7 +128,7 @@ class Decoder(nn.Module):
     """All decoder layers, the final norm and the head; inputs and outputs as `runtime.bundle` names them.
 
     with_hidden: put out hidden states, for an MTP layer, or to be looked at where an int8 cache hides what is not a
-    number. kv_scales: of an int8 KV cache, one pair a layer.
+    number. kv_scales: of an int8 KV cache, one pair a layer. full_buffers: of sliding layers too.
     """
 
     def __init__(
@@ -124,12 +139,15 @@ class Decoder(nn.Module):
         *,
         with_hidden: bool = False,
         kv_scales: list[KvScales] | None = None,
+        full_buffers: bool = False,
     ) -> None:
         super().__init__()
-        self.with_hidden, self.kv_scales = with_hidden, kv_scales
+        self.with_hidden, self.kv_scales, self.full_buffers = with_hidden, kv_scales, full_buffers
         config = config.get_text_config()
         self.layers = nn.ModuleList(
-            DecoderLayer(source, name, config, layer, kv_scales[layer] if kv_scales else None)
+            DecoderLayer(
+                source, name, config, layer, kv_scales[layer] if kv_scales else None, full_buffers=full_buffers
+            )
             for layer, name in enumerate(family.decoder_blocks(config))
         )
         self.norm = RMSNorm(source, family.norm, config.rms_norm_eps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -45,14 +46,16 @@ def export_folder(
     *,
     exact: bool = False,
     kv_bits: KvBits = 16,
+    kv_layout: bundle.KvLayout = "window",
     block_size: BlockSize | None = None,
 ) -> bundle.Bundle:
     """Trace the graphs of a model for a target, write them and `runtime.json`, return its content.
 
     The folder may be one that quantize wrote or any EXAONE 4.x checkpoint in safetensors. Graphs of another target that
     are there stay usable. exact: packed weights multiply float32 activations on the CPU, not int8 ones. kv_bits: 8
-    keeps keys and values as int8, by the ranges that quantize saw; 16 keeps them as activations are. block_size: packed
-    weights in blocks of so many, each scale repeated, for ONNX Runtime's CUTLASS kernels; None leaves groups as stored.
+    keeps keys and values as int8, by the ranges that quantize saw; 16 keeps them as activations are. kv_layout: "full"
+    gives sliding layers buffers as long as all others. block_size: packed weights in blocks of so many, each scale
+    repeated, for ONNX Runtime's CUTLASS kernels; None leaves groups as stored.
     Raises InputError for a folder that cannot be exported, or that another run writes; an export that fails or is
     stopped leaves the graphs that were there.
     """
@@ -60,34 +63,52 @@ def export_folder(
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
     _check_runtime(checkpoint, family, config)
     source = Source(checkpoint, load=False, exact=exact or target == "cuda", block_size=block_size)
-    dtype = activation_dtype(checkpoint, family, target)
-    scales = read_kv_scales(folder, family, config) if kv_bits == 8 else None
-    kv_dtype = "int8" if kv_bits == 8 else _name(dtype)
-    drafts = has_mtp(checkpoint, family) and family.mtp_layers(config) > 0
-    names: dict[str, str | None] = dict.fromkeys(("vision", "mtp", "rewind", "mtp_rewind"))
+    dtype = _name(activation_dtype(checkpoint, family, target))
+    entry = bundle.Target(
+        dtype=dtype,
+        kv_dtype="int8" if kv_bits == 8 else dtype,
+        kv_layout=kv_layout,
+        exact=source.exact,
+        block_size=block_size,
+        decoder=f"decoder.{target}.onnx",
+        vision=f"vision.{target}.onnx" if family.vision else None,
+        mtp=f"mtp.{target}.onnx" if has_mtp(checkpoint, family) and family.mtp_layers(config) > 0 else None,
+        rewind=None,
+        mtp_rewind=None,
+        head={},
+        versions={name: version(name) for name in ("torch", "transformers", "onnx")},
+    )
     with _all_or_none(folder) as place:
-        decoder = Decoder(source, family, config, with_hidden=drafts or kv_bits == 8, kv_scales=scales)
-        head = _stored_head(decoder) if drafts and target == "cuda" else {}
-        save(trace_decoder(decoder, config, dtype), decoder, place(f"decoder.{target}.onnx"), head)
-        if family.vision:
-            names["vision"] = f"vision.{target}.onnx"
-            vision = VisionEncoder(source, family, config, on_cuda=target == "cuda", dtype=dtype)
-            save(trace_vision(vision, config), vision, place(f"vision.{target}.onnx"))
-        if drafts:
-            names |= _export_drafting(source, family, config, target, dtype, kv_dtype, head, place)
-        entry = bundle.Target(
-            dtype=_name(dtype),
-            kv_dtype=kv_dtype,
-            exact=source.exact,
-            block_size=block_size,
-            decoder=f"decoder.{target}.onnx",
-            versions={name: version(name) for name in ("torch", "transformers", "onnx")},
-            head=head,
-            **names,
-        )
+        entry = _export_graphs(source, family, config, target, entry, place)
         described = describe(checkpoint, family, config, {**_other_targets(folder, target), target: entry})
         described.save(place(bundle.FILE))
     return described
+
+
+def _export_graphs(
+    source: Source,
+    family: Family,
+    config: PreTrainedConfig,
+    target: TargetName,
+    entry: bundle.Target,
+    place: Callable[[str], Path],
+) -> bundle.Target:
+    """Write every graph of a target; returns its entry with what only the graphs say."""
+    folder, dtype, full_buffers = source.checkpoint.folder, getattr(torch, entry.dtype), entry.kv_layout == "full"
+    scales = read_kv_scales(folder, family, config) if entry.kv_dtype == "int8" else None
+    with_hidden = entry.mtp is not None or scales is not None
+    decoder = Decoder(source, family, config, with_hidden=with_hidden, kv_scales=scales, full_buffers=full_buffers)
+    head = _stored_head(decoder) if entry.mtp and target == "cuda" else {}
+    save(trace_decoder(decoder, config, dtype), decoder, place(entry.decoder), head)
+    if entry.vision:
+        vision = VisionEncoder(source, family, config, on_cuda=target == "cuda", dtype=dtype)
+        save(trace_vision(vision, config), vision, place(entry.vision))
+    if entry.mtp is None:
+        return entry
+    mtp = Mtp(source, family, config, full_buffers=full_buffers)
+    save(trace_decoder(mtp, config, dtype), mtp, place(entry.mtp), head)
+    rewinds = _export_rewinds(config, target, entry, place)
+    return replace(entry, head=head, rewind=rewinds.get("rewind"), mtp_rewind=rewinds.get("mtp_rewind"))
 
 
 @contextmanager
@@ -128,25 +149,20 @@ def _stored_head(decoder: Decoder) -> dict[str, bundle.StoredArray]:
     }
 
 
-def _export_drafting(
-    source: Source,
-    family: Family,
-    config: PreTrainedConfig,
-    target: TargetName,
-    dtype: torch.dtype,
-    kv_dtype: str,
-    head: dict[str, bundle.StoredArray],
-    place: Callable[[str], Path],
-) -> dict[str, str | None]:
-    """Write the graph of the MTP layer, and where there are windows those that take back drafts; returns the names."""
-    text, mtp = config.get_text_config(), Mtp(source, family, config)
-    save(trace_decoder(mtp, config, dtype), mtp, place(f"mtp.{target}.onnx"), head)
-    names: dict[str, str | None] = {"mtp": f"mtp.{target}.onnx"}
-    caches = {"rewind": (windows(config), kv_dtype), "mtp_rewind": (mtp_windows(config), _name(dtype))}
+def _export_rewinds(
+    config: PreTrainedConfig, target: TargetName, entry: bundle.Target, place: Callable[[str], Path]
+) -> dict[str, str]:
+    """Write the graphs that take back drafts from window buffers, of decoder and MTP layer; returns their names.
+
+    Full buffers push nothing out: a smaller length takes drafts back.
+    """
+    text, names = config.get_text_config(), {}
+    caches = {"rewind": (windows(config), entry.kv_dtype), "mtp_rewind": (mtp_windows(config), entry.dtype)}
     for name, (limits, stored) in caches.items():
+        limits = bundle.buffer_limits(limits, entry.kv_layout)
         if any(limits):
             names[name] = f"{name}.{target}.onnx"
-            save_rewind(limits, text.num_key_value_heads, head_dim(text), stored, place(f"{name}.{target}.onnx"))
+            save_rewind(limits, text.num_key_value_heads, head_dim(text), stored, place(names[name]))
     return names
 
 
@@ -168,11 +184,12 @@ def trace_decoder(decoder: Decoder | Mtp, config: PreTrainedConfig, dtype: torch
     past: list[Tensor] = []
     past_axes: list[Axes] = []
     is_mtp = isinstance(decoder, Mtp)
-    limits = mtp_windows(config) if is_mtp else windows(config)
+    layout: bundle.KvLayout = "full" if decoder.full_buffers else "window"
+    limits = bundle.buffer_limits(mtp_windows(config) if is_mtp else windows(config), layout)
     kv_dtype = torch.int8 if isinstance(decoder, Decoder) and decoder.kv_scales else dtype
-    for window in limits:
-        room = 7 if window is None else 5
-        buffer_axes = {0: "batch", 2: "room" if window is None else "window_room"}
+    for limit in limits:
+        room = 7 if limit is None else 5
+        buffer_axes = {0: "batch", 2: "room" if limit is None else "window_room"}
         past += [torch.zeros(batch, heads, room, width, dtype=kv_dtype) for _ in range(2)]
         past_axes += [buffer_axes, buffer_axes]
     table = torch.zeros(context, width // 2, dtype=dtype)

@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 class Mtp(nn.Module):
     """The first layer that predicts further tokens; inputs and outputs as `runtime.bundle` names them."""
 
-    def __init__(self, source: Source, family: Family, config: PreTrainedConfig) -> None:
+    def __init__(self, source: Source, family: Family, config: PreTrainedConfig, *, full_buffers: bool = False) -> None:
         super().__init__()
+        self.full_buffers = full_buffers
         name, text = family.mtp, copy.deepcopy(config.get_text_config())
         text.layer_types = ["full_attention" if text.sliding_window is None else "sliding_attention"]
         self.embedding_norm = RMSNorm(source, f"{name}.pre_fc_norm_embedding", text.rms_norm_eps)
         self.hidden_norm = RMSNorm(source, f"{name}.pre_fc_norm_hidden", text.rms_norm_eps)
         self.join = Linear(source, f"{name}.fc")
-        self.layer = DecoderLayer(source, f"{name}.layers.0", text, 0)
+        self.layer = DecoderLayer(source, f"{name}.layers.0", text, 0, full_buffers=full_buffers)
         self.norm = RMSNorm(source, f"{name}.norm", text.rms_norm_eps)
         self.head = head(source, family)
 

@@ -198,6 +198,8 @@ def cached_attention(
     rope: tuple[Tensor, Tensor] | None,
     window: int | None,
     kv_scales: KvScales | None = None,
+    *,
+    full_buffers: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Causal grouped-query attention over a KV buffer that it also extends (GroupQueryAttention).
 
@@ -205,7 +207,8 @@ def cached_attention(
     seqlens_k int32 [B]: tokens after this step, less one; total_sequence_length int32 scalar: their maximum.
     rope: cos and sin [context, D/2]; None for a layer without positions. window: how many keys a query sees, itself
     included; then the buffer keeps the most recent positions from row 0 on, and its room need not exceed the window.
-    kv_scales: the buffers are int8, each channel in steps of its own.
+    kv_scales: the buffers are int8, each channel in steps of its own. full_buffers: that of a window has room for all
+    tokens too, and keeps them.
     Returns the output [B, T, heads*D] and the buffers after the step.
     """
     kv_heads, head_dim = past_key.shape[1], past_key.shape[3]
@@ -213,7 +216,7 @@ def cached_attention(
     if torch.onnx.is_in_onnx_export():
         attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": int(rope is not None)}
         if window is not None:
-            attributes |= {"local_window_size": window, "sliding_window_cache": 1}
+            attributes |= {"local_window_size": window, "sliding_window_cache": int(not full_buffers)}
         inputs = [q, k, v, past_key, past_value, seqlens_k, total_sequence_length, *(rope or (None, None))]
         if kv_scales is not None:
             attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}

@@ -33,15 +33,21 @@ class Line:
     bytes: int
 
 
-def kv_bytes(model: Architecture, context: int, itemsize: int) -> int:
-    """Keys and values of `context` tokens: sliding layers keep a buffer of their window, global layers all tokens."""
+def kv_bytes(model: Architecture, context: int, itemsize: int, *, full_buffers: bool = False) -> int:
+    """Keys and values of `context` tokens: sliding layers keep a buffer of their window, global layers all tokens.
+
+    full_buffers: sliding layers keep all tokens too.
+    """
     text = model.text
-    rows = [text.sliding_window if kind == "sliding_attention" else context for kind in text.layer_types]
+    limited = [kind == "sliding_attention" and not full_buffers for kind in text.layer_types]
+    rows = [text.sliding_window if window else context for window in limited]
     return sum(_layer_kv_bytes(model, row, itemsize) for row in rows)
 
 
-def workspace(model: Architecture, grids: Grids, context: int, *, with_mtp: bool) -> list[Line]:
-    """List what the graphs need while they run.
+def workspace(
+    model: Architecture, grids: Grids, context: int, *, with_mtp: bool, full_buffers: bool = False
+) -> list[Line]:
+    """List what the graphs need while they run. full_buffers: that of the MTP layer keeps all tokens.
 
     The lines add up, to more than a first question holds at once: the vision session gives back what it took before the
     KV cache is filled, which is larger than what is missing in its line here. That is 2.3 GiB at the largest image
@@ -63,19 +69,19 @@ def workspace(model: Architecture, grids: Grids, context: int, *, with_mtp: bool
         Line("RoPE tables", f"2 x [{context}, {half_head}] in 16 bits", 2 * context * half_head * HALF),
     ]
     if with_mtp:
-        layers, rows = model.mtp_layers, text.sliding_window or context
+        layers, rows = model.mtp_layers, context if full_buffers else text.sliding_window or context
         tensors = f"{layers} x 2 x [{text.num_key_value_heads}, {rows}, {2 * half_head}] in 16 bits"
         lines.append(Line("MTP ring", tensors, layers * _layer_kv_bytes(model, rows, HALF)))
     return lines + (_vision_workspace(model, grids) if family.vision else [])
 
 
-def kv_workspace(model: Architecture, context: int, itemsize: int) -> Line:
+def kv_workspace(model: Architecture, context: int, itemsize: int, *, full_buffers: bool = False) -> Line:
     """What an int8 KV cache takes beside itself: of one layer at a time, and of all tokens that it has room for.
 
     ONNX Runtime's CUDA attention reads int8 as it is in single steps only, and not with EXAONE's 5 queries to a key.
     """
     text = model.text
-    rows = context if "full_attention" in text.layer_types else text.sliding_window
+    rows = context if full_buffers or "full_attention" in text.layer_types else text.sliding_window
     name = "int8 KV layer, unpacked"
     if itemsize == HALF:
         return Line(name, "none is packed", 0)

@@ -67,7 +67,7 @@ class Footprint:
     embeddings where they stay there. total: weights, KV cache and workspace at the plan's context, by KV type. longest:
     tokens of context that fit, at most the model's limit; 0 where none do. longest_without_mtp: the same when nothing
     is drafted, so neither the MTP layer nor its ring is on the card. in_blocks: with `export --block-size 32`; None
-    where no weight is packed.
+    where no weight is packed. full_buffers: with `export --kv-layout full`; None without sliding layers.
     """
 
     choice: Choice
@@ -80,13 +80,15 @@ class Footprint:
     longest: dict[KV, int]
     longest_without_mtp: dict[KV, int]
     in_blocks: Variant | None
+    full_buffers: Variant | None
 
 
 @dataclass(frozen=True)
 class Plan:
     """Every choice on one card. model: as the user named it. vram: bytes. context, limit: tokens.
 
-    kv: bytes of the KV cache, by context. kv_workspace: what it takes beside itself at the plan's context.
+    kv: bytes of the KV cache, by context; kv_full: with full buffers. kv_workspace: what it takes beside itself at the
+    plan's context.
     """
 
     model: str
@@ -95,6 +97,7 @@ class Plan:
     limit: int
     has_mtp: bool
     kv: dict[int, dict[KV, int]]
+    kv_full: dict[int, dict[KV, int]]
     kv_workspace: dict[KV, Line]
     footprints: list[Footprint]
 
@@ -106,6 +109,7 @@ class Plan:
             "context": self.context,
             "context_limit": self.limit,
             "kv_cache": {str(context): sizes for context, sizes in self.kv.items()},
+            "kv_cache_full_buffers": {str(context): sizes for context, sizes in self.kv_full.items()},
             "kv_workspace": {kind: asdict(line) for kind, line in self.kv_workspace.items()},
             "choices": [_choice_dict(footprint) for footprint in self.footprints],
         }
@@ -145,16 +149,24 @@ def make_plan(model: Path, vram: int, context: int | None = None) -> Plan:
     if context > limit:
         raise InputError(f"--context {context} is beyond the model's limit of {limit}; choose a smaller one")
     contexts = sorted({2**power for power in range(12, limit.bit_length())} | {context, limit})
+
+    def kv(*, full_buffers: bool) -> dict[int, dict[KV, int]]:
+        return {
+            tokens: {
+                kind: kv_bytes(architecture, tokens, size, full_buffers=full_buffers)
+                for kind, size in KV_ITEMSIZE.items()
+            }
+            for tokens in contexts
+        }
+
     return Plan(
         model=str(model),
         vram=vram,
         context=context,
         limit=limit,
         has_mtp=architecture.mtp_layers > 0,
-        kv={
-            tokens: {kind: kv_bytes(architecture, tokens, KV_ITEMSIZE[kind]) for kind in KV_ITEMSIZE}
-            for tokens in contexts
-        },
+        kv=kv(full_buffers=False),
+        kv_full=kv(full_buffers=True),
         kv_workspace={kind: kv_workspace(architecture, context, size) for kind, size in KV_ITEMSIZE.items()},
         footprints=[_footprint(choice, architecture, vram, context) for choice in CHOICES],
     )
@@ -179,11 +191,13 @@ def _footprint(choice: Choice, model: Architecture, vram: int, context: int) -> 
     weights, has_mtp = _on_card(stored, choice), model.mtp_layers > 0
     unpacked, scales = outside_blocks(model, grids), repeated_scales(model, grids)
 
-    def needed(tokens: int, itemsize: int, *, with_mtp: bool = has_mtp, in_blocks: bool = False) -> int:
-        lines = workspace(model, unpacked if in_blocks else grids, tokens, with_mtp=with_mtp)
+    def needed(
+        tokens: int, itemsize: int, *, with_mtp: bool = has_mtp, in_blocks: bool = False, full: bool = False
+    ) -> int:
+        lines = workspace(model, unpacked if in_blocks else grids, tokens, with_mtp=with_mtp, full_buffers=full)
+        lines.append(kv_workspace(model, tokens, itemsize, full_buffers=full))
         resident = sum(size for part, size in weights.items() if with_mtp or part != "mtp") + in_blocks * scales
-        kept = kv_bytes(model, tokens, itemsize) + kv_workspace(model, tokens, itemsize).bytes
-        return resident + kept + sum(line.bytes for line in lines)
+        return resident + kv_bytes(model, tokens, itemsize, full_buffers=full) + sum(line.bytes for line in lines)
 
     def longest(itemsize: int, **how: bool) -> int:
         fixed = needed(0, itemsize, **how)
@@ -205,6 +219,7 @@ def _footprint(choice: Choice, model: Architecture, vram: int, context: int) -> 
         longest={kind: longest(size) for kind, size in KV_ITEMSIZE.items()},
         longest_without_mtp={kind: longest(size, with_mtp=False) for kind, size in KV_ITEMSIZE.items()},
         in_blocks=variant(in_blocks=True) if unpacked != grids else None,
+        full_buffers=variant(full=True) if model.text.sliding_window else None,
     )
 
 

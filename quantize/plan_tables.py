@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from quantize.plan import KV, Footprint, Plan
+    from quantize.plan import Plan
 
 GIB = 2**30
 
@@ -66,20 +66,21 @@ def _longest(plan: Plan) -> Table:
     if plan.has_mtp:
         for kind in KV_ITEMSIZE:
             table.add_row(f"{kind} KV, no drafts", *(_tokens(p.longest_without_mtp[kind]) for p in plan.footprints))
-    if any(p.in_blocks for p in plan.footprints):
-        for kind in KV_ITEMSIZE:
-            table.add_row(f"{kind} KV, blocks of 32", *(_tokens(_in_blocks(p, kind)) for p in plan.footprints))
+    variants = {"blocks of 32": [p.in_blocks for p in plan.footprints]}
+    variants["full buffers"] = [p.full_buffers for p in plan.footprints]
+    for name, found in variants.items():
+        if any(found):
+            for kind in KV_ITEMSIZE:
+                table.add_row(f"{kind} KV, {name}", *(_tokens(v.longest[kind] if v else 0) for v in found))
     return table
 
 
-def _in_blocks(footprint: Footprint, kind: KV) -> int:
-    return footprint.in_blocks.longest[kind] if footprint.in_blocks else 0
-
-
 def _kv_cache(plan: Plan) -> Table:
-    table = _table("KV cache by context, GiB", ["tokens", *KV_ITEMSIZE])
+    full = [f"{kind}, full buffers" for kind in KV_ITEMSIZE] if plan.kv != plan.kv_full else []
+    table = _table("KV cache by context, GiB", ["tokens", *KV_ITEMSIZE, *full])
     for context, sizes in plan.kv.items():
-        table.add_row(str(context), *(_gib(size) for size in sizes.values()))
+        all_sizes = [*sizes.values(), *(plan.kv_full[context].values() if full else ())]
+        table.add_row(str(context), *map(_gib, all_sizes))
     return table
 
 
@@ -105,6 +106,8 @@ def _notes(plan: Plan) -> list[str]:
             "Blocks of 32 (export --block-size 32, experimental) repeat scales and unpack no weights: "
             f"{', '.join(added)}."
         )
+    if any(p.full_buffers for p in plan.footprints):
+        lines.append("Full buffers of sliding layers are what export --kv-layout full makes, experimental.")
     return lines
 
 

@@ -11,7 +11,7 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from calib_data.errors import InputError
 from runtime.windows import VisionSettings
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 FILE = "runtime.json"
 FORMAT = 5
+KvLayout = Literal["window", "full"]
 HEADER_PREFIX = 8  # bytes of a .safetensors file that say how long its header is
 _PIECE = 1 << 22  # bytes of a file read at once
 
@@ -83,6 +84,11 @@ def kept_names(layers: int) -> list[str]:
     return _buffer_names("kept", layers)
 
 
+def buffer_limits(windows: list[int | None], layout: KvLayout) -> list[int | None]:
+    """Rows that the KV buffers of each layer are limited to; None for all that a cache has room for."""
+    return windows if layout == "window" else [None] * len(windows)
+
+
 def _buffer_names(what: str, layers: int) -> list[str]:
     return [f"{what}_{part}_{layer}" for layer in range(layers) for part in ("key", "value")]
 
@@ -142,14 +148,16 @@ class Text:
 class Target:
     """The graphs of one kind of device.
 
-    dtype: of activations. kv_dtype: of the decoder's KV cache; that of the MTP layer has the activations'. exact: no
-    int8 activations. block_size: 32 where packed weights are in such blocks, None where they are as stored. rewind,
-    mtp_rewind: take back drafts where there are windows. head: weights that are inputs of the decoder and of the MTP
-    layer, so that a card holds one copy; elsewhere they are initializers of both.
+    dtype: of activations. kv_dtype: of the decoder's KV cache; that of the MTP layer has the activations'. kv_layout:
+    "full" where buffers of sliding layers are as long as all others, see `buffer_limits`. exact: no int8 activations.
+    block_size: 32 where packed weights are in such blocks, None where they are as stored. rewind, mtp_rewind: take back
+    drafts where buffers are windows. head: weights that are inputs of the decoder and of the MTP layer, so that a card
+    holds one copy; elsewhere they are initializers of both.
     """
 
     dtype: str
     kv_dtype: str
+    kv_layout: KvLayout
     exact: bool
     block_size: int | None
     decoder: str

@@ -107,7 +107,8 @@ class DecoderSession:
     ) -> DecoderSession:
         """The session of a target's decoder, or of its MTP layer, whose cache is never int8. head: of `load_head`."""
         kv_dtype = target.dtype if mtp else target.kv_dtype
-        shape = replace(text, windows=text.mtp_windows) if mtp else text
+        windows = text.mtp_windows if mtp else text.windows
+        shape = replace(text, windows=io.buffer_limits(windows, target.kv_layout))
         return cls(session, shape, target.dtype, kv_dtype, device, head, capture=capture)
 
     def new_cache(self, room: int, batch: int = 1) -> KVCache:

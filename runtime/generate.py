@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from calib_data.errors import InputError
-from runtime.bundle import load_bundle
+from runtime.bundle import buffer_limits, load_bundle
 from runtime.chunks import CHUNKINGS, prompt_calls
 from runtime.decoder import DecoderSession, load_head
 from runtime.files import read_object
@@ -119,10 +119,11 @@ class Model:
         if target.mtp is None:
             raise InputError(f"{self.folder}: this model has no MTP layer to draft with; leave out --draft-tokens")
         session = self._open(target.mtp)
+        limits, own = (buffer_limits(windows, target.kv_layout) for windows in (text.windows, text.mtp_windows))
         return Drafter(
             DecoderSession.of(session, text, target, self.device, self._head, mtp=True),
-            Rewinder(target.rewind and self._open(target.rewind), text.windows),
-            Rewinder(target.mtp_rewind and self._open(target.mtp_rewind), text.mtp_windows),
+            Rewinder(target.rewind and self._open(target.rewind), limits),
+            Rewinder(target.mtp_rewind and self._open(target.mtp_rewind), own),
         )
 
     def _open(self, graph: str, *, give_back: bool = False) -> ort.InferenceSession:

@@ -32,7 +32,7 @@ VARIANTS: dict[Variant, dict[str, Any]] = {
     "stored": {},
     "block-32": {"block_size": 32},
     "int8-kv": {"kv_bits": 8},
-    # "full-kv": {"kv_layout": "full"},
+    "full-kv": {"kv_layout": "full"},
 }
 LARGEST_MAGNITUDE = 8.0  # of keys and values, for the steps of an int8 cache: both are normalised
 _WEIGHTS = "weights"  # the folder of headers in an archive

@@ -283,6 +283,19 @@ def test_blocks_of_32_repeat_scales_and_unpack_nothing(plan, released):
     assert repeated_scales(released, grids) == 0
 
 
+def test_full_buffers_take_256_kib_a_token(plan, released):
+    """All 64 layers instead of 16, and the MTP layer."""
+    assert {tokens: sizes["fp16"] for tokens, sizes in plan.kv_full.items()} == {
+        tokens: 256 * 1024 * tokens for tokens in plan.kv
+    }
+    shape = Text(released.text.hidden_size, released.text.vocab_size, 8, 128, 262144, [None] * 64, [], {})
+    assert plan.kv_full[32768]["int8"] == cache_bytes(shape, 1, 32768, 1)
+    full = by_name(plan)["4-bit"].full_buffers
+    assert full.added["fp16"] == 48 * 4096 * (32768 - 4096) + 4096 * (32768 - 4096)
+    fixed = by_name(plan)["4-bit"].total["fp16"] + full.added["fp16"] - 32768 * (260 * 1024 + 256)
+    assert full.longest["fp16"] == (plan.vram - fixed) // (260 * 1024 + 256)
+
+
 def test_a_text_model_with_tied_embeddings(text_plan):
     """The head is the embedding: one table in the folder, and a copy of it on the card while the host keeps its own."""
     layer, table = 2 * 2048 * 2048 + 2 * 512 * 2048 + 3 * 4096 * 2048, 102400 * 2048
@@ -306,6 +319,7 @@ def test_a_text_model_with_tied_embeddings(text_plan):
         "RoPE tables",
     ]
     assert packed.longest == packed.longest_without_mtp
+    assert packed.full_buffers is None
 
 
 def test_mtp_layers_may_be_absent_or_several(released):

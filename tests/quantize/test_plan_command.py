@@ -30,9 +30,11 @@ def test_a_process_prints_one_json_object():
     result = process("plan", "--model", RELEASED, "--vram", "24GB", "--context", 16384, "--json")
     assert (result.returncode, result.stderr) == (0, "")
     planned = json.loads(result.stdout)
-    assert planned.keys() == {"model", "vram", "context", "context_limit", "kv_cache", "kv_workspace", "choices"}
+    kv = {"kv_cache", "kv_cache_full_buffers", "kv_workspace"}
+    assert planned.keys() == {"model", "vram", "context", "context_limit", *kv, "choices"}
     assert (planned["vram"], planned["context"], planned["context_limit"]) == (24 * 10**9, 16384, 262144)
     assert planned["kv_cache"]["16384"] == {"fp16": 7 * 2**28, "int8": 7 * 2**27}
+    assert planned["kv_cache_full_buffers"]["16384"] == {"fp16": 2**32, "int8": 2**31}
     assert {kind: line["bytes"] for kind, line in planned["kv_workspace"].items()} == {"fp16": 0, "int8": 2**26}
     assert [choice["name"] for choice in planned["choices"]] == ["4-bit", "8-bit", "NF4", "16-bit", "others"]
     for choice in planned["choices"]:
@@ -40,8 +42,8 @@ def test_a_process_prints_one_json_object():
         assert choice["formats"].keys() == {"vision", "decoder", "mtp", "head"}
         for key in ("total", "longest", "longest_without_mtp"):
             assert choice[key].keys() == {"fp16", "int8"}
-        if choice["in_blocks"]:
-            assert choice["in_blocks"].keys() == {"added", "longest"}
+        variants = filter(None, (choice["in_blocks"], choice["full_buffers"]))
+        assert all(variant.keys() == {"added", "longest"} for variant in variants)
         assert all(line.keys() == {"name", "tensors", "bytes"} for line in choice["workspace"])
         sizes = [choice["stored"], choice["host"], *choice["weights"].values(), *choice["longest"].values()]
         assert all(type(size) is int and size >= 0 for size in sizes)
@@ -75,9 +77,10 @@ def test_the_tables_show_every_line(capsys, monkeypatch):
     assert rows["embeddings"] == ["–", "–", "–", "–", "1.465"]
     assert rows["KV cache, int8"] == ["1.375"] * 5
     assert rows["int8 KV layer, unpacked"] == ["0.125"] * 5
-    assert rows["262144"] == ["16.750", "8.375"]
+    assert rows["262144"] == ["16.750", "8.375", "64.000", "32.000"]
     assert rows["fp16 KV"][1:] == ["–"] * 4
     assert rows["fp16 KV, blocks of 32"] == ["32798", "–", "–", "–", "–"]
+    assert rows["fp16 KV, full buffers"] == ["14337", "–", "1656", "–", "–"]
     assert "On the card at 32768 tokens" in out
     assert "24 GB = 22.35 GiB" in out
     assert "int8 KV layer, unpacked: 2 x [8, 32768, 128] in 16 bits" in out
