@@ -209,12 +209,8 @@ class Model:
         return vision.run(vision_feeds(patches, [grid], shape))
 
     def embed_tokens(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Embeddings [T, H] of tokens, read from the weights file where they lie, a chunk at a time."""
-        embeds = np.empty((len(ids), self._embeddings.shape[1]), np.float32)
-        for start in range(0, len(ids), EMBEDDED):
-            part = slice(start, start + EMBEDDED)
-            embeds[part] = self._embeddings[ids[part]]
-        return embeds
+        """Embeddings [T, H] of tokens."""
+        return look_up(self._embeddings, ids)
 
     def prefill(self, cache: KVCache, prompt: Prompt) -> NDArray[np.float32]:
         """Fill an empty cache with a prompt; returns the logits [V] after its last token."""
@@ -310,6 +306,15 @@ class Model:
                 f"{self.folder}: gives NaN or infinite numbers, its weights are damaged or overflow in float16; "
                 "quantize the checkpoint again with --dtype bfloat16"
             )
+
+
+def look_up(embeddings: NDArray[np.generic], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Embeddings [T, H] of tokens, read from the weights file where they lie [V, H], a chunk at a time."""
+    embeds = np.empty((len(ids), embeddings.shape[1]), np.float32)
+    for start in range(0, len(ids), EMBEDDED):
+        part = slice(start, start + EMBEDDED)
+        embeds[part] = embeddings[ids[part]]
+    return embeds
 
 
 def _write_rows(embeds: NDArray[np.float32], places: NDArray[np.bool_], pieces: Iterable[NDArray[np.float32]]) -> None:

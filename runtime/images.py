@@ -143,15 +143,20 @@ def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int,
 
 
 def _patches(frames: Sequence[NDArray[np.uint8]], settings: ImageSettings) -> NDArray[np.float32]:
-    """Cut [height, width, 3] uint8 into [block rows, block columns, m, m, 3, t, p, p] float32 of normalised values."""
+    """Cut [height, width, 3] uint8 into [block rows, columns * m * m, 3, t, p * p] float32 of normalised values.
+
+    The bytes are put in order first, as they are a quarter of the floats. A row of blocks and a channel at a time, what
+    lies between the bytes and the result stays in the cache.
+    """
     merge, patch = settings.merge_size, settings.patch_size
     rows, columns = frames[0].shape[0] // (merge * patch), frames[0].shape[1] // (merge * patch)
-    patches = np.empty((rows, columns, merge, merge, 3, settings.temporal_patch_size, patch, patch), np.float32)
+    patches = np.empty((rows, columns * merge**2, 3, settings.temporal_patch_size, patch**2), np.float32)
     levels = _normalized_levels(settings)
     for slot, pixels in enumerate(frames):
-        blocks = pixels.reshape(rows, merge, patch, columns, merge, patch, 3).transpose(0, 3, 1, 4, 6, 2, 5)
-        for channel, values in enumerate(levels):
-            patches[:, :, :, :, channel, slot:] = values[blocks[:, :, :, :, channel]][:, :, :, :, None]
+        blocks = pixels.reshape(rows, merge, patch, columns, merge, patch, 3).transpose(0, 6, 3, 1, 4, 2, 5)
+        for row, out in zip(np.ascontiguousarray(blocks).reshape(rows, 3, -1, 1, patch**2), patches, strict=True):
+            for channel, values in enumerate(levels):
+                out[:, channel, slot:] = values.take(row[channel])
     return patches
 
 

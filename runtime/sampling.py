@@ -1,4 +1,10 @@
-"""Choosing the next token from logits."""
+"""Choosing the next token from logits, in a few passes over the vocabulary and without sorting it.
+
+Top p is rejection sampling, as in FlashInfer (Ye et al. 2025, arXiv:2501.01005, and Xing et al. 2025,
+flashinfer.ai/2025/03/10/sampling.html). A token is drawn from all. It is taken if the tokens likelier than it hold less
+than p; else the next one is drawn from those, among which the whole nucleus is. So every token of the nucleus (Holtzman
+et al. 2020) is taken with its exact probability. Weights are float32, as logits are; sums over blocks are float64.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +21,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+
+_BLOCK = 256  # tokens that are summed up before one of them is drawn
+_SAMPLE = 1024  # tokens that tell where a small nucleus ends
 
 # What a generation_config.json may recommend and nothing here does, with the values that change nothing.
 _WITHOUT_EFFECT = {
@@ -86,18 +95,36 @@ class Sampling:
             raise InputError(f"generation_config.json: what it recommends is not possible ({error})") from error
 
     def sampler(self) -> Sampler:
-        """Begin a sequence of draws; two samplers of one seed make the same choices."""
-        random = np.random.Generator(np.random.PCG64(self.seed))
+        """Begin the draws of one answer; two samplers of one seed make the same choices."""
+        return _Draws(self)
 
-        def sample(logits: NDArray[np.float32], generated: Sequence[int]) -> int:
-            tokens, probabilities = distribution(logits, generated, self)
-            if len(tokens) == 1:
-                return int(tokens[0])
-            cumulative = np.cumsum(probabilities)
-            drawn = np.searchsorted(cumulative, random.random() * cumulative[-1], side="right")
-            return int(tokens[drawn])
 
-        return sample
+class _Draws:
+    """The draws of one answer, whose `generated` only grows: of each call, only the new ids are read."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._random = np.random.Generator(np.random.PCG64(sampling.seed))
+        self._penalties = np.zeros(0, np.float32)  # of each token
+        self._read = 0
+
+    def __call__(self, logits: NDArray[np.float32], generated: Sequence[int]) -> int:
+        scores = self.penalised(logits, generated)
+        if self._sampling.temperature == 0:
+            return int(scores.argmax())
+        tokens, weights = candidates(scores, self._sampling)
+        drawn = draw(weights, self._sampling.top_p, self._random)
+        return drawn if tokens is None else int(tokens[drawn])
+
+    def penalised(self, logits: NDArray[np.float32], generated: Sequence[int]) -> NDArray[np.float32]:
+        """Logits [V] with the presence penalty."""
+        if not self._sampling.presence_penalty:
+            return logits
+        if not self._read:
+            self._penalties = np.zeros_like(logits)
+        self._penalties[np.array(generated[self._read :], np.int64)] = self._sampling.presence_penalty
+        self._read = len(generated)
+        return logits - self._penalties
 
 
 def ignored(generation: Mapping[str, Any]) -> list[str]:
@@ -111,34 +138,87 @@ def greedy(logits: NDArray[np.float32], generated: Sequence[int]) -> int:  # noq
     return int(logits.argmax())
 
 
-def distribution(
-    logits: NDArray[np.float32], generated: Sequence[int], sampling: Sampling
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Tokens that may come next after logits [V], [K] int64, and their probabilities, [K] float64, adding up to 1."""
-    scores = logits.astype(np.float64)
-    if sampling.presence_penalty and len(generated):
-        seen = np.asarray(generated, np.int64)
-        scores[seen] -= sampling.presence_penalty  # once, however often an id is repeated in the index
-    if sampling.temperature == 0:
-        return np.array([scores.argmax()], np.int64), np.ones(1)
-    tokens = np.arange(len(scores), dtype=np.int64)
+def candidates(scores: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
+    """Tokens that top k keeps of scores [V], [K] or None for all, and their weights, in proportion to probabilities."""
+    tokens = None
     if 0 < sampling.top_k < len(scores):
-        tokens = np.flatnonzero(scores >= np.partition(scores, -sampling.top_k)[-sampling.top_k])
+        tokens = _likeliest(scores, sampling.top_k)
+        scores = scores[tokens]
+    weights = scores - scores.max()  # first, so that no temperature, however small, overflows
+    weights /= np.float32(np.clip(sampling.temperature, 1e-30, 1e30))  # to what float32 holds
+    return tokens, np.exp(weights, out=weights)
+
+
+def _likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """Tokens with the `count` largest of scores [V], and those that tie with the last of them (Fan et al. 2018).
+
+    Maxima of pairs, of fours and so on are scores of different tokens: so the k-th largest of them is no larger than
+    the k-th largest score, and few scores are as large.
+    """
+    maxima = scores
+    while len(maxima) >= 8 * count:
+        half = len(maxima) // 2
+        maxima = np.maximum(maxima[:half], maxima[half : 2 * half])
+    tokens = np.flatnonzero(scores >= np.partition(maxima, -count)[-count])
     scores = scores[tokens]
-    # The largest is subtracted first, so that no temperature, however small, overflows.
-    probabilities = np.exp((scores - scores.max()) / sampling.temperature)
-    probabilities /= probabilities.sum()
-    if sampling.top_p < 1:
-        tokens, probabilities = _nucleus(tokens, probabilities, sampling.top_p)
-    return tokens, probabilities
+    return tokens.compress(scores >= np.partition(scores, -count)[-count])
 
 
-def _nucleus(
-    tokens: NDArray[np.int64], probabilities: NDArray[np.float64], top_p: float
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Drop the unlikeliest tokens that together hold no more than 1 - p (Holtzman et al. 2020, section 3.1)."""
-    order = np.argsort(probabilities, kind="stable")
-    kept = order[np.cumsum(probabilities[order]) > 1 - top_p]
-    if not len(kept):  # rounding, at a p near 0
-        kept = order[-1:]
-    return tokens[kept], probabilities[kept] / probabilities[kept].sum()
+def draw(weights: NDArray[np.float32], top_p: float, random: np.random.Generator) -> int:
+    """Draw an index of the nucleus of weights [K], which are overwritten."""
+    sums = _block_sums(weights)
+    if top_p == 1:
+        return _pick_of_blocks(weights, sums, random)
+    mass = top_p * sums.sum()
+    tokens = shortlist(weights, mass)
+    if tokens is None:
+        return _draw(weights, sums, mass, random)
+    weights = weights[tokens]
+    return int(tokens[_draw(weights, _block_sums(weights), mass, random)])
+
+
+def _draw(weights: NDArray[np.float32], sums: NDArray[np.float64], mass: float, random: np.random.Generator) -> int:
+    """Draw until those likelier than what is drawn hold less than `mass`. sums: of the weights' blocks."""
+    while True:
+        token = _pick_of_blocks(weights, sums, random)
+        weights *= likelier(weights, token)
+        sums = _block_sums(weights)
+        if sums.sum() < mass:
+            return token
+
+
+def likelier(weights: NDArray[np.float32], token: int) -> NDArray[np.bool_]:
+    """Which of weights [K] go before that of a token: larger ones, and equal ones behind it."""
+    before: NDArray[np.bool_] = weights > weights[token]
+    before[token + 1 :] |= weights[token + 1 :] == weights[token]
+    return before
+
+
+def shortlist(weights: NDArray[np.float32], mass: float) -> NDArray[np.int64] | None:
+    """Tokens that hold the likeliest ones of so much mass, where a sample says that a quarter of all will do.
+
+    A small nucleus of many tokens would else be found only after 1 + ln(1/p) draws from all.
+    """
+    step = max(1, len(weights) // _SAMPLE)
+    sample = np.sort(weights[::step])[::-1]
+    last = int(1.5 * np.searchsorted(np.cumsum(sample) * step, mass)) + 8  # with room for the sample's error
+    few = weights >= sample[min(last, len(sample) - 1)]
+    if np.count_nonzero(few) > len(weights) // 4:
+        return None
+    tokens = np.flatnonzero(few)
+    return tokens if weights[tokens].sum() >= mass else None
+
+
+def _block_sums(weights: NDArray[np.float32]) -> NDArray[np.float64]:
+    return np.add.reduceat(weights, np.arange(0, len(weights), _BLOCK)).astype(np.float64)
+
+
+def _pick_of_blocks(weights: NDArray[np.float32], sums: NDArray[np.float64], random: np.random.Generator) -> int:
+    start = _pick(sums, random) * _BLOCK
+    return start + _pick(weights[start : start + _BLOCK], random)
+
+
+def _pick(weights: NDArray[np.floating], random: np.random.Generator) -> int:
+    """Draw an index in proportion to its weight, by the inverse of the cumulative distribution."""
+    cumulative = np.cumsum(weights, dtype=np.float64)
+    return int(np.searchsorted(cumulative, random.random() * cumulative[-1], side="right"))

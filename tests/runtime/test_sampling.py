@@ -1,6 +1,11 @@
-"""The sampled distribution, against transformers' logits warpers, a naive oracle, and counted draws."""
+"""What is drawn from, against transformers' logits warpers, a sorting oracle and plain Python; and counted draws.
 
+`dense` asks of every token what the sampler asks of the one it drew.
+"""
+
+import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +13,9 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from calib_data.errors import InputError
-from runtime.sampling import Sampling, distribution, greedy, ignored
+from runtime.sampling import Sampling, candidates, draw, greedy, ignored, likelier, shortlist
+
+from .sampling_oracle import distribution
 
 SETTINGS = [
     Sampling(temperature=1.0),
@@ -19,6 +26,7 @@ SETTINGS = [
     Sampling(temperature=0.7, top_k=1),
     Sampling(temperature=1.0, top_p=1e-9),
 ]
+FLOAT32 = {"rtol": 2e-5, "atol": 1e-30}
 
 
 def logits_of(seed, size=200):
@@ -26,10 +34,12 @@ def logits_of(seed, size=200):
 
 
 def dense(logits, generated, sampling):
-    tokens, probabilities = distribution(logits, generated, sampling)
+    tokens, weights = candidates(sampling.sampler().penalised(logits, generated), sampling)
+    mass = sampling.top_p * weights.sum(dtype=np.float64) if sampling.top_p < 1 else np.inf
+    stands = [weights[likelier(weights, i)].sum(dtype=np.float64) < mass for i in range(len(weights))]
     full = np.zeros(len(logits))
-    full[tokens] = probabilities
-    return full
+    full[slice(None) if tokens is None else tokens] = np.where(stands, weights, 0)
+    return full / full.sum()
 
 
 def warped(logits, sampling):
@@ -47,14 +57,14 @@ def warped(logits, sampling):
 @pytest.mark.parametrize("sampling", SETTINGS, ids=str)
 def test_distribution_equals_transformers(sampling, seed):
     logits = logits_of(seed)
-    np.testing.assert_allclose(dense(logits, [], sampling), warped(logits, sampling), rtol=1e-12, atol=0)
+    np.testing.assert_allclose(dense(logits, [], sampling), warped(logits, sampling), **FLOAT32)
 
 
 def test_ties_with_the_last_of_the_top_k_stay():
     logits = np.array([1, 3, 2, 2, 2, 0], np.float32)
     sampling = Sampling(temperature=1.0, top_k=2)
     assert np.flatnonzero(dense(logits, [], sampling)).tolist() == [1, 2, 3, 4]
-    np.testing.assert_allclose(dense(logits, [], sampling), warped(logits, sampling), rtol=1e-12)
+    np.testing.assert_allclose(dense(logits, [], sampling), warped(logits, sampling), **FLOAT32)
 
 
 def naive(logits, generated, sampling):
@@ -81,7 +91,7 @@ def test_penalty_comes_before_everything(seed):
     likely = np.argsort(-logits)[:4].tolist()
     generated = [likely[0], likely[0], likely[2], likely[0]]
     sampling = Sampling(temperature=0.6, top_k=5, top_p=0.9, presence_penalty=1.5)
-    np.testing.assert_allclose(dense(logits, generated, sampling), naive(logits, generated, sampling), rtol=1e-9)
+    np.testing.assert_allclose(dense(logits, generated, sampling), naive(logits, generated, sampling), **FLOAT32)
 
 
 def test_greedy():
@@ -97,20 +107,114 @@ def test_a_tiny_temperature_is_greedy_without_overflow():
     assert Sampling(temperature=1e-30).sampler()(logits_of(1), []) == greedy(logits_of(1), [])
 
 
-@pytest.mark.parametrize(
-    "sampling", [Sampling(seed=11, temperature=1.0), Sampling(seed=12, temperature=1.5, top_k=6, top_p=0.9)]
-)
-def test_draws_follow_the_distribution(sampling):
-    """Pearson's chi-square over 20000 draws stays under the 99.9 % quantile (Wilson-Hilferty approximation)."""
-    logits = logits_of(2, 12)
-    expected = dense(logits, [], sampling) * 20000
+def assert_as_the_oracle(logits, generated, sampling):
+    """The same probabilities; where the masses of float32 lie on the other side of p, those of a p next to it."""
+    found = dense(logits, generated, sampling)
+    nearby = [min(sampling.top_p + shift, 1.0) for shift in (0, 1e-6, -1e-6)]
+    expected = [distribution(logits, generated, replace(sampling, top_p=top_p)) for top_p in nearby]
+    assert any(np.allclose(found, one, **FLOAT32) for one in expected), (found, expected[0])
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 7, 40, 10**6])
+@pytest.mark.parametrize("top_p", [1e-5, 0.1, 0.5, 0.95, 1.0])
+@pytest.mark.parametrize("temperature", [1e-45, 1e-30, 1e-3, 0.6, 1.0, 100.0])
+def test_distribution_equals_the_sorting_oracle(temperature, top_p, top_k):
+    """Logits of every width, with ties and masked tokens; a penalty of either sign, or none."""
+    random = np.random.default_rng([int(top_p * 1e5), top_k])
+    for penalty, spread in itertools.product([0, 1.5, -0.7], [0.1, 1, 10]):
+        logits = random.normal(0, spread, 150).astype(np.float32)
+        logits[random.integers(0, 150, 30)] = logits[random.integers(0, 150, 30)]
+        logits[random.integers(0, 150, 30)] = -np.inf
+        logits[[3, 140]] = logits.max() + penalty  # two likeliest
+        generated = random.integers(0, 150, 40).tolist()
+        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, presence_penalty=penalty)
+        assert_as_the_oracle(logits, generated, sampling)
+
+
+@pytest.mark.parametrize("temperature", [1e30, 1e300])
+def test_any_temperature_leaves_numbers(temperature):
+    tokens, weights = candidates(logits_of(1), Sampling(temperature=temperature))
+    assert tokens is None
+    np.testing.assert_array_equal(weights, np.ones(200))
+
+
+@pytest.mark.parametrize("top_k", [1, 20, 100, 3000])
+@pytest.mark.parametrize("size", [3001, 20000])
+def test_top_k_of_many(size, top_k):
+    """Of sorted, tied and random logits: those that a full sort keeps."""
+    logits = logits_of(4, size)
+    for scores in (logits, np.sort(logits), np.sort(logits)[::-1].copy(), np.round(logits)):
+        tokens, _ = candidates(scores, Sampling(temperature=1.0, top_k=top_k))
+        np.testing.assert_array_equal(tokens, np.flatnonzero(scores >= np.sort(scores)[-top_k]))
+
+
+@pytest.mark.parametrize("top_p", [0.0001, 0.01, 0.1, 0.5])
+@pytest.mark.parametrize("spread", [0.1, 1, 4])
+def test_the_shortlist_holds_the_nucleus(spread, top_p):
+    logits = logits_of(6, 50000) * np.float32(spread / 3)
+    _, weights = candidates(logits, Sampling(temperature=1.0))
+    tokens = shortlist(weights, top_p * weights.sum(dtype=np.float64))
+    nucleus = np.flatnonzero(distribution(logits, [], Sampling(temperature=1.0, top_p=top_p)))
+    if tokens is None:
+        assert top_p == 0.5
+    else:
+        assert np.isin(nucleus, tokens).all()
+        assert len(tokens) <= 50000 / 4
+
+
+def test_penalties_of_a_growing_answer_are_those_of_all_its_tokens():
+    logits, sampling = logits_of(5), Sampling(presence_penalty=1.5)
+    sample, generated = sampling.sampler(), []
+    for _ in range(30):
+        token = sample(logits, generated)
+        assert token == distribution(logits, generated, sampling).argmax()
+        generated += [token, token]
+    assert sampling.sampler()(logits, generated) == sample(logits, generated)
+
+
+COUNTED = [
+    Sampling(seed=11, temperature=1.0),
+    Sampling(seed=12, temperature=1.5, top_k=6, top_p=0.9),
+    Sampling(seed=13, temperature=5.0, top_p=0.3),
+    Sampling(seed=14, temperature=5.0, top_p=0.6),
+    Sampling(seed=15, temperature=3.0, top_p=0.9, presence_penalty=2.0),
+]
+
+
+@pytest.mark.parametrize("size", [12, 700])
+@pytest.mark.parametrize("sampling", COUNTED, ids=str)
+def test_draws_follow_the_distribution(sampling, size):
+    """Pearson's chi-square over 20000 draws stays under the 99.9 % quantile (Wilson-Hilferty approximation).
+
+    Of many tokens, neighbours are counted together, in a dozen groups.
+    """
+    logits = np.sort(logits_of(2, size))  # so that some blocks hold no token of the nucleus
+    logits[size // 2 :: 5] = logits[size // 2]  # ties, some of them in the nucleus
+    expected = distribution(logits, [1, 4, 4], sampling) * 20000
     sample = sampling.sampler()
-    counts = np.bincount([sample(logits, []) for _ in range(20000)], minlength=12)
+    counts = np.bincount([sample(logits, [1, 4, 4]) for _ in range(20000)], minlength=size)
+    assert counts[expected == 0].sum() == 0
+    counts, expected = (np.add.reduceat(x, np.arange(0, size, size // 12)) for x in (counts, expected))
+    rare = expected < 5  # are counted together
+    counts, expected = (np.append(x[~rare], x[rare].sum()) for x in (counts, expected))
     possible = expected > 0
-    assert counts[~possible].sum() == 0
     degrees = possible.sum() - 1
     quantile = degrees * (1 - 2 / (9 * degrees) + 3.09 * math.sqrt(2 / (9 * degrees))) ** 3
     assert ((counts - expected)[possible] ** 2 / expected[possible]).sum() < quantile
+
+
+@pytest.mark.parametrize("top_p", [0.02, 0.3, 0.9])
+def test_draws_of_a_nucleus_of_many(top_p):
+    """Of 20000 tokens: the mean score of a draw, within four deviations; one nucleus is found on a shortlist."""
+    logits, random = logits_of(8, 20000) / np.float32(3), np.random.default_rng(9)
+    sampling = Sampling(temperature=1.0, top_p=top_p)
+    _, weights = candidates(logits, sampling)
+    expected = distribution(logits, [], sampling)
+    drawn = [draw(weights.copy(), top_p, random) for _ in range(2000)]
+    mean = expected @ logits
+    deviation = math.sqrt(expected @ (logits - mean) ** 2 / len(drawn))
+    assert (expected[drawn] > 0).all()
+    assert abs(logits[drawn].mean() - mean) < 4 * deviation
 
 
 def test_a_seed_fixes_the_draws():
