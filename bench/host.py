@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 WARM_UP = 3
 TOKENS_A_PAGE = 20  # what is done for a token is measured so many times as often as what is done for a page
+VOCABULARY = 153600  # of the release
 PROMPT = 4096  # tokens
 ANSWER = 1000  # tokens generated before the first one that is measured
 DOCUMENTS = Sampling(seed=0, temperature=0.6, top_k=20, top_p=0.95, presence_penalty=1.5)
@@ -160,7 +161,7 @@ def table(costs: list[Cost]) -> str:
 
 @app.command()
 def main(
-    vocabulary: Annotated[int, typer.Option(min=1, help="Tokens of the vocabulary.")] = 153600,
+    vocabulary: Annotated[int, typer.Option(min=1, help="Tokens of the vocabulary.")] = VOCABULARY,
     repetitions: Annotated[int, typer.Option(min=1, help="Of a page; of a token 20 times as many.")] = 30,
 ) -> None:
     """Measure what the host computes for a token and for a page."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import onnxruntime
 import torch
 
+from bench.host import VOCABULARY, host_costs
 from runtime.cuda import cudnn_version, require_cuda
 
 from .figures import Figure, timed
@@ -23,12 +24,15 @@ BANDWIDTH, PRODUCT = "copy bandwidth", "fp16 matrix product"
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    """What the machine says of itself, then the bandwidth of a copy and the rate of matrix products."""
+    """What the machine says of itself, the rates of a copy and of matrix products, and the host's own work."""
     yield from _about(bench)
     yield _copy(bench)
     yield _product(bench, PRODUCT, torch.float16 if bench.on_gpu else torch.float32)
     if bench.on_gpu:
         yield _product(bench, "bf16 matrix product", torch.bfloat16)
+    vocabulary, repetitions = (512, 1) if bench.tiny else (VOCABULARY, 5)
+    for cost in host_costs(vocabulary, repetitions):
+        yield Figure(f"host: {cost.name}", cost.median, "ms", cost.low, cost.high)
 
 
 def _about(bench: Bench) -> Iterator[Figure]:
