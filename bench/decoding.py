@@ -42,7 +42,7 @@ app = typer.Typer(add_completion=False)
 LONGEST = 512
 DEPTHS = (4, 8)  # three of four layers have windows in both, as in the release
 RELEASED_DEPTH = 64
-BEHIND = 4352  # tokens in the cache: windows of 4096 are full
+BEHIND = (300, 4352)  # tokens in the cache; windows of 4096 are full behind the second
 
 
 def drafting(activations: str, model: Model, drawn: list[Document]) -> Iterator[str]:
@@ -88,21 +88,25 @@ def reader_tables(documents: int, samples: int, seed: int) -> None:
 
 
 def released_table(rounds: int, seed: int) -> None:
-    """Time what drafts take at the released widths, two depths in turns, and say what 64 layers would take."""
+    """Time what drafts take at the released widths, two depths in turns; 64 layers are on the line through both."""
     with tempfile.TemporaryDirectory() as place:
         folders = [Path(place) / f"{layers}-layers" for layers in DEPTHS]
         for folder, layers in zip(folders, DEPTHS, strict=True):
             make_quantized(shortened(read_json(RELEASED), layers, 1), folder, sparse=False, seed=seed)
             export_folder(folder, "cpu")
-        shallow, deep = time_calls([Model(folder, "cpu") for folder in folders], BEHIND, rounds)
-    rows = [(f"{layers}, measured", costs(calls)) for layers, calls in zip(DEPTHS, (shallow, deep), strict=True)]
-    whole = deeper(shallow, deep, DEPTHS, RELEASED_DEPTH)
-    print(*table([*rows, (f"{RELEASED_DEPTH}, computed", costs(whole))]), sep="\n")
+        models = [Model(folder, "cpu") for folder in folders]
+        rows = []
+        for tokens in BEHIND:
+            shallow, deep = time_calls(models, tokens, rounds)
+            whole = deeper(shallow, deep, DEPTHS, RELEASED_DEPTH)
+            rows += [(f"{n} | {tokens}", costs(calls)) for n, calls in zip(DEPTHS, (shallow, deep), strict=True)]
+            rows.append((f"{RELEASED_DEPTH}, computed | {tokens}", costs(whole)))
+    print(*table("layers | tokens before", rows), sep="\n")
 
 
 @app.command()
 def main(
-    widths: Annotated[Literal["reader", "released"], typer.Option(help="The bundled reader's, or the 33B's.")] = "reader",
+    widths: Annotated[Literal["reader", "released"], typer.Option(help="Of the bundled reader, or of 33B.")] = "reader",
     documents: Annotated[int, typer.Option(min=2, help="Held-out documents, of the reader.")] = 200,
     samples: Annotated[int, typer.Option(min=1, help="Calibration documents, of the reader.")] = 128,
     rounds: Annotated[int, typer.Option(min=2, help="Times that each call is timed at the released widths.")] = 30,

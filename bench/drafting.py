@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from calib_data.progress import track
 from runtime.sessions import Buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -25,15 +26,16 @@ _WARM_UP = 3  # rounds that are not counted: they bind buffers and fill caches
 
 @dataclass(frozen=True)
 class Calls:
-    """Seconds of each kind of call, [rounds] each: rounds are in turns, so that one holds what one state of a machine did.
+    """Seconds of each kind of call, [rounds] each. All kinds are timed in every round, so a round has one machine load.
 
-    step: one token. check: by number of drafts n, n + 1 tokens. draft: the MTP layer drafts n, its own rewinds
-    included. rewind: the decoder's windows are kept for n + 1 tokens, and n taken back.
+    step: the decoder reads one token. Others by number of drafts n. draft: the MTP layer drafts n, and takes its own
+    n - 1 back. check: the decoder reads n + 1 tokens. keep: its windows are kept for these. rewind: n are taken back.
     """
 
     step: NDArray[np.float64]
-    check: dict[int, NDArray[np.float64]]
     draft: dict[int, NDArray[np.float64]]
+    check: dict[int, NDArray[np.float64]]
+    keep: dict[int, NDArray[np.float64]]
     rewind: dict[int, NDArray[np.float64]]
 
 
@@ -56,24 +58,27 @@ class Spread:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a round with so many drafts costs, in steps: drafting, checking, and taking all of them back.
-
-    Drafts pay where a round gives more tokens than `total`.
-    """
+    """What each part of a call with so many drafts costs, in steps. Only a call with a rejected draft has a rewind."""
 
     drafts: int
-    check: Spread
     draft: Spread
+    check: Spread
+    keep: Spread
     rewind: Spread
-    total: Spread
+
+    def speed(self, acceptance: float) -> float:
+        """Against plain steps, where each draft behind accepted ones is accepted with this probability."""
+        parts = self.draft.median + self.check.median + self.keep.median
+        return self.tokens(acceptance) / (parts + (1 - acceptance**self.drafts) * self.rewind.median)
+
+    def tokens(self, acceptance: float) -> float:
+        """Tokens a call, of drafts that are accepted so."""
+        return float(sum(acceptance**n for n in range(self.drafts + 1)))
 
     @property
-    def acceptance(self) -> float | None:
-        """The share of drafts, each after an accepted one, from which they pay; None where not even 1 is enough."""
-        ways = np.linspace(0, 1, 1001)
-        tokens = sum(ways**n for n in range(self.drafts + 1))
-        paying = ways[tokens >= self.total.median]
-        return float(paying[0]) if len(paying) else None
+    def pays_from(self) -> float | None:
+        """The acceptance from which drafts pay; None where not even 1 is enough."""
+        return next((a for a in np.linspace(0, 1, 1001) if self.speed(a) >= 1), None)
 
 
 def time_calls(models: Sequence[Model], tokens: int, rounds: int) -> list[Calls]:
@@ -99,40 +104,33 @@ def deeper(shallow: Calls, deep: Calls, layers: tuple[int, int], wanted: int) ->
     steps = (wanted - layers[0]) / (layers[1] - layers[0])
 
     def at(low: NDArray[np.float64], high: NDArray[np.float64]) -> NDArray[np.float64]:
-        grown: NDArray[np.float64] = low + steps * np.median(high - low)
-        return grown
+        return low + steps * (high - low)
 
-    return Calls(
-        at(shallow.step, deep.step),
-        {n: at(shallow.check[n], deep.check[n]) for n in COUNTS},
-        shallow.draft,
-        {n: at(shallow.rewind[n], deep.rewind[n]) for n in COUNTS},
-    )
+    pairs = ((shallow.check, deep.check), (shallow.keep, deep.keep), (shallow.rewind, deep.rewind))
+    check, keep, rewind = ({n: at(low[n], high[n]) for n in COUNTS} for low, high in pairs)
+    return Calls(at(shallow.step, deep.step), shallow.draft, check, keep, rewind)
 
 
 def costs(calls: Calls) -> list[Cost]:
-    """By number of drafts: each kind of call over the step of its round."""
-    found = []
-    for n in COUNTS:
-        parts = calls.check[n], calls.draft[n], calls.rewind[n]
-        found.append(Cost(n, *(Spread.of(part / calls.step) for part in (*parts, sum(parts)))))  # type: ignore[operator]
-    return found
+    """By number of drafts: each part over the step of its round."""
+    parts = (calls.draft, calls.check, calls.keep, calls.rewind)
+    return [Cost(n, *(Spread.of(part[n] / calls.step) for part in parts)) for n in COUNTS]
 
 
-def table(rows: Sequence[tuple[str, Sequence[Cost]]]) -> list[str]:
-    """A Markdown table of costs, each with the model that they are of."""
-    lines = [
-        "| layers | drafts | draft | check | take back | a call in all: tokens from which drafts pay "
-        "| that is, accepted | speed if all are |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+def table(what: str, rows: Sequence[tuple[str, Sequence[Cost]]]) -> list[str]:
+    """A Markdown table of costs, each with what they are of: cells under the names in `what`."""
+    head = (
+        f"| {what} | drafts | draft | check | keep windows | take back | drafts pay from, tokens a call (accepted) "
+        "| speed at 0.8 accepted | at 1 |"
+    )
+    lines = [head, "|" + "---|" * (head.count("|") - 1)]
     for name, found in rows:
         for cost in found:
-            accepted = "never" if cost.acceptance is None else f"{cost.acceptance:.2f}"
-            best = (cost.drafts + 1) / cost.total.median
+            least = cost.pays_from
+            pays = "never" if least is None else f"{cost.tokens(least):.2f} ({least:.2f})"
             lines.append(
-                f"| {name} | {cost.drafts} | {cost.draft} | {cost.check} | {cost.rewind} | {cost.total} "
-                f"| {accepted} | {best:.2f} |"
+                f"| {name} | {cost.drafts} | {cost.draft} | {cost.check} | {cost.keep} | {cost.rewind} "
+                f"| {pays} | {cost.speed(0.8):.2f} | {cost.speed(1):.2f} |"
             )
     return lines
 
@@ -150,13 +148,12 @@ class _Bench:
             for buffer in cache.buffers:  # memory that was never written is one page of zeros, read at no cost
                 buffer.write(random.integers(-8, 8, buffer.shape, np.int8))
         self._embeds = model.embed_tokens(random.integers(0, model.bundle.text.vocab_size, max(COUNTS) + 1))
-        hidden = random.normal(size=(1, 1, width))
-        self._hidden = Buffer.of(hidden, model.target.dtype, model.device)
-        self.calls: dict[tuple[str, int], Callable[[], object]] = {("check", 0): lambda: self._check(0)}
-        for n in COUNTS:
-            self.calls[("check", n)] = lambda n=n: self._check(n)  # type: ignore[misc]
-            self.calls[("draft", n)] = lambda n=n: self._draft(n)  # type: ignore[misc]
-            self.calls[("rewind", n)] = lambda n=n: self._rewind(n)  # type: ignore[misc]
+        self._hidden = Buffer.of(random.normal(size=(1, 1, width)), model.target.dtype, model.device)
+        self.reset()
+        self._kept = {n: drafter.decoder_rewinder.keep(self._cache, n + 1) for n in COUNTS}
+        kinds = {"draft": self._draft, "check": self._check, "keep": self._keep, "rewind": self._rewind}
+        self.calls = {(kind, n): partial(call, n) for kind, call in kinds.items() for n in COUNTS}
+        self.calls["check", 0] = partial(self._check, 0)
 
     @property
     def _cache(self) -> KVCache:
@@ -167,22 +164,21 @@ class _Bench:
         for cache in self._caches:
             cache.lengths[:] = self._tokens
 
-    def _check(self, drafts: int) -> None:
-        self._model.decoder.run(self._cache, self._embeds[None, : drafts + 1], np.arange(drafts + 1)[None])
-
     def _draft(self, drafts: int) -> None:
         embed, known = self._model.embed_tokens, self._embeds[:1]
         self._model.drafter.draft(self._caches[1], known, self._hidden, drafts, embed)
 
+    def _check(self, drafts: int) -> None:
+        self._model.decoder.run(self._cache, self._embeds[None, : drafts + 1], np.arange(drafts + 1)[None])
+
+    def _keep(self, drafts: int) -> None:
+        self._model.drafter.decoder_rewinder.keep(self._cache, drafts + 1)
+
     def _rewind(self, drafts: int) -> None:
-        rewinder = self._model.drafter.decoder_rewinder
-        kept = rewinder.keep(self._cache, drafts + 1)
         self._cache.lengths += np.int32(drafts + 1)  # as if they had been read
-        rewinder.rewind(self._cache, kept, drafts)
+        self._model.drafter.decoder_rewinder.rewind(self._cache, self._kept[drafts], drafts)
 
 
 def _calls(times: dict[tuple[str, int], NDArray[np.float64]]) -> Calls:
-    return Calls(
-        times["check", 0],
-        *({n: times[kind, n] for n in COUNTS} for kind in ("check", "draft", "rewind")),
-    )
+    kinds = ("draft", "check", "keep", "rewind")
+    return Calls(times["check", 0], *({n: times[kind, n] for n in COUNTS} for kind in kinds))

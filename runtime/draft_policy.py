@@ -1,13 +1,17 @@
-"""How many tokens to draft ahead of each call: what gives the most tokens a second, by what this model has taken so far.
+"""How many tokens to draft ahead of a call: what gives the most tokens a second, by the time that calls took so far.
 
-Every call gives tokens, so nothing is spent on measuring alone. At first, plain steps, one draft and three take turns.
-Then the best of them is used, and now and then another is tried again, as acceptance differs from text to text.
+Every call gives tokens, so no call is made to measure alone. At first, plain steps, one draft and three take turns.
+Then the best number is used, and now and then another is tried again: acceptance differs from text to text.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from statistics import median
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Iterable
 
 MOST = 3  # drafts that are ever tried
 _TURNS = 4  # calls of each kind in a trial
@@ -19,7 +23,7 @@ _SHARE = 0.02  # of the time of all calls that trying may lose
 class DraftPolicy:
     """Chooses numbers of drafts for a loaded model, from its calls in all answers: `choose`, then `observe`.
 
-    given_up: drafts do not pay here, even if all were accepted; it stays so.
+    given_up: drafts do not pay here, even if all were accepted, or cannot be made; it stays so.
     """
 
     def __init__(self) -> None:
@@ -55,14 +59,11 @@ class DraftPolicy:
             if not self._trial:
                 self._end_trial()
 
-    def give_up(self) -> None:
-        """Draft no more."""
-        self.given_up = True
-
     def _end_trial(self) -> None:
-        step = self._cost(0)
-        self._pause, self._lost = max(self._lost, step) / _SHARE, 0.0
-        self.given_up = all(self._cost(drafts) >= (drafts + 1) * step for drafts in range(1, MOST + 1))
+        self._pause, self._lost = max(self._lost, self._cost(0)) / _SHARE, 0.0
+        # The fastest call of a kind: one whose drafts were all accepted, so that nothing was taken back.
+        step = self._cost(0, min)
+        self.given_up = all(self._cost(drafts, min) >= (drafts + 1) * step for drafts in range(1, MOST + 1))
 
     def _best(self) -> int:
         """Of equals, the fewest."""
@@ -74,8 +75,7 @@ class DraftPolicy:
         rates, tokens, reached = {}, 1.0, 1.0
         for drafts in range(MOST + 1):
             if drafts:
-                outcomes = self._outcomes[drafts - 1]
-                reached *= (sum(outcomes) + 1) / (len(outcomes) + 2)  # rule of succession: one half where nothing is known
+                reached *= _acceptance(self._outcomes[drafts - 1])
                 tokens += reached
             if self._known(drafts):
                 rates[drafts] = tokens / self._cost(drafts)
@@ -84,9 +84,14 @@ class DraftPolicy:
     def _known(self, drafts: int) -> bool:
         return bool(self._seconds[drafts]) or (drafts > 1 and all(self._seconds[n] for n in (1, MOST)))
 
-    def _cost(self, drafts: int) -> float:
+    def _cost(self, drafts: int, of: Callable[[Iterable[float]], float] = median) -> float:
         """Seconds of a call; of a number that was never tried, on the line through one and most."""
         if seconds := self._seconds[drafts]:
-            return median(seconds)
-        one, most = self._cost(1), self._cost(MOST)
+            return of(seconds)
+        one, most = self._cost(1, of), self._cost(MOST, of)
         return one + (most - one) * (drafts - 1) / (MOST - 1)
+
+
+def _acceptance(outcomes: Collection[bool]) -> float:
+    """Probability that a draft is accepted, by the rule of succession: one half where nothing is known."""
+    return (sum(outcomes) + 1) / (len(outcomes) + 2)

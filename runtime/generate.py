@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calib_data.errors import InputError
+from calib_data.errors import InputError, NoMemoryError
+from calib_data.progress import say
 from runtime.bundle import load_bundle
 from runtime.decoder import DecoderSession, load_head
 from runtime.files import read_object
@@ -255,10 +256,11 @@ class Model:
         """
         budget = self.budget(prompt, max_new_tokens)
         generated: list[int] = []
+        steps = self._step_by_step(prompt, sampler, budget, generated)
         if drafts is None:
-            tokens = self._step_by_step(prompt, sampler, budget, generated)
+            tokens = steps
         else:
-            tokens = speculate(self, prompt, sampler, budget, drafts, generated)
+            tokens = self._or_without(speculate(self, prompt, sampler, budget, drafts, generated), steps, drafts)
         for token in tokens:
             if token in self.end_ids:
                 return
@@ -266,6 +268,20 @@ class Model:
             yield token
             if len(generated) == budget:
                 return
+
+    def _or_without(self, tokens: Iterator[int], steps: Iterator[int], drafts: Drafts) -> Iterator[int]:
+        """Tokens of `speculate`; of plain steps where MTP layer, cache and prompt together do not fit in memory."""
+        try:
+            first = next(tokens)
+        except NoMemoryError as error:
+            if drafts.policy is None:
+                raise
+            say(f"answering without drafts: {error}")
+        else:
+            return chain([first], tokens)
+        drafts.policy.given_up = True
+        del self.drafter  # the error that held on to it is gone, too
+        return steps
 
     def _step_by_step(self, prompt: Prompt, sampler: Sampler, budget: int, generated: Sequence[int]) -> Iterator[int]:
         """Tokens without end. generated: those that were taken, kept by the caller; at most `budget`."""

@@ -252,16 +252,17 @@ def speculate(
 def _standing(
     logits: NDArray[np.float32], ahead: list[int], sampler: Sampler, generated: Sequence[int], drafts: Drafts
 ) -> Generator[int, None, int]:
-    """Tokens that logits [N + 1, V] of N drafts give, up to the first draft that does not stand; returns how many do."""
+    """Tokens that logits [N + 1, V] give up to the first of N drafts that does not stand; returns how many do."""
     drafts.calls += 1
     drafts.drafted += len(ahead)
-    for accepted, (row, draft) in enumerate(zip(logits, [*ahead, None], strict=True)):
+    before = drafts.accepted
+    for row, draft in zip(logits, [*ahead, None], strict=True):
         token = sampler(row, generated)
         drafts.accepted += token == draft
         yield token
         if token != draft:
             break
-    return accepted
+    return drafts.accepted - before
 
 
 def _most(drafts: Drafts, window: int | None) -> int:
@@ -269,13 +270,13 @@ def _most(drafts: Drafts, window: int | None) -> int:
     if window is None or drafts.tokens < window:
         return drafts.tokens
     if drafts.policy is None:
-        raise InputError(f"--draft-tokens {drafts.tokens}: a window of {window} tokens is too short for as many; give fewer")
+        raise InputError(
+            f"--draft-tokens {drafts.tokens}: a window of {window} tokens is too short for as many; give fewer"
+        )
     return window - 1
 
 
-def _read_prompt(
-    model: Model, prompt: Prompt, cache: KVCache, reader: _Reader
-) -> tuple[Decoded, NDArray[np.float32]]:
+def _read_prompt(model: Model, prompt: Prompt, cache: KVCache, reader: _Reader) -> tuple[Decoded, NDArray[np.float32]]:
     """Fill both caches with the prompt; returns what its last chunk gave, and the chunk's embeddings after the first.
 
     The MTP layer has still to read these, with the first token of the answer.
