@@ -272,16 +272,16 @@ class Model:
     def _or_without(self, tokens: Iterator[int], steps: Iterator[int], drafts: Drafts) -> Iterator[int]:
         """Tokens of `speculate`; of plain steps where MTP layer, cache and prompt together do not fit in memory."""
         try:
-            first = next(tokens)
+            return chain([next(tokens)], tokens)
         except NoMemoryError as error:
             if drafts.policy is None:
                 raise
-            say(f"answering without drafts: {error}")
-        else:
-            return chain([first], tokens)
+            problem = str(error)
         drafts.policy.given_up = True
         del self.drafter  # the error that held on to it is gone, too
-        return steps
+        first = next(steps)  # where this fails as well, it alone says why
+        say(f"answering without drafts: {problem}")
+        return chain([first], steps)
 
     def _step_by_step(self, prompt: Prompt, sampler: Sampler, budget: int, generated: Sequence[int]) -> Iterator[int]:
         """Tokens without end. generated: those that were taken, kept by the caller; at most `budget`."""
