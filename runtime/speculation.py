@@ -113,7 +113,7 @@ class Rewinder:
         rows = []
         if count:
             of = [cache.buffers[i] for i, *_ in self._names]
-            with memory_for(f"what {tokens} drafts push out of the windows", "leave out --draft-tokens"):
+            with memory_for(f"what {tokens} drafts push out of the windows", "give --draft-tokens 0"):
                 rows = [Buffer.empty((*b.shape[:2], count, b.shape[3]), b.dtype, b.device) for b in of]
                 self._run(cache, of, rows, (0, 0, count))
         return Kept(first, rows)
