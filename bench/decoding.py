@@ -1,6 +1,7 @@
 """`python -m bench.decoding`: what drafts of the MTP layer and an int8 KV cache do to answers. Prints two tables.
 
 The bundled reader at 4 bits on the CPU, greedy, on held-out documents; exact exports, and for drafts the default too.
+With `--widths released` instead: what drafts cost at the widths of EXAONE 4.5 33B, random codes, a few layers deep.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -17,6 +18,7 @@ from calib_data.errors import run_command
 from calib_data.progress import track
 from calib_data.sources import open_documents
 from export.graphs import export_folder
+from quantize.checkpoint import read_json
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
 from runtime.compare.measure import Measured, measure
@@ -25,8 +27,11 @@ from runtime.generate import Model, Prompt
 from runtime.sampling import greedy
 from runtime.speculation import Drafts
 
+from .drafting import COUNTS, costs, deeper, table, time_calls
 from .formats import Format, build
 from .provenance import provenance
+from .quantized_widths import make_quantized
+from .released_widths import RELEASED, shortened
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,8 +39,10 @@ if TYPE_CHECKING:
     from calib_data.document import Document
 
 app = typer.Typer(add_completion=False)
-COUNTS = (1, 2, 3)
 LONGEST = 512
+DEPTHS = (4, 8)  # three of four layers have windows in both, as in the release
+RELEASED_DEPTH = 64
+BEHIND = (300, 4352)  # tokens in the cache; windows of 4096 are full behind the second
 
 
 def drafting(activations: str, model: Model, drawn: list[Document]) -> Iterator[str]:
@@ -60,12 +67,7 @@ def with_drafts(model: Model, count: int, prompts: list[Prompt], plain: list[lis
     return f"| {count} | {changed} | {tokens / drafts.calls:.2f} | {drafts.acceptance:.3f} | {speed:.2f} |"
 
 
-@app.command()
-def main(
-    documents: Annotated[int, typer.Option(min=2, help="Held-out documents.")] = 200,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of both.")] = 0,
-) -> None:
+def reader_tables(documents: int, samples: int, seed: int) -> None:
     """Quantize the bundled reader to 4 bits; answer with and without drafts, and with an int8 KV cache."""
     drawn = open_documents("rendered", split="evaluation", count=documents, seed=seed)
     with tempfile.TemporaryDirectory() as place:
@@ -83,8 +85,41 @@ def main(
         for activations, model in (("float32", wide), ("int8", Model(Path(place) / "default", "cpu"))):
             for row in drafting(activations, model, drawn):
                 print(row)
-    command = f"python -m bench.decoding --documents {documents} --samples {samples} --seed {seed}"
-    print(f"\n{provenance(command)}")
+
+
+def released_table(rounds: int, seed: int) -> None:
+    """Time what drafts take at the released widths, two depths in turns; 64 layers are on the line through both."""
+    with tempfile.TemporaryDirectory() as place:
+        folders = [Path(place) / f"{layers}-layers" for layers in DEPTHS]
+        for folder, layers in zip(folders, DEPTHS, strict=True):
+            make_quantized(shortened(read_json(RELEASED), layers, 1), folder, sparse=False, seed=seed)
+            export_folder(folder, "cpu")
+        models = [Model(folder, "cpu") for folder in folders]
+        rows = []
+        for tokens in BEHIND:
+            shallow, deep = time_calls(models, tokens, rounds)
+            whole = deeper(shallow, deep, DEPTHS, RELEASED_DEPTH)
+            rows += [(f"{n} | {tokens}", costs(calls)) for n, calls in zip(DEPTHS, (shallow, deep), strict=True)]
+            rows.append((f"{RELEASED_DEPTH}, computed | {tokens}", costs(whole)))
+    print(*table("layers | tokens before", rows), sep="\n")
+
+
+@app.command()
+def main(
+    widths: Annotated[Literal["reader", "released"], typer.Option(help="Of the bundled reader, or of 33B.")] = "reader",
+    documents: Annotated[int, typer.Option(min=2, help="Held-out documents, of the reader.")] = 200,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration documents, of the reader.")] = 128,
+    rounds: Annotated[int, typer.Option(min=2, help="Times that each call is timed at the released widths.")] = 30,
+    seed: Annotated[int, typer.Option(help="Of the documents, or of the random codes.")] = 0,
+) -> None:
+    """Measure drafts: whole answers of the reader (and an int8 KV cache), or single calls at the released widths."""
+    if widths == "reader":
+        reader_tables(documents, samples, seed)
+        options = f"--documents {documents} --samples {samples}"
+    else:
+        released_table(rounds, seed)
+        options = f"--widths released --rounds {rounds}"
+    print(f"\n{provenance(f'python -m bench.decoding {options} --seed {seed}')}")
 
 
 def print_kv(measured: list[Measured]) -> None:

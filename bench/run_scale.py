@@ -31,7 +31,7 @@ def picture(tokens_wide: int, tokens_high: int, path: Path) -> None:
 def answer(model: Path, image: Path, new_tokens: int) -> tuple[dict[str, Any], Finished]:
     """What `runtime generate --json` says, and its process."""
     options = ["--model", str(model), "--image", str(image), "--max-new-tokens", str(new_tokens)]
-    process = run("runtime", "generate", *options, "--temperature", "0", "--json")
+    process = run("runtime", "generate", *options, "--temperature", "0", "--draft-tokens", "0", "--json")
     said: dict[str, Any] = json.loads(process.output)
     return said, process
 

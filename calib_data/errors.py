@@ -26,6 +26,10 @@ class CannotGoOnError(InputError):
     """What a stopped run left does not serve any more: giving the same command again would not help."""
 
 
+class NoMemoryError(InputError):
+    """There is no memory for something, on the host or a card."""
+
+
 @contextmanager
 def naming(what: str) -> Iterator[None]:
     """Put the name of a document, or the place of a line, into an InputError of a block that is without."""

@@ -97,8 +97,8 @@ def _notes(plan: Plan) -> list[str]:
     host = plan.footprints[0].host
     lines.append(
         f"Embeddings, {_gib(host)} GiB, stay on the host: a token's row is read from the memory-mapped file. Not "
-        "counted: CUDA's own context and what the screen takes. The MTP layer is on the card only with --draft-tokens; "
-        "an int8 KV cache is what export --kv-bits 8 makes."
+        "counted: CUDA's own context and what the screen takes. The MTP layer is not loaded with --draft-tokens 0, "
+        "nor where it does not fit; an int8 KV cache is what export --kv-bits 8 makes."
     )
     added = [f"{p.choice.name} {p.in_blocks.added['fp16'] / GIB:+.3f} GiB" for p in plan.footprints if p.in_blocks]
     if added:

@@ -27,6 +27,7 @@ from runtime.compare.report import require_matplotlib, write_report
 from runtime.compare.result import summarize
 from runtime.compare.run import Models, run, settings_of
 from runtime.compare.screen import print_comparison
+from runtime.draft_policy import DraftPolicy
 from runtime.generate import Model
 from runtime.sampling import Sampling
 from runtime.sessions import Device, Options
@@ -46,6 +47,7 @@ SOURCES = (
     '"rendered", a folder of images, a PDF, a JSONL file, or a Hugging Face dataset (owner/name, or owner/name:split).'
 )
 DEFAULT_MODEL = Path("reader-w4")
+AUTO, MOST_DRAFTS = "auto", 8
 
 # Of several commands.
 ModelOption = Annotated[Path, typer.Option(help="Exported model folder.")]
@@ -84,7 +86,12 @@ PenaltyOption = Annotated[
 SamplingSeedOption = Annotated[int | None, typer.Option(help="Of the sampling.", show_default="a fresh one")]
 ThinkingOption = Annotated[bool, typer.Option("--thinking/--no-thinking", help="Reason before answering.")]
 DraftsOption = Annotated[
-    int, typer.Option(min=0, max=8, help="Tokens that the MTP layer drafts ahead of each call of the decoder.")
+    str,
+    typer.Option(
+        metavar="auto|0..8",
+        help="Tokens that the MTP layer drafts ahead of each call of the decoder; 0 for none. auto times calls as they "
+        "come and drafts where that gives more tokens a second. Drafts may decide near ties otherwise.",
+    ),
 ]
 MemoryOption = Annotated[
     float | None,
@@ -146,7 +153,7 @@ def generate(
     presence_penalty: PenaltyOption = None,
     seed: SamplingSeedOption = None,
     thinking: ThinkingOption = False,
-    draft_tokens: DraftsOption = 0,
+    draft_tokens: DraftsOption = AUTO,
     device: DeviceOption = "cpu",
     memory_limit: MemoryOption = None,
     cuda_graph: CaptureOption = False,
@@ -154,9 +161,10 @@ def generate(
 ) -> None:
     """Answer a question about images and videos, streaming the text; reasoning first, up to a line </think>."""
     _require_question(prompt, image, video, fps, questions)
-    loaded = Model(model, device, _options(device, memory_limit, cuda_graph, draft_tokens))
+    wanted = _draft_tokens(draft_tokens)
+    loaded = Model(model, device, _options(device, memory_limit, cuda_graph, wanted))
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty}
-    answers = Answers(loaded, _sampling(loaded, given, seed), max_new_tokens, thinking, draft_tokens)
+    answers = Answers(loaded, _sampling(loaded, given, seed), max_new_tokens, thinking, _drafting(loaded, wanted))
     if questions is not None:
         for answer in answers.of_lines(questions):
             _print_json(answer)
@@ -202,7 +210,23 @@ def _sampling(model: Model, given: dict[str, float | None], seed: int | None) ->
     return Sampling.recommended(model.generation, chosen, seed)
 
 
-def _options(device: str, memory_limit: float | None, cuda_graph: bool, draft_tokens: int) -> Options:
+def _draft_tokens(text: str) -> int | None:
+    """Read --draft-tokens; None is auto."""
+    if text == AUTO:
+        return None
+    if text not in [str(number) for number in range(MOST_DRAFTS + 1)]:
+        raise InputError(f"--draft-tokens {text}: write {AUTO}, or a number from 0 to {MOST_DRAFTS}")
+    return int(text)
+
+
+def _drafting(model: Model, wanted: int | None) -> int | DraftPolicy:
+    """How many tokens to draft. Nothing by itself without an MTP layer, nor where single steps are replayed."""
+    if wanted is not None:
+        return wanted
+    return 0 if model.target.mtp is None or model.options.capture else DraftPolicy()
+
+
+def _options(device: str, memory_limit: float | None, cuda_graph: bool, draft_tokens: int | None) -> Options:
     if cuda_graph and draft_tokens:
         raise InputError("--cuda-graph, --draft-tokens: drafts take no single steps that could be replayed; give one")
     if Device.parse(device).kind == "cpu" and (memory_limit is not None or cuda_graph):

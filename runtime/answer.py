@@ -7,9 +7,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from calib_data.errors import InputError, naming
+from calib_data.errors import InputError, NoMemoryError, naming
 from calib_data.progress import say
 from calib_data.sources import open_questions
+from runtime.draft_policy import MOST, DraftPolicy
 from runtime.sampling import ignored
 from runtime.speculation import Drafts
 
@@ -24,18 +25,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Answers:
-    """How a model answers: every question by itself, as if it were the only one."""
+    """How a model answers: every question by itself, as if it were the only one.
+
+    draft_tokens: how many are drafted ahead of each call, or what chooses it.
+    """
 
     model: Model
     sampling: Sampling
     max_new_tokens: int
     thinking: bool
-    draft_tokens: int
+    draft_tokens: int | DraftPolicy
 
     def load(self) -> float:
         """Load the model's decoder, once the questions are known to be possible; returns the seconds that it took."""
         start = time.perf_counter()
-        self.model.load(drafts=self.draft_tokens > 0)
+        policy = self.draft_tokens if isinstance(self.draft_tokens, DraftPolicy) else None
+        self.model.load(drafts=policy is None and self.draft_tokens != 0)
+        if policy is not None:
+            try:
+                self.model.load(drafts=True)
+            except NoMemoryError as error:
+                say(f"answering without drafts: {error}")
+                policy.given_up = True
         if unused := ignored(self.model.generation):
             say(f"{self.model.folder}/generation_config.json: {', '.join(unused)}: without effect here")
         return time.perf_counter() - start
@@ -71,7 +82,8 @@ class Answers:
             "first_token_seconds": times[1] - times[0] if tokens else None,
             "tokens_per_second": (len(tokens) - 1) / (times[-1] - times[1]) if len(tokens) > 1 else None,
         }
-        return result | ({"decoder_calls": drafts.calls, "draft_acceptance": drafts.acceptance} if drafts else {})
+        drafted = drafts is not None and (drafts.policy is None or drafts.calls > 0)
+        return result | (_of_drafts(drafts) if drafts and drafted else {})
 
     def of_lines(self, path: Path) -> Iterator[dict[str, Any]]:
         """Answers to the lines of a .jsonl in their order, each with its line's name and prompt.
@@ -97,7 +109,15 @@ class Answers:
         return self.model.question(document.prompt, images, names=names, thinking=self.thinking)
 
     def _drafts(self) -> Drafts | None:
+        if isinstance(self.draft_tokens, DraftPolicy):
+            return None if self.draft_tokens.given_up else Drafts(MOST, self.draft_tokens)
         return Drafts(self.draft_tokens) if self.draft_tokens else None
 
     def _tokens(self, prompt: Prompt, drafts: Drafts | None) -> Iterator[int]:
         return self.model.generate(prompt, self.sampling.sampler(), self.max_new_tokens, drafts)
+
+
+def _of_drafts(drafts: Drafts) -> dict[str, Any]:
+    """What a JSON object says of drafts. draft_tokens: the mean of all calls."""
+    mean = drafts.drafted / drafts.calls if drafts.calls else None
+    return {"decoder_calls": drafts.calls, "draft_tokens": mean, "draft_acceptance": drafts.acceptance}

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calib_data.errors import InputError
+from calib_data.errors import InputError, NoMemoryError
+from calib_data.progress import say
 from runtime.bundle import buffer_limits, load_bundle
 from runtime.chunks import CHUNKINGS, prompt_calls
 from runtime.decoder import DecoderSession, load_head
@@ -221,7 +222,7 @@ class Model:
     def read_prompt(self, cache: KVCache, prompt: Prompt) -> Iterator[Decoded]:
         """Fill an empty cache with a prompt, chunk by chunk; each comes with the logits [1, 1, V] after its last token.
 
-        Raises InputError for a prompt that makes anything but numbers.
+        Hidden states of padding may follow those of a chunk. Raises InputError for a prompt that makes anything but numbers.
         """
         rows = min(buffer.shape[2] for buffer in cache.buffers)
         for start, stop, padding in prompt_calls(len(prompt.ids), CHUNKINGS[self.device.kind], rows):
@@ -234,8 +235,6 @@ class Model:
                 # Rounded to int8, a NaN or infinite key is a number again, and what follows would look sound.
                 assert decoded.hidden is not None
                 self._require_finite(decoded.hidden.read())
-            if decoded.hidden is not None:
-                decoded = decoded._replace(hidden=decoded.hidden.stretch(0, (1, stop - start, chunk.shape[1])))
             yield decoded
 
     def room(self, prompt: Prompt) -> int:
@@ -256,10 +255,11 @@ class Model:
         """
         budget = self.budget(prompt, max_new_tokens)
         generated: list[int] = []
+        steps = self._step_by_step(prompt, sampler, budget, generated)
         if drafts is None:
-            tokens = self._step_by_step(prompt, sampler, budget, generated)
+            tokens = steps
         else:
-            tokens = speculate(self, prompt, sampler, budget, drafts, generated)
+            tokens = self._or_without(speculate(self, prompt, sampler, budget, drafts, generated), steps, drafts)
         for token in tokens:
             if token in self.end_ids:
                 return
@@ -267,6 +267,20 @@ class Model:
             yield token
             if len(generated) == budget:
                 return
+
+    def _or_without(self, tokens: Iterator[int], steps: Iterator[int], drafts: Drafts) -> Iterator[int]:
+        """Tokens of `speculate`; of plain steps where MTP layer, cache and prompt together do not fit in memory."""
+        try:
+            return chain([next(tokens)], tokens)
+        except NoMemoryError as error:
+            if drafts.policy is None:
+                raise
+            problem = str(error)
+        drafts.policy.given_up = True
+        del self.drafter  # the error that held on to it is gone, too
+        first = next(steps)  # where this fails as well, it alone says why
+        say(f"answering without drafts: {problem}")
+        return chain([first], steps)
 
     def _step_by_step(self, prompt: Prompt, sampler: Sampler, budget: int, generated: Sequence[int]) -> Iterator[int]:
         """Tokens without end. generated: those that were taken, kept by the caller; at most `budget`."""

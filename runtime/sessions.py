@@ -21,7 +21,7 @@ import onnxruntime as ort
 from onnxruntime.capi import _pybind_state
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from calib_data.errors import InputError
+from calib_data.errors import InputError, NoMemoryError
 from runtime import bundle as io
 from runtime.cuda import require_cuda
 from runtime.pages import use_huge_pages
@@ -170,7 +170,7 @@ def memory_for(what: str, advice: str) -> Iterator[None]:
             raise
         asked = refused and next(filter(None, refused.groups()), None)
         size = f", {math.ceil(int(asked) / 2**20)} MiB more in one piece" if asked else ""
-        raise InputError(f"out of memory for {what}{size}; {advice}") from error
+        raise NoMemoryError(f"out of memory for {what}{size}; {advice}") from error
 
 
 def placement(session: ort.InferenceSession) -> list[tuple[str, str]]:

@@ -4,12 +4,14 @@ A drafted token stands when the sampler, shown the decoder's own logits at its p
 is what it would be without drafts, whatever the sampler, but for near ties: a call of several tokens sums in another
 order than a call of one. With float activations logits differ in their last bits; where activations are rounded to int8
 a last bit may choose another step, and logits differ by up to 0.01. Rejected drafts are taken back from both KV caches.
+Where a policy chooses to draft nothing, a call is a plain step, and the MTP layer reads later what it has missed.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from time import perf_counter
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 
@@ -18,30 +20,64 @@ from runtime import bundle as io
 from runtime.sessions import HOST, Buffer, memory_for
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
     import onnxruntime as ort
     from numpy.typing import NDArray
 
     from runtime.cache import KVCache
-    from runtime.decoder import DecoderSession
+    from runtime.decoder import Decoded, DecoderSession
     from runtime.generate import Model, Prompt
     from runtime.sampling import Sampler
 
 
+class Policy(Protocol):
+    """Chooses how many tokens to draft, call by call; `runtime.draft_policy` has the one that is used."""
+
+    given_up: bool
+
+    def choose(self, most: int) -> int:
+        """Number of drafts of the next call, at most so many."""
+
+    def observe(self, drafts: int, accepted: int, seconds: float) -> None:
+        """Learn from a call: how many of its drafts were accepted, and what drafting and checking them took."""
+
+
 @dataclass
 class Drafts:
-    """How many tokens are drafted ahead of each call of the decoder, at most, and what became of them."""
+    """How many tokens are drafted ahead of each call of the decoder, and what became of them, in one answer.
+
+    tokens: the most. policy: chooses fewer; None for always as many.
+    """
 
     tokens: int
+    policy: Policy | None = None
     calls: int = 0
     drafted: int = 0
     accepted: int = 0
 
     @property
+    def given_up(self) -> bool:
+        """Nothing will be drafted any more."""
+        return self.policy is not None and self.policy.given_up
+
+    def choose(self, most: int) -> int:
+        """Number of drafts of the next call, at most so many."""
+        most = min(self.tokens, most)
+        return most if self.policy is None else self.policy.choose(most)
+
+    def observe(self, drafts: int, accepted: int, seconds: float) -> None:
+        """Tell the policy, where there is one, what a call took."""
+        if self.policy is not None:
+            self.policy.observe(drafts, accepted, seconds)
+
+    @property
     def acceptance(self) -> float | None:
         """Share of drafted tokens that stood; None before any was drafted."""
         return self.accepted / self.drafted if self.drafted else None
+
+
+_WAITING = 512  # tokens that the MTP layer has not read, at most: it reads so many in one call
 
 
 class Kept(NamedTuple):
@@ -77,7 +113,7 @@ class Rewinder:
         rows = []
         if count:
             of = [cache.buffers[i] for i, *_ in self._names]
-            with memory_for(f"what {tokens} drafts push out of the windows", "leave out --draft-tokens"):
+            with memory_for(f"what {tokens} drafts push out of the windows", "give --draft-tokens 0"):
                 rows = [Buffer.empty((*b.shape[:2], count, b.shape[3]), b.dtype, b.device) for b in of]
                 self._run(cache, of, rows, (0, 0, count))
         return Kept(first, rows)
@@ -140,57 +176,116 @@ class Drafter:
         return drafts
 
 
-class _Unread(NamedTuple):
-    """What the MTP layer has still to read: hidden states [1, T, H], and embeddings of the T - 1 tokens known after."""
+class _Reader:
+    """The MTP layer behind one sequence. It reads when it drafts; until then, what it has not read waits on the host.
 
-    hidden: Buffer
-    embeds: NDArray[np.float32]
+    Of a token it reads the embedding and, beside it, the decoder's hidden state at the token before.
+    """
+
+    def __init__(self, model: Model, cache: KVCache) -> None:
+        self._model, self._cache = model, cache
+        self._waiting: list[tuple[NDArray[np.generic], NDArray[np.float32]]] = []
+
+    def read(self, hidden: Buffer, embeds: NDArray[np.float32]) -> None:
+        """Read embeddings [T, H], and the first T rows of hidden [1, at least T, H], at once."""
+        self._model.drafter.session.run(self._cache, embeds[None], np.array([[0]]), _first(hidden, len(embeds)))
+
+    def leave(self, hidden: Buffer, embeds: NDArray[np.float32]) -> None:
+        """Read the same later: the decoder's next call may overwrite `hidden`."""
+        self._waiting.append((hidden.read()[:, : len(embeds)], embeds))
+        if sum(len(embeds) for _, embeds in self._waiting) >= _WAITING:
+            self.read(*self._take(hidden))
+
+    def draft(self, hidden: Buffer, embeds: NDArray[np.float32], tokens: int) -> list[int]:
+        """Read the same and all that waits, and draft."""
+        if self._waiting:
+            self._waiting.append((hidden.read()[:, : len(embeds)], embeds))
+            hidden, embeds = self._take(hidden)
+        known = _first(hidden, len(embeds))
+        return self._model.drafter.draft(self._cache, embeds, known, tokens, self._model.embed_tokens)
+
+    def _take(self, like: Buffer) -> tuple[Buffer, NDArray[np.float32]]:
+        """All that waits, hidden states as in the buffer of others."""
+        hidden, embeds = zip(*self._waiting, strict=True)
+        self._waiting = []
+        return Buffer.of(np.concatenate(hidden, axis=1), like.dtype, like.device), np.concatenate(embeds)
+
+
+def _first(hidden: Buffer, rows: int) -> Buffer:
+    """The first rows of hidden [1, T, H]."""
+    return hidden.stretch(0, (1, rows, hidden.shape[2]))
 
 
 def speculate(
     model: Model, prompt: Prompt, sampler: Sampler, budget: int, drafts: Drafts, generated: Sequence[int]
 ) -> Iterator[int]:
     """Tokens of an answer without end. generated: those that were taken, kept by the caller; at most `budget`."""
-    drafter, most = model.drafter, drafts.tokens
-    window = drafter.decoder_rewinder.window
-    if window is not None and most >= window:
-        raise InputError(f"--draft-tokens {most}: a window of {window} tokens is too short for as many; give fewer")
-    room = len(prompt.ids) + budget
-    with model.decoder.borrow_cache(room) as cache, drafter.session.borrow_cache(room) as own:
-        logits, unread = _read_prompt(model, prompt, cache, own)
-        token = sampler(logits, generated)
-        yield token
+    rewinder = model.drafter.decoder_rewinder
+    most, room = _most(drafts, rewinder.window), len(prompt.ids) + budget
+    with model.decoder.borrow_cache(room) as cache, model.drafter.session.borrow_cache(room) as own:
+        reader = _Reader(model, own)
+        decoded, known = _read_prompt(model, prompt, cache, reader)
+        yield sampler(decoded.logits[0, 0], generated)
         while True:
-            known = np.concatenate((unread.embeds, model.embed_tokens(np.array([token]))))
-            count = min(most, budget - len(generated) - 1)  # the call itself gives one token more
-            ahead = drafter.draft(own, known, unread.hidden, count, model.embed_tokens) if count else []
-            kept = drafter.decoder_rewinder.keep(cache, count + 1)
-            checked = model.embed_tokens(np.array([token, *ahead]))
-            decoded = model.decode(cache, checked, np.arange(count + 1))
-            drafts.calls += 1
-            drafts.drafted += count
-            accepted = 0
-            for row in decoded.logits[0]:
-                token = sampler(row, generated)
-                stands = accepted < count and token == ahead[accepted]
-                accepted += stands
-                drafts.accepted += stands
-                yield token
-                if not stands:
-                    break
-            drafter.decoder_rewinder.rewind(cache, kept, count - accepted)
+            start = perf_counter()
+            last = model.embed_tokens(np.array(generated[-1:]))
+            known = np.concatenate((known, last))
+            count = drafts.choose(min(most, budget - len(generated) - 1))  # the call itself gives one token more
+            ahead: list[int] = []
             assert decoded.hidden is not None
-            stood = decoded.hidden.stretch(0, (1, accepted + 1, checked.shape[1]))
-            unread = _Unread(stood, checked[1 : accepted + 1])
+            if count:
+                ahead = reader.draft(decoded.hidden, known, count)
+                kept = rewinder.keep(cache, count + 1)
+            elif not drafts.given_up:
+                reader.leave(decoded.hidden, known)
+            checked = np.concatenate((last, model.embed_tokens(np.array(ahead, np.int64))))
+            decoded = model.decode(cache, checked, np.arange(count + 1))
+            seconds = perf_counter() - start
+            accepted = yield from _standing(decoded.logits[0], ahead, sampler, generated, drafts)
+            start = perf_counter()
+            if accepted < count:
+                rewinder.rewind(cache, kept, count - accepted)
+            drafts.observe(count, accepted, seconds + perf_counter() - start)
+            known = checked[1 : accepted + 1]
 
 
-def _read_prompt(model: Model, prompt: Prompt, cache: KVCache, own: KVCache) -> tuple[NDArray[np.float32], _Unread]:
-    """Fill both caches with the prompt; returns the logits [V] after it."""
+def _standing(
+    logits: NDArray[np.float32], ahead: list[int], sampler: Sampler, generated: Sequence[int], drafts: Drafts
+) -> Generator[int, None, int]:
+    """Tokens that logits [N + 1, V] give up to the first of N drafts that does not stand; returns how many do."""
+    drafts.calls += 1
+    drafts.drafted += len(ahead)
+    before = drafts.accepted
+    for row, draft in zip(logits, [*ahead, None], strict=True):
+        token = sampler(row, generated)
+        drafts.accepted += token == draft
+        yield token
+        if token != draft:
+            break
+    return drafts.accepted - before
+
+
+def _most(drafts: Drafts, window: int | None) -> int:
+    """Drafts that a call may have, fewer than windows hold. Raises InputError where more were asked for."""
+    if window is None or drafts.tokens < window:
+        return drafts.tokens
+    if drafts.policy is None:
+        raise InputError(
+            f"--draft-tokens {drafts.tokens}: a window of {window} tokens is too short for as many; give fewer"
+        )
+    return window - 1
+
+
+def _read_prompt(model: Model, prompt: Prompt, cache: KVCache, reader: _Reader) -> tuple[Decoded, NDArray[np.float32]]:
+    """Fill both caches with the prompt; returns what its last chunk gave, and the chunk's embeddings after the first.
+
+    The MTP layer has still to read these, with the first token of the answer.
+    """
+    read = 0
     for decoded in model.read_prompt(cache, prompt):
-        assert decoded.hidden is not None
-        read = int(cache.lengths[0])
-        following = prompt.embeds[read - decoded.hidden.shape[1] + 1 : read + 1]
+        before, read = read, int(cache.lengths[0])
+        following = prompt.embeds[before + 1 : read + 1]
         if read < len(prompt.ids):
-            model.drafter.session.run(own, following[None], np.array([[0]]), decoded.hidden)
-    assert decoded.hidden is not None
-    return decoded.logits[0, 0], _Unread(decoded.hidden, following)
+            assert decoded.hidden is not None
+            reader.read(decoded.hidden, following)
+    return decoded, following

@@ -49,7 +49,7 @@ def test_every_stage_passes_in_miniature(tmp_path):
         assert figures[f"{name}: largest difference of logits"].value < 0.1  # with int8 activations
     for variant in VARIANTS:
         assert figures[f"{variant}: step at 70 tokens"].value > 0
-    assert figures["a call of 3 drafts"].unit == "steps"
+    assert figures["drafts: checking 3"].unit == "steps"
     assert figures["stored: largest"].value > figures["stored: A4 page"].value
     assert figures["64 decoder layers"].note == "multiplied, not measured"
     assert figures["ours against transformers, bf16 with torch.compile: step"].value > 0

@@ -430,15 +430,49 @@ print(json.dumps([done.returncode, done.stdout, done.stderr]))
 """
 
 
-def test_a_command_prints_its_answer_and_nothing_else(cuda_stub, on_cuda, tmp_path):
-    """With every graph open: decoder, vision, MTP layer and what takes drafts back."""
+@pytest.mark.parametrize(
+    ("options", "drafts"), [(("--draft-tokens", "2"), True), ((), True), (("--cuda-graph",), False)]
+)
+def test_a_command_prints_its_answer_and_nothing_else(options, drafts, cuda_stub, on_cuda, tmp_path):
+    """With every graph open: decoder, vision, and by default MTP layer and what takes drafts back."""
     Image.new("RGB", (56, 56)).save(tmp_path / "page.png")
-    asked = "--image", tmp_path / "page.png", "--draft-tokens", "2", "--max-new-tokens", "5"
+    asked = "--image", tmp_path / "page.png", *options, "--max-new-tokens", "5"
     code, out, err = cuda_stub.run(COMMAND, "generate", "--model", on_cuda("w4"), "--device", "cuda", *asked, "--json")
     assert code == 0
     assert err.startswith("cuDNN 9 is not installed: prompts use ONNX Runtime's own kernels")  # the stand-in has none
     assert err.count("\n") == 1
     assert json.loads(out)["model"] == str(on_cuda("w4"))
+    assert ("decoder_calls" in json.loads(out)) == drafts
+
+
+WITHOUT_ROOM = """
+import json, sys
+from pathlib import Path
+from traffic import leave_memory
+from runtime.answer import Answers
+from runtime.draft_policy import DraftPolicy
+from runtime.generate import Model
+from runtime.sampling import Sampling
+
+def answered(room_to_load, room_to_answer):
+    model, policy = Model(Path(sys.argv[1]), "cuda"), DraftPolicy()
+    answers = Answers(model, Sampling(), 5, False, policy)
+    model.load()
+    leave_memory(room_to_load)
+    answers.load()
+    leave_memory(room_to_answer)
+    said = answers.to_json(model.question("Hello"), 0)
+    leave_memory(PLENTY)
+    return len(said["tokens"]), policy.given_up, "decoder_calls" in said
+
+PLENTY = 1 << 40
+print(json.dumps([answered(*rooms) for rooms in ((PLENTY, PLENTY), (1 << 16, PLENTY), (PLENTY, 1 << 20))]))
+"""
+
+
+def test_without_memory_for_the_layer_that_drafts_it_answers_without(cuda_stub, on_cuda):
+    """Neither loading it nor keeping it beside a KV cache may make an answer fail that nobody asked drafts for."""
+    assert cuda_stub.run(WITHOUT_ROOM, on_cuda("w4")) == [[5, False, True], [5, True, False], [5, True, False]]
 
 
 def test_cuda_without_a_driver_is_one_line(on_cuda):

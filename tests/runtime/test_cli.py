@@ -55,6 +55,8 @@ IMAGES = {
     "strip": (strip, "3000 x 5 pixels, one side is more than 200 times the other"),
 }
 
+NO_DRAFTS, TWO_DRAFTS = ("--draft-tokens", 0), ("--draft-tokens", 2)
+
 ARGUMENTS = {
     ("--temperature", "-0.5"): "--temperature -0.5: must be 0",
     ("--temperature", "nan"): "--temperature nan",
@@ -70,7 +72,8 @@ ARGUMENTS = {
     ("--memory-limit", "20"): "--memory-limit: is for a card; give --device cuda too",
     ("--cuda-graph",): "--cuda-graph: is for a card; give --device cuda too",
     ("--device", "cuda", "--cuda-graph", "--draft-tokens", "2"): "--cuda-graph, --draft-tokens: drafts take no single",
-    ("--draft-tokens", "9"): "--draft-tokens",
+    ("--draft-tokens", "9"): "--draft-tokens 9: write auto, or a number from 0 to 8",
+    ("--draft-tokens", "two"): "--draft-tokens two: write auto",
     ("--prompt", ""): "--prompt: is empty; write a question",
     ("--prompt", " \n"): "--prompt: is empty; write a question",
     ("--prompt", "a\udcff"): r"'a\udcff' is not valid UTF-8",
@@ -284,11 +287,35 @@ def test_drawing_documents_says_what_to_install(exported, tmp_path):
 
 def test_drafts_change_the_calls_and_not_the_text(command, exported, picture):
     arguments = ["--model", exported("w4"), "--image", picture, "--max-new-tokens", 30]
-    plain, drafted = generated(command, *arguments), generated(command, *arguments, "--draft-tokens", 2)
-    assert drafted["tokens"] == plain["tokens"]
-    assert 0 <= drafted["draft_acceptance"] <= 1
-    assert 1 <= drafted["decoder_calls"] <= len(plain["tokens"])
-    assert "decoder_calls" not in plain
+    plain, drafted, auto = (generated(command, *arguments, *drafts) for drafts in (NO_DRAFTS, TWO_DRAFTS, ()))
+    assert auto["tokens"] == drafted["tokens"] == plain["tokens"]
+    for answer in (auto, drafted):
+        assert 0 <= answer["draft_acceptance"] <= 1
+        assert 1 <= answer["decoder_calls"] <= len(plain["tokens"])
+    assert 1.5 < drafted["draft_tokens"] <= 2  # at the end of an answer there is room for fewer
+    assert 0 < auto["draft_tokens"] < 3  # plain steps, too
+    assert not {"decoder_calls", "draft_tokens", "draft_acceptance"} & plain.keys()
+
+
+def test_a_model_without_a_layer_that_drafts_answers_as_before(command, copied, picture):
+    (copied / "mtp.cpu.onnx").unlink()
+    target = json.loads((copied / "runtime.json").read_text())["targets"]["cpu"]
+    edit_json(copied / "runtime.json", targets={"cpu": {**target, "mtp": None}})
+    arguments = ["--model", copied, "--image", picture, "--max-new-tokens", 30]
+    assert generated(command, *arguments).keys() == generated(command, *arguments, *NO_DRAFTS).keys()
+
+
+def test_a_policy_learns_from_one_answer_to_the_next(command, exported, picture):
+    """Six lines of a few tokens each are more than one trial."""
+    rows = [json.dumps({"image": str(picture), "prompt": "Read the text."})] * 8
+    (picture.parent / "lines.jsonl").write_text("\n".join(rows))
+    arguments = "--model", exported("w4"), "--temperature", 0, "--max-new-tokens", 20
+    code, out, err = command("generate", *arguments, "--input", picture.parent / "lines.jsonl")
+    assert (code, err) == (0, "")
+    plain = generated(command, *arguments, "--image", picture, "--prompt", "Read the text.", *NO_DRAFTS)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert all(answer["tokens"] == plain["tokens"] for answer in answers)
+    assert answers[0]["draft_tokens"] != answers[-1].get("draft_tokens")  # in turns, then what pays
 
 
 @pytest.mark.parametrize("thinking", [False, True])

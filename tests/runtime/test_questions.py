@@ -16,6 +16,7 @@ from .damage import edit_json, set_context
 pypdfium2 = pytest.importorskip("pypdfium2")
 
 TIMES = {"load_seconds", "first_token_seconds", "tokens_per_second"}
+NO_DRAFTS = ("--draft-tokens", 0)  # what auto chooses depends on time
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +129,11 @@ PROMPTS = ["글을 읽으세요.", "Read the text.", "Hello", "Read the text.", 
 
 @pytest.mark.parametrize(
     "options",
-    [("--temperature", 0), ("--temperature", 1.5, "--seed", 3, "--thinking"), ("--draft-tokens", 2, "--seed", 1)],
+    [
+        (*NO_DRAFTS, "--temperature", 0),
+        (*NO_DRAFTS, "--temperature", 1.5, "--seed", 3, "--thinking"),
+        ("--draft-tokens", 2, "--seed", 1),
+    ],
 )
 def test_every_line_is_answered_as_if_it_were_asked_alone(options, command, exported, asked, tmp_path):
     file, alone = asked

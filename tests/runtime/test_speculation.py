@@ -5,7 +5,9 @@ import pytest
 
 from calib_data.errors import InputError
 from calib_data.sources import open_documents
+from runtime import speculation
 from runtime.chunks import CHUNKINGS
+from runtime.draft_policy import MOST, DraftPolicy
 from runtime.generate import Model, Prompt
 from runtime.sampling import Sampling, greedy
 from runtime.speculation import Drafts
@@ -69,20 +71,63 @@ def test_prompts_in_chunks(tokens, reader):
     assert list(reader.generate(prompt, greedy, 20, Drafts(3))) == expected
 
 
-@pytest.mark.parametrize("tokens", [LONGEST, LONGEST + 1, 2 * LONGEST + 20])
-def test_the_layer_that_drafts_reads_a_prompt_whole(tokens, reader):
-    """No text shows what it has read: keys and values are those of one call, up to the first token of the answer."""
-    prompt, first, session = random_prompt(reader, tokens), 100, reader.drafter.session
-    list(reader.generate(prompt, lambda *_: first, 3, Drafts(1)))  # drafts once, after that token
+class Scripted:
+    """Chooses by a script, and gives up at its end."""
+
+    def __init__(self, script):
+        self.given_up, self.script, self.seen = False, list(script), []
+
+    def choose(self, most):
+        return min(self.script.pop(0), most) if self.script else 0
+
+    def observe(self, drafts, accepted, seconds):
+        self.seen.append((drafts, accepted))
+        self.given_up = not self.script
+        assert seconds > 0
+
+
+@pytest.mark.parametrize(("plain", "waiting"), [(0, 512), (3, 512), (5, 2)])
+@pytest.mark.parametrize("tokens", [90, LONGEST, LONGEST + 1, 2 * LONGEST + 20])
+def test_the_layer_that_drafts_reads_prompt_and_answer_whole(tokens, plain, waiting, reader, monkeypatch):
+    """No text shows what it has read: keys and values are those of one call, up to the token before the first draft."""
+    monkeypatch.setattr(speculation, "_WAITING", waiting)
+    prompt, token, session = random_prompt(reader, tokens), 100, reader.drafter.session
+    drafts = Drafts(1, Scripted([0] * plain + [1]))
+    list(reader.generate(prompt, lambda *_: token, plain + 3, drafts))  # drafts once, at last
+    assert drafts.drafted == 1
     with session.borrow_cache(1) as lent:  # the one that was just used
         found = [buffer.read() for buffer in lent.buffers]
-    whole, own = reader.decoder.new_cache(tokens), session.new_cache(tokens)
-    hidden = reader.decode(whole, prompt.embeds, np.array([tokens - 1])).hidden
-    following = np.concatenate((prompt.embeds[1:], reader.embed_tokens(np.array([first]))))
-    session.run(own, following[None], np.array([[tokens - 1]]), hidden)
+    length = tokens + plain
+    whole, own = reader.decoder.new_cache(length), session.new_cache(length)
+    answer = reader.embed_tokens(np.full(plain + 1, token))
+    embeds = np.concatenate((prompt.embeds, answer))
+    hidden = reader.decode(whole, embeds[:-1], np.array([length - 1])).hidden
+    session.run(own, embeds[None, 1:], np.array([[length - 1]]), hidden)
     for ours, buffer in zip(found, own.buffers, strict=True):
         expected = buffer.read()
         assert np.abs(ours - expected).max() < SAME * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_text_is_the_same_whatever_is_chosen(seed, reader):
+    """Plain steps and drafts in any order; documents have more tokens than the window."""
+    random = np.random.default_rng(seed)
+    for document in open_documents("rendered", split="evaluation", count=3, seed=3 + seed):
+        prompt, policy = reader.prompt(document.prompt, [document.image]), Scripted(random.choice([0, 0, 1, 2, 3], 25))
+        expected = list(reader.generate(prompt, greedy, 200))
+        drafts = Drafts(3, policy)
+        assert list(reader.generate(prompt, greedy, 200, drafts)) == expected
+        assert len(policy.seen) <= drafts.calls <= len(policy.seen) + 1
+        assert all(accepted <= drafted for drafted, accepted in policy.seen)
+
+
+def test_the_policy_itself_changes_no_text(reader):
+    """One over several answers, by a clock of this machine: whatever it chose."""
+    policy = DraftPolicy()
+    for document in open_documents("rendered", split="evaluation", count=6, seed=2):
+        prompt, drafts = reader.prompt(document.prompt, [document.image]), Drafts(MOST, policy)
+        expected = list(reader.generate(prompt, greedy, 100))
+        assert list(reader.generate(prompt, greedy, 100, drafts)) == expected
 
 
 def test_most_drafts_of_a_transcription_stand(reader):
