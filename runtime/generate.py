@@ -222,7 +222,8 @@ class Model:
     def read_prompt(self, cache: KVCache, prompt: Prompt) -> Iterator[Decoded]:
         """Fill an empty cache with a prompt, chunk by chunk; each comes with the logits [1, 1, V] after its last token.
 
-        Hidden states of padding may follow those of a chunk. Raises InputError for a prompt that makes anything but numbers.
+        Hidden states of padding may follow those of a chunk. Raises InputError for a prompt that makes anything but
+        numbers.
         """
         rows = min(buffer.shape[2] for buffer in cache.buffers)
         for start, stop, padding in prompt_calls(len(prompt.ids), CHUNKINGS[self.device.kind], rows):
