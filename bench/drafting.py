@@ -53,7 +53,7 @@ class Spread:
         return cls(*(float(value) for value in np.quantile(values, (0.25, 0.5, 0.75))))
 
     def __str__(self) -> str:
-        return f"{self.median:.2f} ({self.low:.2f}–{self.high:.2f})"
+        return f"{self.median:z.2f} ({self.low:z.2f}–{self.high:z.2f})"
 
 
 @dataclass(frozen=True)
