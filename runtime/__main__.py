@@ -90,7 +90,8 @@ DraftsOption = Annotated[
     typer.Option(
         metavar="auto|0..8",
         help="Tokens that the MTP layer drafts ahead of each call of the decoder; 0 for none. auto times calls as they "
-        "come and drafts where that gives more tokens a second. Drafts may decide near ties otherwise.",
+        "come and drafts where that gives more tokens a second; with --seed it drafts nothing. Drafts may decide near "
+        "ties otherwise.",
     ),
 ]
 MemoryOption = Annotated[
@@ -164,7 +165,8 @@ def generate(
     wanted = _draft_tokens(draft_tokens)
     loaded = Model(model, device, _options(device, memory_limit, cuda_graph, wanted))
     given = {"temperature": temperature, "top_p": top_p, "top_k": top_k, "presence_penalty": presence_penalty}
-    answers = Answers(loaded, _sampling(loaded, given, seed), max_new_tokens, thinking, _drafting(loaded, wanted))
+    drafting = _drafting(loaded, wanted, seed)
+    answers = Answers(loaded, _sampling(loaded, given, seed), max_new_tokens, thinking, drafting)
     if questions is not None:
         for answer in answers.of_lines(questions):
             _print_json(answer)
@@ -219,11 +221,14 @@ def _draft_tokens(text: str) -> int | None:
     return int(text)
 
 
-def _drafting(model: Model, wanted: int | None) -> int | DraftPolicy:
-    """How many tokens to draft. Nothing by itself without an MTP layer, nor where single steps are replayed."""
+def _drafting(model: Model, wanted: int | None, seed: int | None) -> int | DraftPolicy:
+    """How many tokens to draft. Nothing by itself without an MTP layer, nor where single steps are replayed.
+
+    Nor with a seed: what a policy chooses depends on time, and a seed is given to see the same answer again.
+    """
     if wanted is not None:
         return wanted
-    return 0 if model.target.mtp is None or model.options.capture else DraftPolicy()
+    return 0 if model.target.mtp is None or model.options.capture or seed is not None else DraftPolicy()
 
 
 def _options(device: str, memory_limit: float | None, cuda_graph: bool, draft_tokens: int | None) -> Options:
