@@ -75,7 +75,7 @@ KINDS = (
     Kind("block 32, bf16", "bfloat16", 32),
     Kind("NF4, fp16", "float16", 64, nf4=True),
 )
-TINY_KINDS = (
+CPU_KINDS = (  # the CPU has no kernels for bfloat16, and slow ones for float16
     Kind("block 128, fp32", "float32", 128),
     Kind("block 32, fp32", "float32", 32),
     Kind("NF4, fp32", "float32", 64, nf4=True),
@@ -84,8 +84,8 @@ TINY_KINDS = (
 
 def measure(bench: Bench) -> Iterator[Figure]:
     """Every kind of weight, every shape, every number of rows; what is most used first."""
-    shapes, rows, kinds = (TINY, TINY_ROWS, TINY_KINDS) if bench.tiny else (SHAPES, ROWS, KINDS)
-    tasks = [(kind, shape) for kind in kinds for shape in shapes]
+    shapes, rows = (TINY, TINY_ROWS) if bench.tiny else (SHAPES, ROWS)
+    tasks = [(kind, shape) for kind in (KINDS if bench.on_gpu else CPU_KINDS) for shape in shapes]
     for kind, shape in bench.within(tasks, seconds=0 if bench.tiny else 5):
         yield from _shape(bench, kind, shape, shapes[shape], rows)
 

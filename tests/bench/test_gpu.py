@@ -75,7 +75,7 @@ def test_what_the_clock_cuts_off_keeps_its_figures(bench, tmp_path):
     cut = read_record(tmp_path / "run.json")["stages"][0]
     assert cut["cut"]
     assert cut["error"] is None
-    assert len(cut["figures"]) < len(products.TINY_KINDS) * len(products.TINY) * len(products.TINY_ROWS)
+    assert len(cut["figures"]) < len(products.CPU_KINDS) * len(products.TINY) * len(products.TINY_ROWS)
 
 
 def test_a_call_is_timed_after_a_warm_up():
@@ -138,7 +138,7 @@ def test_graphs_are_packed_without_weights(tmp_path):
     assert len(list(Model(folder, "cpu").generate(Model(folder, "cpu").prompt("Hello"), lambda *_: 100, 3))) == 3
 
 
-@pytest.mark.parametrize("kind", products.TINY_KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("kind", products.CPU_KINDS, ids=lambda kind: kind.name)
 def test_products_are_those_of_the_weights(kind, tmp_path):
     """What is timed is what a decoder does: codes from the lowest bits on, and a scale for each block."""
     outputs, inputs, copies = 64, 256, 2
