@@ -21,7 +21,7 @@ from calib_data.progress import say
 from .bench import Bench
 from .card import BANDWIDTH, PRODUCT
 from .record import Outcome, Record, file_name
-from .stage import STAGES, Stage, read_figures, to_json
+from .stage import OUT_OF_TIME, STAGES, Stage, read_figures, to_json
 from .table import stage_lines
 
 app = typer.Typer(add_completion=False)
@@ -49,9 +49,9 @@ def run_stage(stage: Stage, bench: Bench, record: Record) -> None:
             time.sleep(POLL)
             _update(outcome, record, figures, started)
     _update(outcome, record, figures, started)
+    outcome.cut = outcome.cut or process.returncode == OUT_OF_TIME
     if process.returncode and not outcome.cut:
         outcome.error = _last_line(log) or f"ended with exit code {process.returncode}"
-    outcome.cut = outcome.cut or (process.returncode == 0 and time.time() > bench.ends)
     record.save()
 
 

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 
+class OutOfTimeError(Exception):
+    """A stage has to end, whatever it has not measured yet."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """The setting of one stage, which runs in a process of its own."""
@@ -57,10 +61,10 @@ class Bench:
             torch.cuda.synchronize()
 
     def within(self, items: list[Any], seconds: float = 0.0) -> Iterator[Any]:
-        """Yield items while there is time for one more, which takes about so many seconds."""
+        """Yield items while there is time for one more, of about so many seconds; then raise OutOfTimeError."""
         for item in items:
             if time.time() + seconds > self.ends:
-                return
+                raise OutOfTimeError
             yield item
 
     def share_of(self, ceiling: str, rate: float) -> float | None:

@@ -34,7 +34,7 @@ VARIANTS: dict[Variant, dict[str, Any]] = {
     "int8-kv": {"kv_bits": 8},
     "full-kv": {"kv_layout": "full"},
 }
-LARGEST_MAGNITUDE = 8.0  # of keys and values, for the steps of an int8 cache: both are normalised
+LARGEST_MAGNITUDE = 8.0  # of keys and values, for the steps of an int8 cache; any will do for its speed
 _WEIGHTS = "weights"  # the folder of headers in an archive
 _NARROW = {  # the release in miniature
     "text_config": {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from calib_data.errors import InputError
 
-from .bench import Bench
+from .bench import Bench, OutOfTimeError
 from .figures import Figure
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ class Stage:
     weight: float
 
 
+OUT_OF_TIME = 75  # the exit code of a stage that the clock has cut off: EX_TEMPFAIL of sysexits.h
 STAGES = (
     Stage("card", "The card", 3),
     Stage("right", "The bundled reader on the GPU against the CPU's exact graphs", 30),
@@ -71,6 +72,8 @@ def main() -> None:
             for figure in measure(bench):
                 file.write(json.dumps(asdict(figure)) + "\n")
                 file.flush()
+        except OutOfTimeError:
+            sys.exit(OUT_OF_TIME)
         except InputError as error:
             sys.exit(str(error))
 
