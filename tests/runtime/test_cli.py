@@ -125,7 +125,7 @@ FOLDERS = {
     "runtime.json of another kind": (write("runtime.json", b"[1]"), "runtime.json: not readable"),
     "runtime.json of another version": (
         other_format,
-        "runtime.json: format 1, this version reads 4; run python -m export again",
+        "runtime.json: format 1, this version reads 5; run python -m export again",
     ),
     "weights changed": (flip_header_byte, f"{WEIGHTS}: changed since"),
     "weights truncated": (lambda folder: os.truncate(folder / WEIGHTS, 2_000_000), f"{WEIGHTS}: changed since"),
