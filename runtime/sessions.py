@@ -138,7 +138,7 @@ def open_session(
 def _settings(path: Path, device: Device, options: Options) -> ort.SessionOptions:
     settings = ort.SessionOptions()
     settings.log_severity_level = _FATAL  # what is only an error is raised too
-    # Each session has threads of its own, which would go on waiting busily for its next call while another one computes.
+    # Each session has threads of its own, which would spin after a call, on the cores that the next graph needs.
     settings.add_session_config_entry("session.force_spinning_stop", "1")
     if options.threads is not None:
         settings.intra_op_num_threads = options.threads
