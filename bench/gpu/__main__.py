@@ -6,10 +6,14 @@ cut loses nothing, and a stage that fails is recorded with its one line while th
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -40,12 +44,12 @@ def run_stage(stage: Stage, bench: Bench, record: Record) -> None:
     figures, log = bench.scratch / f"{stage.name}.jsonl", bench.scratch / f"{stage.name}.log"
     started = time.time()
     with log.open("wb") as messages:
-        command = [sys.executable, "-m", "bench.gpu.stage", stage.name, to_json(bench), str(figures)]
-        process = subprocess.Popen(command, stdout=messages, stderr=messages)
+        command = [sys.executable, "-m", "bench.gpu.stage", stage.module or stage.name, to_json(bench), str(figures)]
+        process = subprocess.Popen(command, stdout=messages, stderr=messages, start_new_session=True)
         while process.poll() is None:
             if time.time() > bench.ends + GRACE:
                 outcome.cut = True
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # with the processes that it has started
             time.sleep(POLL)
             _update(outcome, record, figures, started)
     _update(outcome, record, figures, started)
@@ -86,7 +90,7 @@ def run_all(stages: list[Stage], bench: Bench, seconds: float, record: Record) -
             continue
         share = left * stage.weight / sum(weights)
         say(f"{stage.name}: up to {share:.0f} s")
-        told = Bench(bench.device, bench.tiny, bench.scratch, bench.graphs, time.time() + share, ceilings(record))
+        told = replace(bench, stage=stage.name, ends=time.time() + share, ceilings=ceilings(record))
         run_stage(stage, told, record)
         outcome = record.outcomes[-1]
         say(f"{stage.name}: {outcome.seconds:.0f} s, {len(outcome.figures)} figures{_ending(outcome)}")
@@ -99,8 +103,6 @@ def _ending(outcome: Outcome) -> str:
 def _scratch() -> Path | None:
     """A folder in memory where there is room for the largest model; None for the usual place."""
     try:
-        import shutil
-
         return IN_MEMORY if shutil.disk_usage(IN_MEMORY).free > WANTED else None
     except OSError:
         return None
@@ -113,7 +115,7 @@ def main(
     tiny: Annotated[bool, typer.Option("--tiny", help="Models and inputs in miniature.")] = False,
     only: Annotated[list[str] | None, typer.Option(help="A stage; repeat for several.", show_default="all")] = None,
     graphs: Annotated[
-        Path | None, typer.Option(help="What bench.gpu.prepare made.", show_default="made here, in minutes")
+        Path | None, typer.Option(help="Folder of bench.gpu.prepare.", show_default="traced here, in minutes")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="JSON file.", show_default="bench/results/gpu-<card>-…")] = None,
 ) -> None:
@@ -126,7 +128,7 @@ def main(
     command = " ".join(["python -m bench.gpu", *sys.argv[1:]])
     record = Record(output or RESULTS / file_name(device), command, device, tiny)
     with tempfile.TemporaryDirectory(dir=_scratch()) as scratch:
-        bench = Bench(device, tiny, Path(scratch), graphs, 0.0, {})
+        bench = Bench("", device, tiny, Path(scratch), graphs, 0.0, {})
         run_all([stage for stage in STAGES if not only or stage.name in only], bench, 60 * minutes, record)
     for outcome in record.outcomes:
         lines = stage_lines(outcome.about, outcome.seconds, outcome.error, outcome.cut, outcome.figures)

@@ -23,6 +23,8 @@ class OutOfTimeError(Exception):
 class Bench:
     """The setting of one stage, which runs in a process of its own."""
 
+    stage: str
+    """Its name."""
     device: Literal["cpu", "cuda"]
     """`cuda`, or `cpu` to try the stages themselves."""
     tiny: bool
@@ -30,7 +32,7 @@ class Bench:
     scratch: Path
     """A folder for what several stages use, in memory where there is room."""
     graphs: Path | None
-    """What `python -m bench.gpu.prepare` made; None to make it here, which takes minutes at 33 B."""
+    """The folder that `python -m bench.gpu.prepare` made; None to trace graphs here, in minutes at 33 B."""
     ends: float
     """When the stage has to end, by `time.time`."""
     ceilings: dict[str, float]

@@ -20,7 +20,7 @@ from runtime.generate import Model, Prompt
 from runtime.sessions import Options
 
 from .figures import WARM_UP, Figure, Timing, timed
-from .folders import Shape, folder_of
+from .folders import FOUR_LAYERS, TINY, folder_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
     from .bench import Bench
 
-LAYERS, LAYERS_TINY = 4, 2
 CONTEXT, CONTEXT_TINY = 4096, 64
 STEPS = 100  # at most
 KERNELS = """
@@ -45,7 +44,7 @@ list(model.generate(prompt, lambda *_: 100, 3))
 
 def measure(bench: Bench) -> Iterator[Figure]:
     """Ours in 4 bits, transformers in bfloat16, with torch.compile off and on; and what attention ran on."""
-    shape = Shape(LAYERS_TINY, 2, narrow=True) if bench.tiny else Shape(LAYERS, 2)
+    shape = TINY if bench.tiny else FOUR_LAYERS
     context, folder = CONTEXT_TINY if bench.tiny else CONTEXT, folder_of(bench, shape)
     ours = _ours(bench, folder, context)
     for part, timing in ours.items():

@@ -62,6 +62,7 @@ class Shape:
     layers: int
     vision_blocks: int
     narrow: bool = False
+    variants: tuple[Variant, ...] = ("stored",)
 
     def config(self) -> dict[str, Any]:
         """Its raw config.json."""
@@ -69,11 +70,12 @@ class Shape:
         return {**config, **{part: config[part] | _NARROW[part] for part in _NARROW if self.narrow}}
 
 
-WHOLE = Shape(64, 28)
-TINY = Shape(2, 2, narrow=True)
+WHOLE = Shape(64, 28, variants=tuple(VARIANTS))
+FOUR_LAYERS = Shape(4, 2)
+TINY = Shape(2, 2, narrow=True, variants=tuple(VARIANTS))
 
 
-def pack(shape: Shape, target: Literal["cpu", "cuda"], variants: list[Variant], archive: Path) -> None:
+def pack(shape: Shape, target: Literal["cpu", "cuda"], archive: Path) -> None:
     """Write graphs of each variant, runtime.json and headers of weights files into a .tar.gz; takes minutes at 33 B."""
     with tempfile.TemporaryDirectory(dir=archive.parent) as place:
         model = Path(place) / "model"
@@ -85,7 +87,7 @@ def pack(shape: Shape, target: Literal["cpu", "cuda"], variants: list[Variant], 
                     _add(tar, f"{_WEIGHTS}/{path.name}", read_header(path))
                 else:
                     tar.add(path, path.name)
-            for variant in variants:
+            for variant in shape.variants:
                 export_folder(model, target, **VARIANTS[variant])
                 for path in [model / "runtime.json", *model.glob("*.onnx")]:
                     tar.add(path, f"{variant}/{path.name}")
@@ -122,14 +124,19 @@ def unpack(archive: Path, folder: Path) -> None:
             os.link(path, variant / path.name)  # no symbolic link: ONNX Runtime reads no weights outside a folder
 
 
+def archive_name(shape: Shape) -> str:
+    """What the archive of a shape is called in the folder that `bench.gpu.prepare` makes."""
+    return f"model-{shape.layers}.tar.gz"
+
+
 def folder_of(bench: Bench, shape: Shape, variant: Variant = "stored") -> Path:
     """A model folder, made when it is first asked for; `python -m bench.gpu.prepare` saves the minutes at 33 B."""
     place = bench.scratch / f"model-{shape.layers}"
     if not place.exists():
-        archive = bench.graphs
-        if archive is None or shape != WHOLE:
-            archive = bench.scratch / f"model-{shape.layers}.tar.gz"
-            pack(shape, "cuda" if bench.on_gpu else "cpu", list(VARIANTS), archive)
+        archive = (bench.graphs or bench.scratch) / archive_name(shape)
+        if not archive.exists():
+            archive = bench.scratch / archive_name(shape)
+            pack(shape, "cuda" if bench.on_gpu else "cpu", archive)
         partial = place.with_name(place.name + ".partial")
         partial.mkdir()
         unpack(archive, partial)

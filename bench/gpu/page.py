@@ -19,7 +19,7 @@ NONE = """# On a GPU
 
 **No run on a GPU has been recorded yet.** `python -m bench.gpu` makes one, and `python -m bench.gpu.page` writes this
 page from it. Where a machine has no network, trace the graphs of 33 B beforehand with `python -m bench.gpu.prepare`,
-and give the archive to `bench.gpu --graphs`.
+and give the folder to `bench.gpu --graphs`.
 """
 
 

@@ -1,4 +1,4 @@
-"""One stage in a process of its own: `python -m bench.gpu.stage NAME BENCH FIGURES`, started by `bench.gpu`.
+"""One stage in a process of its own: `python -m bench.gpu.stage MODULE BENCH FIGURES`, started by `bench.gpu`.
 
 A process ends with what it took of the GPU, and one that crashes takes no other stage with it.
 """
@@ -28,16 +28,21 @@ class Stage:
     name: str
     about: str
     weight: float
+    module: str = ""
+    """What has its `measure`, where that is not the stage's own name."""
 
 
 OUT_OF_TIME = 75  # the exit code of a stage that the clock has cut off: EX_TEMPFAIL of sysexits.h
 STAGES = (
     Stage("card", "The card", 3),
-    Stage("right", "The bundled reader on the GPU against the CPU's exact graphs", 30),
-    Stage("products", "Products at the released widths", 15),
-    Stage("whole", "33 B whole: 64 layers of random 4-bit codes", 30),
-    Stage("vision", "Vision: all blocks at the released widths", 6),
-    Stage("quantize", "Quantizing one decoder layer of the released widths", 8),
+    Stage("right", "The bundled reader on the GPU against the CPU's exact graphs", 26),
+    Stage("products", "Products at the released widths", 13),
+    Stage("whole", "33 B whole: 64 layers of random 4-bit codes", 18),
+    Stage("block-32", "33 B in blocks of 32, for CUTLASS kernels", 8, "variant"),
+    Stage("full-kv", "33 B with full-length KV buffers", 5, "variant"),
+    Stage("int8-kv", "33 B with an int8 KV cache", 4, "variant"),
+    Stage("vision", "Vision: all blocks at the released widths", 5),
+    Stage("quantize", "Quantizing one decoder layer of the released widths", 10),
     Stage("beside", "Beside transformers: four layers of the released widths", 8),
 )
 """In order of value: what is cut off is what is needed least."""
@@ -65,8 +70,8 @@ def read_figures(path: Path) -> list[Figure]:
 
 def main() -> None:
     """Run the stage and append each figure as a line of JSON when it is there."""
-    name, bench, path = sys.argv[1], from_json(sys.argv[2]), Path(sys.argv[3])
-    measure: Callable[[Bench], Iterator[Figure]] = importlib.import_module(f"bench.gpu.{name}").measure
+    module, bench, path = sys.argv[1], from_json(sys.argv[2]), Path(sys.argv[3])
+    measure: Callable[[Bench], Iterator[Figure]] = importlib.import_module(f"bench.gpu.{module}").measure
     with path.open("a", encoding="utf-8") as file:
         try:
             for figure in measure(bench):

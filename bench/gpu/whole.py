@@ -1,4 +1,4 @@
-"""The whole model at 33 B: loading, memory against `quantize plan`, prompts, steps, batches, drafts, an int8 cache.
+"""The whole model at 33 B: loading, memory against `quantize plan`, prompts, steps, batches and drafts.
 
 Weights are random codes and the cache is as it was created: a kernel's time depends on neither.
 """
@@ -62,15 +62,14 @@ MINIATURE = Sizes((200, 70), (4, 1), (100,), (64, 16), 70)
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    """Variant after variant, each loaded by itself; the first as `runtime generate` would run it."""
-    sizes, shape = (MINIATURE, TINY) if bench.tiny else (RELEASED, WHOLE)
+    """A first question as `runtime generate` answers it; then part by part, steps launched and steps captured."""
+    shape = TINY if bench.tiny else WHOLE
     started = time.perf_counter()
-    folder_of(bench, shape)
+    folder = folder_of(bench, shape)
     yield Figure("make the folder", time.perf_counter() - started, "s", note="random codes in memory")
-    yield from _first(bench, folder_of(bench, shape), sizes)
-    variants: list[Variant] = ["stored", "block-32", "full-kv", "int8-kv"]
-    for variant in bench.within(variants, seconds=0 if bench.tiny else 15):
-        yield from _variant(bench, folder_of(bench, shape, variant), variant, sizes)
+    sizes = MINIATURE if bench.tiny else RELEASED
+    yield from _first(bench, folder, sizes)
+    yield from measure_variant(bench, "stored")
 
 
 def _first(bench: Bench, folder: Path, sizes: Sizes) -> Iterator[Figure]:
@@ -98,19 +97,17 @@ def _first(bench: Bench, folder: Path, sizes: Sizes) -> Iterator[Figure]:
     gc.collect()
 
 
-def _variant(bench: Bench, folder: Path, variant: Variant, sizes: Sizes) -> Iterator[Figure]:
-    """Steps captured as CUDA graphs, where there is CUDA."""
-    capture = bench.on_gpu
+def measure_variant(bench: Bench, variant: Variant) -> Iterator[Figure]:
+    """Loading, batches, steps and prompts of one variant; steps captured as CUDA graphs, where there is CUDA."""
+    sizes, folder = MINIATURE if bench.tiny else RELEASED, folder_of(bench, TINY if bench.tiny else WHOLE, variant)
     started = time.perf_counter()
-    model = Model(folder, bench.device, Options(capture=capture))
+    model = Model(folder, bench.device, Options(capture=bench.on_gpu))
     model.load()
     yield Figure(f"{variant}: load the decoder", time.perf_counter() - started, "s")
-    name = f"{variant}, captured" if capture else variant
+    name = f"{variant}, captured" if bench.on_gpu else variant
     yield from _batches(bench, model, name, sizes)
     yield from _steps(bench, model, name, sizes)
     yield from _prompts(bench, model, name, sizes)
-    del model
-    gc.collect()
 
 
 def _steps(bench: Bench, model: Model, name: str, sizes: Sizes) -> Iterator[Figure]:

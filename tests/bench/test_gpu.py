@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
@@ -31,7 +32,7 @@ CARD = next(stage for stage in STAGES if stage.name == "card")
 
 @pytest.fixture
 def bench(tmp_path):
-    return Bench("cpu", True, tmp_path, None, time.time() + 600, {})
+    return Bench("", "cpu", True, tmp_path, None, time.time() + 600, {})
 
 
 def test_every_stage_passes_in_miniature(tmp_path):
@@ -107,7 +108,7 @@ def test_a_table_shows_what_there_is():
 
 def test_folders_made_of_graphs_and_headers_answer(tmp_path):
     """Packed here, unpacked elsewhere. Weights are linked, not copied, and have the deviation of trained ones."""
-    pack(TINY, "cpu", ["stored", "int8-kv"], tmp_path / "graphs.tar.gz")
+    pack(replace(TINY, variants=("stored", "int8-kv")), "cpu", tmp_path / "graphs.tar.gz")
     assert (tmp_path / "graphs.tar.gz").stat().st_size < 1 << 20
     (tmp_path / "made").mkdir()
     unpack(tmp_path / "graphs.tar.gz", tmp_path / "made")
@@ -157,7 +158,7 @@ from bench.gpu.memory import PeakMemory
 from runtime.sessions import Buffer, Device
 
 Buffer.empty((1,), "int8", Device("cuda"))
-with PeakMemory(Bench("cuda", True, Path(), None, 0.0, {})) as memory:
+with PeakMemory(Bench("", "cuda", True, Path(), None, 0.0, {})) as memory:
     held = Buffer.empty((64 << 20,), "int8", Device("cuda"))
     time.sleep(0.05)
 print(json.dumps(memory.bytes))
