@@ -60,7 +60,7 @@ class _Call:
 
     binding: ort.IOBinding
     options: ort.RunOptions
-    thread: int | None
+    thread: threading.Thread | None
     embeds: Buffer
     seqlens_k: Buffer
     total: Buffer
@@ -180,7 +180,7 @@ class DecoderSession:
     ) -> Decoded:
         """The call itself. lengths: of the sequences after it."""
         call = self._call(cache, embeds.shape[1], wanted.shape[1])
-        if call.thread not in (None, threading.get_ident()):
+        if call.thread not in (None, threading.current_thread()):
             raise RuntimeError("a captured step can only be replayed by the thread that captured it")
         call.embeds.write(embeds)
         call.seqlens_k.write(lengths - np.int32(1))
@@ -215,7 +215,7 @@ class DecoderSession:
         call = _Call(
             binding=self._session.io_binding(),
             options=options,
-            thread=threading.get_ident() if captured else None,
+            thread=threading.current_thread() if captured else None,
             embeds=Buffer.empty((batch, tokens, width), self._dtype, device),
             seqlens_k=Buffer.empty((batch,), "int32", device),
             total=Buffer.empty((), "int32", HOST),

@@ -74,13 +74,15 @@ class Model:
     """The graphs, tokenizer and settings of one exported folder on one device.
 
     A graph is loaded when it is first used: what tokenizer and settings rule out is said before gigabytes are read.
-    generation: what generation_config.json holds. end_ids: the tokens that end an answer, a turn's own end first.
+    chunking: how prompts are cut into calls. generation: what generation_config.json holds. end_ids: the tokens that
+    end an answer, a turn's own end first.
     """
 
     def __init__(self, folder: Path, device: str, options: Options | None = None) -> None:
         self.folder, self.device = folder, Device.parse(device)
         self.bundle = load_bundle(folder)
         self.target = self.bundle.target(folder, self.device.kind)
+        self.chunking = CHUNKINGS[self.device.kind]
         self.options = replace(options or Options(), cutlass=self.target.block_size is not None)
         self.chat = Chat(folder)
         self.generation = _read_settings(folder / "generation_config.json")
@@ -225,8 +227,8 @@ class Model:
         Hidden states of padding may follow those of a chunk. Raises InputError for a prompt that makes anything but
         numbers.
         """
-        rows = min(buffer.shape[2] for buffer in cache.buffers)
-        for start, stop, padding in prompt_calls(len(prompt.ids), CHUNKINGS[self.device.kind], rows):
+        rows = min(cache.room, *(buffer.shape[2] for buffer in cache.buffers))
+        for start, stop, padding in prompt_calls(len(prompt.ids), self.chunking, rows):
             chunk = prompt.embeds[start:stop]
             if padding:
                 chunk = np.pad(chunk, ((0, padding), (0, 0)))
@@ -235,7 +237,7 @@ class Model:
             if self.target.kv_dtype == "int8":
                 # Rounded to int8, a NaN or infinite key is a number again, and what follows would look sound.
                 assert decoded.hidden is not None
-                self._require_finite(decoded.hidden.read())
+                self._require_finite(decoded.hidden.read()[:, : stop - start])
             yield decoded
 
     def room(self, prompt: Prompt) -> int:
@@ -278,7 +280,7 @@ class Model:
                 raise
             problem = str(error)
         drafts.policy.given_up = True
-        del self.drafter  # the error that held on to it is gone, too
+        self.__dict__.pop("drafter", None)  # the error that held on to it is gone, too
         first = next(steps)  # where this fails as well, it alone says why
         say(f"answering without drafts: {problem}")
         return chain([first], steps)

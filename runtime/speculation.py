@@ -224,7 +224,7 @@ def speculate(
     most, room = _most(drafts, rewinder.window), len(prompt.ids) + budget
     with model.decoder.borrow_cache(room) as cache, model.drafter.session.borrow_cache(room) as own:
         reader = _Reader(model, own)
-        decoded, known = _read_prompt(model, prompt, cache, reader)
+        decoded, known = _read_prompt(model, prompt, cache, reader), prompt.embeds[:0]
         yield sampler(decoded.logits[0, 0], generated)
         while True:
             start = perf_counter()
@@ -276,16 +276,18 @@ def _most(drafts: Drafts, window: int | None) -> int:
     return window - 1
 
 
-def _read_prompt(model: Model, prompt: Prompt, cache: KVCache, reader: _Reader) -> tuple[Decoded, NDArray[np.float32]]:
-    """Fill both caches with the prompt; returns what its last chunk gave, and the chunk's embeddings after the first.
+def _read_prompt(model: Model, prompt: Prompt, cache: KVCache, reader: _Reader) -> Decoded:
+    """Fill both caches with the prompt, so that memory that is short is known before the first token of the answer.
 
-    The MTP layer has still to read these, with the first token of the answer.
+    The MTP layer reads that one beside the hidden state of the last token, which is all that is returned of them.
     """
     read = 0
     for decoded in model.read_prompt(cache, prompt):
         before, read = read, int(cache.lengths[0])
         following = prompt.embeds[before + 1 : read + 1]
-        if read < len(prompt.ids):
-            assert decoded.hidden is not None
+        assert decoded.hidden is not None
+        if len(following):
             reader.read(decoded.hidden, following)
-    return decoded, following
+    assert decoded.hidden is not None
+    last = decoded.hidden.read()[:, read - before - 1 : read - before]
+    return decoded._replace(hidden=Buffer.of(last, decoded.hidden.dtype, decoded.hidden.device))

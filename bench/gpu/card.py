@@ -47,7 +47,7 @@ def _about(bench: Bench) -> Iterator[Figure]:
     yield Figure("memory", card.total_memory / 2**30, "GiB")
     yield Figure("driver", _driver())
     version = cudnn_version()
-    yield Figure("cuDNN that ONNX Runtime finds", "none" if version is None else ".".join(map(str, version)))
+    yield Figure("cuDNN, found where torch is imported", "none" if version is None else ".".join(map(str, version)))
 
 
 def _driver() -> str:

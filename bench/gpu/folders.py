@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import shutil
 import tarfile
 import tempfile
 from dataclasses import dataclass
@@ -138,6 +139,7 @@ def folder_of(bench: Bench, shape: Shape, variant: Variant = "stored") -> Path:
             archive = bench.scratch / archive_name(shape)
             pack(shape, "cuda" if bench.on_gpu else "cpu", archive)
         partial = place.with_name(place.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)  # of a stage that was cut off
         partial.mkdir()
         unpack(archive, partial)
         partial.rename(place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -18,15 +19,16 @@ RESULTS, PAGE = ROOT / "bench" / "results", ROOT / "docs" / "gpu.md"
 NONE = """# On a GPU
 
 **No run on a GPU has been recorded yet.** `python -m bench.gpu` makes one, and `python -m bench.gpu.page` writes this
-page from it. Where a machine has no network, trace the graphs of 33 B beforehand with `python -m bench.gpu.prepare`,
-and give the folder to `bench.gpu --graphs`.
+page from it. It begins by tracing the graphs of 33 B, which takes minutes: to do that beforehand, on any machine, run
+`python -m bench.gpu.prepare` and give its folder to `bench.gpu --graphs`.
 """
 
 
 def page(results: Path) -> str:
     """The page of the newest run in a folder; of none where there is none."""
-    runs = sorted(results.glob("gpu-*.json"), key=lambda path: (path.stem[-10:], path.name))  # names end in the date
-    runs = [path for path in runs if not path.name.startswith("gpu-cpu-")]
+    dates = ((re.search(r"\d{4}-\d\d-\d\d(?:-\d+)?$", path.stem), path) for path in results.glob("gpu-*.json"))
+    found = sorted((date[0], path) for date, path in dates if date and not path.name.startswith("gpu-cpu-"))
+    runs = [path for _, path in found]
     if not runs:
         return NONE
     record = read_record(runs[-1])

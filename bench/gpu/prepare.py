@@ -15,14 +15,19 @@ from .folders import FOUR_LAYERS, WHOLE, archive_name, pack
 app = typer.Typer(add_completion=False)
 
 
-@app.command()
-def main(output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("graphs")) -> None:
-    """Trace the CUDA graphs of EXAONE 4.5 33B in every variant, and of four of its layers: 1 MB without weights."""
+def prepare(output: Path) -> None:
+    """Write an archive of each shape into a folder; takes minutes."""
     output.mkdir(parents=True, exist_ok=True)
     for shape in (FOUR_LAYERS, WHOLE):
         archive = output / archive_name(shape)
         pack(shape, "cuda", archive)
         say(f"{archive}: {archive.stat().st_size / 2**20:.1f} MiB")
+
+
+@app.command()
+def main(output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("graphs")) -> None:
+    """Trace the CUDA graphs of EXAONE 4.5 33B in every variant, and of four of its layers: 1 MB without weights."""
+    prepare(output)
 
 
 if __name__ == "__main__":

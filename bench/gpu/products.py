@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import ml_dtypes
 import numpy as np
 import onnx
+import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from runtime.sessions import Buffer, Options, open_session
@@ -22,10 +22,8 @@ from .card import BANDWIDTH, PRODUCT
 from .figures import Figure, timed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
-
-    import onnxruntime as ort
 
     from .bench import Bench
 
@@ -36,9 +34,9 @@ SHAPES = {  # outputs, inputs
     "down": (5120, 27392),
     "q, k, v": (7168, 5120),
     "o": (5120, 5120),
-    "head, 8 bits": (153600, 5120),
+    "head": (153600, 5120),
 }
-TINY = {"gate, up": (768, 256), "head, 8 bits": (512, 256)}
+TINY = {"gate, up": (768, 256), "head": (512, 256)}
 ROWS, TINY_ROWS = (1, 2, 4, 8, 16, 17, 32, 1024), (1, 2, 17)
 BEYOND_CACHE = 256 << 20  # bytes of weights; an H100 caches 50 MB
 COMPUTES = 1024  # rows from which a product is bound by arithmetic, not by memory
@@ -61,7 +59,7 @@ class Kind:
 
     def bits(self, shape: str) -> int:
         """Of a code."""
-        return 8 if "8 bits" in shape and not self.nf4 else 4
+        return 8 if shape == "head" and not self.nf4 else 4
 
     def nbytes(self, shape: str, outputs: int, inputs: int) -> int:
         """Of codes and scales, as the kernel reads them."""
@@ -96,31 +94,35 @@ def _shape(bench: Bench, kind: Kind, shape: str, widths: tuple[int, int], rows: 
     copies = 2 if bench.tiny else math.ceil(BEYOND_CACHE / stored)
     path = bench.scratch / "products.onnx"
     save_products(path, kind, kind.bits(shape), outputs, inputs, copies)
-    session = open_session(path, bench.place, Options(cutlass=kind.block == 32))
+    session = open_session(path, bench.place, Options(cutlass=kind.block == 32, capture=bench.on_gpu))
     for count in rows:
-        timing = timed(partial(_run, *_bound(session, bench, kind, count, outputs, inputs, copies)), seconds=0.15)
+        timing = timed(_call(session, bench, kind, count, outputs, inputs, copies), seconds=0.15)
         seconds = timing.median / copies
         ceiling, work = (PRODUCT, 2 * count * outputs * inputs) if count >= COMPUTES else (BANDWIDTH, stored)
         share = bench.share_of(ceiling, work / seconds)
-        name = f"{kind.name}; {shape} [{outputs}, {inputs}]; {count} rows"
+        name = f"{kind.name}; {shape} [{outputs}, {inputs}], {kind.bits(shape)} bits; {count} rows"
         low, high = (value / copies * 1e6 for value in (timing.low, timing.high))
         yield Figure(name, seconds * 1e6, "us", low, high, timing.count, share, f"{ceiling}; {copies} in a call")
 
 
-def _bound(
+def _call(
     session: ort.InferenceSession, bench: Bench, kind: Kind, rows: int, outputs: int, inputs: int, copies: int
-) -> tuple[ort.InferenceSession, ort.IOBinding, list[Buffer]]:
-    binding = session.io_binding()
+) -> Callable[[], None]:
+    """Run all products once; on a GPU replay them, for launching one takes longer than some of them run."""
+    binding, options = session.io_binding(), ort.RunOptions()
+    if bench.on_gpu:
+        options.add_run_config_entry("gpu_graph_id", str(rows))
     x = Buffer.of(np.random.default_rng(0).normal(size=(rows, inputs)).astype(np.float32), kind.dtype, bench.place)
     x.bind_input(binding, "x")
-    results = [Buffer.empty((rows, outputs), kind.dtype, bench.place) for _ in range(copies)]
-    for number, buffer in enumerate(results):
+    held = [x, *(Buffer.empty((rows, outputs), kind.dtype, bench.place) for _ in range(copies))]
+    for number, buffer in enumerate(held[1:]):
         buffer.bind_output(binding, f"y{number}")
-    return session, binding, [x, *results]
 
+    def run() -> None:
+        assert held  # the memory that is bound
+        session.run_with_iobinding(binding, options)
 
-def _run(session: ort.InferenceSession, binding: ort.IOBinding, _held: list[Buffer]) -> None:
-    session.run_with_iobinding(binding)
+    return run
 
 
 def save_products(path: Path, kind: Kind, bits: int, outputs: int, inputs: int, copies: int) -> None:

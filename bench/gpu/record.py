@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import json
 import re
 from dataclasses import asdict, dataclass, field
@@ -69,6 +70,12 @@ def file_name(device: str) -> str:
     card = "cpu" if device == "cpu" else _card_name()
     slug = re.sub(r"[^a-z0-9]+", "-", card.lower().removeprefix("nvidia ")).strip("-")
     return f"gpu-{slug}-{datetime.now(tz=UTC):%Y-%m-%d}.json"
+
+
+def free_path(path: Path) -> Path:
+    """The same path, or where a run lies there already the next one: `…-2.json`."""
+    numbers = (path if number == 1 else path.with_stem(f"{path.stem}-{number}") for number in itertools.count(1))
+    return next(free for free in numbers if not free.exists())
 
 
 def _card_name() -> str:

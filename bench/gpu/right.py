@@ -67,33 +67,29 @@ TINY = ("4 bits",)
 
 
 def measure(bench: Bench) -> Iterator[Figure]:
-    """Verify, KL and answers of each format, as they are ready; then every way to decode one of them."""
+    """Verify, KL and answers of each format, as they are ready; and every way to decode the first of them."""
     kinds = [kind for kind in KINDS if not bench.tiny or kind.name in TINY]
     os.environ["OMP_NUM_THREADS"] = str(THREADS)
     context = multiprocessing.get_context("spawn")  # CUDA does not survive a fork
     with ProcessPoolExecutor(os.cpu_count(), context) as pool:
-        sources = {str(kind.quantized): kind for kind in kinds}
-        list(pool.map(_quantize, [bench] * len(sources), sources.values()))
         running = {pool.submit(_kind, bench, kind): kind for kind in kinds}
         for done in as_completed(running):
+            kind = running[done]
             if error := done.exception():
-                yield Figure(running[done].name, "failed", note=" ".join(str(error).split())[:300])
-            else:
-                yield from done.result()
-    yield from modes(bench, _folder(bench, kinds[0]) / "candidate")
-
-
-def _quantized(bench: Bench, kind: Kind) -> Path:
-    return bench.scratch / "quantized" / str(sorted((kind.quantized or {}).items())).replace("/", "")
+                yield Figure(kind.name, "failed", note=" ".join(str(error).split())[:300])
+                continue
+            yield from done.result()
+            if kind == KINDS[0]:
+                yield from modes(bench, _folder(bench, kind) / "candidate")
 
 
 def _folder(bench: Bench, kind: Kind) -> Path:
     return bench.scratch / "right" / kind.slug
 
 
-def _quantize(bench: Bench, kind: Kind) -> None:
+def _quantize(bench: Bench, kind: Kind, folder: Path) -> None:
     """Quantize the reader where the bench runs."""
-    folder, samples = _quantized(bench, kind), 4 if bench.tiny else 16
+    samples = 4 if bench.tiny else 16
     if kind.quantized is None:
         shutil.copytree(READER, folder)
     else:
@@ -102,10 +98,10 @@ def _quantize(bench: Bench, kind: Kind) -> None:
 
 
 def _kind(bench: Bench, kind: Kind) -> list[Figure]:
-    """Export a format for both devices and compare them."""
+    """Quantize the reader, export it for both devices and compare them."""
     reference, candidate = (_folder(bench, kind) / part for part in ("reference", "candidate"))
-    for folder in (reference, candidate):
-        shutil.copytree(_quantized(bench, kind), folder)
+    _quantize(bench, kind, candidate)
+    shutil.copytree(candidate, reference)
     export_folder(reference, "cpu", exact=True, **kind.exported)
     if bench.on_gpu:
         export_folder(candidate, "cuda", **kind.exported, **kind.stated)

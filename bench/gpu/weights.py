@@ -41,18 +41,15 @@ class _Tiles:
     def __init__(self, seed: int) -> None:
         random = np.random.default_rng(seed)
         self.codes = random.integers(0, 256, TILE, np.uint8)
-        self._normal = random.standard_normal(TILE // 4, np.float32)
-        self._signs = np.where(random.random(TILE // 4) < 0.5, -1, 1).astype(np.float32)
-
-    def normal(self, dtype: str) -> NDArray[Any]:
-        """With the deviation of weights."""
-        values: NDArray[Any] = (STD * self._normal).astype(DTYPES[dtype])
-        return values
-
-    def scales(self, dtype: str, bits: int) -> NDArray[Any]:
-        """Such that weights have that deviation; of either sign, or all weights would be below zero on average."""
-        values: NDArray[Any] = (STD * 12**0.5 / 2**bits * self._signs).astype(DTYPES[dtype])
-        return values
+        normal = STD * random.standard_normal(TILE // 4, np.float32)
+        signs = np.where(random.random(TILE // 4) < 0.5, -1, 1).astype(np.float32)
+        self.normal: dict[str, NDArray[Any]] = {name: normal.astype(dtype) for name, dtype in DTYPES.items()}
+        # Of either sign, or all weights would be below zero on average; by type and bits of a code.
+        self.scales: dict[tuple[str, int], NDArray[Any]] = {
+            (name, bits): (STD * 12**0.5 / 2**bits * signs).astype(dtype)
+            for name, dtype in DTYPES.items()
+            for bits in (4, 8)
+        }
 
 
 def _fill_file(path: Path, header: bytes, tiles: _Tiles, group: int) -> None:
@@ -76,10 +73,10 @@ def _values(name: str, entry: dict[str, Any], entries: dict[str, Any], tiles: _T
         return np.array([shape_of(linear, entries, group)], {"I32": np.int32, "I64": np.int64}[dtype])
     if kind == "weight_scale":
         packed = entries[f"{linear}.weight_packed"]["shape"]
-        return tiles.scales(dtype, packed[1] * 32 // (shape[1] * group))
+        return tiles.scales[dtype, packed[1] * 32 // (shape[1] * group)]
     if len(shape) == 1:
         return np.full(shape, float(kind != "bias"), DTYPES[dtype])
-    return tiles.normal(dtype)
+    return tiles.normal[dtype]
 
 
 def shape_of(linear: str, entries: dict[str, Any], group: int) -> tuple[int, int]:

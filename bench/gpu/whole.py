@@ -18,7 +18,7 @@ from bench.drafting import costs, time_calls
 from quantize.checkpoint import open_checkpoint, read_json
 from quantize.plan import make_plan
 from quantize.sizes import read_architecture
-from runtime.chunks import CHUNKINGS, Chunking
+from runtime.chunks import Chunking
 from runtime.generate import Model, Prompt
 from runtime.sampling import greedy
 from runtime.sessions import Options
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 GIB = 2**30
 ANSWER = 64  # tokens
+GROUP = 128  # weights that share a scale as stored
 
 
 @dataclass(frozen=True)
@@ -50,14 +51,22 @@ class Sizes:
 
     contexts: tuple[int, ...]
     batches: tuple[int, ...]
-    prompts: tuple[int, ...]
-    chunks: tuple[int, ...]
+    prompts: dict[int, tuple[int, ...]]
+    """Lengths, and for each the lengths of chunks."""
+    variants_prompts: dict[int, tuple[int, ...]]
+    """The same for other variants."""
     batch_context: int
     """Of the batches: a page, its question and an answer."""
 
 
-RELEASED = Sizes((32768, 16384, 4200, 128), (32, 16, 8, 4, 2, 1), (1024, 8192, 32768), (4096, 1024), 4200)
-MINIATURE = Sizes((200, 70), (4, 1), (100,), (64, 16), 70)
+RELEASED = Sizes(
+    (32768, 16384, 4200, 128),
+    (32, 16, 8, 4, 2, 1),
+    {8192: (4096, 1024), 1024: (1024,), 32768: (4096,)},
+    {8192: (4096,)},
+    4200,
+)
+MINIATURE = Sizes((200, 70), (4, 1), {100: (64, 16)}, {100: (64,)}, 70)
 # The largest first: ONNX Runtime keeps the memory of a cache that is given up, and a smaller one fits into it.
 
 
@@ -91,7 +100,7 @@ def _first(bench: Bench, folder: Path, sizes: Sizes) -> Iterator[Figure]:
         planned = next(one for one in plan.footprints if one.choice.name == "4-bit").total["fp16"]
         yield Figure("peak memory, of quantize plan", memory.bytes / planned, note=f"planned {planned / GIB:.2f} GiB")
     yield from _steps(bench, model, "stored, not captured", sizes)
-    yield from _prompts(bench, model, "stored", sizes)
+    yield from _prompts(bench, model, "stored", sizes.prompts)
     yield from _drafts(bench, model, sizes.batch_context)
     del model
     gc.collect()
@@ -107,14 +116,15 @@ def measure_variant(bench: Bench, variant: Variant) -> Iterator[Figure]:
     name = f"{variant}, captured" if bench.on_gpu else variant
     yield from _batches(bench, model, name, sizes)
     yield from _steps(bench, model, name, sizes)
-    yield from _prompts(bench, model, name, sizes)
+    if variant != "stored":  # whose prompts have been read before: they are never captured
+        yield from _prompts(bench, model, variant, sizes.variants_prompts)
 
 
 def _steps(bench: Bench, model: Model, name: str, sizes: Sizes) -> Iterator[Figure]:
     """One token after contexts of several lengths."""
     for context in bench.within(list(sizes.contexts)):
         timing = _step(model, context, 1)
-        share = bench.share_of(BANDWIDTH, _bytes_read(model.folder) / timing.median)
+        share = bench.share_of(BANDWIDTH, _bytes_read(model) / timing.median)
         note = "weights alone, of the bandwidth"
         yield Figure.of(f"{name}: step at {context} tokens", timing, share=share, note=note)
 
@@ -139,20 +149,20 @@ def _step(model: Model, context: int, batch: int) -> Timing:
     return timed(step)
 
 
-def _prompts(bench: Bench, model: Model, name: str, sizes: Sizes) -> Iterator[Figure]:
-    """Prompts of several lengths, in chunks of several lengths."""
-    usual, tasks = CHUNKINGS[bench.device], [(n, chunk) for n in sizes.prompts for chunk in sizes.chunks if chunk <= n]
+def _prompts(bench: Bench, model: Model, name: str, prompts: dict[int, tuple[int, ...]]) -> Iterator[Figure]:
+    """Prompts of several lengths, each in chunks of several."""
+    usual, tasks = model.chunking, [(length, chunk) for length, chunks in prompts.items() for chunk in chunks]
     for length, chunk in bench.within(tasks, seconds=0 if bench.tiny else 2):
-        CHUNKINGS[bench.device] = Chunking(chunk, min(usual.multiple, chunk))
+        model.chunking = Chunking(chunk, min(usual.multiple, chunk))
         prompt = _prompt(model, length)
-        with model.decoder.borrow_cache(max(sizes.prompts) + 64) as cache:
+        with model.decoder.borrow_cache(length) as cache:
             timing = timed(partial(_read, model, cache, prompt), least=2, most=5, warm_up=1)
         operations = 2 * _parameters(model.folder) * length
         share = bench.share_of(PRODUCT, operations / timing.median)
         note = "products alone, of the matrix rate"
         label = f"{name}: prompt of {length} tokens in chunks of {chunk}"
         yield Figure.rate(label, timing, length, "tokens/s", share=share, note=note)
-    CHUNKINGS[bench.device] = usual
+    model.chunking = usual
 
 
 def _read(model: Model, cache: KVCache, prompt: Prompt) -> None:
@@ -187,9 +197,13 @@ def _is_read(name: str) -> bool:
     return "language_model.layers." in name or name.startswith("lm_head.")
 
 
-def _bytes_read(folder: Path) -> int:
-    """Bytes of weights that a step reads."""
-    return sum(tensor.nbytes for tensor in open_checkpoint(folder).tensors.values() if _is_read(tensor.name))
+def _bytes_read(model: Model) -> int:
+    """Bytes of weights that a step reads, scales as often as blocks of 32 repeat them."""
+    block, size = model.target.block_size or GROUP, 0
+    for tensor in open_checkpoint(model.folder).tensors.values():
+        repeats = GROUP // block if tensor.name.endswith("_scale") and not tensor.name.startswith("lm_head.") else 1
+        size += _is_read(tensor.name) * tensor.nbytes * repeats
+    return size
 
 
 def _parameters(folder: Path) -> int:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -13,7 +14,7 @@ import torch
 
 from bench.gpu import page, products
 from bench.gpu.__main__ import run_all
-from bench.gpu.bench import Bench
+from bench.gpu.bench import Bench, OutOfTimeError
 from bench.gpu.figures import Figure, Timing, timed
 from bench.gpu.folders import TINY, VARIANTS, pack, unpack
 from bench.gpu.memory import PeakMemory
@@ -70,14 +71,38 @@ def test_a_stage_that_fails_is_recorded_and_the_next_one_runs(bench, tmp_path):
     assert "copy bandwidth" in [figure.name for figure in card["figures"]]
 
 
-def test_what_the_clock_cuts_off_keeps_its_figures(bench, tmp_path):
+def test_what_the_clock_cuts_off_is_marked(bench, tmp_path):
     record = Record(tmp_path / "run.json", "a command", "cpu", True)
-    stages = [next(stage for stage in STAGES if stage.name == "products"), CARD]
-    run_all(stages, bench, 3, record)  # products take longer, when the process has started at all
+    run_all([next(stage for stage in STAGES if stage.name == "products"), CARD], bench, 1.5, record)
     cut = read_record(tmp_path / "run.json")["stages"][0]
-    assert cut["cut"]
-    assert cut["error"] is None
-    assert len(cut["figures"]) < len(products.CPU_KINDS) * len(products.TINY) * len(products.TINY_ROWS)
+    assert (cut["cut"], cut["error"]) == (True, None)
+
+
+def test_what_was_measured_before_the_end_is_kept(bench):
+    found = []
+    stage = products.measure(replace(bench, ends=time.time() + 0.5))
+    with pytest.raises(OutOfTimeError):
+        while True:
+            found.append(next(stage))
+    assert 0 < len(found) < len(products.CPU_KINDS) * len(products.TINY) * len(products.TINY_ROWS)
+
+
+def test_a_stage_that_never_looks_at_the_clock_is_killed_with_its_children(bench, tmp_path, monkeypatch):
+    monkeypatch.setattr("bench.gpu.__main__.GRACE", 3.0)  # by then it has started some
+    monkeypatch.setenv("MARK", str(tmp_path))
+    record = Record(tmp_path / "run.json", "a command", "cpu", True)
+    run_all([next(stage for stage in STAGES if stage.name == "right")], bench, 5, record)
+    (stage,) = read_record(tmp_path / "run.json")["stages"]
+    assert (stage["cut"], stage["error"]) == (True, None)
+    time.sleep(0.2)
+    assert not [path for path in Path("/proc").glob("[0-9]*/environ") if str(tmp_path).encode() in _read(path)]
+
+
+def _read(path):
+    try:
+        return path.read_bytes()
+    except OSError:  # it has ended, or is somebody else's
+        return b""
 
 
 def test_a_call_is_timed_after_a_warm_up():
@@ -153,7 +178,7 @@ def test_products_run_on_a_gpu_in_its_types(cuda_stub, tmp_path):
 MEMORY = """
 import json, time
 from pathlib import Path
-from bench.gpu.bench import Bench
+from bench.gpu.bench import Bench, OutOfTimeError
 from bench.gpu.memory import PeakMemory
 from runtime.sessions import Buffer, Device
 

@@ -76,7 +76,7 @@ def test_a_padded_prompt_is_one_without_padding(tokens, reader, monkeypatch):
         step = reader.embed_tokens(np.array([99])), np.array([0])
         following = reader.decode(cache, *step).logits
     answer = list(reader.generate(prompt, greedy, 80))
-    monkeypatch.setitem(CHUNKINGS, "cpu", Chunking(64, 16))
+    monkeypatch.setattr(reader, "chunking", Chunking(64, 16))
     with reader.decoder.borrow_cache(tokens + 100) as cache:
         assert relative_error(reader.prefill(cache, prompt), expected) < CHUNKED
         assert cache.lengths == tokens
