@@ -151,7 +151,7 @@ class _Bench:
         self._hidden = Buffer.of(random.normal(size=(1, 1, width)), model.target.dtype, model.device)
         self.reset()
         self._kept = {n: drafter.decoder_rewinder.keep(self._cache, n + 1) for n in COUNTS}
-        # In the order of an answer: threads of the graph before may still be spinning. So a step follows a step.
+        # In the order of an answer, as what ran before decides what the processor's cache holds: a step follows a step.
         kinds = {"draft": self._draft, "keep": self._keep, "check": self._check, "rewind": self._rewind}
         self.calls = {(kind, n): partial(call, n) for n in COUNTS for kind, call in kinds.items()}
         self.calls |= {(kind, 0): partial(self._check, 0) for kind in ("before", "check")}

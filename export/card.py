@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 from dataclasses import dataclass
+
+from runtime.cuda import load_driver
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Card:
 
 def read_card(index: int) -> Card:
     """Ask the driver for a card; this process must have a session on it."""
-    driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    driver = load_driver()
     name, free, total = ctypes.create_string_buffer(100), ctypes.c_size_t(), ctypes.c_size_t()
     driver.cuDeviceGetName(name, len(name), index)  # ordinals and handles are the same numbers
     driver.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))

@@ -25,7 +25,7 @@ def require_cuda(index: int) -> None:
     if "CUDAExecutionProvider" not in ort.get_available_providers():
         raise InputError(f"CUDA was asked for but this onnxruntime has no CUDA provider; {advice}")
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if _WINDOWS else "libcuda.so.1")
+        driver = load_driver()
     except OSError as error:
         raise InputError(f"CUDA was asked for but there is no NVIDIA driver ({error}); {advice}") from error
     cards = ctypes.c_int()
@@ -38,6 +38,11 @@ def require_cuda(index: int) -> None:
     if sys.platform == "linux":
         _require_libraries(Path(ort.__file__).parent / "capi")
     _note_cudnn()
+
+
+def load_driver() -> ctypes.CDLL:
+    """NVIDIA's driver, which a process loads once. Raises OSError where there is none."""
+    return ctypes.CDLL("nvcuda.dll" if _WINDOWS else "libcuda.so.1")
 
 
 def _require_version(driver: ctypes.CDLL) -> None:

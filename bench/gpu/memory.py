@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
+from runtime.cuda import load_driver
+
 if TYPE_CHECKING:
     from .bench import Bench
 
@@ -51,7 +53,7 @@ class PeakMemory:
 
     def _attach(self) -> None:
         """Give this thread the context that ONNX Runtime and torch use; the driver counts memory for one only."""
-        self._driver = ctypes.CDLL("libcuda.so.1")
+        self._driver = load_driver()
         context = ctypes.c_void_p()
         self._driver.cuInit(0)
         self._driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), 0)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bench import scale
-from bench.released_widths import RELEASED, make_checkpoint, shortened
+from bench.released_widths import RELEASED, make_checkpoint
 from calib_data import READER
 from quantize.checkpoint import read_json
 
 from .figures import Figure
+from .folders import Shape
 from .memory import PeakMemory
 
 if TYPE_CHECKING:
@@ -41,13 +42,8 @@ def measure(bench: Bench) -> Iterator[Figure]:
 
 def one_layer(*, tiny: bool) -> dict[str, Any]:
     """The raw config.json of one decoder layer of the released widths, of a small vocabulary, without an MTP layer."""
-    config = shortened(read_json(RELEASED), layers=1, vision_blocks=1)
-    text = config["text_config"]
-    reader = read_json(READER / "config.json")["text_config"]
+    config = Shape(1, 1, narrow=tiny).config()
+    text, reader = config["text_config"], read_json(READER / "config.json")["text_config"]
     text |= {"vocab_size": reader["vocab_size"], "num_nextn_predict_layers": 0}
     text["layer_types"] = text["layer_types"][:1]
-    if tiny:
-        text |= {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 2}
-        config["vision_config"] |= {"hidden_size": 128, "intermediate_size": 256, "num_heads": 4}
-        config["vision_config"] |= {"num_key_value_heads": 2, "out_hidden_size": 256}
     return config

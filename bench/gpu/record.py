@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from bench.provenance import provenance
+from runtime.cuda import load_driver
 
 from .figures import Figure
 
@@ -80,7 +81,7 @@ def free_path(path: Path) -> Path:
 
 def _card_name() -> str:
     try:
-        driver, name = ctypes.CDLL("libcuda.so.1"), ctypes.create_string_buffer(100)
+        driver, name = load_driver(), ctypes.create_string_buffer(100)
     except OSError:
         return "none"
     driver.cuInit(0)
