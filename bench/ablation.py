@@ -16,17 +16,16 @@ import numpy as np
 import typer
 from transformers import AutoConfig
 
+from bench.dequantized import dequantized
+from bench.divergence import Divergence, interval
+from bench.provenance import provenance
 from calib_data import READER
-from calib_data.errors import run_command
-from calib_data.progress import track
-from quantize.calibration import read_samples
+from console.errors import run_command
+from console.progress import track
+from quantize.calibration.samples import read_samples
+from quantize.pipeline import quantize
 from quantize.settings import Settings
-from quantize.solver import RECIPE, Recipe
-from quantize.walk import quantize
-
-from .dequantized import dequantized
-from .divergence import Divergence, interval
-from .provenance import provenance
+from quantize.solver.solve import RECIPE, Recipe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -14,24 +14,23 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from calib_data.errors import run_command
-from calib_data.progress import track
+from bench.drafting import COUNTS, costs, deeper, table, time_calls
+from bench.formats import Format, build
+from bench.provenance import provenance
+from bench.quantized_widths import make_quantized
+from bench.released_widths import RELEASED, shortened
 from calib_data.sources import open_documents
+from console.errors import run_command
+from console.progress import track
 from export.graphs import export_folder
-from quantize.checkpoint import read_json
+from quantize.checkpoint.reader import read_json
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
 from runtime.compare.measure import Measured, measure
 from runtime.compare.result import candidate_side
 from runtime.generate import Model, Prompt
 from runtime.sampling import greedy
-from runtime.speculation import Drafts
-
-from .drafting import COUNTS, costs, deeper, table, time_calls
-from .formats import Format, build
-from .provenance import provenance
-from .quantized_widths import make_quantized
-from .released_widths import RELEASED, shortened
+from runtime.speculative import Drafts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from calib_data import fonts
-from calib_data.errors import run_command
 from calib_data.render import KINDS
 from calib_data.sources import open_documents
+from console.errors import run_command
 from runtime.generate import Model
 from runtime.sampling import greedy
 

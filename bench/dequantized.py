@@ -8,12 +8,12 @@ import torch
 from bitsandbytes.functional import QuantState, dequantize_4bit
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 
-from quantize.checkpoint import open_checkpoint
+from quantize.checkpoint.reader import open_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from quantize.checkpoint import Checkpoint
+    from quantize.checkpoint.reader import Checkpoint
 
 
 def dequantized(folder: Path) -> dict[str, torch.Tensor]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from quantize.calibration import Sample
+    from quantize.calibration.samples import Sample
 
 
 class Divergence:

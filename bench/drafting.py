@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calib_data.progress import track
-from runtime.sessions import Buffer
+from console.progress import track
+from runtime.ort.sessions import Buffer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from runtime.cache import KVCache
     from runtime.generate import Model
+    from runtime.ort.cache import KVCache
 
 COUNTS = (1, 2, 3)
 _WARM_UP = 3  # rounds that are not counted: they bind buffers and fill caches
@@ -140,14 +140,14 @@ class _Bench:
 
     def __init__(self, model: Model, tokens: int) -> None:
         self._model, self._tokens = model, tokens
-        drafter, width = model.drafter, model.bundle.text.hidden_size
+        drafter, width = model.drafter, model.manifest.text.hidden_size
         room = tokens + max(COUNTS) + 1
         self._caches = [session.new_cache(room) for session in (model.decoder, drafter.session)]
         random = np.random.default_rng(0)
         for cache in self._caches:
             for buffer in cache.buffers:  # memory that was never written is one page of zeros, read at no cost
                 buffer.write(random.integers(-8, 8, buffer.shape, np.int8))
-        self._embeds = model.embed_tokens(random.integers(0, model.bundle.text.vocab_size, max(COUNTS) + 1))
+        self._embeds = model.embed_tokens(random.integers(0, model.manifest.text.vocab_size, max(COUNTS) + 1))
         self._hidden = Buffer.of(random.normal(size=(1, 1, width)), model.target.dtype, model.device)
         self.reset()
         self._kept = {n: drafter.decoder_rewinder.keep(self._cache, n + 1) for n in COUNTS}

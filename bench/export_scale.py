@@ -14,10 +14,9 @@ from typing import Annotated
 
 import typer
 
-from calib_data.errors import run_command
-
-from .process import Finished, run
-from .provenance import provenance
+from bench.process import Finished, run
+from bench.provenance import provenance
+from console.errors import run_command
 
 app = typer.Typer(add_completion=False)
 MIB = 2**20

@@ -14,21 +14,20 @@ from typing import Annotated, Any
 
 import typer
 
+from bench.provenance import provenance
 from calib_data import READER
-from calib_data.errors import run_command
-from calib_data.progress import track
 from calib_data.sources import open_documents
+from console.errors import run_command
+from console.progress import track
 from export.graphs import export_folder
+from quantize.pipeline import quantize
 from quantize.settings import Settings
-from quantize.walk import quantize
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
 from runtime.compare.measure import Measured, measure
 from runtime.compare.result import candidate_side
 from runtime.evaluate import summary
 from runtime.generate import Model
-
-from .provenance import provenance
 
 app = typer.Typer(add_completion=False)
 
@@ -68,7 +67,7 @@ def build(row: Format, folder: Path, seed: int, samples: int) -> Model:
 def line(row: Format, model: Model, measured: list[Measured]) -> str:
     """One row of the table."""
     found = candidate_side(row.name, 0, measured, Gates())
-    scores, weights = found.scores, sum(entry.bytes for entry in model.bundle.weights.values()) / 2**20
+    scores, weights = found.scores, sum(entry.bytes for entry in model.manifest.weights.values()) / 2**20
     assert scores is not None
     kl = "–" if row.settings is None else "{:.5f} ({:.5f}–{:.5f})".format(*found.mean_kl)
     speed = summary([one.candidates[0].scored for one in measured if one.candidates[0].scored])["tokens_per_second"]

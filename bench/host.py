@@ -17,18 +17,17 @@ import numpy as np
 import typer
 from PIL import Image
 
+from bench.provenance import provenance
+from bench.released_widths import RELEASED
 from calib_data import READER
-from calib_data.errors import run_command
-from quantize.checkpoint import read_json
+from console.errors import run_command
+from quantize.checkpoint.reader import read_json
+from runtime.chat import Chat
 from runtime.generate import look_up
-from runtime.images import ImageSettings, image_grid, preprocess
-from runtime.prompt import Chat
+from runtime.inputs.images import ImageSettings, image_grid, preprocess
+from runtime.inputs.windows import VisionSettings, vision_index
+from runtime.ort.sessions import HOST, Buffer
 from runtime.sampling import Sampling
-from runtime.sessions import HOST, Buffer
-from runtime.windows import VisionSettings, vision_index
-
-from .provenance import provenance
-from .released_widths import RELEASED
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from calib_data.errors import InputError
+from console.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -14,28 +14,27 @@ from typing import TYPE_CHECKING, Annotated, Any
 import torch
 import typer
 
+from bench.released_widths import RELEASED, STD, shortened
 from calib_data import READER
-from calib_data.errors import InputError, run_command
-from calib_data.progress import track
-from quantize.checkpoint import open_checkpoint, read_json
-from quantize.family import full_paths
-from quantize.formats import described, neighbours, stored
-from quantize.grids import UniformGrid
+from console.errors import InputError, run_command
+from console.progress import track
+from quantize.checkpoint.formats import described, neighbours, stored
+from quantize.checkpoint.reader import open_checkpoint, read_json
+from quantize.checkpoint.writer import SHARD_BYTES, CheckpointWriter
+from quantize.model.families import full_paths
 from quantize.output import copy_companions, write_json
+from quantize.plan.sizes import read_architecture
 from quantize.scheme import output_config, plan_grids
 from quantize.settings import Settings
-from quantize.sizes import read_architecture
-from quantize.writer import SHARD_BYTES, CheckpointWriter
-
-from .released_widths import RELEASED, STD, shortened
+from quantize.solver.quantizers import UniformQuantizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from quantize.family import Linears
-    from quantize.grids import Grid
+    from quantize.model.families import Linears
+    from quantize.plan.sizes import Architecture
     from quantize.scheme import Grids
-    from quantize.sizes import Architecture
+    from quantize.solver.quantizers import Quantizer
 
     Named = list[tuple[str, torch.Tensor]]
 
@@ -109,7 +108,7 @@ def lay_out(model: Architecture, grids: Grids, settings: Settings, path: str, gr
     ], small
 
 
-def _quantized(shape: tuple[int, ...], grid: Grid, settings: Settings) -> dict[str, torch.Tensor]:
+def _quantized(shape: tuple[int, ...], grid: Quantizer, settings: Settings) -> dict[str, torch.Tensor]:
     """Tensors of a weight [N, K] without data; the format stores row after row, so one row tells their shapes."""
     row = torch.zeros(1, shape[1], dtype=torch.int8)
     one = stored(row, grid.fit(row), grid, settings.format)
@@ -133,7 +132,7 @@ def _filled(tensors: Named, grids: Grids, generator: torch.Generator) -> Iterato
             yield name, torch.empty(shape, dtype=dtype).random_(-(2**31), 2**31 - 1, generator=generator)
         elif kind == "weight_scale":
             grid = grids[linear]
-            assert isinstance(grid, UniformGrid)
+            assert isinstance(grid, UniformQuantizer)
             signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
             yield name, (signs * (STD * 12**0.5 / 2**grid.bits)).to(dtype)
         elif len(shape) == 1:

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from safetensors.torch import load_file, save_file
 
+from bench.formats import Format, build
+from bench.provenance import provenance
 from calib_data import READER, fonts, render
-from calib_data.errors import run_command
-from calib_data.progress import track
-from calib_data.reader_evaluation import draft_acceptance
 from calib_data.sources import open_documents
+from console.errors import run_command
+from console.progress import track
 from export.graphs import export_folder
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
@@ -26,9 +27,7 @@ from runtime.compare.measure import measure
 from runtime.compare.result import candidate_side
 from runtime.evaluate import Scored, score, summary
 from runtime.generate import Model
-
-from .formats import Format, build
-from .provenance import provenance
+from training.evaluation import draft_acceptance
 
 if TYPE_CHECKING:
     from calib_data.render import Kind

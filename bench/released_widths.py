@@ -15,15 +15,15 @@ import torch
 import typer
 
 from calib_data import READER
-from calib_data.errors import InputError, run_command
-from calib_data.progress import track
-from quantize.checkpoint import read_json
+from console.errors import InputError, run_command
+from console.progress import track
+from quantize.checkpoint.reader import read_json
+from quantize.checkpoint.writer import SHARD_BYTES, CheckpointWriter
 from quantize.output import copy_companions
-from quantize.sizes import read_architecture
-from quantize.writer import SHARD_BYTES, CheckpointWriter
+from quantize.plan.sizes import read_architecture
 
 app = typer.Typer(add_completion=False)
-RELEASED = Path(__file__).parents[1] / "tests" / "quantize" / "data" / "exaone-4.5-33b.config.json"
+RELEASED = Path(__file__).parents[1] / "tests" / "data" / "exaone-4.5-33b.config.json"
 SPECIAL_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 TEXT_SPECIAL_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 STD = 0.02  # of weights: what transformers initialises with

@@ -16,18 +16,17 @@ import typer
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from bench.formats import Format, build
+from bench.reader import corrupted
 from calib_data import fonts
-from calib_data.errors import InputError, run_command
 from calib_data.sources import open_documents
+from console.errors import InputError, run_command
 from runtime.compare.gate import Gates
 from runtime.compare.progress import Progress
 from runtime.compare.provenance import provenance
-from runtime.compare.report import write_report
+from runtime.compare.report.page import write_report
 from runtime.compare.result import summarize
 from runtime.compare.run import Models, run
-
-from .formats import Format, build
-from .reader import corrupted
 
 app = typer.Typer(add_completion=False)
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")

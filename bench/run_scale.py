@@ -14,10 +14,9 @@ from typing import Annotated, Any
 import typer
 from PIL import Image
 
-from calib_data.errors import run_command
-
-from .process import Finished, run
-from .provenance import provenance
+from bench.process import Finished, run
+from bench.provenance import provenance
+from console.errors import run_command
 
 app = typer.Typer(add_completion=False)
 PIXEL_SIZE = 28  # of an image token, which stands for a square of so many pixels

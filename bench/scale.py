@@ -21,14 +21,13 @@ from typing import Annotated
 
 import typer
 
-from calib_data.errors import InputError, run_command
-from calib_data.progress import say
-from quantize.checkpoint import read_json
+from bench.provenance import provenance
+from bench.released_widths import RELEASED
+from console.errors import InputError, run_command
+from console.progress import say
+from quantize.checkpoint.reader import read_json
 from quantize.output import REPORT, TIMES
 from quantize.report import StepReport
-
-from .provenance import provenance
-from .released_widths import RELEASED
 
 app = typer.Typer(add_completion=False)
 MIB = 2**20

@@ -14,21 +14,20 @@ from typing import TYPE_CHECKING, Annotated
 import torch
 import typer
 
-from calib_data.errors import run_command
-from calib_data.progress import track
-from quantize import gptq
-from quantize.checkpoint import read_json
-from quantize.grids import UniformGrid
-from quantize.solver import Solved, solve_together
-
-from .provenance import provenance
-from .released_widths import RELEASED, STD
+from bench.provenance import provenance
+from bench.released_widths import RELEASED, STD
+from console.errors import run_command
+from console.progress import track
+from quantize.checkpoint.reader import read_json
+from quantize.solver import gptq
+from quantize.solver.quantizers import UniformQuantizer
+from quantize.solver.solve import Solved, solve_together
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 app = typer.Typer(add_completion=False)
-GRID = UniformGrid(4, 128)
+GRID = UniformQuantizer(4, 128)
 CHUNK = 1024  # tokens of one document
 
 

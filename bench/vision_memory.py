@@ -20,16 +20,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bench.provenance import provenance
+from bench.released_widths import RELEASED, make_checkpoint, shortened
 from calib_data import READER
-from calib_data.errors import run_command
-from calib_data.progress import say
+from console.errors import run_command
+from console.progress import say
 from export.graphs import export_folder
-from quantize.checkpoint import read_json
-from runtime.bundle import load_bundle
+from quantize.checkpoint.reader import read_json
+from runtime.ort.manifest import load_manifest
 from tests.cuda_stub.build import CudaStub, build, missing
-
-from .provenance import provenance
-from .released_widths import RELEASED, make_checkpoint, shortened
 
 if TYPE_CHECKING:
     from export.graphs import TargetName
@@ -40,17 +39,17 @@ PREPARE = """
 import json, re, sys, time
 from pathlib import Path
 import numpy as np
-from runtime.bundle import load_bundle
-from runtime.sessions import Device, VisionSession, open_session
-from runtime.vision import vision_feeds
+from runtime.ort.manifest import load_manifest
+from runtime.ort.sessions import Device, VisionSession, open_session
+from runtime.inputs.vision_inputs import vision_feeds
 
 folder, target, side = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-bundle = load_bundle(folder)
-vision = VisionSession(open_session(folder / bundle.targets[target].vision, Device(target), give_back=True))
+manifest = load_manifest(folder)
+vision = VisionSession(open_session(folder / manifest.targets[target].vision, Device(target), give_back=True))
 
 def image(rows):
     patches = np.full((rows * side, 1176), 0.5, np.float32)
-    return vision_feeds(patches, [(1, rows, side)], bundle.vision)
+    return vision_feeds(patches, [(1, rows, side)], manifest.vision)
 """
 ON_CPU = f"""{PREPARE}
 def resident(name):
@@ -119,7 +118,7 @@ def measure(name: str, folder: Path, target: TargetName, sides: list[int], stub:
         return []
     export_folder(folder, target)
     heads = read_json(folder / "config.json")["vision_config"]["num_heads"]
-    wide = 4 if load_bundle(folder).targets[target].dtype == "float32" else 2
+    wide = 4 if load_manifest(folder).targets[target].dtype == "float32" else 2
     calls: list[Call] = []
     for side in sides:
         peak, kept, *seconds = on_cpu(folder, side) if stub is None else on_cuda(folder, side, stub)

@@ -11,7 +11,7 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from . import vocabulary as words
+from calib_data import vocabulary as words
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from calib_data.errors import InputError
+from console.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from . import fonts
+from calib_data import fonts
 
 if TYPE_CHECKING:
     from random import Random
 
-    from .content import Row
+    from calib_data.content import Row
 
 
 @dataclass(frozen=True)

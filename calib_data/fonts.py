@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import ImageFont
 
-from .errors import InputError
+from console.errors import InputError
 
 Font = ImageFont.FreeTypeFont
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from calib_data.errors import InputError
+from console.errors import InputError
 
 if TYPE_CHECKING:
     from typing import BinaryIO

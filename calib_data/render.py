@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Literal, get_args
 
-from . import content, draw, fonts, vocabulary
-from .document import Document
-from .draw import Style
+from calib_data import content, draw, fonts, vocabulary
+from calib_data.document import Document
+from calib_data.draw import Style
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from .content import Content, Split
-    from .draw import CharBox
+    from calib_data.content import Content, Split
+    from calib_data.draw import CharBox
 
 Kind = Literal["line", "field", "transcription"]
 KINDS: tuple[Kind, ...] = get_args(Kind)

@@ -19,12 +19,12 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .content import SPLITS, Split
-from .document import Document
-from .errors import EmptySplitError, InputError
-from .images import open_image, read_image
-from .render import KINDS, documents
-from .vocabulary import READ
+from calib_data.content import SPLITS, Split
+from calib_data.document import Document
+from calib_data.images import open_image, read_image
+from calib_data.render import KINDS, documents
+from calib_data.vocabulary import READ
+from console.errors import EmptySplitError, InputError
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -14,10 +14,10 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from calib_data.errors import InputError, refuse_options, run_command
+from console.errors import InputError, refuse_options, run_command
 
 if TYPE_CHECKING:
-    from export.verify import Verification
+    from export.verification.verify import Verification
 
 app = typer.Typer(add_completion=False)
 DEFAULT_MODEL = Path("reader-w4")
@@ -66,7 +66,7 @@ def export(
     from export.graphs import export_folder  # torch takes seconds to import, and --help needs none of it
 
     start = time.perf_counter()
-    bundle = export_folder(
+    manifest = export_folder(
         model,
         target,
         exact=exact,
@@ -74,12 +74,12 @@ def export(
         kv_layout=kv_layout,
         block_size=32 if block_size == "32" else None,
     )
-    entry = bundle.targets[target]
+    entry = manifest.targets[target]
     activations = f"{entry.dtype} activations" + ("" if entry.exact else ", int8 where weights are packed")
     table = Table(title=f"{model}: {target}, {activations}, {entry.kv_dtype} KV cache")
     table.add_column("file")
     table.add_column("KiB", justify="right")
-    for name in (entry.decoder, entry.vision, entry.mtp, entry.rewind, entry.mtp_rewind, *bundle.weights):
+    for name in (entry.decoder, entry.vision, entry.mtp, entry.rewind, entry.mtp_rewind, *manifest.weights):
         if name:
             table.add_row(name, f"{(model / name).stat().st_size / 1024:,.0f}")
     console = Console(markup=False)
@@ -97,7 +97,7 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
     """Hold every graph against the module it stands for, over the weights as they are; exit 1 where one is off."""
-    from export.verify import verify as verify_folder
+    from export.verification.verify import verify as verify_folder
 
     verification = verify_folder(model, device)
     if as_json:

@@ -11,14 +11,14 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from calib_data.errors import InputError
+from console.errors import InputError
 from quantize.settings import GROUP_SIZES
 from runtime.weights import NF4_STATE
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from quantize.checkpoint import Checkpoint, StoredTensor
+    from quantize.checkpoint.reader import Checkpoint, StoredTensor
 
 _FLOATS = ("F16", "BF16", "F32")
 _BITS = (4, 8)

@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from calib_data.errors import InputError
-from calib_data.locks import lock, unlock
-from export.decoder import Decoder, head_dim
+from console.errors import InputError
+from console.locks import lock, unlock
 from export.formats import floating
 from export.kv_scales import read_kv_scales
-from export.mtp import Mtp
+from export.modules.decoder import Decoder, head_dim
+from export.modules.mtp import Mtp
+from export.modules.vision import VisionEncoder
+from export.modules.weights import Source, spans
 from export.rewind import save_rewind
 from export.trace import Axes, save, trace
-from export.vision import VisionEncoder
-from export.weights import Source, spans
-from quantize.checkpoint import DTYPES, Checkpoint, open_checkpoint
-from quantize.family import Family, find_family, model_config
+from quantize.checkpoint.reader import DTYPES, Checkpoint, open_checkpoint
+from quantize.model.families import Family, find_family, model_config
 from quantize.scheme import has_mtp
-from runtime import bundle
-from runtime.rope import inverse_frequencies
-from runtime.windows import VisionSettings
+from runtime.inputs.windows import VisionSettings
+from runtime.ort import graph_io, manifest
+from runtime.ort.rope import inverse_frequencies
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,9 +46,9 @@ def export_folder(
     *,
     exact: bool = False,
     kv_bits: KvBits = 16,
-    kv_layout: bundle.KvLayout = "window",
+    kv_layout: manifest.KvLayout = "window",
     block_size: BlockSize | None = None,
-) -> bundle.Bundle:
+) -> manifest.Manifest:
     """Trace the graphs of a model for a target, write them and `runtime.json`, return its content.
 
     The folder may be one that quantize wrote or any EXAONE 4.x checkpoint in safetensors. Graphs of another target that
@@ -64,7 +64,7 @@ def export_folder(
     _check_runtime(checkpoint, family, config)
     source = Source(checkpoint, load=False, exact=exact or target == "cuda", block_size=block_size)
     dtype = _name(activation_dtype(checkpoint, family, target))
-    entry = bundle.Target(
+    entry = manifest.Target(
         dtype=dtype,
         kv_dtype="int8" if kv_bits == 8 else dtype,
         kv_layout=kv_layout,
@@ -81,7 +81,7 @@ def export_folder(
     with _all_or_none(folder) as place:
         entry = _export_graphs(source, family, config, target, entry, place)
         described = describe(checkpoint, family, config, {**_other_targets(folder, target), target: entry})
-        described.save(place(bundle.FILE))
+        described.save(place(manifest.FILE))
     return described
 
 
@@ -90,9 +90,9 @@ def _export_graphs(
     family: Family,
     config: PreTrainedConfig,
     target: TargetName,
-    entry: bundle.Target,
+    entry: manifest.Target,
     place: Callable[[str], Path],
-) -> bundle.Target:
+) -> manifest.Target:
     """Write every graph of a target; returns its entry with what only the graphs say."""
     folder, dtype, full_buffers = source.checkpoint.folder, getattr(torch, entry.dtype), entry.kv_layout == "full"
     scales = read_kv_scales(folder, family, config) if entry.kv_dtype == "int8" else None
@@ -127,7 +127,7 @@ def _all_or_none(folder: Path) -> Iterator[Callable[[str], Path]]:
     held = lock(folder)
     try:
         yield place
-        (folder / bundle.FILE).unlink(missing_ok=True)
+        (folder / manifest.FILE).unlink(missing_ok=True)
         for name in names:
             (folder / f"{name}.partial").replace(folder / name)
     finally:
@@ -136,10 +136,10 @@ def _all_or_none(folder: Path) -> Iterator[Callable[[str], Path]]:
         unlock(held)
 
 
-def _stored_head(decoder: Decoder) -> dict[str, bundle.StoredArray]:
+def _stored_head(decoder: Decoder) -> dict[str, manifest.StoredArray]:
     """Where the weights of the head lie, by the names of their initializers."""
     return {
-        f"head.{name}": bundle.StoredArray(
+        f"head.{name}": manifest.StoredArray(
             span.file,
             span.offset,
             _name(decoder.head.get_buffer(name).dtype),
@@ -150,7 +150,7 @@ def _stored_head(decoder: Decoder) -> dict[str, bundle.StoredArray]:
 
 
 def _export_rewinds(
-    config: PreTrainedConfig, target: TargetName, entry: bundle.Target, place: Callable[[str], Path]
+    config: PreTrainedConfig, target: TargetName, entry: manifest.Target, place: Callable[[str], Path]
 ) -> dict[str, str]:
     """Write the graphs that take back drafts from window buffers, of decoder and MTP layer; returns their names.
 
@@ -159,7 +159,7 @@ def _export_rewinds(
     text, names = config.get_text_config(), {}
     caches = {"rewind": (windows(config), entry.kv_dtype), "mtp_rewind": (mtp_windows(config), entry.dtype)}
     for name, (limits, stored) in caches.items():
-        limits = bundle.buffer_limits(limits, entry.kv_layout)
+        limits = manifest.buffer_limits(limits, entry.kv_layout)
         if any(limits):
             names[name] = f"{name}.{target}.onnx"
             save_rewind(limits, text.num_key_value_heads, head_dim(text), stored, place(names[name]))
@@ -184,8 +184,8 @@ def trace_decoder(decoder: Decoder | Mtp, config: PreTrainedConfig, dtype: torch
     past: list[Tensor] = []
     past_axes: list[Axes] = []
     is_mtp = isinstance(decoder, Mtp)
-    layout: bundle.KvLayout = "full" if decoder.full_buffers else "window"
-    limits = bundle.buffer_limits(mtp_windows(config) if is_mtp else windows(config), layout)
+    layout: manifest.KvLayout = "full" if decoder.full_buffers else "window"
+    limits = manifest.buffer_limits(mtp_windows(config) if is_mtp else windows(config), layout)
     kv_dtype = torch.int8 if isinstance(decoder, Decoder) and decoder.kv_scales else dtype
     for limit in limits:
         room = 7 if limit is None else 5
@@ -214,8 +214,8 @@ def trace_decoder(decoder: Decoder | Mtp, config: PreTrainedConfig, dtype: torch
         {0: "context"},
         past_axes,
     ]
-    outputs = bundle.decoder_outputs(len(limits), hidden=isinstance(decoder, Mtp) or decoder.with_hidden)
-    return trace(decoder, inputs, axes, bundle.decoder_inputs(len(limits), mtp=is_mtp), outputs)
+    outputs = graph_io.decoder_outputs(len(limits), hidden=isinstance(decoder, Mtp) or decoder.with_hidden)
+    return trace(decoder, inputs, axes, graph_io.decoder_inputs(len(limits), mtp=is_mtp), outputs)
 
 
 def trace_vision(vision: VisionEncoder, config: PreTrainedConfig) -> ir.Model:
@@ -231,22 +231,22 @@ def trace_vision(vision: VisionEncoder, config: PreTrainedConfig) -> ir.Model:
 
     patches = f"{merge}*image_tokens"  # said here, or torch traces once more when it has found out
     by_name: dict[str, tuple[Tensor, Axes]] = {
-        bundle.PATCHES: (zeros(tokens * merge, pixels), {0: patches}),
-        bundle.PATCH_COS: (zeros(tokens * merge, width), {0: patches}),
-        bundle.PATCH_SIN: (zeros(tokens * merge, width), {0: patches}),
-        bundle.WINDOW_INDEX: (zeros(tokens, dtype=torch.int64), {0: "image_tokens"}),
-        bundle.WINDOW_INVERSE: (zeros(tokens, dtype=torch.int64), {0: "image_tokens"}),
-        bundle.WINDOW_GATHER: (zeros(windows_, slots, dtype=torch.int64), {0: "windows"}),
-        bundle.WINDOW_SCATTER: (zeros(tokens * merge, dtype=torch.int64), {0: patches}),
-        bundle.WINDOW_LENGTHS: (zeros(windows_, dtype=torch.int32), {0: "windows"}),
-        bundle.FRAME_GATHER: (zeros(frames, tokens * merge, dtype=torch.int64), {0: "frames", 1: "longest_frame"}),
-        bundle.FRAME_SCATTER: (zeros(tokens * merge, dtype=torch.int64), {0: patches}),
-        bundle.FRAME_LENGTHS: (zeros(frames, dtype=torch.int32), {0: "frames"}),
-        bundle.FRAME_LENGTH: (zeros(dtype=torch.int32), {}),
+        graph_io.PATCHES: (zeros(tokens * merge, pixels), {0: patches}),
+        graph_io.PATCH_COS: (zeros(tokens * merge, width), {0: patches}),
+        graph_io.PATCH_SIN: (zeros(tokens * merge, width), {0: patches}),
+        graph_io.WINDOW_INDEX: (zeros(tokens, dtype=torch.int64), {0: "image_tokens"}),
+        graph_io.WINDOW_INVERSE: (zeros(tokens, dtype=torch.int64), {0: "image_tokens"}),
+        graph_io.WINDOW_GATHER: (zeros(windows_, slots, dtype=torch.int64), {0: "windows"}),
+        graph_io.WINDOW_SCATTER: (zeros(tokens * merge, dtype=torch.int64), {0: patches}),
+        graph_io.WINDOW_LENGTHS: (zeros(windows_, dtype=torch.int32), {0: "windows"}),
+        graph_io.FRAME_GATHER: (zeros(frames, tokens * merge, dtype=torch.int64), {0: "frames", 1: "longest_frame"}),
+        graph_io.FRAME_SCATTER: (zeros(tokens * merge, dtype=torch.int64), {0: patches}),
+        graph_io.FRAME_LENGTHS: (zeros(frames, dtype=torch.int32), {0: "frames"}),
+        graph_io.FRAME_LENGTH: (zeros(dtype=torch.int32), {}),
     }
-    inputs = [by_name[name][0] for name in bundle.VISION_INPUTS]
-    axes = [by_name[name][1] for name in bundle.VISION_INPUTS]
-    return trace(vision, inputs, axes, bundle.VISION_INPUTS, [bundle.IMAGE_EMBEDS])
+    inputs = [by_name[name][0] for name in graph_io.VISION_INPUTS]
+    axes = [by_name[name][1] for name in graph_io.VISION_INPUTS]
+    return trace(vision, inputs, axes, graph_io.VISION_INPUTS, [graph_io.IMAGE_EMBEDS])
 
 
 def _name(dtype: torch.dtype) -> str:
@@ -265,8 +265,8 @@ def mtp_windows(config: PreTrainedConfig) -> list[int | None]:
 
 
 def describe(
-    checkpoint: Checkpoint, family: Family, config: PreTrainedConfig, targets: dict[str, bundle.Target]
-) -> bundle.Bundle:
+    checkpoint: Checkpoint, family: Family, config: PreTrainedConfig, targets: dict[str, manifest.Target]
+) -> manifest.Manifest:
     """What the runtime must know about a folder."""
     text = config.get_text_config()
     embeddings = checkpoint.tensors[f"{family.embeddings}.weight"]
@@ -280,8 +280,8 @@ def describe(
             head_dim=tower.hidden_size // tower.num_heads,
             rope_theta=tower.rope_parameters["rope_theta"],
         )
-    return bundle.Bundle(
-        text=bundle.Text(
+    return manifest.Manifest(
+        text=manifest.Text(
             hidden_size=text.hidden_size,
             vocab_size=text.vocab_size,
             kv_heads=text.num_key_value_heads,
@@ -292,19 +292,19 @@ def describe(
             rope=_rope(config),
         ),
         vision=vision,
-        embeddings=bundle.StoredArray(
+        embeddings=manifest.StoredArray(
             file=embeddings.file.name,
             offset=embeddings.offset,
             dtype=_NUMPY_NAMES[embeddings.dtype],
             shape=list(embeddings.shape),
         ),
-        weights={path.name: bundle.describe_weights(path) for path in checkpoint.files},
+        weights={path.name: manifest.describe_weights(path) for path in checkpoint.files},
         targets=targets,
     )
 
 
 def _rope(config: PreTrainedConfig) -> dict[str, Any]:
-    """What `runtime.rope` needs of config.json."""
+    """What `runtime.ort.rope` needs of config.json."""
     text = config.get_text_config()
     return {
         "head_dim": head_dim(text),
@@ -327,10 +327,10 @@ def _check_runtime(checkpoint: Checkpoint, family: Family, config: PreTrainedCon
         )
 
 
-def _other_targets(folder: Path, target: str) -> dict[str, bundle.Target]:
+def _other_targets(folder: Path, target: str) -> dict[str, manifest.Target]:
     """Targets exported earlier over the same weights; an unreadable or outdated `runtime.json` has none."""
     try:
-        earlier = bundle.load_bundle(folder).targets
+        earlier = manifest.load_manifest(folder).targets
     except InputError:
         return {}
     return {name: entry for name, entry in earlier.items() if name != target}

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from calib_data.errors import InputError
-from export.decoder import head_dim
-from quantize.kv_ranges import KV_SCALES
+from console.errors import InputError
+from export.modules.decoder import head_dim
+from quantize.calibration.kv_ranges import KV_SCALES
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from transformers import PreTrainedConfig
 
-    from export.ops import KvScales
-    from quantize.family import Family
+    from export.modules.ops import KvScales
+    from quantize.model.families import Family
 
 _LARGEST = 127
 

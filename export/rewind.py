@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import onnx
 from onnx import TensorProto, helper
 
-from runtime import bundle as io
+from runtime.ort import graph_io
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,9 +29,9 @@ _ROW_AXIS = 2
 
 def save_rewind(windows: Sequence[int | None], kv_heads: int, head_dim: int, dtype: str, path: Path) -> None:
     """Write the graph for the window buffers among these layers; None is a layer without a window."""
-    names = [io.past_names(len(windows)), io.kept_names(len(windows)), io.present_names(len(windows))]
+    names = [graph_io.past_names(len(windows)), graph_io.kept_names(len(windows)), graph_io.present_names(len(windows))]
     limited = [2 * layer + part for layer, window in enumerate(windows) if window is not None for part in range(2)]
-    inputs = [_rows(name) for name in (io.REWIND_START, io.REWIND_STOP, io.REWIND_ROWS)]
+    inputs = [_rows(name) for name in (graph_io.REWIND_START, graph_io.REWIND_STOP, graph_io.REWIND_ROWS)]
     outputs, nodes = [], []
     for number in limited:
         past, kept, present = (each[number] for each in names)
@@ -39,8 +39,10 @@ def save_rewind(windows: Sequence[int | None], kv_heads: int, head_dim: int, dty
         outputs.append(_buffer(present, kv_heads, head_dim, dtype))
         # Each Slice has memory of its own, so that the joined rows may overwrite the buffer they come from.
         nodes += [
-            helper.make_node("Slice", [kept, io.REWIND_START, io.REWIND_STOP, "axis"], [f"{kept}_put_back"]),
-            helper.make_node("Slice", [past, "zero", io.REWIND_ROWS, "axis"], [f"{past}_stays"]),
+            helper.make_node(
+                "Slice", [kept, graph_io.REWIND_START, graph_io.REWIND_STOP, "axis"], [f"{kept}_put_back"]
+            ),
+            helper.make_node("Slice", [past, "zero", graph_io.REWIND_ROWS, "axis"], [f"{past}_stays"]),
             helper.make_node("Concat", [f"{kept}_put_back", f"{past}_stays"], [present], axis=_ROW_AXIS),
         ]
     constants = [

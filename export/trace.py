@@ -10,7 +10,7 @@ import onnx_ir as ir
 import torch
 from onnx_ir.passes import common as passes
 
-from export.weights import spans
+from export.modules.weights import spans
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import typer
 
 from calib_data import READER
-from calib_data.errors import refuse_options, run_command
+from console.errors import refuse_options, run_command
 
 # Read by PyTorch when it is imported: huge pages, since a temporary of 100 MB takes longer to map than to fill.
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
@@ -86,7 +86,7 @@ def main(
         device=device,
         dtype=dtype,
     )
-    from quantize.walk import quantize  # slow to import: after the settings, which may be wrong
+    from quantize.pipeline import quantize  # slow to import: after the settings, which may be wrong
 
     report = quantize(settings)
     console = Console(markup=False)
@@ -117,8 +117,8 @@ def plan(
     """Say what fits on a card, from a config alone: weights, KV cache, workspace and the longest context."""
     from rich.console import Console
 
-    from quantize.plan import make_plan, parse_bytes
-    from quantize.plan_tables import print_plan
+    from quantize.plan.plan import make_plan, parse_bytes
+    from quantize.plan.tables import print_plan
 
     planned = make_plan(model, parse_bytes(vram, "--vram"), context)
     if as_json:

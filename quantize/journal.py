@@ -7,15 +7,15 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from calib_data.errors import InputError
-from calib_data.locks import LOCK
-from quantize.activations import Layout
+from console.errors import InputError
+from console.locks import LOCK
+from quantize.calibration.hidden_states import Layout
 from quantize.report import LinearReport, StepReport
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from quantize.kv_ranges import Ranges
+    from quantize.calibration.kv_ranges import Ranges
 
 JOURNAL = ".journal.json"
 

@@ -6,7 +6,7 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from calib_data.errors import InputError
+from console.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,11 +10,11 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from calib_data.errors import CannotGoOnError, InputError
-from calib_data.locks import LOCK, lock
-from quantize.activations import ACTIVATIONS
+from console.errors import CannotGoOnError, InputError
+from console.locks import LOCK, lock
+from quantize.calibration.hidden_states import ACTIVATIONS
+from quantize.calibration.kv_ranges import KV_SCALES
 from quantize.journal import JOURNAL, Journal, different, read_journal
-from quantize.kv_ranges import KV_SCALES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

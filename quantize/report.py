@@ -16,7 +16,7 @@ class LinearReport:
     """One linear; tower is vision, decoder or head.
 
     solver: "rtn" where it was asked for, or where the Hessian could not be factorised. error, error_rtn:
-    ‖(W − Ŵ)X‖² / ‖WX‖² over the calibration tokens (as `quantize.importance` weighs them), as solved and for
+    ‖(W − Ŵ)X‖² / ‖WX‖² over the calibration tokens (as `quantize.solver.token_weights` weighs them), as solved and for
     round-to-nearest; None where the Hessian is not positive semidefinite, as sums in float32 can be: no such error
     means anything then. damping: the share of the Hessian's mean diagonal that was added; None where no Hessian was
     used.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from calib_data.errors import InputError
-from quantize.family import full_paths, repair_config
-from quantize.formats import quantization_config
+from console.errors import InputError
+from quantize.checkpoint.formats import quantization_config
+from quantize.model.families import full_paths, repair_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedConfig
 
-    from quantize.checkpoint import Checkpoint
-    from quantize.family import Family
-    from quantize.grids import Grid
+    from quantize.checkpoint.reader import Checkpoint
+    from quantize.model.families import Family
     from quantize.settings import Settings
+    from quantize.solver.quantizers import Quantizer
 
-Grids = dict[str, "Grid | None"]
+Grids = dict[str, "Quantizer | None"]
 """The grid of every linear, by its full path; None where it stays in 16 bits."""
 
 

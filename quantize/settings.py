@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from calib_data.errors import InputError
-from quantize.grids import Grid, NF4Grid, UniformGrid
-from quantize.solver import REVISION
+from console.errors import InputError
+from quantize.solver.quantizers import NF4Quantizer, Quantizer, UniformQuantizer
+from quantize.solver.solve import REVISION
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,14 +101,16 @@ class Settings:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
-    def grid_of(self, kind: Kind) -> Grid | None:
+    def grid_of(self, kind: Kind) -> Quantizer | None:
         """Choose the grid of a part's linears; None where they stay in 16 bits."""
         bits = {"vision": self.vision_bits, "decoder": self.bits, "head": self.head_bits}[kind]
         assert bits is not None
         assert self.group_size is not None
         if bits == 16:
             return None
-        return NF4Grid(NF4_BLOCK) if self.grid == "nf4" else UniformGrid(bits, self.group_size, self.torch_dtype)
+        return (
+            NF4Quantizer(NF4_BLOCK) if self.grid == "nf4" else UniformQuantizer(bits, self.group_size, self.torch_dtype)
+        )
 
     def record(self, checkpoint: str, companions: str) -> dict[str, Any]:
         """List what decides the result: not where it goes, the model by hashes of its files, and how it is solved."""

@@ -11,27 +11,27 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from calib_data.errors import InputError, run_command
-from calib_data.progress import say, track
 from calib_data.render import Kind
 from calib_data.sources import open_pictures
 from calib_data.vocabulary import READ
+from console.errors import InputError, run_command
+from console.progress import say, track
 from runtime import evaluate as evaluating
 from runtime.answer import Answers
 from runtime.compare.baseline import Baseline, ReferenceBaseline
 from runtime.compare.gate import Gates
-from runtime.compare.junit import write_junit
 from runtime.compare.progress import Progress
 from runtime.compare.provenance import provenance
-from runtime.compare.report import require_matplotlib, write_report
+from runtime.compare.report.junit import write_junit
+from runtime.compare.report.page import require_matplotlib, write_report
+from runtime.compare.report.screen import print_comparison
 from runtime.compare.result import summarize
 from runtime.compare.run import Models, run, settings_of
-from runtime.compare.screen import print_comparison
 from runtime.draft_policy import DraftPolicy
 from runtime.generate import Model
+from runtime.inputs.video import left_out, open_video
+from runtime.ort.sessions import Device, Options
 from runtime.sampling import Sampling
-from runtime.sessions import Device, Options
-from runtime.video import left_out, open_video
 
 if TYPE_CHECKING:
     from calib_data.document import Document

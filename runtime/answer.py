@@ -7,12 +7,12 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from calib_data.errors import InputError, NoMemoryError, naming
-from calib_data.progress import say
 from calib_data.sources import open_questions
+from console.errors import InputError, NoMemoryError, naming
+from console.progress import say
 from runtime.draft_policy import MOST, DraftPolicy
 from runtime.sampling import ignored
-from runtime.speculation import Drafts
+from runtime.speculative import Drafts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,7 @@ class Answers:
             sys.stdout.flush()
         sys.stdout.write(text.finish() + "\n")
         if written == self.model.room(prompt):
-            say(f"stopped after {written} tokens; the model's context of {self.model.bundle.text.context} is full")
+            say(f"stopped after {written} tokens; the model's context of {self.model.manifest.text.context} is full")
         elif written == self.max_new_tokens:
             say(f"stopped after {written} tokens; --max-new-tokens allows more, up to the model's context")
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calib_data.errors import InputError
-from calib_data.progress import say
 from calib_data.scores import anls, character_error_rate, exact_match
 from calib_data.sources import open_documents, shortfall
+from console.errors import InputError
+from console.progress import say
 from runtime.sampling import greedy
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def draw(source: str, count: int, seed: int, kind: Kind | None) -> list[Document
 
 def require_vision(model: Model) -> None:
     """Raise InputError for a model that cannot see documents."""
-    if model.bundle.vision is None:
+    if model.manifest.vision is None:
         raise InputError(f"{model.folder}: this model reads text only, and documents are pictures; give one that sees")
 
 

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from calib_data.errors import InputError, NoMemoryError
-from calib_data.progress import say
-from runtime.bundle import buffer_limits, load_bundle
-from runtime.chunks import CHUNKINGS, prompt_calls
-from runtime.decoder import DecoderSession, load_head
-from runtime.files import read_object
-from runtime.images import ImageSettings, image_grid, preprocess
-from runtime.prompt import Chat
-from runtime.sessions import Device, Options, VisionSession, map_stored, open_session, require_device
-from runtime.speculation import Drafter, Rewinder, speculate
-from runtime.video import VideoSettings, video_grid, video_patches
-from runtime.vision import vision_feeds
+from console.errors import InputError, NoMemoryError
+from console.files import read_object
+from console.progress import say
+from runtime.chat import Chat
+from runtime.inputs.images import ImageSettings, image_grid, preprocess
+from runtime.inputs.video import VideoSettings, video_grid, video_patches
+from runtime.inputs.vision_inputs import vision_feeds
+from runtime.ort.decoder import DecoderSession, load_head
+from runtime.ort.manifest import buffer_limits, load_manifest
+from runtime.ort.prompt_chunks import CHUNKINGS, prompt_calls
+from runtime.ort.sessions import Device, Options, VisionSession, map_stored, open_session, require_device
+from runtime.speculative import Drafter, Rewinder, speculate
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -32,12 +32,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from runtime.cache import KVCache
-    from runtime.decoder import Decoded
+    from runtime.inputs.video import Video
+    from runtime.ort.cache import KVCache
+    from runtime.ort.decoder import Decoded
+    from runtime.ort.sessions import Buffer
     from runtime.sampling import Sampler
-    from runtime.sessions import Buffer
-    from runtime.speculation import Drafts
-    from runtime.video import Video
+    from runtime.speculative import Drafts
 
 EMBEDDED = 1024  # tokens whose embeddings are read at once
 ANSWER_CHUNK = 256  # tokens of a known answer a call: bounds their logits, 150 MiB for a vocabulary of 153600
@@ -80,15 +80,15 @@ class Model:
 
     def __init__(self, folder: Path, device: str, options: Options | None = None) -> None:
         self.folder, self.device = folder, Device.parse(device)
-        self.bundle = load_bundle(folder)
-        self.target = self.bundle.target(folder, self.device.kind)
+        self.manifest = load_manifest(folder)
+        self.target = self.manifest.target(folder, self.device.kind)
         self.chunking = CHUNKINGS[self.device.kind]
         self.options = replace(options or Options(), cutlass=self.target.block_size is not None)
         self.chat = Chat(folder)
         self.generation = _read_settings(folder / "generation_config.json")
         self.end_ids = _end_ids(folder, self.generation)
         require_device(self.device)
-        self._embeddings = map_stored(folder, self.bundle.embeddings)
+        self._embeddings = map_stored(folder, self.manifest.embeddings)
 
     def load(self, *, drafts: bool = False) -> None:
         """Load the decoder, and what drafts, ahead of their use: where they cannot be, that is said before any work."""
@@ -101,7 +101,7 @@ class Model:
         """The decoder and its head."""
         head = self._head  # first: a card without room for it needs to read no more
         session = open_session(self.folder / self.target.decoder, self.device, self.options)
-        text, capture = self.bundle.text, self.options.capture
+        text, capture = self.manifest.text, self.options.capture
         return DecoderSession.of(session, text, self.target, self.device, head, capture=capture)
 
     @cached_property
@@ -118,7 +118,7 @@ class Model:
     @cached_property
     def drafter(self) -> Drafter:
         """The MTP layer, loaded when drafts are first asked for. Raises InputError for a model without one."""
-        target, text = self.target, self.bundle.text
+        target, text = self.target, self.manifest.text
         if target.mtp is None:
             raise InputError(f"{self.folder}: this model has no MTP layer to draft with; leave out --draft-tokens")
         session = self._open(target.mtp)
@@ -170,7 +170,7 @@ class Model:
         model's context, and for an image or video that cannot be used.
         """
         names = names or [f"image {number}" for number in range(1, len(images) + 1)]
-        shape = self.bundle.vision
+        shape = self.manifest.vision
         if (images or videos) and shape is None:
             raise InputError(f"{self.folder}: this model reads no images; ask without --image and --video")
         merge = 1 if shape is None else shape.merge_size**2
@@ -180,9 +180,9 @@ class Model:
         films = [video_grid(video, self.video_settings) for video in videos]
         image_tokens, video_tokens = ([math.prod(grid) // merge for grid in grids] for grids in (pictures, films))
         ids = self.chat.encode(text, image_tokens, video_tokens, thinking=thinking)
-        if len(ids) >= self.bundle.text.context:
+        if len(ids) >= self.manifest.text.context:
             raise InputError(
-                f"prompt: {len(ids)} tokens, but the model's context is {self.bundle.text.context}; shorten it"
+                f"prompt: {len(ids)} tokens, but the model's context is {self.manifest.text.context}; shorten it"
             )
         return Question(ids, images, names, videos)
 
@@ -207,7 +207,7 @@ class Model:
 
     def _embed(self, patches: NDArray[np.float32], grid: tuple[int, int, int]) -> NDArray[np.float32]:
         """One call a picture: of several in one, each would be padded to the largest, and all held at once."""
-        vision, shape = self.vision, self.bundle.vision
+        vision, shape = self.vision, self.manifest.vision
         assert shape is not None
         return vision.run(vision_feeds(patches, [grid], shape))
 
@@ -242,7 +242,7 @@ class Model:
 
     def room(self, prompt: Prompt) -> int:
         """Tokens that the context has left for an answer."""
-        return self.bundle.text.context - len(prompt.ids)
+        return self.manifest.text.context - len(prompt.ids)
 
     def budget(self, prompt: Prompt, max_new_tokens: int) -> int:
         """Tokens that an answer may have: an answer of so many was cut, or ended just there."""
@@ -254,7 +254,7 @@ class Model:
         """Tokens of the answer as they come, without the one that ends it; fewer where the context is full.
 
         drafts: let the MTP layer draft ahead. The tokens are those that the sampler chooses without, but for near ties:
-        see `runtime.speculation`.
+        see `runtime.speculative`.
         """
         budget = self.budget(prompt, max_new_tokens)
         generated: list[int] = []
@@ -299,7 +299,7 @@ class Model:
 
         Raises InputError, at once, where prompt and answer are longer than the model's context.
         """
-        total, context = len(prompt.ids) + len(answer), self.bundle.text.context
+        total, context = len(prompt.ids) + len(answer), self.manifest.text.context
         if total > context:
             raise InputError(f"prompt and known answer: {total} tokens, the model's context is {context}; shorten them")
         return self._teacher_forced(prompt, np.array(answer))

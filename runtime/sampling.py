@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from calib_data.errors import InputError
+from console.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

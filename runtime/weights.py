@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from calib_data.errors import InputError
-from runtime.bundle import HEADER_PREFIX, read_header
+from console.errors import InputError
+from runtime.ort.manifest import HEADER_PREFIX, read_header
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

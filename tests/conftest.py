@@ -9,8 +9,8 @@ from filelock import FileLock
 
 from calib_data import READER
 from export.graphs import export_folder
+from quantize.pipeline import quantize
 from quantize.settings import Settings
-from quantize.walk import quantize
 
 from .cuda_stub.build import CudaStub, build, missing
 

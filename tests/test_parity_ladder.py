@@ -27,25 +27,25 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from calib_data import READER
 from calib_data.document import Document
-from calib_data.reader_forward import Reader, masks, mtp
 from calib_data.sources import open_documents
-from export.decoder import Decoder
 from export.graphs import export_folder, trace_vision
-from export.mtp import Mtp
+from export.modules.decoder import Decoder
+from export.modules.mtp import Mtp
+from export.modules.vision import VisionEncoder
+from export.modules.weights import Source
 from export.trace import save
-from export.vision import VisionEncoder
-from export.weights import Source
-from quantize.checkpoint import open_checkpoint
-from quantize.family import find_family, model_config
-from runtime import bundle as io
-from runtime.decoder import DecoderSession
+from quantize.checkpoint.reader import open_checkpoint
+from quantize.model.families import find_family, model_config
 from runtime.generate import Model
-from runtime.images import preprocess
-from runtime.rope import rope_tables
+from runtime.inputs.images import preprocess
+from runtime.inputs.video import Video, VideoSettings, video_patches
+from runtime.inputs.vision_inputs import vision_feeds
+from runtime.ort import graph_io
+from runtime.ort.decoder import DecoderSession
+from runtime.ort.rope import rope_tables
+from runtime.ort.sessions import Buffer, Device, VisionSession, open_session
 from runtime.sampling import greedy
-from runtime.sessions import Buffer, Device, VisionSession, open_session
-from runtime.video import Video, VideoSettings, video_patches
-from runtime.vision import vision_feeds
+from training.forward import Reader, masks, mtp
 
 EAGER = 1e-5  # the same float32 arithmetic in another order
 ONNX = 1e-5  # as above, with ONNX Runtime's kernels
@@ -132,9 +132,9 @@ def test_vision_transformers_eager_onnx(grid, reference, exported):
     patches = torch.randn(frames * rows * columns, 1176, generator=torch.Generator().manual_seed(0))
     expected = reference.model.visual(patches, grid_thw=torch.tensor([grid])).pooler_output
     model = Model(exported("fp16"), "cpu")
-    feeds = vision_feeds(patches.numpy(), [grid], model.bundle.vision)
+    feeds = vision_feeds(patches.numpy(), [grid], model.manifest.vision)
     _, module = eager(exported("fp16"))
-    in_eager = module(*(torch.from_numpy(feeds[name]) for name in io.VISION_INPUTS))
+    in_eager = module(*(torch.from_numpy(feeds[name]) for name in graph_io.VISION_INPUTS))
     assert relative_error(in_eager, expected) < VISION
     assert relative_error(model.vision.run(feeds), in_eager) < VISION
 
@@ -162,7 +162,7 @@ def test_one_vision_graph_serves_any_grids(pages, exact_vision, exported):
     for seed, grids in enumerate(calls):
         patches = pages[(np.arange(sum(map(math.prod, grids))) + 97 * seed) % len(pages)]
         expected = exact_vision(torch.from_numpy(patches).double(), grid_thw=torch.tensor(grids)).pooler_output
-        found = model.vision.run(vision_feeds(patches, grids, model.bundle.vision))
+        found = model.vision.run(vision_feeds(patches, grids, model.manifest.vision))
         assert relative_error(found, expected) < VISION, grids
 
 
@@ -172,7 +172,7 @@ def test_cudas_vision_graph_does_not_rely_on_lengths(grids, pages, exact_vision,
     """CUDA's kernel takes rows without a past as full, so the CPU's is told that they are."""
     patches = pages[: sum(map(math.prod, grids))]
     expected = exact_vision(torch.from_numpy(patches).double(), grid_thw=torch.tensor(grids)).pooler_output
-    feeds = vision_feeds(patches, grids, Model(exported("fp16"), "cpu").bundle.vision)
+    feeds = vision_feeds(patches, grids, Model(exported("fp16"), "cpu").manifest.vision)
     for rows in ("window", "frame"):
         feeds[f"{rows}_lengths"][:] = feeds[f"{rows}_gather"].shape[1]
     assert relative_error(cuda_vision.run(feeds), expected) < VISION
@@ -180,7 +180,7 @@ def test_cudas_vision_graph_does_not_rely_on_lengths(grids, pages, exact_vision,
 
 def run_eager(decoder: Decoder, model: Model, embeds: torch.Tensor) -> torch.Tensor:
     """Logits [T, V] of all positions of embeds [T, H], in one call over empty buffers."""
-    tokens, text = len(embeds), model.bundle.text
+    tokens, text = len(embeds), model.manifest.text
     cos, sin = (torch.from_numpy(table) for table in rope_tables(text.rope, tokens))
     past = [torch.zeros(1, text.kv_heads, window or tokens, text.head_dim) for window in text.windows for _ in range(2)]
     last, total = torch.tensor([tokens - 1], dtype=torch.int32), torch.tensor(tokens, dtype=torch.int32)
@@ -248,7 +248,7 @@ def test_mtp_training_eager_onnx(exported):
     expected = reader.lm_head(mtp(reader, embeds[:1], embeds[1:], masks(reader, tokens)))[0]
     checkpoint = open_checkpoint(exported("fp16"))
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
-    layer, text = Mtp(Source(checkpoint, load=True), family, config), model.bundle.text
+    layer, text = Mtp(Source(checkpoint, load=True), family, config), model.manifest.text
     cos, sin = (torch.from_numpy(table) for table in rope_tables(text.rope, tokens))
     past = [torch.zeros(1, text.kv_heads, 64, text.head_dim) for _ in range(2)]
     last, total = torch.tensor([tokens - 1], dtype=torch.int32), torch.tensor(tokens, dtype=torch.int32)
@@ -335,7 +335,7 @@ def test_whole_model_on_a_video(reference, documents, answered, exported, monkey
     }
     with torch.no_grad():
         expected = reference(**inputs).logits[0, len(prompt.ids) - 1 : -1].numpy()
-    monkeypatch.setattr("runtime.video.CALL_PATCHES", 120)
+    monkeypatch.setattr("runtime.inputs.video.CALL_PATCHES", 120)
     assert len(list(video_patches(video, settings))) == 2
     prompt = model.prompt(document.prompt, [document.image], [video])
     assert relative_error(np.concatenate(list(model.teacher_forced(prompt, answer))), expected) < ONNX

@@ -19,15 +19,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from calib_data.errors import InputError, run_command
-from calib_data.progress import say
-
-from .bench import Bench
-from .card import BANDWIDTH, PRODUCT
-from .prepare import prepare
-from .record import Outcome, Record, file_name, free_path
-from .stage import OUT_OF_TIME, STAGES, Stage, read_figures, to_json
-from .table import stage_lines
+from bench.gpu.bench import Bench
+from bench.gpu.card import BANDWIDTH, PRODUCT
+from bench.gpu.prepare import prepare
+from bench.gpu.record import Outcome, Record, file_name, free_path
+from bench.gpu.stage import OUT_OF_TIME, STAGES, Stage, read_figures, to_json
+from bench.gpu.table import stage_lines
+from console.errors import InputError, run_command
+from console.progress import say
 
 app = typer.Typer(add_completion=False)
 RESULTS = Path(__file__).parents[1] / "results"

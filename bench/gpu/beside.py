@@ -15,18 +15,17 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, StaticCache
 
-from quantize.family import model_config
+from bench.gpu.figures import WARM_UP, Figure, Timing, timed
+from bench.gpu.folders import FOUR_LAYERS, TINY, folder_of
+from quantize.model.families import model_config
 from runtime.generate import Model, Prompt
-from runtime.sessions import Options
-
-from .figures import WARM_UP, Figure, Timing, timed
-from .folders import FOUR_LAYERS, TINY, folder_of
+from runtime.ort.sessions import Options
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from .bench import Bench
+    from bench.gpu.bench import Bench
 
 CONTEXT, CONTEXT_TINY = 4096, 64
 STEPS = 100  # at most

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 import onnxruntime
 import torch
 
+from bench.gpu.figures import Figure, timed
 from bench.host import VOCABULARY, host_costs
-from runtime.cuda import cudnn_version, require_cuda
-
-from .figures import Figure, timed
+from runtime.ort.cuda import cudnn_version, require_cuda
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .bench import Bench
+    from bench.gpu.bench import Bench
 
 BANDWIDTH, PRODUCT = "copy bandwidth", "fp16 matrix product"
 

@@ -15,18 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from bench.gpu.weights import fill
 from bench.quantized_widths import make_quantized
 from bench.released_widths import RELEASED, shortened
 from export.graphs import export_folder
-from quantize.checkpoint import read_json
-from quantize.kv_ranges import KV_SCALES
-from quantize.sizes import read_architecture
-from runtime.bundle import read_header
-
-from .weights import fill
+from quantize.calibration.kv_ranges import KV_SCALES
+from quantize.checkpoint.reader import read_json
+from quantize.plan.sizes import read_architecture
+from runtime.ort.manifest import read_header
 
 if TYPE_CHECKING:
-    from .bench import Bench
+    from bench.gpu.bench import Bench
 
 Variant = Literal["stored", "block-32", "int8-kv", "full-kv"]
 VARIANTS: dict[Variant, dict[str, Any]] = {

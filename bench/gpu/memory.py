@@ -7,10 +7,10 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from runtime.cuda import load_driver
+from runtime.ort.cuda import load_driver
 
 if TYPE_CHECKING:
-    from .bench import Bench
+    from bench.gpu.bench import Bench
 
 _INTERVAL = 0.002  # seconds between two looks
 

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.gpu.figures import Figure
 from calib_data.sources import open_documents
 from runtime.generate import Model, Prompt
+from runtime.ort.sessions import Options
 from runtime.sampling import greedy
-from runtime.sessions import Options
-from runtime.speculation import Drafts
-
-from .figures import Figure
+from runtime.speculative import Drafts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,9 +19,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from runtime.cache import KVCache
-
-    from .bench import Bench
+    from bench.gpu.bench import Bench
+    from runtime.ort.cache import KVCache
 
 BATCH, STEPS = 4, 24
 WINDOWS = 3  # how many times over a prompt fills the reader's windows
@@ -100,7 +98,7 @@ def _poisoned(model: Model, prompt: Prompt) -> Figure:
 
 def _overrun(model: Model) -> Figure:
     """A prompt of several windows in pieces of one, then steps, against the prompt in one call."""
-    window = min(window for window in model.bundle.text.windows if window)
+    window = min(window for window in model.manifest.text.windows if window)
     tokens = WINDOWS * window + 7
     embeds = model.embed_tokens(np.random.default_rng(0).integers(80, 500, tokens))
     found = []

@@ -8,10 +8,9 @@ from typing import Annotated
 
 import typer
 
-from calib_data.errors import run_command
-
-from .record import read_record
-from .table import stage_lines
+from bench.gpu.record import read_record
+from bench.gpu.table import stage_lines
+from console.errors import run_command
 
 app = typer.Typer(add_completion=False)
 ROOT = Path(__file__).parents[2]

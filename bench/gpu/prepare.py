@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from calib_data.errors import run_command
-from calib_data.progress import say
-
-from .folders import FOUR_LAYERS, WHOLE, archive_name, pack
+from bench.gpu.folders import FOUR_LAYERS, WHOLE, archive_name, pack
+from console.errors import run_command
+from console.progress import say
 
 app = typer.Typer(add_completion=False)
 

@@ -16,16 +16,15 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
-from runtime.sessions import Buffer, Options, open_session
-
-from .card import BANDWIDTH, PRODUCT
-from .figures import Figure, timed
+from bench.gpu.card import BANDWIDTH, PRODUCT
+from bench.gpu.figures import Figure, timed
+from runtime.ort.sessions import Buffer, Options, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from .bench import Bench
+    from bench.gpu.bench import Bench
 
 Dtype = Literal["float16", "bfloat16", "float32"]
 

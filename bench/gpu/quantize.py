@@ -5,18 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bench import scale
+from bench.gpu.figures import Figure
+from bench.gpu.folders import Shape
+from bench.gpu.memory import PeakMemory
 from bench.released_widths import RELEASED, make_checkpoint
 from calib_data import READER
-from quantize.checkpoint import read_json
-
-from .figures import Figure
-from .folders import Shape
-from .memory import PeakMemory
+from quantize.checkpoint.reader import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .bench import Bench
+    from bench.gpu.bench import Bench
 
 DOCUMENTS, DOCUMENTS_TINY = 128, 4
 LAYER = "model.language_model.layers"

@@ -10,10 +10,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from bench.gpu.figures import Figure
 from bench.provenance import provenance
-from runtime.cuda import load_driver
-
-from .figures import Figure
+from runtime.ort.cuda import load_driver
 
 if TYPE_CHECKING:
     from pathlib import Path

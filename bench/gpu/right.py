@@ -12,27 +12,26 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bench.gpu.figures import Figure
+from bench.gpu.modes import modes
 from calib_data import READER
 from calib_data.sources import open_documents
 from export.graphs import export_folder
-from export.verify import verify
+from export.verification.verify import verify
+from quantize.pipeline import quantize
 from quantize.settings import Settings
-from quantize.walk import quantize
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
 from runtime.compare.measure import measure as compare
 from runtime.compare.result import candidate_side
 from runtime.generate import Model
-from runtime.sessions import Options
-
-from .figures import Figure
-from .modes import modes
+from runtime.ort.sessions import Options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from .bench import Bench
+    from bench.gpu.bench import Bench
 
 THREADS = 2  # of ONNX Runtime in each process
 

@@ -12,10 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from calib_data.errors import InputError
-
-from .bench import Bench, OutOfTimeError
-from .figures import Figure
+from bench.gpu.bench import Bench, OutOfTimeError
+from bench.gpu.figures import Figure
+from console.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from .figures import Figure
+    from bench.gpu.figures import Figure
 
 _CELLS = ("", "median", "quartiles", "times", "share of the ceiling", "")
 

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .folders import VARIANTS
-from .whole import measure_variant
+from bench.gpu.folders import VARIANTS
+from bench.gpu.whole import measure_variant
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .bench import Bench
-    from .figures import Figure
+    from bench.gpu.bench import Bench
+    from bench.gpu.figures import Figure
 
 
 def measure(bench: Bench) -> Iterator[Figure]:

@@ -7,19 +7,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.gpu.figures import Figure, timed
+from bench.gpu.folders import TINY, WHOLE, Variant, folder_of
+from bench.gpu.memory import PeakMemory
 from runtime.generate import Model
-from runtime.vision import vision_feeds
-
-from .figures import Figure, timed
-from .folders import TINY, WHOLE, Variant, folder_of
-from .memory import PeakMemory
+from runtime.inputs.vision_inputs import vision_feeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
-    from .bench import Bench
+    from bench.gpu.bench import Bench
 
 LARGEST, LARGEST_TINY = 128, 16  # patches along a side of the largest picture
 PAGE, PAGE_TINY = (126, 88), (12, 8)  # rows and columns of an A4 page: 2772 tokens
@@ -47,7 +46,7 @@ def _variant(bench: Bench, variant: Variant) -> Iterator[Figure]:
 
 def picture(model: Model, rows: int, columns: int) -> Mapping[str, NDArray[np.generic]]:
     """What the vision graph is fed for a picture of so many patches, whose values are random."""
-    settings, shape = model.image_settings, model.bundle.vision
+    settings, shape = model.image_settings, model.manifest.vision
     assert shape is not None
     width = 3 * settings.temporal_patch_size * settings.patch_size**2
     patches = np.random.default_rng(0).standard_normal((rows * columns, width), np.float32)

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from bench.released_widths import STD
-from runtime.bundle import HEADER_PREFIX
+from runtime.ort.manifest import HEADER_PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -15,20 +15,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.drafting import costs, time_calls
-from quantize.checkpoint import open_checkpoint, read_json
-from quantize.plan import make_plan
-from quantize.sizes import read_architecture
-from runtime.chunks import Chunking
+from bench.gpu.card import BANDWIDTH, PRODUCT
+from bench.gpu.figures import Figure, Timing, timed
+from bench.gpu.folders import TINY, WHOLE, Variant, folder_of
+from bench.gpu.memory import PeakMemory
+from bench.gpu.vision import LARGEST, LARGEST_TINY, picture
+from quantize.checkpoint.reader import open_checkpoint, read_json
+from quantize.plan.plan import make_plan
+from quantize.plan.sizes import read_architecture
 from runtime.generate import Model, Prompt
+from runtime.ort.prompt_chunks import Chunking
+from runtime.ort.sessions import Options
 from runtime.sampling import greedy
-from runtime.sessions import Options
-from runtime.speculation import Drafts
-
-from .card import BANDWIDTH, PRODUCT
-from .figures import Figure, Timing, timed
-from .folders import TINY, WHOLE, Variant, folder_of
-from .memory import PeakMemory
-from .vision import LARGEST, LARGEST_TINY, picture
+from runtime.speculative import Drafts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,9 +35,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from runtime.cache import KVCache
-
-    from .bench import Bench
+    from bench.gpu.bench import Bench
+    from runtime.ort.cache import KVCache
 
 GIB = 2**30
 ANSWER = 64  # tokens
@@ -189,7 +187,7 @@ def _prompt(model: Model, tokens: int) -> Prompt:
 
 def _embeds(model: Model, tokens: int) -> NDArray[np.float32]:
     """Embeddings [T, H] of tokens drawn at random."""
-    return model.embed_tokens(np.random.default_rng(0).integers(model.bundle.text.vocab_size, size=tokens))
+    return model.embed_tokens(np.random.default_rng(0).integers(model.manifest.text.vocab_size, size=tokens))
 
 
 def _is_read(name: str) -> bool:

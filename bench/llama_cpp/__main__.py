@@ -16,12 +16,11 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from bench.llama_cpp.model import checkpoint, config, exported
+from bench.llama_cpp.runners import LLAMA_CPP, Memory, Ours, Runner, Task, Theirs, Turn
 from bench.provenance import provenance
-from calib_data.errors import run_command
-from calib_data.progress import track
-
-from .model import checkpoint, config, exported
-from .runners import LLAMA_CPP, Memory, Ours, Runner, Task, Theirs, Turn
+from console.errors import run_command
+from console.progress import track
 
 app = typer.Typer(add_completion=False)
 REST = 0.1  # seconds between turns: idle threads spin for a while before they sleep

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from bench.released_widths import make_checkpoint
 from calib_data import READER
-from calib_data.errors import InputError
-from quantize.checkpoint import open_checkpoint, read_json
-from quantize.family import find_family
-from runtime.bundle import FILE
+from console.errors import InputError
+from quantize.checkpoint.reader import open_checkpoint, read_json
+from quantize.model.families import find_family
+from runtime.ort.manifest import FILE
 
 if TYPE_CHECKING:
     from pathlib import Path

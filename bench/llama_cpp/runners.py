@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from bench.llama_cpp.model import weight_bytes
 from bench.peers.environments import Peer, environment
-from calib_data.errors import InputError
+from console.errors import InputError
 from runtime.generate import Model, Prompt
+from runtime.ort.sessions import Options
 from runtime.sampling import greedy
-from runtime.sessions import Options
-
-from .model import weight_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -90,7 +89,7 @@ class Ours:
 class Theirs:
     """llama.cpp in an environment of its own. head: the type of its output tensor, or "default".
 
-    huge_pages: what llama.cpp allocates is on huge pages, as `runtime.pages` does for ours.
+    huge_pages: what llama.cpp allocates is on huge pages, as `runtime.ort.huge_pages` does for ours.
     """
 
     def __init__(self, name: str, cache: Path, checkpoint: Path, head: str, threads: int, *, huge_pages: bool) -> None:

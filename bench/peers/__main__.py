@@ -20,16 +20,15 @@ from safetensors import safe_open
 
 from bench.dequantized import dequantized
 from bench.divergence import Divergence, interval
+from bench.peers.environments import AUTO_ROUND, LLM_COMPRESSOR, Peer, environment, quantized_by
+from bench.peers.weights import is_decoder_linear, read_weights, write_samples
 from bench.provenance import provenance
 from calib_data import READER
-from calib_data.errors import run_command
-from calib_data.progress import track
-from quantize.calibration import read_samples
+from console.errors import run_command
+from console.progress import track
+from quantize.calibration.samples import read_samples
+from quantize.pipeline import quantize
 from quantize.settings import Settings
-from quantize.walk import quantize
-
-from .environments import AUTO_ROUND, LLM_COMPRESSOR, Peer, environment, quantized_by
-from .weights import is_decoder_linear, read_weights, write_samples
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from calib_data.errors import InputError
-from calib_data.progress import say
+from console.errors import InputError
+from console.progress import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file, save_file
 
-from calib_data.errors import InputError
-from quantize.checkpoint import open_checkpoint
-from quantize.family import DECODER_LINEARS
+from console.errors import InputError
+from quantize.checkpoint.reader import open_checkpoint
+from quantize.model.families import DECODER_LINEARS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from quantize.calibration import Sample
+    from quantize.calibration.samples import Sample
 
 BITS, GROUP = 4, 128
 LAYERS = "model.language_model.layers."

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from calib_data.errors import InputError
 from calib_data.sources import open_documents
+from console.errors import InputError
 from runtime.compare.measure import Read, read, token_ids
 from runtime.compare.predictions import Predictions
 from runtime.generate import answer_parts
-from runtime.images import ImageSettings
+from runtime.inputs.images import ImageSettings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +63,7 @@ class FolderBaseline:
 
 
 class ReferenceBaseline:
-    """Predictions that quantize kept, as `quantize.reference` lays them out; there are no answers.
+    """Predictions that quantize kept, as `quantize.calibration.reference` lays them out; there are no answers.
 
     documents: those that were kept, in order. image_settings: how their pictures were prepared; None for a reference of
     before this was kept. source: where the documents lie now; None for where quantize found them. Raises InputError for

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from tokenizers import Tokenizer
 
-from calib_data.errors import InputError, naming
+from console.errors import InputError, naming
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.measure import token_ids
 from runtime.evaluate import require_vision
@@ -25,7 +25,7 @@ def require_same_inputs(baseline: Model, candidate: Model) -> None:
     models, folders = (baseline, candidate), (baseline.folder, candidate.folder)
     for model in models:
         require_vision(model)
-    sizes = [model.bundle.text.vocab_size for model in models]
+    sizes = [model.manifest.text.vocab_size for model in models]
     # The files may differ in how they are laid out.
     vocabularies = [Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab() for folder in folders]
     if sizes[0] != sizes[1] or vocabularies[0] != vocabularies[1]:
@@ -57,7 +57,7 @@ def require_measurable(baseline: Baseline, candidates: Sequence[Model], document
         with naming(document.name):
             expected = baseline.token_ids(opened)
             for model in models:
-                found, context = token_ids(model, opened), model.bundle.text.context
+                found, context = token_ids(model, opened), model.manifest.text.context
                 if len(found) > context:
                     raise InputError(
                         f"prompt and known answer: {len(found)} tokens, the context of {model.folder} is {context}; "

@@ -7,8 +7,8 @@ import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from runtime.bundle import load_bundle
 from runtime.compare.layers import REPORT
+from runtime.ort.manifest import load_manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,18 +31,18 @@ def fingerprint(folder: Path, kind: str) -> str:
     """SHA-256 of all that a folder's numbers on a kind of device come from.
 
     Settings, tokenizer and graphs as they are; of runtime.json what is for any device and for this one; of each weights
-    file when it was changed, and 64 pages spread over it: its size and header are in runtime.json, and `load_bundle`
+    file when it was changed, and 64 pages spread over it: its size and header are in runtime.json, and `load_manifest`
     has compared them.
     """
-    bundle = load_bundle(folder)
-    target = bundle.target(folder, kind)
-    described = {**asdict(bundle), "targets": asdict(target)}
+    manifest = load_manifest(folder)
+    target = manifest.target(folder, kind)
+    described = {**asdict(manifest), "targets": asdict(target)}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     settings = [name for name in _SETTINGS if (folder / name).exists()]
     for name in [*settings, target.decoder, *([target.vision] if target.vision else [])]:
         content = (folder / name).read_bytes()
         digest.update(f"{name} {len(content)}\n".encode() + content)
-    for name in sorted(bundle.weights):
+    for name in sorted(manifest.weights):
         digest.update(name.encode(errors="surrogateescape") + b" " + _spread(folder / name))
     return digest.hexdigest()
 

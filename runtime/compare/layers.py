@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calib_data.errors import InputError
-from calib_data.progress import track
+from console.errors import InputError
+from console.progress import track
 from runtime.weights import Weights
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from runtime.bundle import Bundle
+    from runtime.ort.manifest import Manifest
 
 REPORT = "quantization_report.json"
 _UNQUANTIZED = 16  # bits
@@ -44,12 +44,12 @@ class Layer:
     suspect: bool
 
 
-def require_listable(folder: Path, bundle: Bundle, baseline: Weights | None) -> None:
+def require_listable(folder: Path, manifest: Manifest, baseline: Weights | None) -> None:
     """Raise InputError for a folder of another model than the baseline's, or with a report that cannot be read."""
     _reported(folder)
     if baseline is None:
         return
-    weights = Weights(folder, bundle.weights)
+    weights = Weights(folder, manifest.weights)
     for name in sorted(set(baseline.linears()) & set(weights.linears())):
         own, expected = list(weights.shape(name)), list(baseline.shape(name))
         if own != expected:
@@ -64,9 +64,9 @@ def of_baseline(weights: Weights) -> list[str]:
     return [f"The baseline is {bits}-bit, not FP16: all differences are from it, not from the unquantized model."]
 
 
-def list_layers(folder: Path, bundle: Bundle, baseline: Weights | None) -> list[Layer]:
+def list_layers(folder: Path, manifest: Manifest, baseline: Weights | None) -> list[Layer]:
     """List every linear of a folder, in alphabetical order. Folders are those that `require_listable` takes."""
-    weights, reported = Weights(folder, bundle.weights), _reported(folder)
+    weights, reported = Weights(folder, manifest.weights), _reported(folder)
     bits = {name: weights.bits(name) for name in weights.linears()}
     errors: dict[str, float] = {}
     if baseline is not None:

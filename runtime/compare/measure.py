@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from calib_data.errors import naming
+from console.errors import naming
 from runtime.compare.predictions import Predictions, divergence
 from runtime.evaluate import Scored, score, truth_of
 from runtime.generate import answer_parts
-from runtime.images import image_grid
+from runtime.inputs.images import image_grid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -79,7 +79,7 @@ def _reading(value: dict[str, Any]) -> Reading:
 
 def token_ids(model: Model, document: Document) -> list[int]:
     """Tokens of a document's question, picture included, its true answer and the end of a turn; nothing is computed."""
-    vision, image = model.bundle.vision, document.image
+    vision, image = model.manifest.vision, document.image
     assert vision is not None
     grid = image_grid(image.height, image.width, model.image_settings, document.name)
     question = model.chat.encode(document.prompt, [math.prod(grid) // vision.merge_size**2])

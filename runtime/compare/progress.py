@@ -6,8 +6,8 @@ import json
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Self
 
-from calib_data.errors import InputError
-from calib_data.locks import lock, unlock
+from console.errors import InputError
+from console.locks import lock, unlock
 from runtime.compare.checks import changed
 from runtime.compare.measure import Measured
 

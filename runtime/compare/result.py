@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calib_data.errors import InputError
+from console.errors import InputError
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates, Verdict, judge
 from runtime.compare.layers import list_layers, of_baseline
@@ -136,12 +136,12 @@ def summarize(
     """Sum up all documents and judge every candidate."""
     weights, cost = None, None
     if isinstance(loaded.baseline, FolderBaseline):
-        weights, cost = Weights(models.baseline, loaded.baseline.model.bundle.weights), loaded.costs[0]
+        weights, cost = Weights(models.baseline, loaded.baseline.model.manifest.weights), loaded.costs[0]
     notes = of_baseline(weights) if weights else []
     candidates = []
     for number, path in enumerate(models.candidates):
         model, taken = loaded.candidates[number], loaded.costs[number - len(models.candidates)]
-        parts = list_layers(path, model.bundle, weights)
+        parts = list_layers(path, model.manifest, weights)
         candidates.append(candidate_side(str(path), number, measured, gates, cost=taken, layers=parts, notes=notes))
     return Comparison(about, baseline_side(str(models.baseline), measured, cost), candidates)
 

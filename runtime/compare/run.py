@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import onnxruntime as ort
 
-from calib_data.errors import InputError, naming
-from calib_data.progress import say, track
-from runtime.cache import cache_bytes
+from console.errors import InputError, naming
+from console.progress import say, track
 from runtime.compare.baseline import Baseline, FolderBaseline, ReferenceBaseline
 from runtime.compare.checks import changed, require_measurable, require_same_images, require_same_inputs
 from runtime.compare.fingerprint import fingerprint
@@ -24,7 +23,8 @@ from runtime.compare.layers import require_listable
 from runtime.compare.measure import Measured, measure
 from runtime.compare.result import Cost
 from runtime.generate import Model
-from runtime.sessions import Device, Options, itemsize
+from runtime.ort.cache import cache_bytes
+from runtime.ort.sessions import Device, Options, itemsize
 from runtime.weights import Weights
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Models:
             baseline = ReferenceBaseline(self.baseline, self.source)
         else:
             own, cost = _open(self.baseline, self.device, options)
-            baseline, weights = FolderBaseline(own), Weights(self.baseline, own.bundle.weights)
+            baseline, weights = FolderBaseline(own), Weights(self.baseline, own.manifest.weights)
             costs.append(cost)
         candidates: list[Model] = []
         for path in self.candidates:
@@ -72,7 +72,7 @@ class Models:
             require_same_inputs(own or (candidates or [model])[0], model)
             if isinstance(baseline, ReferenceBaseline):
                 require_same_images(baseline, model)
-            require_listable(path, model.bundle, weights)
+            require_listable(path, model.manifest, weights)
             candidates.append(model)
             costs.append(cost)
         return Loaded(baseline, candidates, costs)
@@ -107,9 +107,9 @@ def _open(path: Path, device: str, options: Options | None) -> tuple[Model, Cost
     model = Model(path, device, options)
     model.load()  # its memory is part of what is measured
     after = _resident()
-    cache = cache_bytes(model.bundle.text, batch=1, room=4096, itemsize=itemsize(model.target.kv_dtype))
+    cache = cache_bytes(model.manifest.text, batch=1, room=4096, itemsize=itemsize(model.target.kv_dtype))
     return model, Cost(
-        weights=sum(file.bytes for file in model.bundle.weights.values()) / MIB,
+        weights=sum(file.bytes for file in model.manifest.weights.values()) / MIB,
         kv_cache_at_4096=cache / MIB,
         resident=None if before is None or after is None else (after - before) / MIB,
         tokens_per_second=None,

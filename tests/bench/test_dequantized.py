@@ -6,10 +6,10 @@ from transformers import AutoModelForImageTextToText
 
 from bench.dequantized import dequantized
 from calib_data import READER
-from quantize.checkpoint import open_checkpoint
-from quantize.grids import NF4Grid, dequantize, unpack_nibbles
+from quantize.checkpoint.reader import open_checkpoint
+from quantize.pipeline import quantize
 from quantize.settings import Settings
-from quantize.walk import quantize
+from quantize.solver.quantizers import NF4Quantizer, dequantize, unpack_nibbles
 
 
 def rounded(folder, **options):
@@ -39,4 +39,4 @@ def test_nf4_is_that_of_our_grid(tmp_path):
     for name, weight in weights.items():
         codes = unpack_nibbles(checkpoint.load(name)).view(weight.shape)
         scales = checkpoint.load(f"{name}.absmax").view(len(weight), -1)
-        torch.testing.assert_close(weight, dequantize(codes, scales, NF4Grid()), rtol=1e-6, atol=0)
+        torch.testing.assert_close(weight, dequantize(codes, scales, NF4Quantizer()), rtol=1e-6, atol=0)

@@ -22,8 +22,8 @@ from bench.gpu.record import Record, file_name, read_record
 from bench.gpu.stage import STAGES, Stage
 from bench.gpu.table import stage_lines
 from bench.released_widths import STD
-from quantize.checkpoint import open_checkpoint
-from quantize.grids import NF4_VALUES
+from quantize.checkpoint.reader import open_checkpoint
+from quantize.solver.quantizers import NF4_VALUES
 from runtime.generate import Model
 from runtime.weights import Weights
 
@@ -180,7 +180,7 @@ import json, time
 from pathlib import Path
 from bench.gpu.bench import Bench, OutOfTimeError
 from bench.gpu.memory import PeakMemory
-from runtime.sessions import Buffer, Device
+from runtime.ort.sessions import Buffer, Device
 
 Buffer.empty((1,), "int8", Device("cuda"))
 with PeakMemory(Bench("", "cuda", True, Path(), None, 0.0, {})) as memory:

@@ -5,7 +5,7 @@ import pytest
 
 from bench.host import A4, LARGEST, host_costs, table
 from calib_data import READER
-from runtime.images import ImageSettings, image_grid
+from runtime.inputs.images import ImageSettings, image_grid
 
 
 @pytest.fixture(scope="module")

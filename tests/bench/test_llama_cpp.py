@@ -6,8 +6,8 @@ import pytest
 from bench.llama_cpp.__main__ import HEADER, measure, ratio, table
 from bench.llama_cpp.model import config, weight_bytes
 from bench.llama_cpp.runners import Memory, Ours, Task, Turn, rates
-from calib_data.errors import InputError
-from quantize.sizes import read_architecture
+from console.errors import InputError
+from quantize.plan.sizes import read_architecture
 from runtime.generate import Model, Prompt
 from runtime.sampling import greedy
 

@@ -14,10 +14,10 @@ from bench.peers import environments, peer
 from bench.peers.__main__ import ratio
 from bench.peers.weights import is_decoder_linear, read_weights, write_samples
 from calib_data import READER
-from calib_data.errors import InputError
-from quantize.calibration import read_samples
+from console.errors import InputError
+from quantize.calibration.samples import read_samples
+from quantize.pipeline import quantize
 from quantize.settings import Settings
-from quantize.walk import quantize
 
 CHANGED = "model.language_model.layers.1.mlp.down_proj.weight"
 

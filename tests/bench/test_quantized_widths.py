@@ -15,9 +15,9 @@ from bench.quantized_widths import app, make_quantized
 from bench.run_scale import answer, picture
 from bench.run_scale import table as table_of_answer
 from calib_data import READER
-from calib_data.errors import InputError
+from console.errors import InputError
 from export.graphs import export_folder
-from quantize.checkpoint import open_checkpoint
+from quantize.checkpoint.reader import open_checkpoint
 from runtime.generate import Model
 from runtime.sampling import greedy
 

@@ -10,12 +10,12 @@ from safetensors import safe_open
 from typer.testing import CliRunner
 
 from bench.released_widths import RELEASED, app, make_checkpoint, shortened
-from calib_data.errors import InputError
-from quantize.checkpoint import open_checkpoint
-from quantize.family import model_config
+from console.errors import InputError
+from quantize.checkpoint.reader import open_checkpoint
+from quantize.model.families import model_config
+from quantize.pipeline import quantize
+from quantize.plan.sizes import read_architecture
 from quantize.settings import Settings
-from quantize.sizes import read_architecture
-from quantize.walk import quantize
 
 TEXT = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512}
 TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 2}

@@ -5,7 +5,7 @@ import pytest
 from bench.scale import Run, extrapolation, layers_table, quantize, steps_table
 from bench.sharing import Solving, compare, released_groups, rows_of
 from calib_data import READER
-from calib_data.errors import InputError
+from console.errors import InputError
 from quantize.report import StepReport
 
 

@@ -6,8 +6,8 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from calib_data.errors import InputError
 from calib_data.sources import open_documents
+from console.errors import InputError
 
 from .pages import dataset, open_all, picture, picture_bytes
 

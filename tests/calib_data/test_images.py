@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from transformers.image_transforms import convert_to_rgb
 
-from calib_data.errors import InputError
 from calib_data.images import open_image, to_rgb
+from console.errors import InputError
 
 
 def noise(mode, height=13, width=17):

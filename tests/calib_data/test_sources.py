@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calib_data.errors import InputError
 from calib_data.sources import open_documents, split_of_item
+from console.errors import InputError
 
 from .pages import OWN_SPLITS, dataset, open_all, picture
 

@@ -11,7 +11,7 @@ RUN = """
 import json, sys
 import numpy as np, onnxruntime as ort
 from traffic import Traffic
-from runtime.sessions import placement
+from runtime.ort.sessions import placement
 
 options = ort.SessionOptions()
 options.enable_profiling = True

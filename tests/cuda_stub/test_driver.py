@@ -11,8 +11,8 @@ MEMORY = """
 import json, sys
 import onnxruntime
 from traffic import set_driver_version
-from calib_data.errors import InputError
-from runtime.sessions import Buffer, Device, require_device
+from console.errors import InputError
+from runtime.ort.sessions import Buffer, Device, require_device
 
 set_driver_version(int(sys.argv[1]))
 onnxruntime.cuda_version = sys.argv[2]
@@ -42,7 +42,7 @@ def test_a_driver_of_the_same_major_version_does(driver, built, cuda_stub):
 
 CUDNN = """
 import contextlib, io, json
-from runtime.cuda import cudnn_version, require_cuda
+from runtime.ort.cuda import cudnn_version, require_cuda
 with contextlib.redirect_stderr(io.StringIO()) as said:
     require_cuda(0)
     require_cuda(0)

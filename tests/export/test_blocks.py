@@ -9,15 +9,15 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from export import ops
 from export.graphs import export_folder
+from export.modules import ops
+from export.modules.weights import Linear, Source
 from export.trace import trace
-from export.verify import verify
-from export.weights import Linear, Source
-from quantize.checkpoint import open_checkpoint
-from runtime.bundle import load_bundle
+from export.verification.verify import verify
+from quantize.checkpoint.reader import open_checkpoint
 from runtime.generate import Model
-from runtime.vision import vision_feeds
+from runtime.inputs.vision_inputs import vision_feeds
+from runtime.ort.manifest import load_manifest
 
 from .test_graphs import external
 
@@ -50,8 +50,8 @@ def operators(path, tmp_path):
 
 
 def test_every_product_but_the_heads_has_blocks_of_32(in_blocks, exported):
-    assert load_bundle(in_blocks).targets["cpu"].block_size == 32
-    assert load_bundle(exported("w4")).targets["cpu"].block_size is None
+    assert load_manifest(in_blocks).targets["cpu"].block_size == 32
+    assert load_manifest(exported("w4")).targets["cpu"].block_size is None
     for graph in GRAPHS:
         sizes, stored = products(in_blocks / graph), products(exported("w4") / graph)
         assert set(stored.values()) == {128}
@@ -83,7 +83,7 @@ def test_logits_and_embeddings_are_those_of_stored_groups(in_blocks, exported):
         values.append(model.decode(cache, embeds[:149], np.arange(149)).logits)
         values.append(model.decode(cache, embeds[149:], np.array([0])).logits)
         patches = np.random.default_rng(0).normal(size=(120, 1176)).astype(np.float32)
-        values.append(model.vision.run(vision_feeds(patches, [(1, 12, 10)], model.bundle.vision)))
+        values.append(model.vision.run(vision_feeds(patches, [(1, 12, 10)], model.manifest.vision)))
     for ours, theirs in zip(found, expected, strict=True):
         assert np.abs(ours - theirs).max() <= SAME * np.abs(theirs).max()
 
@@ -135,7 +135,7 @@ from pathlib import Path
 import numpy as np
 from traffic import DeviceMemory
 from runtime.generate import Model
-from runtime.sessions import Options, placement
+from runtime.ort.sessions import Options, placement
 
 model = Model(Path(sys.argv[1]), "cuda", Options(profile=Path(sys.argv[2])))
 with DeviceMemory() as loading:

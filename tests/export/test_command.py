@@ -9,8 +9,8 @@ import pytest
 from transformers import Exaone4Config, Exaone4ForCausalLM
 
 from calib_data import READER
+from quantize.pipeline import quantize
 from quantize.settings import Settings
-from quantize.walk import quantize
 
 
 def run(*arguments: str | Path, without: str = "") -> subprocess.CompletedProcess[str]:

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 
 from calib_data import READER
-from calib_data.errors import InputError
+from console.errors import InputError
 from export.graphs import export_folder
-from quantize.checkpoint import open_checkpoint
-from quantize.memory import kv_workspace
-from quantize.sizes import read_architecture
+from quantize.checkpoint.reader import open_checkpoint
+from quantize.plan.memory import kv_workspace
+from quantize.plan.sizes import read_architecture
 from runtime.generate import Model
 
 from ..cuda_stub.build import CudaStub
@@ -25,13 +25,13 @@ import json, sys
 from pathlib import Path
 import numpy as np, onnxruntime as ort
 from traffic import Traffic
-from runtime.sessions import placement
+from runtime.ort.sessions import placement
 from runtime import sessions
 from runtime.generate import Model
 from runtime.sampling import greedy
-from runtime.sessions import Buffer, Device, Options, VisionSession
-from runtime.speculation import Drafts, Rewinder
-from runtime.vision import vision_feeds
+from runtime.ort.sessions import Buffer, Device, Options, VisionSession
+from runtime.speculative import Drafts, Rewinder
+from runtime.inputs.vision_inputs import vision_feeds
 
 folder, prefix, capture = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "capture"
 opened = {}
@@ -63,7 +63,7 @@ if not capture:
     prompt.ids.resize(100, refcheck=False)
     prompt = type(prompt)(prompt.ids, embeds)  # longer than the window
     result["tokens"] = len(list(model.generate(prompt, lambda logits, generated: 100, 5, Drafts(2))))
-    feeds = vision_feeds(np.zeros((120, 1176), np.float32), [(1, 12, 10)], model.bundle.vision)
+    feeds = vision_feeds(np.zeros((120, 1176), np.float32), [(1, 12, 10)], model.manifest.vision)
     result["embeds"] = model.vision.run(feeds).shape
 print(json.dumps(result | {"placement": {name: placement(session) for name, session in opened.items()}}))
 """
@@ -124,7 +124,7 @@ from pathlib import Path
 import numpy as np
 from traffic import Traffic
 from runtime.generate import Model
-from runtime.sessions import Options
+from runtime.ort.sessions import Options
 
 model = Model(Path(sys.argv[1]), "cuda", Options(capture=True))
 row, embeds, launches = model.decoder.new_cache(200, batch=2).row(1), model.embed_tokens(np.arange(100, 200)), []
@@ -148,7 +148,7 @@ import json, sys
 from pathlib import Path
 from traffic import fill_memory
 from runtime.generate import Model
-from runtime.sessions import Buffer, Device
+from runtime.ort.sessions import Buffer, Device
 
 model = Model(Path(sys.argv[1]), "cuda")
 fill_memory(0xFF)
@@ -170,7 +170,7 @@ import json, sys, threading
 from pathlib import Path
 import numpy as np
 from runtime.generate import Model
-from runtime.sessions import Options
+from runtime.ort.sessions import Options
 
 model, said = Model(Path(sys.argv[1]), "cuda", Options(capture=True)), {}
 cache, embeds = model.decoder.new_cache(200), model.embed_tokens(np.arange(100, 110))
@@ -209,7 +209,7 @@ MEMORY = """
 import json, sys
 from pathlib import Path
 from traffic import DeviceMemory
-from runtime.cache import cache_bytes
+from runtime.ort.cache import cache_bytes
 from runtime.generate import Model
 
 with DeviceMemory() as loaded:
@@ -220,8 +220,8 @@ for room in (30000, 31000):  # the second needs more than the first gave back
     with DeviceMemory() as memory:
         cache = model.decoder.new_cache(room)
     del cache
-    rope = 2 * room * model.bundle.text.head_dim // 2 * 2
-    sizes[room] = memory.peak, cache_bytes(model.bundle.text, 1, room, 2) + rope
+    rope = 2 * room * model.manifest.text.head_dim // 2 * 2
+    sizes[room] = memory.peak, cache_bytes(model.manifest.text, 1, room, 2) + rope
 print(json.dumps({"weights": loaded.peak, "sizes": sizes}))
 """
 
@@ -271,7 +271,7 @@ DOCUMENTS = """
 import json, sys
 from pathlib import Path
 from traffic import DeviceMemory
-from runtime.cache import cache_bytes
+from runtime.ort.cache import cache_bytes
 from runtime.generate import Model
 
 model, held, room = Model(Path(sys.argv[1]), "cuda"), {}, 0
@@ -280,7 +280,7 @@ for longest in (50, 60, *range(200, 2000, 300), 100, 1900):
     with DeviceMemory() as memory:
         next(model.generate(prompt, lambda *_: 100, longest))
     held[longest] = memory.kept
-text = model.bundle.text
+text = model.manifest.text
 rope = 2 * 1024 * text.head_dim // 2 * 2
 print(json.dumps([held, cache_bytes(text, 1, 1024, 2) + rope, cache_bytes(text, 1, 2048, 2) + 2 * rope]))
 """
@@ -300,9 +300,9 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from traffic import leave_memory
-from calib_data.errors import InputError
+from console.errors import InputError
 from runtime.generate import Model
-from runtime.vision import vision_feeds
+from runtime.inputs.vision_inputs import vision_feeds
 
 def said(size, work):
     leave_memory(size)
@@ -315,7 +315,7 @@ def said(size, work):
 folder = Path(sys.argv[1])
 loading = [said(size, Model(folder, "cuda").load) for size in (1000, 1 << 20)]
 model = Model(folder, "cuda")
-feeds = vision_feeds(np.zeros((4096, 1176), np.float32), [(1, 64, 64)], model.bundle.vision)
+feeds = vision_feeds(np.zeros((4096, 1176), np.float32), [(1, 64, 64)], model.manifest.vision)
 model.vision
 cache = model.decoder.new_cache(3000)
 prompt = np.zeros((1, 1024, 256), np.float32)
@@ -358,7 +358,7 @@ def test_bfloat16_with_an_int8_cache_answers(cuda_stub, on_cuda):
 LOAD = """
 import json, sys
 from pathlib import Path
-from calib_data.errors import InputError
+from console.errors import InputError
 from runtime.generate import Model
 try:
     Model(Path(sys.argv[1]), sys.argv[2])
@@ -402,8 +402,8 @@ def test_a_driver_that_finds_no_card_is_one_line(cuda_stub, on_cuda, tmp_path):
 UNSTARTED = """
 import contextlib, io, json, sys
 from pathlib import Path
-from calib_data.errors import InputError
-from runtime.sessions import Device, Options, open_session
+from console.errors import InputError
+from runtime.ort.sessions import Device, Options, open_session
 
 with contextlib.redirect_stdout(io.StringIO()) as printed:
     try:

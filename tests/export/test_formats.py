@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from calib_data import READER
-from calib_data.errors import InputError
 from calib_data.sources import open_documents
+from console.errors import InputError
 from export.graphs import export_folder
-from export.verify import verify
-from quantize.checkpoint import INDEX, open_checkpoint
+from export.verification.verify import verify
+from quantize.checkpoint.reader import INDEX, open_checkpoint
 from runtime.generate import Model
 
 PACKED = 2e-5  # as in the parity ladder

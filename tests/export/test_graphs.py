@@ -15,10 +15,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from calib_data.errors import InputError
+from console.errors import InputError
 from export.graphs import export_folder
-from quantize.checkpoint import open_checkpoint
-from runtime.bundle import load_bundle
+from quantize.checkpoint.reader import open_checkpoint
+from runtime.ort.manifest import load_manifest
 
 GRAPHS = ("decoder.cpu.onnx", "vision.cpu.onnx", "mtp.cpu.onnx")
 REWINDS = ("rewind.cpu.onnx", "mtp_rewind.cpu.onnx")  # no weights
@@ -86,13 +86,13 @@ def test_axes_are_named(exported):
 
 def test_a_second_target_leaves_the_first(exported, tmp_path):
     folder = shutil.copytree(exported("w4"), tmp_path / "w4")
-    first = load_bundle(folder)
+    first = load_manifest(folder)
     graphs = {name: (folder / name).read_bytes() for name in GRAPHS}
     both = export_folder(folder, "cuda")
     assert both.targets["cpu"] == first.targets["cpu"]
     assert both.targets["cuda"].dtype == "float16"
     assert {name: (folder / name).read_bytes() for name in GRAPHS} == graphs
-    assert load_bundle(folder) == both
+    assert load_manifest(folder) == both
 
 
 def test_an_export_that_fails_leaves_the_graphs_of_the_one_before(exported, tmp_path):
@@ -128,7 +128,7 @@ def test_half_an_export_is_none(exported, tmp_path):
     with pytest.raises(OSError, match=r"vision\.cpu\.onnx"):
         export_folder(folder, "cpu", kv_bits=8)
     with pytest.raises(InputError, match=f"^{folder}: not exported yet"):
-        load_bundle(folder)
+        load_manifest(folder)
 
 
 def accuracy_levels(folder: Path) -> set[int]:
@@ -149,8 +149,8 @@ def test_a_folder_is_exported_by_one_run_at_a_time(quantized, tmp_path):
                 export_folder(folder, target, exact=True)
     assert first.returncode == 0
     assert {path.name for path in folder.iterdir()} == before | {*GRAPHS, *REWINDS, "runtime.json"}
-    assert set(load_bundle(folder).targets) == {"cpu"}
-    assert not load_bundle(folder).targets["cpu"].exact
+    assert set(load_manifest(folder).targets) == {"cpu"}
+    assert not load_manifest(folder).targets["cpu"].exact
     assert accuracy_levels(folder) == {4}
     assert set(export_folder(folder, "cuda").targets) == {"cpu", "cuda"}
 
@@ -163,24 +163,24 @@ def test_weights_of_another_quantization_drop_old_targets(quantized, exported, t
         if ".safetensors" in path.name or path.name == "config.json":
             shutil.copy(path, folder)
     with pytest.raises(InputError, match="run python -m export again"):
-        load_bundle(folder)
+        load_manifest(folder)
     assert set(export_folder(folder, "cuda").targets) == {"cuda"}
 
 
 def test_bundle_describes_the_model(exported):
     folder = exported("w4")
-    bundle = load_bundle(folder)
-    assert bundle.text.windows == [64, None, 64, None]
-    assert (bundle.text.hidden_size, bundle.text.vocab_size, bundle.text.kv_heads, bundle.text.head_dim) == (
+    manifest = load_manifest(folder)
+    assert manifest.text.windows == [64, None, 64, None]
+    assert (manifest.text.hidden_size, manifest.text.vocab_size, manifest.text.kv_heads, manifest.text.head_dim) == (
         256,
         512,
         2,
         64,
     )
-    assert bundle.targets["cpu"].exact
+    assert manifest.targets["cpu"].exact
     stored = open_checkpoint(folder).load("model.language_model.embed_tokens.weight")
     mapped = np.memmap(
-        folder / bundle.embeddings.file, "float16", "r", bundle.embeddings.offset, tuple(bundle.embeddings.shape)
+        folder / manifest.embeddings.file, "float16", "r", manifest.embeddings.offset, tuple(manifest.embeddings.shape)
     )
     np.testing.assert_array_equal(mapped, stored.numpy())
 

@@ -8,11 +8,11 @@ import pytest
 
 from calib_data.sources import open_documents
 from export.graphs import export_folder
-from export.verify import verify
-from runtime.bundle import buffer_limits, load_bundle
+from export.verification.verify import verify
 from runtime.generate import Model, Prompt
+from runtime.ort.manifest import buffer_limits, load_manifest
 from runtime.sampling import greedy
-from runtime.speculation import Drafts
+from runtime.speculative import Drafts
 
 SAME = 2e-6  # relative to the largest logit: sums over keys in another order
 TOKENS = 210  # more than three windows of the reader
@@ -43,7 +43,7 @@ def test_limits_of_buffers():
 
 
 def test_every_buffer_has_all_the_room_and_none_is_rewound(full_folder, both):
-    target = load_bundle(full_folder).targets["cpu"]
+    target = load_manifest(full_folder).targets["cpu"]
     assert (target.kv_layout, target.rewind, target.mtp_rewind) == ("full", None, None)
     assert not list(full_folder.glob("*rewind*"))
     full, window = both
@@ -51,7 +51,7 @@ def test_every_buffer_has_all_the_room_and_none_is_rewound(full_folder, both):
     for session in (full.decoder, full.drafter.session):
         assert {buffer.shape[2] for buffer in session.new_cache(300).buffers} == {300}
     assert {buffer.shape[2] for buffer in window.decoder.new_cache(300).buffers} == {300, 64}
-    assert full.bundle.text.windows == window.bundle.text.windows == [64, None, 64, None]
+    assert full.manifest.text.windows == window.manifest.text.windows == [64, None, 64, None]
 
 
 def test_layers_still_have_their_windows(full_folder):
@@ -129,8 +129,8 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from runtime.generate import Model, Prompt
-from runtime.sessions import Options, placement
-from runtime.speculation import Drafts
+from runtime.ort.sessions import Options, placement
+from runtime.speculative import Drafts
 
 model = Model(Path(sys.argv[1]), "cuda", Options(profile=Path(sys.argv[2])))
 ids = np.arange(100, 250)

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from calib_data import READER
-from calib_data.errors import InputError
+from console.errors import InputError
 from export.kv_scales import read_kv_scales
-from export.ops import _rotate
-from quantize.checkpoint import open_checkpoint
-from quantize.family import find_family, model_config
-from quantize.kv_ranges import KV_SCALES
+from export.modules.ops import _rotate
+from quantize.calibration.kv_ranges import KV_SCALES
+from quantize.checkpoint.reader import open_checkpoint
+from quantize.model.families import find_family, model_config
 
 CHECKPOINT = open_checkpoint(READER)
 FAMILY, CONFIG = find_family(CHECKPOINT.config), model_config(CHECKPOINT.config)

@@ -10,8 +10,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Exaone4Config
 
 from calib_data import READER
+from quantize.pipeline import quantize
 from quantize.settings import Settings
-from quantize.walk import quantize
 
 if TYPE_CHECKING:
     from pathlib import Path

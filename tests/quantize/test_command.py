@@ -20,13 +20,13 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from calib_data import READER
-from calib_data.errors import InputError
 from calib_data.sources import open_documents
+from console.errors import InputError
 from quantize.__main__ import app
-from quantize.checkpoint import open_checkpoint
+from quantize.checkpoint.reader import open_checkpoint
 from quantize.output import TIMES
+from quantize.pipeline import quantize
 from quantize.settings import Settings
-from quantize.walk import quantize
 
 
 def command(*arguments, cwd):
@@ -147,7 +147,7 @@ def test_gptq_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys, bits):
         ({"format": "gptq", "vision_bits": 8}, "--vision-bits 8 is not possible with --format gptq; choose 16"),
         ({"format": "gptq", "head_bits": 4}, "--head-bits 4 is not possible with --format gptq; choose 16"),
         ({"calibration": "/nowhere/at/all"}, "/nowhere/at/all"),
-        ({"calibration": str(Path(__file__).parent / "data")}, "tests/quantize/data"),  # no document in it
+        ({"calibration": str(Path(__file__).parents[1] / "data")}, "tests/data"),  # no document in it
     ],
 )
 def test_settings_that_do_not_exist(tmp_path, options, says):
@@ -246,7 +246,7 @@ def test_documents_that_changed_while_a_run_was_stopped(tmp_path, monkeypatch, c
         raise KeyboardInterrupt
 
     with monkeypatch.context() as middle, pytest.raises(KeyboardInterrupt):
-        middle.setattr("quantize.walk.Walk._decoder_block", stopped)
+        middle.setattr("quantize.pipeline.Walk._decoder_block", stopped)
         quantize(settings)
     assert re.search(r"^\d documents instead of 12 \(.*pages has no more for calibration, ", capsys.readouterr().err)
     calibrated = next(document.name for document in open_documents(str(pages), split="calibration", count=12))
@@ -269,7 +269,7 @@ def test_a_stopped_run_whose_files_are_gone_says_to_begin_again(tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as middle, pytest.raises(KeyboardInterrupt):
-        middle.setattr("quantize.walk.Walk._decoder_block", stopped)
+        middle.setattr("quantize.pipeline.Walk._decoder_block", stopped)
         quantize(settings)
     states = json.loads((partial / ".journal.json").read_text())["states"]["calibration"]["file"]
     for name in (states, "model-00001.writing"):

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from bench.dequantized import dequantized
 from calib_data import READER
-from calib_data.errors import InputError
+from console.errors import InputError
+from quantize.pipeline import quantize
 from quantize.settings import Settings
-from quantize.walk import quantize
 
 from .card import CARD, NAME, Card
 

@@ -11,13 +11,13 @@ import torch
 from PIL import Image
 
 from calib_data import READER
-from calib_data.errors import CannotGoOnError, InputError
 from calib_data.sources import open_documents, split_of_item
+from console.errors import CannotGoOnError, InputError
 from quantize.output import is_finished, output_folder
+from quantize.pipeline import quantize
 from quantize.report import StepReport
 from quantize.settings import Settings
-from quantize.solver import REVISION
-from quantize.walk import quantize
+from quantize.solver.solve import REVISION
 
 
 def test_an_output_folder_is_written_by_one_run_at_a_time(tmp_path):
@@ -175,6 +175,6 @@ def test_a_step_that_does_not_fit_in_memory_is_named_and_the_steps_before_it_are
         r"out of memory at step model.language_model.layers.0; close other programs \(.*out.partial keeps what is fin"
     )
     with monkeypatch.context() as middle, pytest.raises(InputError, match=says):
-        middle.setattr("quantize.walk.Walk._decoder_block", large)
+        middle.setattr("quantize.pipeline.Walk._decoder_block", large)
         quantize(settings)
     assert quantize(settings) is not None

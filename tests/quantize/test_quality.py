@@ -9,9 +9,9 @@ from transformers import AutoConfig
 from bench.dequantized import dequantized
 from bench.divergence import Divergence
 from calib_data import READER
-from quantize.calibration import read_samples
+from quantize.calibration.samples import read_samples
+from quantize.pipeline import quantize
 from quantize.settings import Settings
-from quantize.walk import quantize
 
 
 @pytest.fixture(scope="module")

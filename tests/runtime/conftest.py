@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from calib_data.errors import run_command
+from console.errors import run_command
 from runtime.__main__ import app
 from runtime.generate import Model
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 
 from calib_data.document import Document
-from calib_data.errors import InputError
 from calib_data.sources import open_documents
+from console.errors import InputError
 from runtime.evaluate import ANSWER_TOKENS, Scored, draw, score, summary
 from runtime.generate import Model
 from runtime.sampling import greedy

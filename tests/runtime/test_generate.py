@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file
 
-from calib_data.errors import InputError
 from calib_data.sources import open_documents
+from console.errors import InputError
 from export.graphs import export_folder
-from runtime.chunks import CHUNKINGS, Chunking, prompt_calls
 from runtime.generate import ANSWER_CHUNK, Model, Prompt
+from runtime.ort.prompt_chunks import CHUNKINGS, Chunking, prompt_calls
 from runtime.sampling import greedy
-from runtime.speculation import Drafts
+from runtime.speculative import Drafts
 
 from .damage import WEIGHTS, change_tensor, edit_json, set_context
 

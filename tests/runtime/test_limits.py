@@ -55,8 +55,8 @@ def test_a_cache_that_does_not_fit_is_one_line(copied):
 LOAD = """
 import resource, sys
 from pathlib import Path
-from calib_data.errors import InputError
-from runtime.sessions import Device, Options, open_session
+from console.errors import InputError
+from runtime.ort.sessions import Device, Options, open_session
 
 mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (mapped + (8 << 20),) * 2)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-from calib_data.errors import InputError
+from console.errors import InputError
 from runtime.sampling import Sampling, candidates, draw, greedy, ignored, likelier, shortlist
 
 from .sampling_oracle import distribution

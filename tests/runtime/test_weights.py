@@ -7,8 +7,8 @@ from bitsandbytes.functional import QuantState, dequantize_4bit
 from compressed_tensors.compressors.pack_quantized.helpers import unpack_from_int32
 from safetensors.torch import load_file
 
-from calib_data.errors import InputError
-from runtime.bundle import load_bundle
+from console.errors import InputError
+from runtime.ort.manifest import load_manifest
 from runtime.weights import Weights
 
 NAMES = [
@@ -21,7 +21,7 @@ NAMES = [
 
 
 def opened(folder):
-    return Weights(folder, load_bundle(folder).weights)
+    return Weights(folder, load_manifest(folder).weights)
 
 
 def by_libraries(folder, name):

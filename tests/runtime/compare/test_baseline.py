@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from calib_data.errors import InputError
 from calib_data.sources import open_documents
+from console.errors import InputError
 from runtime.compare.baseline import ReferenceBaseline
 from runtime.compare.run import Models
 

@@ -7,8 +7,8 @@ import pytest
 from tokenizers import Tokenizer
 
 from calib_data.sources import open_documents
-from runtime.bundle import describe_header
 from runtime.compare.measure import token_ids
+from runtime.ort.manifest import describe_header
 
 from ..damage import WEIGHTS, edit_json, set_context
 

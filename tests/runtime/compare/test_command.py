@@ -18,13 +18,13 @@ from calib_data import READER
 from calib_data.document import Document
 from calib_data.sources import open_documents, split_of_item
 from export.graphs import export_folder
+from quantize.pipeline import quantize
 from quantize.settings import Settings
-from quantize.walk import quantize
-from runtime.bundle import load_bundle
-from runtime.compare.junit import write_junit
 from runtime.compare.progress import Progress
+from runtime.compare.report.junit import write_junit
 from runtime.evaluate import score
 from runtime.generate import Model
+from runtime.ort.manifest import load_manifest
 
 from ..commands import assert_one_line, process
 from ..damage import WEIGHTS, change_tensor, edit_json
@@ -229,7 +229,7 @@ def test_a_comparison_does_not_go_on_with_other_weights_or_graphs(command, expor
     os.utime(weights)
     assert command("compare", *arguments) == (2, "", refused)
     os.utime(weights, ns=(times.st_atime_ns, times.st_mtime_ns))
-    graph = copied / load_bundle(copied).targets["cpu"].decoder
+    graph = copied / load_manifest(copied).targets["cpu"].decoder
     model = onnx.load(graph, load_external_data=False)
     model.producer_name = "another"
     onnx.save(model, graph)

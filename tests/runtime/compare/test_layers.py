@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from calib_data.errors import InputError
-from runtime.bundle import load_bundle
+from console.errors import InputError
 from runtime.compare.layers import list_layers, require_listable
+from runtime.ort.manifest import load_manifest
 from runtime.weights import Weights
 
 from ..damage import edit_json
@@ -22,12 +22,12 @@ DOWN = "model.language_model.layers.1.mlp.down_proj"
 
 
 def listed(folder, baseline):
-    return {layer.name: layer for layer in list_layers(folder, load_bundle(folder), baseline)}
+    return {layer.name: layer for layer in list_layers(folder, load_manifest(folder), baseline)}
 
 
 @pytest.fixture
 def baseline(exported):
-    return Weights(exported("fp16"), load_bundle(exported("fp16")).weights)
+    return Weights(exported("fp16"), load_manifest(exported("fp16")).weights)
 
 
 def rolled(folder, to, name):
@@ -56,7 +56,7 @@ def test_numbers_are_those_of_weights_and_report(baseline, exported):
         one["name"]: one for one in json.loads((exported("w4") / "quantization_report.json").read_text())["linears"]
     }
     assert set(report) <= set(found)
-    layer, weights = found[DOWN], Weights(exported("w4"), load_bundle(exported("w4")).weights)
+    layer, weights = found[DOWN], Weights(exported("w4"), load_manifest(exported("w4")).weights)
     expected = baseline.load(DOWN)
     assert layer.error == pytest.approx(np.linalg.norm(weights.load(DOWN) - expected) / np.linalg.norm(expected))
     assert 0.03 < layer.error < 0.3
@@ -79,24 +79,24 @@ def test_a_reference_has_no_weights_to_compare_with(exported):
 def test_folders_of_two_models_and_broken_reports(baseline, exported, copied):
     tensors = load_file(copied / "model.safetensors")
     save_file({**tensors, f"{DOWN}.weight": torch.zeros(3, 5)}, copied / "model.safetensors")
-    bundle = load_bundle(exported("fp16"))
+    manifest = load_manifest(exported("fp16"))
     with pytest.raises(InputError, match=r"down_proj: \[3, 5\] weights, the baseline has \[256, 768\]"):
-        require_listable(copied, bundle, baseline)
+        require_listable(copied, manifest, baseline)
     (copied / "quantization_report.json").write_text("{}")
     with pytest.raises(InputError, match=r"quantization_report\.json: is not a report"):
-        require_listable(copied, bundle, None)
+        require_listable(copied, manifest, None)
     edit_json(copied / "quantization_report.json", linears=[])
-    assert list_layers(copied, bundle, None)
+    assert list_layers(copied, manifest, None)
 
 
 LIST = """
 import sys
 from pathlib import Path
-from runtime.bundle import load_bundle
+from runtime.ort.manifest import load_manifest
 from runtime.compare.layers import list_layers
 
 folder = Path(sys.argv[1])
-print([layer.reported for layer in list_layers(folder, load_bundle(folder), None) if layer.name == sys.argv[2]])
+print([layer.reported for layer in list_layers(folder, load_manifest(folder), None) if layer.name == sys.argv[2]])
 """
 
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from calib_data.document import Document
-from calib_data.errors import InputError
+from console.errors import InputError
 from runtime.compare.measure import Measured, Reading
 from runtime.compare.progress import PROGRESS, Progress
 

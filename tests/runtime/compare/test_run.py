@@ -7,8 +7,8 @@ import weakref
 import pytest
 
 from calib_data.document import Document
-from calib_data.errors import InputError
 from calib_data.sources import open_documents
+from console.errors import InputError
 from runtime.compare.progress import PROGRESS, Progress
 from runtime.compare.run import Models, run
 

@@ -1,0 +1,178 @@
+"""The decoder's forward pass as ONNX should see it: prompt and step are one graph, the KV cache goes in and out.
+
+EXAONE 4.x normalises after attention and MLP, never before, and each head's queries and keys. Sliding layers carry RoPE
+and a window, the global layers between them neither. Equals transformers' `Exaone4Model`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+from torch.nn import functional as F  # noqa: N812 - the name everybody knows
+
+from console.errors import InputError
+from export.modules import ops
+from export.modules.weights import Linear, RMSNorm, Source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+    from export.modules.ops import KvScales
+    from quantize.model.families import Family
+
+
+def head_dim(config: PreTrainedConfig) -> int:
+    """Width of one attention head; EXAONE 4.x configs leave it implicit."""
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+class Attention(nn.Module):
+    """Grouped-query attention with normalised queries and keys over one layer's KV buffers."""
+
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        config: PreTrainedConfig,
+        layer: int,
+        kv_scales: KvScales | None,
+        *,
+        full_buffers: bool,
+    ) -> None:
+        super().__init__()
+        self.kv_scales, self.full_buffers = kv_scales, full_buffers
+        self.window: int | None = config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
+        self.has_rope = self.window is not None or config.sliding_window is None
+        self.head_dim = head_dim(config)
+        self.qkv = Linear(source, f"{name}.q_proj", f"{name}.k_proj", f"{name}.v_proj")
+        query, key = (heads * self.head_dim for heads in (config.num_attention_heads, config.num_key_value_heads))
+        if self.qkv.widths != [query, key, key]:
+            raise InputError(
+                f"{name}: q, k and v have {self.qkv.widths} outputs, config.json says {[query, key, key]}; download "
+                "the folder again"
+            )
+        self.q_norm = RMSNorm(source, f"{name}.q_norm", config.rms_norm_eps)
+        self.k_norm = RMSNorm(source, f"{name}.k_norm", config.rms_norm_eps)
+        self.output = Linear(source, f"{name}.o_proj")
+
+    def forward(
+        self, x: Tensor, past: tuple[Tensor, Tensor], seqlens_k: Tensor, total: Tensor, rope: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x [B, T, H]; past: key and value [B, kv_heads, S, D]. Returns the output and the two extended buffers."""
+        q, k, v = self.qkv(x)
+        q = ops.reshape(self.q_norm(ops.reshape(q, 0, 0, -1, self.head_dim)), 0, 0, -1)
+        k = ops.reshape(self.k_norm(ops.reshape(k, 0, 0, -1, self.head_dim)), 0, 0, -1)
+        rope_, full = rope if self.has_rope else None, self.full_buffers
+        attended, key, value = ops.cached_attention(
+            q, k, v, *past, seqlens_k, total, rope_, self.window, self.kv_scales, full_buffers=full
+        )
+        (output,) = self.output(attended)
+        return output, key, value
+
+
+class MLP(nn.Module):
+    """Gated SiLU; the vision blocks have the same, with biases."""
+
+    def __init__(self, source: Source, name: str) -> None:
+        super().__init__()
+        self.gate_up = Linear(source, f"{name}.gate_proj", f"{name}.up_proj")
+        self.down = Linear(source, f"{name}.down_proj")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [..., H] to [..., H]."""
+        gate, up = self.gate_up(x)
+        (output,) = self.down(F.silu(gate) * up)
+        return output
+
+
+class DecoderLayer(nn.Module):
+    """h = h + norm(attention(h)); h = h + norm(mlp(h)). kv_scales: of an int8 KV cache."""
+
+    def __init__(
+        self,
+        source: Source,
+        name: str,
+        config: PreTrainedConfig,
+        layer: int,
+        kv_scales: KvScales | None = None,
+        *,
+        full_buffers: bool,
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(source, f"{name}.self_attn", config, layer, kv_scales, full_buffers=full_buffers)
+        self.mlp = MLP(source, f"{name}.mlp")
+        self.attention_norm = RMSNorm(source, f"{name}.post_attention_layernorm", config.rms_norm_eps)
+        self.mlp_norm = RMSNorm(source, f"{name}.post_feedforward_layernorm", config.rms_norm_eps)
+
+    def forward(
+        self, h: Tensor, past: tuple[Tensor, Tensor], seqlens_k: Tensor, total: Tensor, rope: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """h [B, T, H]; returns the new h and the layer's extended KV buffers."""
+        attended, key, value = self.attention(h, past, seqlens_k, total, rope)
+        h = h + self.attention_norm(attended)
+        return h + self.mlp_norm(self.mlp(h)), key, value
+
+
+def head(source: Source, family: Family) -> Linear:
+    """The linear that makes logits: its own, or where it is tied the embeddings. Its blocks are those stored.
+
+    With an MTP layer it is an input of CUDA graphs, which ONNX Runtime's CUTLASS kernels cannot repack.
+    """
+    tied = not any(name.startswith(f"{family.head}.") for name in source.checkpoint.tensors)
+    return Linear(replace(source, block_size=None), family.embeddings if tied else family.head)
+
+
+class Decoder(nn.Module):
+    """All decoder layers, the final norm and the head; inputs and outputs as `runtime.ort.graph_io` names them.
+
+    with_hidden: put out hidden states, for an MTP layer, or to be looked at where an int8 cache hides what is not a
+    number. kv_scales: of an int8 KV cache, one pair a layer. full_buffers: of sliding layers too.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        family: Family,
+        config: PreTrainedConfig,
+        *,
+        with_hidden: bool = False,
+        kv_scales: list[KvScales] | None = None,
+        full_buffers: bool = False,
+    ) -> None:
+        super().__init__()
+        self.with_hidden, self.kv_scales, self.full_buffers = with_hidden, kv_scales, full_buffers
+        config = config.get_text_config()
+        self.layers = nn.ModuleList(
+            DecoderLayer(
+                source, name, config, layer, kv_scales[layer] if kv_scales else None, full_buffers=full_buffers
+            )
+            for layer, name in enumerate(family.decoder_blocks(config))
+        )
+        self.norm = RMSNorm(source, family.norm, config.rms_norm_eps)
+        self.head = head(source, family)
+
+    def forward(
+        self,
+        inputs_embeds: Tensor,
+        seqlens_k: Tensor,
+        total_sequence_length: Tensor,
+        logit_index: Tensor,
+        rope_cos: Tensor,
+        rope_sin: Tensor,
+        past: list[Tensor],
+    ) -> tuple[Tensor, ...]:
+        """Logits [B, L, vocabulary] in float32 at the L wanted positions, then the extended KV buffers.
+
+        Hidden states [B, T, H] behind the last norm come between them where they are wanted.
+        """
+        h = inputs_embeds
+        present: list[Tensor] = []
+        for number, layer in enumerate(self.layers):
+            pair = (past[2 * number], past[2 * number + 1])
+            h, key, value = layer(h, pair, seqlens_k, total_sequence_length, (rope_cos, rope_sin))
+            present += (key, value)
+        hidden = self.norm(h)
+        (logits,) = self.head(ops.select_positions(hidden, logit_index))
+        return logits.float(), *([hidden] if self.with_hidden else []), *present

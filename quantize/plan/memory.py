@@ -1,0 +1,125 @@
+"""What a card holds beside the weights: the KV cache and the workspace of both graphs.
+
+This restates what `runtime.ort.cache`, `runtime.ort.sessions` and `export` allocate, because quantize imports neither.
+Sizes are in bytes; they grow linearly with the context, or not at all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from quantize.model.families import full_paths
+from quantize.plan.sizes import HALF
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from quantize.plan.sizes import Architecture
+    from quantize.scheme import Grids
+
+PROMPT_CHUNK = 4096  # prompt tokens a call on a GPU, as `runtime.ort.prompt_chunks` cuts them
+LARGEST_IMAGE = 16384  # patches of 3211264 pixels, the most that EXAONE 4.5's image processor gives
+FLOAT = 4  # bytes of float32
+
+
+@dataclass(frozen=True)
+class Line:
+    """One part of the workspace. tensors: what it is made of, so that the bytes can be checked."""
+
+    name: str
+    tensors: str
+    bytes: int
+
+
+def kv_bytes(model: Architecture, context: int, itemsize: int, *, full_buffers: bool = False) -> int:
+    """Keys and values of `context` tokens: sliding layers keep a buffer of their window, global layers all tokens.
+
+    full_buffers: sliding layers keep all tokens too.
+    """
+    text = model.text
+    limited = [kind == "sliding_attention" and not full_buffers for kind in text.layer_types]
+    rows = [text.sliding_window if window else context for window in limited]
+    return sum(_layer_kv_bytes(model, row, itemsize) for row in rows)
+
+
+def workspace(
+    model: Architecture, grids: Grids, context: int, *, with_mtp: bool, full_buffers: bool = False
+) -> list[Line]:
+    """List what the graphs need while they run. full_buffers: that of the MTP layer keeps all tokens.
+
+    The lines add up, to more than a first question holds at once: the vision session gives back what it took before the
+    KV cache is filled, which is larger than what is missing in its line here. That is 2.3 GiB at the largest image
+    (`bench.vision_memory`), for ONNX Runtime's memory does not fit the next tensor; a later picture of the same run
+    takes them beside the cache. Attention is flash, so nothing is quadratic.
+    """
+    family, text = model.family, model.text
+    hidden, mlp, half_head = text.hidden_size, text.intermediate_size, _head_dim(model) // 2
+    decoder = [full_paths(path, family.decoder_linears) for path in family.decoder_blocks(model.config)]
+    lines = [
+        Line(
+            f"prompt chunk, {PROMPT_CHUNK} tokens",
+            # Input and residual; gate and up side by side, and split.
+            f"[{PROMPT_CHUNK}, 2 x {hidden} + 4 x {mlp}] in 16 bits: hidden states and MLP",
+            PROMPT_CHUNK * (2 * hidden + 4 * mlp) * HALF,
+        ),
+        _unpacked("decoder weight, unpacked", model, grids, sum(decoder, ())),
+        Line("logits", f"[1, {text.vocab_size}] in 16 bits and in float32", text.vocab_size * (HALF + FLOAT)),
+        Line("RoPE tables", f"2 x [{context}, {half_head}] in 16 bits", 2 * context * half_head * HALF),
+    ]
+    if with_mtp:
+        layers, rows = model.mtp_layers, context if full_buffers else text.sliding_window or context
+        tensors = f"{layers} x 2 x [{text.num_key_value_heads}, {rows}, {2 * half_head}] in 16 bits"
+        lines.append(Line("MTP ring", tensors, layers * _layer_kv_bytes(model, rows, HALF)))
+    return lines + (_vision_workspace(model, grids) if family.vision else [])
+
+
+def kv_workspace(model: Architecture, context: int, itemsize: int, *, full_buffers: bool = False) -> Line:
+    """What an int8 KV cache takes beside itself: of one layer at a time, and of all tokens that it has room for.
+
+    ONNX Runtime's CUDA attention reads int8 as it is in single steps only, and not with EXAONE's 5 queries to a key.
+    """
+    text = model.text
+    rows = context if full_buffers or "full_attention" in text.layer_types else text.sliding_window
+    name = "int8 KV layer, unpacked"
+    if itemsize == HALF:
+        return Line(name, "none is packed", 0)
+    tensors = f"2 x [{text.num_key_value_heads}, {rows}, {_head_dim(model)}] in 16 bits"
+    return Line(name, tensors, _layer_kv_bytes(model, rows, HALF))
+
+
+def _vision_workspace(model: Architecture, grids: Grids) -> list[Line]:
+    family, vision, P = model.family, model.config.vision_config, LARGEST_IMAGE
+    width, mlp, head = vision.hidden_size, vision.intermediate_size, vision.hidden_size // vision.num_heads
+    pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
+    blocks = [full_paths(path, family.vision_linears) for path in family.vision_blocks(model.config)]
+    assert family.merger
+    return [
+        Line(
+            f"image of {P} patches",
+            # Residual and its norm; gate and up side by side, and split. Pixels and angles come in float32.
+            f"[{P}, 2 x {width} + 4 x {mlp}] in 16 bits, [{P}, {pixels} + 2 x {head}] in float32",
+            P * ((2 * width + 4 * mlp) * HALF + (pixels + 2 * head) * FLOAT),
+        ),
+        _unpacked(
+            "vision weight, unpacked", model, grids, sum(blocks, full_paths(family.merger, family.merger_linears))
+        ),
+    ]
+
+
+def _unpacked(name: str, model: Architecture, grids: Grids, groups: Iterable[tuple[str, ...]]) -> Line:
+    """For more than one row, ONNX Runtime's CUDA kernels unpack a whole weight to 16 bits and call cuBLAS."""
+    quantized = [[model.shapes[f"{path}.weight"] for path in group] for group in groups if grids[group[0]] is not None]
+    fused = [(sum(rows for rows, _ in group), group[0][1]) for group in quantized]
+    rows, width = max(fused, key=math.prod, default=(0, 0))
+    return Line(name, f"[{rows}, {width}] in 16 bits" if fused else "none is packed", rows * width * HALF)
+
+
+def _layer_kv_bytes(model: Architecture, rows: int, itemsize: int) -> int:
+    heads = int(model.text.num_key_value_heads)
+    return 2 * heads * rows * _head_dim(model) * itemsize
+
+
+def _head_dim(model: Architecture) -> int:
+    return int(getattr(model.text, "head_dim", None) or model.text.hidden_size // model.text.num_attention_heads)

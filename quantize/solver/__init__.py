@@ -1,0 +1,1 @@
+"""Quantization solvers: pure tensors in, codes and scales out."""

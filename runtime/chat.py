@@ -1,0 +1,254 @@
+"""From a user's question to token ids, and from generated ids back to text."""
+
+from __future__ import annotations
+
+import json
+from datetime import datetime
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
+
+import jinja2
+import numpy as np
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+from console.errors import InputError
+from console.files import read_object, read_text
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+IMAGE_TOKEN = "<|image_pad|>"
+VIDEO_TOKEN = "<|video_pad|>"
+THINK_END = "</think>"
+
+
+class Answer(NamedTuple):
+    """Generated text in its two parts; either may be empty."""
+
+    reasoning: str
+    text: str
+
+
+class Chat:
+    """The tokenizer and chat template of a model folder.
+
+    image_token_id, video_token_id: the ids that stand for one merged token of an image or of a video; None for a model
+    that takes none.
+    think_end_id: the id that ends the reasoning; None where that mark is not a single token.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Read tokenizer.json, chat_template.jinja and tokenizer_config.json (where there is one) of `folder`."""
+        self._folder = folder
+        self._tokenizer = _load_tokenizer(folder / "tokenizer.json")
+        self._template = _load_template(folder / "chat_template.jinja")
+        self._special_tokens = _load_special_tokens(folder / "tokenizer_config.json")
+        self.image_token_id: int | None = self._tokenizer.token_to_id(IMAGE_TOKEN)
+        self.video_token_id: int | None = self._tokenizer.token_to_id(VIDEO_TOKEN)
+        self.think_end_id: int | None = self._tokenizer.token_to_id(THINK_END)
+
+    def render(self, text: str, images: int = 0, videos: int = 0, *, thinking: bool = False) -> str:
+        """Write one user turn, its pictures and then its videos before its text, up to where the answer begins."""
+        # Plain strings where they will do: templates of text-only models know nothing else.
+        content: str | list[dict[str, str]] = text
+        if images or videos:
+            content = [{"type": "image"}] * images + [{"type": "video"}] * videos + [{"type": "text", "text": text}]
+        messages = [{"role": "user", "content": content}]
+        try:
+            return self._template.render(
+                **self._special_tokens, messages=messages, add_generation_prompt=True, enable_thinking=thinking
+            )
+        except Exception as error:  # the template is a program of the model's author, it may raise anything
+            raise InputError(f"{self._folder / 'chat_template.jinja'}: cannot be rendered ({error})") from error
+
+    def encode(
+        self,
+        text: str,
+        image_tokens: Sequence[int] = (),
+        video_tokens: Sequence[int] = (),
+        *,
+        thinking: bool = False,
+    ) -> NDArray[np.int64]:
+        """Token ids [T] int64 of one user turn; the i-th image takes up `image_tokens[i]` places, videos likewise.
+
+        Raises InputError when the images or videos asked for and the places for them differ: the model takes none, or
+        the text itself contains the placeholder.
+        """
+        if not _is_utf8(text):
+            raise InputError(f"prompt: {text!r} is not valid UTF-8, check how the text is encoded")
+        rendered = self.render(text, len(image_tokens), len(video_tokens), thinking=thinking)
+        ids = np.array(self._tokenizer.encode(rendered, add_special_tokens=False).ids, np.int64)
+        repeats = np.ones_like(ids)
+        for kind, mark, token_id, tokens in (
+            ("image", IMAGE_TOKEN, self.image_token_id, image_tokens),
+            ("video", VIDEO_TOKEN, self.video_token_id, video_tokens),
+        ):
+            is_place = ids == (-1 if token_id is None else token_id)
+            places = int(is_place.sum())
+            if tokens and not places:
+                raise InputError(
+                    f"{self._folder}: this model's chat template has no place for {kind}s, ask without --{kind}"
+                )
+            if places != len(tokens):
+                raise InputError(f"prompt: has {places} places for {len(tokens)} {kind}s, remove {mark} from the text")
+            repeats[is_place] = tokens
+        return np.repeat(ids, repeats)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Token ids of plain text, such as an answer, without any chat markup."""
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of generated ids, without special tokens."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def decode_answer(self, ids: Sequence[int], *, thinking: bool) -> Answer:
+        """Separate the reasoning from the answer in generated ids.
+
+        With thinking on, the prompt ends inside an open <think>: everything up to </think> is reasoning, and all of it
+        is when that mark never came.
+        """
+        ids = list(ids)
+        if not thinking:
+            return Answer("", self.decode(ids).strip())
+        if self.think_end_id is None:
+            reasoning, _, answer = self.decode(ids).partition(THINK_END)
+        else:
+            end = ids.index(self.think_end_id) if self.think_end_id in ids else len(ids)
+            reasoning, answer = self.decode(ids[:end]), self.decode(ids[end + 1 :])
+        return Answer(reasoning.strip(), answer.strip())
+
+    def stream(self) -> TextStream:
+        """Begin to decode ids one at a time."""
+        return TextStream(self._tokenizer)
+
+    def stream_answer(self, *, thinking: bool) -> AnswerStream:
+        """Begin to decode the ids of an answer for the screen."""
+        return AnswerStream(self, thinking)
+
+
+class TextStream:
+    """Decodes ids as they are generated; the pieces joined are the text that decoding all ids at once gives.
+
+    A character may take several tokens (three for a Hangul syllable in bytes): its piece comes with the last of them.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = DecodeStream(skip_special_tokens=True)
+        self._ids: list[int] = []
+        self._length = 0
+
+    def push(self, token: int) -> str:
+        """Text that `token` completes, "" while a character is unfinished or for a special token."""
+        self._ids.append(token)
+        piece = self._stream.step(self._tokenizer, token) or ""
+        self._length += len(piece)
+        return piece
+
+    def finish(self) -> str:
+        """Text held back at the end: bytes that never became a character, shown as U+FFFD."""
+        return self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._length :]
+
+
+class AnswerStream:
+    """Decodes an answer as it is generated: the pieces joined are the text of `Chat.decode_answer`.
+
+    With thinking on, the reasoning comes first and a line `</think>` ends it, be that mark a special token or not.
+    """
+
+    def __init__(self, chat: Chat, thinking: bool) -> None:
+        self._chat = chat
+        self._mark = chat.think_end_id if thinking else None
+        self._begin()
+
+    def push(self, token: int) -> str:
+        """Text that `token` completes; white space waits for what follows it, as none may end an answer."""
+        if token != self._mark:
+            return self._strip(self._text.push(token))
+        shown = self.finish()
+        self._mark = None
+        self._begin()
+        return f"{shown}\n{THINK_END}\n\n"
+
+    def finish(self) -> str:
+        """Text held back at the end."""
+        return self._strip(self._text.finish())
+
+    def _begin(self) -> None:
+        self._text = self._chat.stream()
+        self._begun, self._space = False, ""
+
+    def _strip(self, piece: str) -> str:
+        piece = self._space + piece if self._begun else piece.lstrip()
+        shown = piece.rstrip()
+        self._begun, self._space = self._begun or bool(shown), piece[len(shown) :]
+        return shown
+
+
+def _load_tokenizer(path: Path) -> Tokenizer:
+    text = read_text(path)
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises plain Exception
+        raise InputError(f"{path}: is not a tokenizer that can be read ({error})") from error
+    # The file may carry settings of training.
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _load_template(path: Path) -> jinja2.Template:
+    """Compile a chat template in the environment that transformers gives its templates."""
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    try:
+        return environment.from_string(read_text(path))
+    except jinja2.TemplateError as error:
+        raise InputError(f"{path}: is not a valid Jinja template ({error})") from error
+
+
+def _load_special_tokens(path: Path) -> dict[str, str]:
+    """Names such as bos_token and what they stand for, which templates may use."""
+    if not path.exists():
+        return {}
+    tokens = {name: value for name, value in read_object(path).items() if name.endswith("_token")}
+    contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()}
+    return {name: content for name, content in contents.items() if isinstance(content, str)}
+
+
+def _is_utf8(text: str) -> bool:
+    """Bytes on a command line that are no UTF-8 arrive as lone surrogates, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Plain JSON: Jinja's own filter escapes HTML characters."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)

@@ -1,0 +1,184 @@
+"""From a picture to the patches that the vision encoder reads, bit for bit as transformers' Qwen2-VL processor does."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from calib_data.images import to_rgb
+from console.errors import InputError
+from console.files import read_object
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+MAX_ASPECT_RATIO = 200
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """How a model wants its pictures; the fields of its image processor's settings that matter.
+
+    min_pixels, max_pixels: bounds of the resized area. mean, std: of the channels, on the scale of rescaled values.
+    resample: number of Pillow's filter, 3 is bicubic.
+    """
+
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    min_pixels: int
+    max_pixels: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    rescale_factor: float = 1 / 255
+    resample: int = Image.Resampling.BICUBIC
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> ImageSettings:
+        """Read them from where transformers does; InputError for a file that is missing, broken or incomplete."""
+        path, config = processor_config(folder, "image_processor")
+        return cls.from_config(config, path)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], path: Path) -> ImageSettings:
+        """The same from the content of the file at `path`, which errors name."""
+        try:
+            return cls._from_config(config)
+        except KeyError as error:
+            raise InputError(f"{path}: {error.args[0]} is missing") from error
+        except (AttributeError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: unusable image settings ({error})") from error
+
+    @classmethod
+    def _from_config(cls, config: Mapping[str, Any]) -> ImageSettings:
+        for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+            if config.get(step) is False:
+                raise ValueError(f"{step} is false, only pictures that go through every step are supported")
+        size = config.get("size") or {}
+        settings = cls(
+            patch_size=int(config["patch_size"]),
+            temporal_patch_size=int(config["temporal_patch_size"]),
+            merge_size=int(config["merge_size"]),
+            min_pixels=_bound(config.get("min_pixels"), size.get("shortest_edge"), "size.shortest_edge"),
+            max_pixels=_bound(config.get("max_pixels"), size.get("longest_edge"), "size.longest_edge"),
+            mean=_three(config["image_mean"], "image_mean"),
+            std=_three(config["image_std"], "image_std"),
+            rescale_factor=float(config.get("rescale_factor", 1 / 255)),
+            resample=int(Image.Resampling(config.get("resample", Image.Resampling.BICUBIC))),
+        )
+        if min(settings.patch_size, settings.temporal_patch_size, settings.merge_size, settings.min_pixels) < 1:
+            raise ValueError("sizes must be positive")
+        if settings.max_pixels < max(settings.min_pixels, (settings.patch_size * settings.merge_size) ** 2):
+            raise ValueError(f"at most {settings.max_pixels} pixels leave no room for an image")
+        return settings
+
+
+def processor_config(folder: Path, part: str, *names: str) -> tuple[Path, dict[str, Any]]:
+    """Settings of one processor, and the file that they are from, as transformers 5 chooses it.
+
+    That is its part of processor_config.json, where everything is saved together; else the first of `names` that is
+    there; else preprocessor_config.json.
+    """
+    together = folder / "processor_config.json"
+    if together.exists() and isinstance(config := read_object(together).get(part), dict):
+        return together, config
+    path = next((folder / name for name in names if (folder / name).exists()), folder / "preprocessor_config.json")
+    return path, read_object(path)
+
+
+def preprocess(
+    image: Image.Image, settings: ImageSettings, name: str = "image"
+) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
+    """Turn a picture of any mode into patches and their grid.
+
+    Returns patches [P, 3 * temporal_patch_size * patch_size^2] float32 and grid (1, rows, columns), P = rows * columns.
+    Patches come in raster order of merge blocks, the patches of a block together; a still image fills its temporal
+    slots with itself. Raises InputError as `image_grid` does.
+    """
+    rows, columns = image_grid(image.height, image.width, settings, name)
+    return to_patches([image], rows, columns, settings), (1, rows, columns)
+
+
+def image_grid(height: int, width: int, settings: ImageSettings, name: str = "image") -> tuple[int, int]:
+    """Rows and columns of patches that a picture of so many pixels becomes.
+
+    Raises InputError, naming `name`, for a picture more than 200 times longer than wide.
+    """
+    if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
+        raise InputError(
+            f"{name}: {width} x {height} pixels, one side is more than {MAX_ASPECT_RATIO} times the other; crop it"
+        )
+    height, width = smart_resize(height, width, settings)
+    return height // settings.patch_size, width // settings.patch_size
+
+
+def to_patches(frames: Sequence[Image.Image], rows: int, columns: int, settings: ImageSettings) -> NDArray[np.float32]:
+    """Patches [rows * columns, ...] of the frames that share them, resized; the last fills slots that are left."""
+    size = columns * settings.patch_size, rows * settings.patch_size
+    resample = Image.Resampling(settings.resample)
+    pixels = [np.asarray(to_rgb(frame).resize(size, resample)) for frame in frames]
+    return _patches(pixels, settings).reshape(rows * columns, -1)
+
+
+def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
+    """Choose the size (height, width) in whole merge blocks, area within bounds, aspect ratio kept where possible."""
+    block = settings.patch_size * settings.merge_size
+    new_height, new_width = round(height / block) * block, round(width / block) * block
+    if new_height * new_width > settings.max_pixels:
+        shrink = math.sqrt(height * width / settings.max_pixels)
+        new_height = max(block, math.floor(height / shrink / block) * block)
+        new_width = max(block, math.floor(width / shrink / block) * block)
+    elif new_height * new_width < settings.min_pixels:
+        stretch = math.sqrt(settings.min_pixels / (height * width))
+        new_height = math.ceil(height * stretch / block) * block
+        new_width = math.ceil(width * stretch / block) * block
+    return new_height, new_width
+
+
+def _patches(frames: Sequence[NDArray[np.uint8]], settings: ImageSettings) -> NDArray[np.float32]:
+    """Cut [height, width, 3] uint8 into [block rows, columns * m * m, 3, t, p * p] float32 of normalised values.
+
+    The bytes are put in order first, as they are a quarter of the floats. A row of blocks and a channel at a time, what
+    lies between the bytes and the result stays in the cache.
+    """
+    merge, patch = settings.merge_size, settings.patch_size
+    rows, columns = frames[0].shape[0] // (merge * patch), frames[0].shape[1] // (merge * patch)
+    patches = np.empty((rows, columns * merge**2, 3, settings.temporal_patch_size, patch**2), np.float32)
+    levels = _normalized_levels(settings)
+    for slot, pixels in enumerate(frames):
+        blocks = pixels.reshape(rows, merge, patch, columns, merge, patch, 3).transpose(0, 6, 3, 1, 4, 2, 5)
+        for row, out in zip(np.ascontiguousarray(blocks).reshape(rows, 3, -1, 1, patch**2), patches, strict=True):
+            for channel, values in enumerate(levels):
+                out[:, channel, slot:] = values.take(row[channel])
+    return patches
+
+
+def _normalized_levels(settings: ImageSettings) -> NDArray[np.float32]:
+    """Value of each of the 256 pixel levels in each channel, [3, 256] float32.
+
+    Rescaled in float64, rounded to float32, then normalised in float32: this order of roundings is transformers'.
+    """
+    rescaled = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
+    mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
+    return (rescaled - mean[:, None]) / std[:, None]
+
+
+def _bound(old_style: object, new_style: object, name: str) -> int:
+    """Pick the older top-level setting where there is one, as transformers does."""
+    value = new_style if old_style is None else old_style
+    if not isinstance(value, int):
+        raise KeyError(name)
+    return value
+
+
+def _three(values: object, name: str) -> tuple[float, float, float]:
+    if not isinstance(values, list) or len(values) != 3:
+        raise ValueError(f"{name} must be a list of three numbers")
+    return float(values[0]), float(values[1]), float(values[2])

@@ -1,0 +1,63 @@
+"""The KV cache: sliding layers keep their window, global layers the whole sequence."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from runtime.ort.rope import rope_tables
+from runtime.ort.sessions import Buffer
+
+if TYPE_CHECKING:
+    from runtime.ort.manifest import Text
+    from runtime.ort.sessions import Device
+
+Shape = tuple[int, int, int, int]
+
+
+def buffer_shapes(text: Text, batch: int, room: int) -> list[Shape]:
+    """Shape [batch, kv_heads, rows, head_dim] of each layer's key buffer, and of its value buffer alike.
+
+    room: tokens the sequence may grow to. A sliding layer never needs more rows than its window, and CUDA's kernel
+    demands exactly that many.
+    """
+    return [(batch, text.kv_heads, room if window is None else window, text.head_dim) for window in text.windows]
+
+
+def cache_bytes(text: Text, batch: int, room: int, itemsize: int) -> int:
+    """Bytes of all key and value buffers."""
+    return sum(2 * itemsize * b * heads * rows * width for b, heads, rows, width in buffer_shapes(text, batch, room))
+
+
+class KVCache:
+    """Buffers of a batch of sequences on a device, allocated once, and how far each sequence fills them.
+
+    lengths: int32 [batch], tokens of each sequence. buffers: key and value of each layer in turn, zeroed at first:
+    cuDNN's attention reads them up to their capacity, and NaN left in memory would stay NaN however little it weighs.
+    RoPE tables are as long as a sequence may become.
+    """
+
+    def __init__(self, text: Text, dtype: str, kv_dtype: str, device: Device, room: int, batch: int = 1) -> None:
+        self.room = room
+        self.lengths = np.zeros(batch, np.int32)
+        self.buffers = [
+            Buffer.zeros(shape, kv_dtype, device)
+            for shape in buffer_shapes(text, batch, room)
+            for _ in ("key", "value")
+        ]
+        self.calls: dict[tuple[int, ...], Any] = {}  # what `runtime.ort.decoder` has bound to these buffers
+        self.rope_cos, self.rope_sin = (Buffer.of(table, dtype, device) for table in rope_tables(text.rope, room))
+
+    def row(self, number: int) -> KVCache:
+        """One sequence of the batch as a cache of its own, in the same memory."""
+        row = copy.copy(self)
+        row.calls = {}
+        row.lengths = self.lengths[number : number + 1]
+        row.buffers = []
+        for buffer in self.buffers:
+            shape = (1, *buffer.shape[1:])
+            row.buffers.append(buffer.stretch(number * math.prod(shape), shape))
+        return row

@@ -1,0 +1,190 @@
+"""`runtime.json`: what export writes about a model folder and its graphs, and the runtime reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import struct
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from console.errors import InputError
+from runtime.inputs.windows import VisionSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FILE = "runtime.json"
+FORMAT = 5
+KvLayout = Literal["window", "full"]
+HEADER_PREFIX = 8  # bytes of a .safetensors file that say how long its header is
+_PIECE = 1 << 22  # bytes of a file read at once
+
+
+def buffer_limits(windows: list[int | None], layout: KvLayout) -> list[int | None]:
+    """Rows that the KV buffers of each layer are limited to; None for all that a cache has room for."""
+    return windows if layout == "window" else [None] * len(windows)
+
+
+@dataclass(frozen=True)
+class StoredArray:
+    """A tensor inside a .safetensors file of the folder: row-major, `dtype` as numpy or "bfloat16" names it."""
+
+    file: str
+    offset: int
+    dtype: str
+    shape: list[int]
+
+
+@dataclass(frozen=True)
+class WeightsFile:
+    """What a weights file looked like when the graphs were made: their offsets hold only for these bytes.
+
+    crc32: of the whole file, for `python -m export verify`; to load it, the other two are enough.
+    """
+
+    bytes: int
+    header_sha256: str
+    crc32: int
+
+
+@dataclass(frozen=True)
+class Text:
+    """Shape of the decoder.
+
+    windows: per layer, how many keys a token sees; None for all of them. mtp_windows: the same of the MTP layer; empty
+    without one.
+    """
+
+    hidden_size: int
+    vocab_size: int
+    kv_heads: int
+    head_dim: int
+    context: int
+    windows: list[int | None]
+    mtp_windows: list[int | None]
+    rope: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Target:
+    """The graphs of one kind of device.
+
+    dtype: of activations. kv_dtype: of the decoder's KV cache; that of the MTP layer has the activations'. kv_layout:
+    "full" where buffers of sliding layers are as long as all others, see `buffer_limits`. exact: no int8 activations.
+    block_size: 32 where packed weights are in such blocks, None where they are as stored. rewind, mtp_rewind: take back
+    drafts where buffers are windows. head: weights that are inputs of the decoder and of the MTP layer, so that a card
+    holds one copy; elsewhere they are initializers of both.
+    """
+
+    dtype: str
+    kv_dtype: str
+    kv_layout: KvLayout
+    exact: bool
+    block_size: int | None
+    decoder: str
+    vision: str | None
+    mtp: str | None
+    rewind: str | None
+    mtp_rewind: str | None
+    head: dict[str, StoredArray]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All of `runtime.json`."""
+
+    text: Text
+    vision: VisionSettings | None
+    embeddings: StoredArray
+    weights: dict[str, WeightsFile]
+    targets: dict[str, Target]
+
+    def target(self, folder: Path, kind: str) -> Target:
+        """The graphs for a kind of device. Raises InputError where this folder was not exported for it."""
+        if kind not in self.targets:
+            raise InputError(
+                f"{folder}: not exported for {kind}; run: python -m export --model {folder} --target {kind}"
+            )
+        return self.targets[kind]
+
+    def save(self, path: Path) -> None:
+        """Write what `load_manifest` reads."""
+        path.write_text(json.dumps({"format": FORMAT, **dataclasses.asdict(self)}, indent=2) + "\n", encoding="utf-8")
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read `runtime.json` and check that the weights are still those that it was made for."""
+    path = folder / FILE
+    if not folder.is_dir():
+        problem = "is a file, not a folder" if folder.exists() else "no such folder"
+        raise InputError(f"{folder}: {problem}; give a model folder that export has added graphs to")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder}: has no config.json; give a model folder")
+    if not path.is_file():
+        raise InputError(f"{folder}: not exported yet; run: python -m export --model {folder}")
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        version = data.pop("format")
+        if version != FORMAT:
+            raise InputError(f"{path}: format {version}, this version reads {FORMAT}; run python -m export again")
+        manifest = Manifest(
+            text=Text(**data.pop("text")),
+            vision=VisionSettings(**vision) if (vision := data.pop("vision")) else None,
+            embeddings=StoredArray(**data.pop("embeddings")),
+            weights={name: WeightsFile(**entry) for name, entry in data.pop("weights").items()},
+            targets={name: _target(entry) for name, entry in data.pop("targets").items()},
+        )
+    except OSError as error:
+        problem = f"cannot be read ({error.strerror}); check who may read it, or run python -m export again"
+        raise InputError(f"{path}: {problem}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: not readable ({error}); run python -m export again") from error
+    for name, expected in manifest.weights.items():
+        if describe_header(folder / name) != (expected.bytes, expected.header_sha256):
+            raise InputError(f"{folder / name}: changed since the graphs were made; run python -m export again")
+    return manifest
+
+
+def _target(entry: dict[str, Any]) -> Target:
+    return Target(**{**entry, "head": {name: StoredArray(**stored) for name, stored in entry["head"].items()}})
+
+
+def describe_weights(path: Path) -> WeightsFile:
+    """All that is kept of a .safetensors file; reads it from end to end."""
+    return WeightsFile(*describe_header(path), checksum(path))
+
+
+def checksum(path: Path) -> int:
+    """CRC-32 of a file."""
+    crc = 0
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE):
+            crc = zlib.crc32(piece, crc)
+    return crc
+
+
+def describe_header(path: Path) -> tuple[int, str]:
+    """Size and header hash of a .safetensors file; the header holds every offset, so it is enough."""
+    digest = hashlib.sha256(read_header(path)).hexdigest()  # before the size: it says what is wrong with the file
+    return path.stat().st_size, digest
+
+
+def read_header(path: Path) -> bytes:
+    """What precedes the tensors of a .safetensors file: eight bytes that say how long its JSON is, and the JSON."""
+    try:
+        with path.open("rb") as file:
+            prefix = file.read(HEADER_PREFIX)
+            (length,) = struct.unpack("<Q", prefix)
+            if length > path.stat().st_size:
+                raise InputError(f"{path}: truncated: its header alone is longer than the file")
+            return prefix + file.read(length)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file; copy it from where the folder was made") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check who may read it") from error
+    except struct.error as error:
+        raise InputError(f"{path}: cannot be read as safetensors ({error}); copy it again") from error

@@ -1,0 +1,107 @@
+"""Documents as the model sees them: the chat template, transformers' processor, the true answer."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
+
+from calib_data import READER
+from calib_data.sources import open_documents, split_of_item
+from console.errors import InputError
+from quantize.calibration.samples import read_samples
+from quantize.checkpoint.reader import open_checkpoint
+from quantize.model.families import model_config
+from quantize.settings import Settings
+
+
+def test_samples_are_prompt_image_tokens_and_answer():
+    settings = Settings(READER, samples=6, seed=2)
+    config = model_config(open_checkpoint(READER).config)
+    documents = open_documents(split="calibration", count=6, seed=2)
+    tokenizer, images = AutoTokenizer.from_pretrained(READER), Qwen2VLImageProcessorPil.from_pretrained(READER)
+    samples = list(read_samples(settings, config))
+    assert len(samples) == len(documents)
+    for document, sample in zip(documents, samples, strict=True):
+        features = images(images=[document.image], return_tensors="pt")
+        assert torch.equal(sample.patches, features["pixel_values"])
+        assert torch.equal(sample.grid, features["image_grid_thw"])
+        assert int((sample.ids == config.image_token_id).sum()) == len(sample.patches) // 4
+        answer = tokenizer.decode(sample.ids[-sample.answer :])
+        assert answer == document.answer + "<|endofturn|>"
+        text = tokenizer.decode(sample.ids[: -sample.answer])
+        assert text.startswith("<|user|>\n<vision><|image_pad|>")
+        assert document.prompt in text
+        assert text.endswith("<|assistant|>\n<think>\n\n</think>\n\n")
+
+
+def test_a_document_without_an_answer_ends_where_thinking_starts(tmp_path):
+    for i in range(20):  # some of them fall into the calibration split
+        Image.new("RGB", (40 + i, 56), (i * 10, 0, 0)).save(tmp_path / f"{i}.png")
+    settings = Settings(READER, calibration=str(tmp_path), samples=3)
+    samples = list(read_samples(settings, model_config(open_checkpoint(READER).config)))
+    tokenizer = AutoTokenizer.from_pretrained(READER)
+    assert len(samples) == 3
+    for sample in samples:
+        assert sample.answer == 0
+        assert tokenizer.decode(sample.ids).endswith("<|assistant|>\n<think>\n")
+
+
+def test_splits_do_not_meet():
+    config = model_config(open_checkpoint(READER).config)
+    settings = Settings(READER, samples=20)
+    seen = {
+        split: {tuple(s.ids.tolist()) for s in read_samples(settings, config, split)}
+        for split in ("calibration", "evaluation")
+    }
+    assert len(seen["calibration"]) == 20
+    assert not seen["calibration"] & seen["evaluation"]
+
+
+@pytest.mark.parametrize(
+    ("size", "row", "message"),
+    [
+        ((3, 900), {"prompt": "Read."}, "0.png:1 is no picture for this model: .*aspect ratio"),
+        ((56, 56), {"prompt": "<|image_pad|>?"}, "0.png:1: its prompt or answer has <.image_pad.>"),
+        ((56, 56), {"prompt": "Read.", "answer": "<|image_pad|>"}, "0.png:1: its prompt or answer has <.image_pad.>"),
+    ],
+)
+def test_a_document_that_the_model_cannot_take_is_named(tmp_path, size, row, message):
+    names = [f"{i}.png" for i in range(20)]
+    name = next(name for name in names if split_of_item(name) == "calibration")
+    Image.new("RGB", size).save(tmp_path / name)
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": name, **row}))
+    settings = Settings(READER, calibration=str(tmp_path / "rows.jsonl"), samples=1)
+    with pytest.raises(InputError, match=message.replace("0.png", name)):
+        list(read_samples(settings, model_config(open_checkpoint(READER).config)))
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        (None, "has no chat_template; restore chat_template.jinja"),
+        ("{{ raise_exception('no images here') }}", "fails .no images here.; restore chat_template.jinja"),
+        ("{% if %}", "the chat template of .*model fails .Expected an expression"),
+        ("{{ messages[0].content + 'x' }}", "the chat template of .*model fails .*; restore chat_template.jinja"),
+        ("{{ messages[0].role }}: read", "the chat template of .*model has no place for a picture"),
+    ],
+)
+def test_a_chat_template_that_does_not_do_is_named(tmp_path, template, says):
+    model = tmp_path / "model"
+    shutil.copytree(READER, model)
+    (model / "chat_template.jinja").unlink() if template is None else (model / "chat_template.jinja").write_text(
+        template
+    )
+    with pytest.raises(InputError, match=says):
+        list(read_samples(Settings(model, samples=1), model_config(open_checkpoint(model).config)))
+
+
+def test_a_tokenizer_without_an_end_of_turn_is_named(tmp_path):
+    model = tmp_path / "model"
+    shutil.copytree(READER, model)
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
+    with pytest.raises(InputError, match=r"model: its tokenizer has no eos_token; restore tokenizer_config.json from"):
+        list(read_samples(Settings(model, samples=1), model_config(open_checkpoint(model).config)))

@@ -1,0 +1,170 @@
+"""report.html in Chromium, wide, on a phone and on paper."""
+
+import shutil
+
+import pytest
+
+from runtime.compare.layers import Layer
+from runtime.compare.report.page import write_report
+
+from ..pages import LAYERS, comparison, measured, pictures
+
+playwright = pytest.importorskip("playwright.sync_api")
+pypdfium2 = pytest.importorskip("pypdfium2")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium to show the page in")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
+WIDTHS = {"phone": (390, 844), "wide": (1280, 900)}
+UNBROKEN = "x0" * 200
+LONG = "a/folder/with/a/name/that/is/very/long/indeed-and-has-no-spaces-" + "y" * 60
+
+
+def documents(*answers, baseline="합계 100원\n감사합니다", count=10):
+    return [measured(f"d{n}", "합계 100원\n감사합니다", baseline, *answers, prompt="합계는?") for n in range(count)]
+
+
+PAGES = {
+    "several": (
+        documents("합계 100원\n감사합니다", "합계 10원", UNBROKEN, "합계 100원", "합계"),
+        ["w4", "nf4", LONG, "w8", "w2"],
+        {},
+    ),
+    "one": (documents("합계 100원", count=1), ["w4"], {"layers": []}),
+    "reference": (documents("합계 1", "합계 2", baseline=None), ["w4", "nf4"], {"baseline": "w4/reference.npz"}),
+    "weak": (documents("합계 1", baseline="zzzzz"), ["w4"], {}),
+    "damaged": (
+        documents("합계 100원"),
+        ["w4"],
+        {"layers": [*LAYERS, Layer(f"model.layers.3.{UNBROKEN}", 4, 1.4, None, None, suspect=True)]},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def chromium():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Each of PAGES as a file."""
+    folder = tmp_path_factory.mktemp("reports")
+    files = {}
+    for name, (texts, models, options) in PAGES.items():
+        (folder / name).mkdir()
+        files[name] = write_report(comparison(texts, *models, **options), texts, pictures(texts), folder / name)
+    return files
+
+
+@pytest.fixture
+def show(chromium, written):
+    """Open one of PAGES; `said` and `asked` of the page are console lines and requests."""
+    contexts = []
+
+    def opened(name, width="wide", scheme="light"):
+        size = dict(zip(("width", "height"), WIDTHS[width], strict=True))
+        context = chromium.new_context(viewport=size, color_scheme=scheme)
+        contexts.append(context)
+        page = context.new_page()
+        page.said, page.asked = [], []
+        page.on("console", lambda message: page.said.append(message.text))
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.on("request", lambda request: page.asked.append(request.url.partition(":")[0]))
+        page.goto(written[name].as_uri())
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_fits_and_asks_for_nothing(show, name, width):
+    page = show(name, width)
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= WIDTHS[width][0]
+    assert page.said == []
+    assert set(page.asked) <= {"file", "data"}
+    assert page.asked.count("file") == 1
+    images = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
+    assert images
+    assert all(images)
+    heading = page.locator("h1").bounding_box()
+    assert heading["y"] >= 0
+    assert heading["y"] + heading["height"] < WIDTHS[width][1]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_only_the_table_scrolls_and_nothing_reaches_out_of_its_box(show, name):
+    page = show(name, "phone")
+    out = page.evaluate("""() => [...document.querySelectorAll("body *")].filter(one =>
+        !one.closest(".scroll, svg, .hidden") && one.getBoundingClientRect().right > innerWidth + 0.5
+    ).map(one => one.outerHTML.slice(0, 80))""")
+    assert out == []
+
+
+def test_plots_can_be_read_on_a_phone(show):
+    """Text of at least 8 pixels, and plots that have a size."""
+    page = show("several", "phone")
+    sizes = page.evaluate("""() => [...document.querySelectorAll("svg text")].map(one =>
+        parseFloat(getComputedStyle(one).fontSize) * one.ownerSVGElement.getScreenCTM().a)""")
+    assert len(page.locator("figure svg").all()) == 4
+    assert min(sizes) >= 8
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("selector", ["ins", "del", "h1", "small", ".fail", "figcaption", ".findings", ".loss"])
+def test_text_stands_out(show, scheme, selector):
+    """WCAG AA: contrast of 4.5 of every piece of text against what is behind it."""
+    page = show("several", scheme=scheme)
+    ratios = page.locator(selector).evaluate_all("""all => all.map(one => {
+        const channels = text => text.match(/[\\d.]+/g).map(Number);
+        const light = color => {
+            const [r, g, b] = channels(color).slice(0, 3).map(c => c / 255)
+                .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+            return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+        };
+        let back = one;
+        while ((channels(getComputedStyle(back).backgroundColor)[3] ?? 1) === 0) back = back.parentElement;
+        const pair = [getComputedStyle(one).color, getComputedStyle(back).backgroundColor].map(light).sort();
+        return (Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05);
+    })""")
+    assert ratios
+    assert min(ratios) >= 4.5
+
+
+def test_marks_do_not_depend_on_colour(show):
+    page = show("several")
+    lines = [
+        page.locator(tag).first.evaluate("one => getComputedStyle(one).textDecorationLine") for tag in ("ins", "del")
+    ]
+    assert lines == ["underline", "line-through"]
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_paper_shows_all(show, written, tmp_path, name):
+    """Nothing is clipped in print, and the PDF has the verdict on its first page and no text beside its pages."""
+    page = show(name)
+    page.emulate_media(media="print")
+    page.set_viewport_size({"width": 700, "height": 900})  # A4 without margins
+    clipped = page.evaluate("""() => [...document.querySelectorAll("body *")].filter(one =>
+        !one.closest("svg, .hidden") && getComputedStyle(one).overflow !== "visible"
+        && one.scrollWidth > one.clientWidth + 1).map(one => one.outerHTML.slice(0, 80))""")
+    assert clipped == []
+    file = tmp_path / "report.pdf"
+    page.pdf(path=file, format="A4", margin=dict.fromkeys(("top", "bottom", "left", "right"), "12mm"))
+    with pypdfium2.PdfDocument(file) as pdf:
+        texts = []
+        for sheet in pdf:
+            text, (width, height) = sheet.get_textpage(), sheet.get_size()
+            boxes = [text.get_charbox(place) for place in range(text.count_chars())]
+            assert all(left >= 0 and right <= width and low >= 0 and top <= height for left, low, right, top in boxes)
+            texts.append(text.get_text_range())
+            text.close()
+            sheet.close()
+    assert page.locator(".verdict").inner_text().split("\n")[0] in texts[0]
+    words = "".join("".join(texts).split())  # PDF knows no spaces: those that are found are guessed
+    assert words.count("Groundtruth") == len(page.locator(".document").all())

@@ -1,0 +1,1 @@
+"""How the bundled reader was trained; not installed."""
