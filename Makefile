@@ -12,7 +12,7 @@ demo: $(READY)  ## quantize the bundled reader to 4 bits, export it, read docume
 	$(BIN)/python -m export --model demo/reader-w4
 	$(BIN)/python -m export --model demo/reader-fp16
 	$(BIN)/python -m bench.demo --model demo/reader-w4 --baseline demo/reader-fp16 --picture demo/result.png
-	$(BIN)/python -m runtime compare --model demo/reader-w4 --baseline demo/reader-fp16 --documents 40 --max-drop-anls 0.05 --output demo/report
+	$(BIN)/python -m runtime compare --model demo/reader-w4 --baseline demo/reader-fp16 --count 40 --max-drop-anls 0.05 --output demo/report
 
 test: $(READY)  ## the whole test suite
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile

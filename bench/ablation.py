@@ -66,8 +66,10 @@ def quantized(row: Row, seed: int, samples: int, divergence: Divergence) -> list
     solver: Literal["gptq", "rtn"] = "gptq" if row.recipe else "rtn"
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "quantized"
-        settings = Settings(READER, folder, vision_bits=16, head_bits=16, samples=samples, seed=seed, reference=0)
-        quantize(replace(settings, grid=row.grid, format=None, group_size=None, solver=solver), row.recipe or RECIPE)
+        settings = Settings(READER, folder, vision_bits=16, head_bits=16, count=samples, seed=seed, reference=0)
+        quantize(
+            replace(settings, quant_type=row.grid, format=None, group_size=None, solver=solver), row.recipe or RECIPE
+        )
         weights = {name: weight for name, weight in dequantized(folder).items() if not name.startswith("mtp.")}
     return divergence(weights)
 
@@ -92,7 +94,7 @@ def main(
     documents: Annotated[int, typer.Option(min=2, help="Held-out documents to measure on.")] = 600,
 ) -> None:
     """Quantize the bundled reader with more and more of the solver, and measure each with several seeds."""
-    wanted = Settings(READER, samples=documents, seed=HELD_OUT)
+    wanted = Settings(READER, count=documents, seed=HELD_OUT)
     divergence = Divergence(READER, list(read_samples(wanted, AutoConfig.from_pretrained(READER), split="evaluation")))
     measured = {}
     for row in track(ROWS, "rows"):

@@ -141,8 +141,8 @@ class _Bench:
     def __init__(self, model: Model, tokens: int) -> None:
         self._model, self._tokens = model, tokens
         drafter, width = model.drafter, model.manifest.text.hidden_size
-        room = tokens + max(COUNTS) + 1
-        self._caches = [session.new_cache(room) for session in (model.decoder, drafter.session)]
+        capacity = tokens + max(COUNTS) + 1
+        self._caches = [session.new_cache(capacity) for session in (model.decoder, drafter.session)]
         random = np.random.default_rng(0)
         for cache in self._caches:
             for buffer in cache.buffers:  # memory that was never written is one page of zeros, read at no cost

@@ -36,7 +36,7 @@ class Export:
 def measure(folder: Path, target: str) -> Export:
     """Export a folder in a process of its own."""
     before = folder_bytes(folder)
-    process = run("export", "--model", str(folder), "--target", target)
+    process = run("export", "--model", str(folder), "--device", target)
     graphs = sum(path.stat().st_size for path in folder.glob(f"*.{target}.onnx"))
     return Export(target, process, folder_bytes(folder) - before, graphs)
 

@@ -44,8 +44,8 @@ class Format:
 FORMATS = (
     Format("FP16", None),
     Format("8-bit GPTQ", {"bits": 8}),
-    Format("NF4 GPTQ", {"grid": "nf4"}),
-    Format("NF4 nearest (bitsandbytes)", {"grid": "nf4", "solver": "rtn"}),
+    Format("NF4 GPTQ", {"quant_type": "nf4"}),
+    Format("NF4 nearest (bitsandbytes)", {"quant_type": "nf4", "solver": "rtn"}),
     Format("4-bit GPTQ", {"bits": 4}),
     Format("4-bit GPTQ, int8 activations", {"bits": 4}, exact=False),
     Format("4-bit nearest", {"bits": 4, "solver": "rtn"}),
@@ -57,7 +57,7 @@ def build(row: Format, folder: Path, seed: int, samples: int) -> Model:
     if row.settings is None:
         shutil.copytree(READER, folder)
     else:
-        quantize(Settings(READER, folder, seed=seed, samples=samples, reference=0, **row.settings))
+        quantize(Settings(READER, folder, seed=seed, count=samples, reference=0, **row.settings))
     export_folder(folder, "cpu", exact=row.exact)
     model = Model(folder, "cpu")
     model.load()  # not in the time of the first document

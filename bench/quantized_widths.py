@@ -1,7 +1,7 @@
 """`python -m bench.quantized_widths`: a 4-bit folder as wide as EXAONE 4.5 33B and as deep as one likes, in a minute.
 
 Names, order and formats are those of `python -m quantize`, whose code lays it out. Weights are random codes, or
-nothing: a sparse file has its full size and takes no room, which is enough for whatever reads shapes and offsets only.
+nothing: a sparse file has its full size and takes no space on disk, enough for whatever reads shapes and offsets only.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ def main(
     output: Annotated[Path, typer.Option(help="Folder to write.")],
     layers: Annotated[int, typer.Option(min=1, max=64, help="Decoder layers.")] = 64,
     vision_blocks: Annotated[int, typer.Option(min=1, max=28, help="Vision blocks.")] = 28,
-    sparse: Annotated[bool, typer.Option("--sparse", help="Leave the weights out; files take no room.")] = False,
+    sparse: Annotated[bool, typer.Option("--sparse", help="Leave the weights out; files take no space.")] = False,
     seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
 ) -> None:
     """Write a 4-bit folder with the widths of EXAONE 4.5 33B and random weights."""

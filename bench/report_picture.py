@@ -40,7 +40,7 @@ def compare(documents: int) -> Path:
     baseline, *candidates = (Path(name) for name in FOLDERS)
     build(Format("FP16", None), baseline, 0, 1)
     build(Format("4-bit", {"bits": 4}), candidates[0], 0, 128)
-    build(Format("NF4", {"grid": "nf4"}), candidates[1], 0, 128)
+    build(Format("NF4", {"quant_type": "nf4"}), candidates[1], 0, 128)
     corrupted(candidates[2])
     models = Models(baseline, tuple(candidates), "cpu")
     loaded = models.load()

@@ -70,7 +70,7 @@ def kind(step: StepReport) -> str:
 
 def quantize(model: Path, output: Path, layers: int, samples: int, device: str = "cpu") -> Run:
     """Quantize a checkpoint in a process of its own, and watch it. Raises InputError where that fails."""
-    command = [sys.executable, "-m", "quantize", "--bits", "4", "--samples", str(samples), "--reference", "0"]
+    command = [sys.executable, "-m", "quantize", "--bits", "4", "--count", str(samples), "--reference", "0"]
     log = output.with_suffix(".log")
     with log.open("wb") as messages:
         options = ["--model", str(model), "--output", str(output), "--device", device]

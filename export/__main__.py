@@ -29,7 +29,7 @@ def export(
     model: Annotated[
         Path, typer.Option(help="Folder that quantize wrote, or any EXAONE 4.x checkpoint.")
     ] = DEFAULT_MODEL,
-    target: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the graphs will run.")] = "cpu",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where the graphs will run.")] = "cpu",
     exact: Annotated[
         bool,
         typer.Option(
@@ -59,24 +59,24 @@ def export(
     if context.invoked_subcommand is not None:
         refuse_options(context)
         return
-    if exact and target == "cuda":
+    if exact and device == "cuda":
         raise InputError("--exact: is for the CPU, whose products take int8 activations; CUDA's never do; leave it out")
-    if block_size == "32" and target == "cpu":
-        raise InputError("--block-size 32: is for kernels of CUDA; leave it out, or give --target cuda")
+    if block_size == "32" and device == "cpu":
+        raise InputError("--block-size 32: is for kernels of CUDA; leave it out, or give --device cuda")
     from export.graphs import export_folder  # torch takes seconds to import, and --help needs none of it
 
     start = time.perf_counter()
     manifest = export_folder(
         model,
-        target,
+        device,
         exact=exact,
         kv_bits=8 if kv_bits == "8" else 16,
         kv_layout=kv_layout,
         block_size=32 if block_size == "32" else None,
     )
-    entry = manifest.targets[target]
+    entry = manifest.targets[device]
     activations = f"{entry.dtype} activations" + ("" if entry.exact else ", int8 where weights are packed")
-    table = Table(title=f"{model}: {target}, {activations}, {entry.kv_dtype} KV cache")
+    table = Table(title=f"{model}: {device}, {activations}, {entry.kv_dtype} KV cache")
     table.add_column("file")
     table.add_column("KiB", justify="right")
     for name in (entry.decoder, entry.vision, entry.mtp, entry.rewind, entry.mtp_rewind, *manifest.weights):
@@ -84,7 +84,7 @@ def export(
             table.add_row(name, f"{(model / name).stat().st_size / 1024:,.0f}")
     console = Console(markup=False)
     console.print(table)
-    where = "" if target == "cpu" else f" --device {target}"
+    where = "" if device == "cpu" else f" --device {device}"
     ask = "--image FILE" if entry.vision else "--prompt QUESTION"
     console.print(f"exported in {time.perf_counter() - start:.0f} s; next:")
     console.print(f"python -m runtime generate --model {model}{where} {ask}", soft_wrap=True)

@@ -188,9 +188,9 @@ def trace_decoder(decoder: Decoder | Mtp, config: PreTrainedConfig, dtype: torch
     limits = manifest.buffer_limits(mtp_windows(config) if is_mtp else windows(config), layout)
     kv_dtype = torch.int8 if isinstance(decoder, Decoder) and decoder.kv_scales else dtype
     for limit in limits:
-        room = 7 if limit is None else 5
-        buffer_axes = {0: "batch", 2: "room" if limit is None else "window_room"}
-        past += [torch.zeros(batch, heads, room, width, dtype=kv_dtype) for _ in range(2)]
+        capacity = 7 if limit is None else 5
+        buffer_axes = {0: "batch", 2: "capacity" if limit is None else "window_capacity"}
+        past += [torch.zeros(batch, heads, capacity, width, dtype=kv_dtype) for _ in range(2)]
         past_axes += [buffer_axes, buffer_axes]
     table = torch.zeros(context, width // 2, dtype=dtype)
     read: list[Tensor | list[Tensor]] = [

@@ -27,7 +27,7 @@ def main(
         Path | None, typer.Option(help="Folder to write.", show_default="./<model>-w4, -w8, -nf4 or -w4-gptq")
     ] = None,
     bits: Annotated[int, typer.Option(help="Bits of the decoder's weights: 4 or 8.")] = 4,
-    grid: Annotated[Literal["int", "nf4"], typer.Option(help="Integers, or the NF4 codebook.")] = "int",
+    quant_type: Annotated[Literal["int", "nf4"], typer.Option(help="Integers, or the NF4 codebook.")] = "int",
     format: Annotated[  # noqa: A002 (the option's name)
         Literal["compressed-tensors", "gptq", "bitsandbytes"] | None,
         typer.Option(help="How weights are stored.", show_default="compressed-tensors; nf4: bitsandbytes"),
@@ -44,11 +44,11 @@ def main(
         int | None,
         typer.Option(help="Bits of the head: 4, 8, 16; nf4: 4, 16; gptq: 16.", show_default="8; nf4, gptq: 16"),
     ] = None,
-    calibration: Annotated[
+    documents: Annotated[
         str,
         typer.Option(help="Documents: `rendered`, a folder of images, a PDF, a JSONL file, a Hugging Face dataset."),
     ] = "rendered",
-    samples: Annotated[int, typer.Option(help="Calibration documents.")] = 128,
+    count: Annotated[int, typer.Option(help="Calibration documents.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed of the choice of documents.")] = 0,
     reference: Annotated[
         int, typer.Option(help="Evaluation documents whose unquantized predictions are kept in reference.npz; 0: none.")
@@ -73,14 +73,14 @@ def main(
         model=model,
         output=output,
         bits=bits,
-        grid=grid,
+        quant_type=quant_type,
         format=format,
         solver=solver,
         group_size=group_size,
         vision_bits=vision_bits,
         head_bits=head_bits,
-        calibration=calibration,
-        samples=samples,
+        documents=documents,
+        count=count,
         seed=seed,
         reference=reference,
         device=device,

@@ -95,7 +95,7 @@ def _failures(folder: Path, journal: Journal) -> Iterator[None]:
         if error.errno != errno.ENOSPC:
             raise
         raise InputError(
-            f"the disk is full while writing {folder}; make room and give the same command, which goes on from here"
+            f"the disk is full while writing {folder}; free some space and give the same command to resume"
         ) from None
 
 

@@ -118,7 +118,7 @@ class Walk:
             documents.begin(folder, journal)
         digests = self.read_documents(new=not journal.steps)
         if journal.steps and digests != journal.documents:
-            source = self.settings.calibration
+            source = self.settings.documents
             raise CannotGoOnError(
                 f"the documents of {source} have changed since this run began; restore them, or give another --output "
                 f"or remove {folder}"
@@ -185,14 +185,14 @@ class Walk:
                 raise
             raise InputError(f"{error}; or give --reference 0, which does without evaluation documents") from None
         if not len(self.evaluation):
-            say(f"no reference.npz: no evaluation document of {self.settings.calibration} has a true answer")
+            say(f"no reference.npz: no evaluation document of {self.settings.documents} has a true answer")
         return len(self.evaluation) > 0
 
     def _disk_needed(self) -> str:
-        """How much room the hidden states take, and whether documents are fewer than wanted."""
+        """How much disk space the hidden states take, and whether documents are fewer than wanted."""
         needed = sum(documents.bytes_needed() for documents in self.streams) / 2**20
         found = len(self.calibration)
-        fewer = shortfall(self.settings.calibration, "calibration", found, self.settings.samples)
+        fewer = shortfall(self.settings.documents, "calibration", found, self.settings.count)
         return f"{found} documents{fewer}; hidden states take up to {needed:.1f} MiB in {self.folder}"
 
     def _embed_patches(self, path: str) -> None:
@@ -269,7 +269,7 @@ class Walk:
             predicted += [likeliest(head(some)) for some in rows.split(ROWS)]
         head.to("meta")
         settings = documents.settings
-        source = {"source": settings.calibration, "count": settings.reference, "seed": settings.seed}
+        source = {"source": settings.documents, "count": settings.reference, "seed": settings.seed}
         write_reference(self.folder, documents, predicted, source)
 
     def _block(self, path: str, linears: Linears, context: Context, last: bool = False) -> None:

@@ -25,12 +25,12 @@ Grids = dict[str, "Quantizer | None"]
 
 def plan_grids(settings: Settings, family: Family, config: PreTrainedConfig) -> Grids:
     """Choose the grid of every linear."""
-    decoder = settings.grid_of("decoder")
+    decoder = settings.quantizer_of("decoder")
     towers = {
-        "vision": settings.grid_of("vision"),
+        "vision": settings.quantizer_of("vision"),
         "decoder": decoder,
         "mtp": None if settings.format == "gptq" else decoder,  # no loader of that format quantizes the MTP layer
-        "head": settings.grid_of("head"),
+        "head": settings.quantizer_of("head"),
     }
     blocks = (sum(full_paths(path, linears), ()) for path, linears in family.blocks(config))
     return {linear: towers[family.tower(linear)] for linears in blocks for linear in linears}

@@ -27,8 +27,8 @@ class Settings:
     """One quantization. What is None gets the default of the grid and format; bits of 16 mean: not quantized.
 
     model: checkpoint folder. output: folder to write; None means `./<model>-w4`, `-w8`, `-nf4` or `-w4-gptq`.
-    format: how weights are stored; gptq has the same bits everywhere, and only in the decoder. calibration: a source of
-    `calib_data.sources.open_documents`. samples: documents to calibrate on. reference: evaluation documents whose
+    format: how weights are stored; gptq has the same bits everywhere, and only in the decoder. documents: a source of
+    `calib_data.sources.open_documents`. count: documents to calibrate on. reference: evaluation documents whose
     unquantized predictions are kept. dtype: of whatever stays in 16 bits, and of the scales of integer grids. Raises
     InputError for a combination that does not exist.
     """
@@ -36,37 +36,37 @@ class Settings:
     model: Path
     output: Path | None = None
     bits: int = 4
-    grid: Literal["int", "nf4"] = "int"
+    quant_type: Literal["int", "nf4"] = "int"
     format: Format | None = None
     solver: Literal["gptq", "rtn"] = "gptq"
     group_size: int | None = None
     vision_bits: int | None = None
     head_bits: int | None = None
-    calibration: str = "rendered"
-    samples: int = 128
+    documents: str = "rendered"
+    count: int = 128
     seed: int = 0
     reference: int = 32
     device: Literal["cpu", "cuda"] = "cpu"
     dtype: Literal["float16", "bfloat16"] = "float16"
 
     def __post_init__(self) -> None:
-        nf4, gptq = self.grid == "nf4", self.format == "gptq"
+        nf4, gptq = self.quant_type == "nf4", self.format == "gptq"
         self._default("format", "bitsandbytes" if nf4 else "compressed-tensors")
         self._default("group_size", NF4_BLOCK if nf4 else 128)
         self._default("vision_bits", 16 if nf4 or gptq else 8)
         self._default("head_bits", 16 if nf4 or gptq else 8)
-        _choose("--grid", self.grid, ("int", "nf4"))
+        _choose("--quant-type", self.quant_type, ("int", "nf4"))
         _choose("--solver", self.solver, ("gptq", "rtn"))
         _choose("--dtype", self.dtype, ("float16", "bfloat16"))
         _choose("--device", self.device, DEVICES)
         if nf4:
-            _choose("--format", self.format, ("bitsandbytes",), "with --grid nf4")
-            _choose("--bits", self.bits, (4,), "with --grid nf4")
-            _choose("--group-size", self.group_size, (NF4_BLOCK,), "with --grid nf4")
-            _choose("--vision-bits", self.vision_bits, (4, 16), "with --grid nf4")
-            _choose("--head-bits", self.head_bits, (4, 16), "with --grid nf4")
+            _choose("--format", self.format, ("bitsandbytes",), "with --quant-type nf4")
+            _choose("--bits", self.bits, (4,), "with --quant-type nf4")
+            _choose("--group-size", self.group_size, (NF4_BLOCK,), "with --quant-type nf4")
+            _choose("--vision-bits", self.vision_bits, (4, 16), "with --quant-type nf4")
+            _choose("--head-bits", self.head_bits, (4, 16), "with --quant-type nf4")
         else:
-            _choose("--format", self.format, ("compressed-tensors", "gptq"), "with --grid int")
+            _choose("--format", self.format, ("compressed-tensors", "gptq"), "with --quant-type int")
             _choose("--bits", self.bits, (4, 8))
             _choose("--group-size", self.group_size, GROUP_SIZES)
             where = "with --format gptq" if gptq else ""
@@ -74,8 +74,8 @@ class Settings:
             _choose("--head-bits", self.head_bits, (16,) if gptq else (4, 8, 16), where)
         if self.output is not None and self.output.name in ("", ".."):
             raise InputError(f"--output {self.output} is no new folder; give the name of one")
-        if self.samples < 1:
-            raise InputError(f"--samples is {self.samples}; at least one document is needed")
+        if self.count < 1:
+            raise InputError(f"--count is {self.count}; at least one document is needed")
         if self.reference < 0:
             raise InputError(f"--reference is {self.reference}; give a number of documents, 0 for none")
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -92,7 +92,7 @@ class Settings:
             return self.output
         from pathlib import Path
 
-        kind = "nf4" if self.grid == "nf4" else f"w{self.bits}"
+        kind = "nf4" if self.quant_type == "nf4" else f"w{self.bits}"
         return Path(f"{self.model.resolve().name}-{kind}{'-gptq' if self.format == 'gptq' else ''}")
 
     @property
@@ -101,7 +101,7 @@ class Settings:
         dtype: torch.dtype = getattr(torch, self.dtype)
         return dtype
 
-    def grid_of(self, kind: Kind) -> Quantizer | None:
+    def quantizer_of(self, kind: Kind) -> Quantizer | None:
         """Choose the grid of a part's linears; None where they stay in 16 bits."""
         bits = {"vision": self.vision_bits, "decoder": self.bits, "head": self.head_bits}[kind]
         assert bits is not None
@@ -109,7 +109,9 @@ class Settings:
         if bits == 16:
             return None
         return (
-            NF4Quantizer(NF4_BLOCK) if self.grid == "nf4" else UniformQuantizer(bits, self.group_size, self.torch_dtype)
+            NF4Quantizer(NF4_BLOCK)
+            if self.quant_type == "nf4"
+            else UniformQuantizer(bits, self.group_size, self.torch_dtype)
         )
 
     def record(self, checkpoint: str, companions: str) -> dict[str, Any]:

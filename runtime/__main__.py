@@ -55,10 +55,10 @@ DeviceOption = Annotated[
     str, typer.Option(help='"cpu", "cuda" or "cuda:1"; the folder must be exported for it.', metavar="DEVICE")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-DocumentsOption = Annotated[int, typer.Option(min=1, help="How many documents.")]
+CountOption = Annotated[int, typer.Option(min=1, help="How many documents.")]
 SeedOption = Annotated[int, typer.Option(help="Which documents are drawn.")]
 KindOption = Annotated[Kind | None, typer.Option(help="What is asked of a rendered document.", show_default="a mix")]
-SourceOption = Annotated[str, typer.Option(help=SOURCES)]
+DocumentsOption = Annotated[str, typer.Option(help=SOURCES)]
 
 # Of `generate`.
 PromptOption = Annotated[str | None, typer.Option(help="What to ask.", show_default=READ_ALL)]
@@ -112,10 +112,10 @@ BaselineOption = Annotated[
     Path, typer.Option(help="Exported folder of the unquantized model, or the reference.npz that quantize kept.")
 ]
 CandidatesOption = Annotated[list[Path], typer.Option(help="Exported folder to judge; repeat for several.")]
-ComparedOption = Annotated[
+ComparedCountOption = Annotated[
     int | None, typer.Option(min=1, help="How many documents.", show_default="50, or all of a reference")
 ]
-ComparedSourceOption = Annotated[
+ComparedDocumentsOption = Annotated[
     str, typer.Option(help=f"{SOURCES} Of a reference.npz: where its documents lie now, if not where they were.")
 ]
 OutputOption = Annotated[
@@ -243,20 +243,20 @@ def _options(device: str, memory_limit: float | None, cuda_graph: bool, draft_to
 @app.command()
 def evaluate(
     model: ModelOption = DEFAULT_MODEL,
-    documents: DocumentsOption = 50,
+    count: CountOption = 50,
     seed: SeedOption = 0,
     kind: KindOption = None,
-    source: SourceOption = "rendered",
+    documents: DocumentsOption = "rendered",
     device: DeviceOption = "cpu",
     as_json: JsonOption = False,
 ) -> None:
     """Score one folder's greedy answers on freshly drawn evaluation documents."""
-    drawn = evaluating.draw(source, documents, seed, kind)
+    drawn = evaluating.draw(documents, count, seed, kind)
     loaded = Model(model, device)
     evaluating.require_vision(loaded)
     loaded.load()  # not in the time of the first document
     scored = [evaluating.score(loaded, document)[0] for document in track(drawn, "evaluating")]
-    result = {"model": str(model), "source": source, "kind": kind, "seed": seed, **evaluating.summary(scored)}
+    result = {"model": str(model), "source": documents, "kind": kind, "seed": seed, **evaluating.summary(scored)}
     if as_json:
         _print_json(result)
         return
@@ -270,10 +270,10 @@ def evaluate(
 def compare(
     baseline: BaselineOption,
     model: CandidatesOption = [DEFAULT_MODEL],  # noqa: B006
-    documents: ComparedOption = None,
+    count: ComparedCountOption = None,
     seed: SeedOption = 0,
     kind: KindOption = None,
-    source: ComparedSourceOption = "rendered",
+    documents: ComparedDocumentsOption = "rendered",
     output: OutputOption = None,
     max_drop_anls: MaxDropOption = 0.02,
     max_kl: MaxKlOption = None,
@@ -290,10 +290,10 @@ def compare(
         raise InputError(f"--junit {junit}: there is no folder {junit.absolute().parent}; make it first")
     if junit and junit.is_dir():
         raise InputError(f"--junit {junit}: is a folder; name a file in it")
-    models = Models(baseline, tuple(model), device, None if source == "rendered" else source)
+    models = Models(baseline, tuple(model), device, None if documents == "rendered" else documents)
     gates = Gates(max_kl=max_kl, max_drop_anls=max_drop_anls, min_agreement=min_agreement)
     loaded = models.load()
-    drawn, about = _compared_documents(loaded.baseline, documents, source, seed, kind)
+    drawn, about = _compared_documents(loaded.baseline, count, documents, seed, kind)
     about["device"] = device
     with Progress(output, settings_of(models, about)) as progress:
         measured = run(models, loaded, drawn, progress, jobs)

@@ -58,7 +58,7 @@ class Answers:
             sys.stdout.write(text.push(token))
             sys.stdout.flush()
         sys.stdout.write(text.finish() + "\n")
-        if written == self.model.room(prompt):
+        if written == self.model.capacity(prompt):
             say(f"stopped after {written} tokens; the model's context of {self.model.manifest.text.context} is full")
         elif written == self.max_new_tokens:
             say(f"stopped after {written} tokens; --max-new-tokens allows more, up to the model's context")

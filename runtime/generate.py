@@ -99,7 +99,7 @@ class Model:
     @cached_property
     def decoder(self) -> DecoderSession:
         """The decoder and its head."""
-        head = self._head  # first: a card without room for it needs to read no more
+        head = self._head  # first: a GPU too small for it needs to read no more
         session = open_session(self.folder / self.target.decoder, self.device, self.options)
         text, capture = self.manifest.text, self.options.capture
         return DecoderSession.of(session, text, self.target, self.device, head, capture=capture)
@@ -166,7 +166,7 @@ class Model:
     ) -> Question:
         """Render a question about images, then videos; no graph is needed.
 
-        names: what an error calls the images. Raises InputError for a prompt that leaves no room for an answer in the
+        names: what an error calls the images. Raises InputError for a prompt as long as the
         model's context, and for an image or video that cannot be used.
         """
         names = names or [f"image {number}" for number in range(1, len(images) + 1)]
@@ -227,7 +227,7 @@ class Model:
         Hidden states of padding may follow those of a chunk. Raises InputError for a prompt that makes anything but
         numbers.
         """
-        rows = min(cache.room, *(buffer.shape[2] for buffer in cache.buffers))
+        rows = min(cache.capacity, *(buffer.shape[2] for buffer in cache.buffers))
         for start, stop, padding in prompt_calls(len(prompt.ids), self.chunking, rows):
             chunk = prompt.embeds[start:stop]
             if padding:
@@ -240,13 +240,13 @@ class Model:
                 self._require_finite(decoded.hidden.read()[:, : stop - start])
             yield decoded
 
-    def room(self, prompt: Prompt) -> int:
+    def capacity(self, prompt: Prompt) -> int:
         """Tokens that the context has left for an answer."""
         return self.manifest.text.context - len(prompt.ids)
 
     def budget(self, prompt: Prompt, max_new_tokens: int) -> int:
         """Tokens that an answer may have: an answer of so many was cut, or ended just there."""
-        return min(max_new_tokens, self.room(prompt))
+        return min(max_new_tokens, self.capacity(prompt))
 
     def generate(
         self, prompt: Prompt, sampler: Sampler, max_new_tokens: int, drafts: Drafts | None = None

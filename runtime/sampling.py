@@ -201,7 +201,7 @@ def shortlist(weights: NDArray[np.float32], mass: float) -> NDArray[np.int64] | 
     """
     step = max(1, len(weights) // _SAMPLE)
     sample = np.sort(weights[::step])[::-1]
-    last = int(1.5 * np.searchsorted(np.cumsum(sample) * step, mass)) + 8  # with room for the sample's error
+    last = int(1.5 * np.searchsorted(np.cumsum(sample) * step, mass)) + 8  # with a margin for the sample's error
     few = weights >= sample[min(last, len(sample) - 1)]
     if np.count_nonzero(few) > len(weights) // 4:
         return None

@@ -223,8 +223,8 @@ def speculate(
 ) -> Iterator[int]:
     """Tokens of an answer without end. generated: those that were taken, kept by the caller; at most `budget`."""
     rewinder = model.drafter.decoder_rewinder
-    most, room = _most(drafts, rewinder.window), len(prompt.ids) + budget
-    with model.decoder.borrow_cache(room) as cache, model.drafter.session.borrow_cache(room) as own:
+    most, capacity = _most(drafts, rewinder.window), len(prompt.ids) + budget
+    with model.decoder.borrow_cache(capacity) as cache, model.drafter.session.borrow_cache(capacity) as own:
         reader = _Reader(model, own)
         decoded, known = _read_prompt(model, prompt, cache, reader), prompt.embeds[:0]
         yield sampler(decoded.logits[0, 0], generated)

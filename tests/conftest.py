@@ -18,7 +18,7 @@ CALIBRATION_DOCUMENTS = 24
 MODELS = {
     "w4": {"bits": 4},
     "w8": {"bits": 8},
-    "nf4": {"grid": "nf4"},
+    "nf4": {"quant_type": "nf4"},
     "bf16": {"bits": 4, "dtype": "bfloat16"},
 }
 
@@ -41,7 +41,7 @@ def quantized(shared: Path) -> Callable[[str], Path]:
                 shutil.copytree(READER, path, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
             elif name != "fp16":
                 quantize(
-                    Settings(READER, path, samples=CALIBRATION_DOCUMENTS, reference=0, **MODELS[name])
+                    Settings(READER, path, count=CALIBRATION_DOCUMENTS, reference=0, **MODELS[name])
                 )  # once: then it is there
         return path
 

@@ -101,7 +101,7 @@ def _ending(outcome: Outcome) -> str:
 
 
 def _scratch() -> Path | None:
-    """A folder in memory where there is room for the largest model; None for the usual place."""
+    """A folder in memory where there is capacity for the largest model; None for the usual place."""
     try:
         return IN_MEMORY if shutil.disk_usage(IN_MEMORY).free > WANTED else None
     except OSError:

@@ -30,7 +30,7 @@ class Bench:
     tiny: bool
     """Models and inputs in miniature."""
     scratch: Path
-    """A folder for what several stages use, in memory where there is room."""
+    """A folder for what several stages use, in memory where there is capacity."""
     graphs: Path | None
     """The folder that `python -m bench.gpu.prepare` made; None to trace graphs here, in minutes at 33 B."""
     ends: float

@@ -70,11 +70,11 @@ def _steps(model: Model, cache: KVCache, first: NDArray[np.float32]) -> NDArray[
 
 def _batch(model: Model, prompts: list[Prompt]) -> Figure:
     """Sequences together, each prompt read into its row, against each alone."""
-    room = max(len(prompt.ids) for prompt in prompts) + STEPS
-    together, alone = model.decoder.new_cache(room, len(prompts)), []
+    capacity = max(len(prompt.ids) for prompt in prompts) + STEPS
+    together, alone = model.decoder.new_cache(capacity, len(prompts)), []
     first = np.stack([model.prefill(together.row(i), prompt) for i, prompt in enumerate(prompts)])
     for prompt in prompts:
-        cache = model.decoder.new_cache(room)
+        cache = model.decoder.new_cache(capacity)
         alone.append(_steps(model, cache, model.prefill(cache, prompt)[None]))
     expected = np.concatenate(alone, axis=1)
     found = _steps(model, together, first)

@@ -59,7 +59,7 @@ KINDS = (
     Kind("4 bits, int8 KV", {"bits": 4}, {"kv_bits": 8}),
     Kind("4 bits, full KV", {"bits": 4}, {"kv_layout": "full"}),
     Kind("8 bits", {"bits": 8}),
-    Kind("NF4", {"grid": "nf4"}),
+    Kind("NF4", {"quant_type": "nf4"}),
     Kind("unquantized", None),
 )
 TINY = ("4 bits",)
@@ -93,7 +93,7 @@ def _quantize(bench: Bench, kind: Kind, folder: Path) -> None:
         shutil.copytree(READER, folder)
     else:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        quantize(Settings(READER, folder, samples=samples, reference=0, device=bench.device, **kind.quantized))
+        quantize(Settings(READER, folder, count=samples, reference=0, device=bench.device, **kind.quantized))
 
 
 def _kind(bench: Bench, kind: Kind) -> list[Figure]:

@@ -65,7 +65,7 @@ def exported(cache: Path, head_bits: int) -> Path:
     source, folder = checkpoint(cache), cache / f"exaone4-w4-head{head_bits}"
     if not folder.exists():
         options = ["--model", str(source), "--output", str(folder), "--solver", "rtn", "--head-bits", str(head_bits)]
-        _command("quantize", *options, "--samples", "1", "--reference", "0")
+        _command("quantize", *options, "--count", "1", "--reference", "0")
     if not (folder / FILE).exists():
         _command("export", "--model", str(folder))
     return folder

@@ -78,7 +78,7 @@ def _auto_round(name: str, *, iters: int = 200, own_masks: bool = True, last_ite
 
 METHODS = (
     Method(OURS, {}),
-    Method("nearest", {"solver": "rtn", "samples": 1}),
+    Method("nearest", {"solver": "rtn", "count": 1}),
     Method("llm-compressor GPTQ", {"observer": None}, LLM_COMPRESSOR),
     Method("llm-compressor GPTQ, MSE scales", {"observer": "mse"}, LLM_COMPRESSOR),
     Method("llm-compressor GPTQ, imatrix scales", {"observer": "imatrix_mse"}, LLM_COMPRESSOR),
@@ -101,7 +101,7 @@ def weights_of(
             return read_weights(path, READER), float(file.metadata()["seconds"])
     with tempfile.TemporaryDirectory() as place:
         settings = Settings(
-            READER, Path(place) / "quantized", vision_bits=16, head_bits=16, samples=samples, seed=seed, reference=0
+            READER, Path(place) / "quantized", vision_bits=16, head_bits=16, count=samples, seed=seed, reference=0
         )
         report = quantize(replace(settings, **method.settings))
         assert report is not None
@@ -148,12 +148,12 @@ def main(
     for peer in (LLM_COMPRESSOR, AUTO_ROUND):
         environment(peer, cache)  # an hour before its turn, if it cannot be installed
     config = AutoConfig.from_pretrained(READER)
-    held_out = read_samples(Settings(READER, samples=documents, seed=HELD_OUT), config, split="evaluation")
+    held_out = read_samples(Settings(READER, count=documents, seed=HELD_OUT), config, split="evaluation")
     divergence = Divergence(READER, list(held_out))
     measured = {method.name: Measured() for method in methods}
     for seed in range(seeds):
         given = cache / f"{samples}-documents-of-seed-{seed}.safetensors"
-        write_samples(read_samples(Settings(READER, samples=samples, seed=seed), config), given)
+        write_samples(read_samples(Settings(READER, count=samples, seed=seed), config), given)
         for method in track(methods, f"seed {seed}"):
             weights, seconds = weights_of(method, seed, samples, given, cache)
             measured[method.name].kl.append(divergence(weights))

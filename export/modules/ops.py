@@ -203,12 +203,12 @@ def cached_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Causal grouped-query attention over a KV buffer that it also extends (GroupQueryAttention).
 
-    q [B, T, heads*D], k and v [B, T, kv_heads*D]; past_key and past_value [B, kv_heads, S, D], S its room.
+    q [B, T, heads*D], k and v [B, T, kv_heads*D]; past_key and past_value [B, kv_heads, S, D], S its capacity.
     seqlens_k int32 [B]: tokens after this step, less one; total_sequence_length int32 scalar: their maximum.
     rope: cos and sin [context, D/2]; None for a layer without positions. window: how many keys a query sees, itself
-    included; then the buffer keeps the most recent positions from row 0 on, and its room need not exceed the window.
-    kv_scales: the buffers are int8, each channel in steps of its own. full_buffers: that of a window has room for all
-    tokens too, and keeps them.
+    included; then the buffer keeps the most recent positions from row 0 on, and its capacity need not exceed the
+    window. kv_scales: the buffers are int8, each channel in steps of its own. full_buffers: that of a window has
+    capacity for all tokens too, and keeps them.
     Returns the output [B, T, heads*D] and the buffers after the step.
     """
     kv_heads, head_dim = past_key.shape[1], past_key.shape[3]
@@ -247,7 +247,7 @@ def _cached_attention(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The arithmetic of `cached_attention`, one row of the batch at a time; heads are split already."""
     outputs, new_key, new_value = [], past_key.clone(), past_value.clone()
-    room, tokens = past_key.shape[2], q.shape[2]
+    capacity, tokens = past_key.shape[2], q.shape[2]
     for row in range(q.shape[0]):
         total = int(seqlens_k[row]) + 1
         before = total - tokens
@@ -258,7 +258,7 @@ def _cached_attention(
         v_row = v[row : row + 1]
         if kv_scales is not None:
             k_row, v_row = _to_int8(k_row, kv_scales[0]), _to_int8(v_row, kv_scales[1])
-        kept = before if window is None else resident(before, room, window)
+        kept = before if window is None else resident(before, capacity, window)
         keys = torch.cat((past_key[row : row + 1, :, :kept], k_row), dim=2)
         values = torch.cat((past_value[row : row + 1, :, :kept], v_row), dim=2)
         at = torch.arange(before - kept, total)  # absolute position of each key
@@ -266,7 +266,7 @@ def _cached_attention(
         allowed = (distance >= 0) if window is None else (distance >= 0) & (distance < window)
         read = (keys, values) if kv_scales is None else (keys * kv_scales[0], values * kv_scales[1])
         outputs.append(_attend(q_row, read[0].to(q.dtype), read[1].to(q.dtype), allowed))
-        stay = total if window is None else resident(total, room, window)
+        stay = total if window is None else resident(total, capacity, window)
         new_key[row, :, :stay], new_value[row, :, :stay] = keys[0, :, -stay:], values[0, :, -stay:]
     return torch.cat(outputs), new_key, new_value
 
@@ -275,12 +275,12 @@ def _to_int8(x: Tensor, scale: Tensor) -> Tensor:
     return (x / scale).round().clamp(-128, 127).to(torch.int8)
 
 
-def resident(total: int, room: int, window: int) -> int:
+def resident(total: int, capacity: int, window: int) -> int:
     """How many of the latest positions a windowed buffer holds after `total` tokens (GroupQueryAttention's L(T))."""
-    if total <= room:
+    if total <= capacity:
         return total
-    step = room - window + 1
-    return total - step * -(-(total - room) // step)
+    step = capacity - window + 1
+    return total - step * -(-(total - capacity) // step)
 
 
 class Rows(NamedTuple):

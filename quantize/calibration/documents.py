@@ -65,9 +65,9 @@ class Documents:
         InputError where a model without vision would see the same document again and again.
         """
         settings, calibrating = self.settings, self.split == "calibration"
-        count = settings.samples if calibrating else settings.reference
+        count = settings.count if calibrating else settings.reference
         sees = self.vision is not None
-        opened = open_documents(settings.calibration, split=self.split, count=count, seed=settings.seed, pictures=sees)
+        opened = open_documents(settings.documents, split=self.split, count=count, seed=settings.seed, pictures=sees)
         image, digest = image_token(self.config), hashlib.sha256()
         for place, sample in enumerate(render(opened, settings.model, self.config)):
             if not (calibrating or sample.answer):
@@ -89,7 +89,7 @@ class Documents:
         self.digest = digest.hexdigest()
         if calibrating and self.vision is None and len(self) > 1 and all(map(self.ids[0].equal, self.ids)):
             raise InputError(
-                f"{settings.calibration}: {settings.model} sees no pictures, and without them all {len(self)} "
+                f"{settings.documents}: {settings.model} sees no pictures, and without them all {len(self)} "
                 "documents are the same; give a .jsonl with prompts and answers"
             )
 
@@ -101,7 +101,7 @@ class Documents:
         """Patches [P, pixels] of each document. Raises InputError where one is not what it was when it was read."""
         for i, sample in enumerate(render(self._opened, self.settings.model, self.config)):
             if sample.digest != self.digests[i]:
-                source, name = self.settings.calibration, self._opened[i].name
+                source, name = self.settings.documents, self._opened[i].name
                 raise InputError(f"{source}: {name} has changed since it was read; give the command again")
             assert sample.patches is not None
             yield sample.patches.to(self.device)
@@ -136,7 +136,7 @@ class Documents:
         self.keep(chain([first], others), lengths, first.shape[1])
 
     def bytes_needed(self) -> int:
-        """How much room hidden states take at most: those that a block reads and those that it writes, and images."""
+        """Bytes on disk of hidden states, at most: those that a block reads and those that it writes, and images."""
         width: int = self.config.get_text_config().hidden_size
         values = 2 * sum(map(len, self.ids)) * width
         if self.vision is not None:

@@ -40,8 +40,7 @@ class Activations:
     def __init__(self, folder: Path, layout: Layout, dtype: torch.dtype, new: bool = False) -> None:
         """Map a file, or make a new one of its full size.
 
-        Raises CannotGoOnError where the file is not what was written, and OSError where the disk has no room for a new
-        one.
+        Raises CannotGoOnError where the file is not what was written, OSError where the disk is too full for a new one.
         """
         self.layout, self._path = layout, folder / layout.file
         size = sum(layout.lengths) * layout.width
@@ -88,7 +87,7 @@ def refuse_overflow(what: str, largest: float, dtype: torch.dtype) -> None:
 
 
 def _allocate(path: Path, size: int) -> None:
-    """Make a file of so many bytes, all of which the disk has room for. Raises OSError where it has not.
+    """Make a file of so many bytes, all of them taken on the disk. Raises OSError where it is too full.
 
     A page that the disk cannot hold would end a process that writes to the map.
     """
@@ -96,5 +95,5 @@ def _allocate(path: Path, size: int) -> None:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
             return
-        for first in range(0, size, len(ZEROS)):  # macOS and Windows: truncating would take no room
+        for first in range(0, size, len(ZEROS)):  # macOS and Windows: truncating would take no space
             file.write(ZEROS[: size - first])

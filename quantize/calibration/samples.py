@@ -43,9 +43,7 @@ class Sample:
 def read_samples(settings: Settings, config: PreTrainedConfig, split: str = "calibration") -> Iterator[Sample]:
     """Open documents of a split and render them, as `render` does."""
     sees = image_token(config) is not None
-    documents = open_documents(
-        settings.calibration, split=split, count=settings.samples, seed=settings.seed, pictures=sees
-    )
+    documents = open_documents(settings.documents, split=split, count=settings.count, seed=settings.seed, pictures=sees)
     return render(documents, settings.model, config)
 
 

@@ -26,8 +26,8 @@ SHARD_BYTES = 4 << 30
 class CheckpointWriter:
     """Writes tensors to safetensors files in the order given, without holding more than a block in memory.
 
-    The header comes first in the file but is known last, so room is left for it and filled with spaces. A file is full
-    when it has `shard_bytes` of data or no room left in its header; tensors of one `write` stay in one file, so that
+    The header comes first in the file but is known last, so space is left for it and filled with blanks. A file is full
+    when it has `shard_bytes` of data or no space left in its header; tensors of one `write` stay in one file, so that
     what is meant to be adjacent is. Use it in a `with` statement; `finish` gives the files their names.
     """
 

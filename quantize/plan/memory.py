@@ -76,7 +76,7 @@ def workspace(
 
 
 def kv_workspace(model: Architecture, context: int, itemsize: int, *, full_buffers: bool = False) -> Line:
-    """What an int8 KV cache takes beside itself: of one layer at a time, and of all tokens that it has room for.
+    """What an int8 KV cache takes beside itself: of one layer at a time, and of all tokens that it has capacity for.
 
     ONNX Runtime's CUDA attention reads int8 as it is in single steps only, and not with EXAONE's 5 queries to a key.
     """

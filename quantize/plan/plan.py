@@ -40,7 +40,7 @@ class Choice:
 CHOICES = (
     Choice("4-bit", "quantize --bits 4", {"bits": 4}),
     Choice("8-bit", "quantize --bits 8", {"bits": 8}),
-    Choice("NF4", "quantize --grid nf4", {"grid": "nf4"}),
+    Choice("NF4", "quantize --quant-type nf4", {"quant_type": "nf4"}),
     Choice("16-bit", "the original checkpoint, exported as it is", None),
     Choice(
         "others",

@@ -90,12 +90,12 @@ class ReferenceBaseline:
         try:
             drawn = open_documents(where, split="evaluation", count=count, seed=seed)
         except InputError as error:
-            raise InputError(f"{path}: its documents: {error}; give --source with where they are now") from error
+            raise InputError(f"{path}: its documents: {error}; give --documents with where they are now") from error
         for place, digest in kept:
             found = drawn[place] if place < len(drawn) else None
             if found is None or found.digest() != digest:
                 what = f"{found.name} is not the document that was kept" if found else "one that was kept is gone"
-                here = f"--source {source} is not {kept_of['source']}, which quantize read, or " if source else ""
+                here = f"--documents {source} is not {kept_of['source']}, which quantize read, or " if source else ""
                 raise InputError(
                     f"{path}: {what}: {here}pages have been added, removed or changed since, or another version of "
                     "Pillow draws them otherwise; run python -m quantize again"

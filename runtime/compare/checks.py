@@ -50,7 +50,7 @@ def changed(document: Document) -> InputError:
 
 
 def require_measurable(baseline: Baseline, candidates: Sequence[Model], documents: Sequence[Document]) -> None:
-    """Raise InputError for a document that a model has no room for, or that is other tokens than to the baseline."""
+    """Raise InputError for a document that is too long for a model, or that is other tokens than to the baseline."""
     models = [*([baseline.model] if isinstance(baseline, FolderBaseline) else []), *candidates]
     for document in documents:
         opened = replace(document, picture=document.image)

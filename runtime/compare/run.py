@@ -107,7 +107,7 @@ def _open(path: Path, device: str, options: Options | None) -> tuple[Model, Cost
     model = Model(path, device, options)
     model.load()  # its memory is part of what is measured
     after = _resident()
-    cache = cache_bytes(model.manifest.text, batch=1, room=4096, itemsize=itemsize(model.target.kv_dtype))
+    cache = cache_bytes(model.manifest.text, batch=1, capacity=4096, itemsize=itemsize(model.target.kv_dtype))
     return model, Cost(
         weights=sum(file.bytes for file in model.manifest.weights.values()) / MIB,
         kv_cache_at_4096=cache / MIB,

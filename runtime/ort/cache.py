@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 Shape = tuple[int, int, int, int]
 
 
-def buffer_shapes(text: Text, batch: int, room: int) -> list[Shape]:
+def buffer_shapes(text: Text, batch: int, capacity: int) -> list[Shape]:
     """Shape [batch, kv_heads, rows, head_dim] of each layer's key buffer, and of its value buffer alike.
 
-    room: tokens the sequence may grow to. A sliding layer never needs more rows than its window, and CUDA's kernel
+    capacity: tokens the sequence may grow to. A sliding layer never needs more rows than its window, and CUDA's kernel
     demands exactly that many.
     """
-    return [(batch, text.kv_heads, room if window is None else window, text.head_dim) for window in text.windows]
+    return [(batch, text.kv_heads, capacity if window is None else window, text.head_dim) for window in text.windows]
 
 
-def cache_bytes(text: Text, batch: int, room: int, itemsize: int) -> int:
+def cache_bytes(text: Text, batch: int, capacity: int, itemsize: int) -> int:
     """Bytes of all key and value buffers."""
-    return sum(2 * itemsize * b * heads * rows * width for b, heads, rows, width in buffer_shapes(text, batch, room))
+    return sum(2 * itemsize * math.prod(shape) for shape in buffer_shapes(text, batch, capacity))
 
 
 class KVCache:
@@ -40,16 +40,16 @@ class KVCache:
     RoPE tables are as long as a sequence may become.
     """
 
-    def __init__(self, text: Text, dtype: str, kv_dtype: str, device: Device, room: int, batch: int = 1) -> None:
-        self.room = room
+    def __init__(self, text: Text, dtype: str, kv_dtype: str, device: Device, capacity: int, batch: int = 1) -> None:
+        self.capacity = capacity
         self.lengths = np.zeros(batch, np.int32)
         self.buffers = [
             Buffer.zeros(shape, kv_dtype, device)
-            for shape in buffer_shapes(text, batch, room)
+            for shape in buffer_shapes(text, batch, capacity)
             for _ in ("key", "value")
         ]
         self.calls: dict[tuple[int, ...], Any] = {}  # what `runtime.ort.decoder` has bound to these buffers
-        self.rope_cos, self.rope_sin = (Buffer.of(table, dtype, device) for table in rope_tables(text.rope, room))
+        self.rope_cos, self.rope_sin = (Buffer.of(table, dtype, device) for table in rope_tables(text.rope, capacity))
 
     def row(self, number: int) -> KVCache:
         """One sequence of the batch as a cache of its own, in the same memory."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 _KEPT = 16  # calls of up to this many tokens keep their bindings: steps, and the checking of drafts
 _SMALLER = "shorten the prompt, lower --max-new-tokens, or export with --kv-bits 8 where it was not"
 _CAPTURES = itertools.count(1)
-_ROOM_STEP = 1024  # tokens, on a card: caches of similar length are one, or take each other's place in the pool
+_CAPACITY_STEP = 1024  # tokens, on a card: caches of similar length are one, or take each other's place in the pool
 
 
 def load_head(folder: Path, target: Target, device: Device) -> dict[str, Buffer]:
@@ -111,11 +111,11 @@ class DecoderSession:
         shape = replace(text, windows=manifest.buffer_limits(windows, target.kv_layout))
         return cls(session, shape, target.dtype, kv_dtype, device, head, capture=capture)
 
-    def new_cache(self, room: int, batch: int = 1) -> KVCache:
-        """Buffers for `batch` sequences of up to `room` tokens each."""
-        size = cache_bytes(self._text, batch, room, itemsize(self._kv_dtype))
-        with memory_for(f"the KV cache of {room} tokens, {size / 2**20:.0f} MiB", _SMALLER):
-            cache = KVCache(self._text, self._dtype, self._kv_dtype, self._device, room, batch)
+    def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
+        """Buffers for `batch` sequences of up to `capacity` tokens each."""
+        size = cache_bytes(self._text, batch, capacity, itemsize(self._kv_dtype))
+        with memory_for(f"the KV cache of {capacity} tokens, {size / 2**20:.0f} MiB", _SMALLER):
+            cache = KVCache(self._text, self._dtype, self._kv_dtype, self._device, capacity, batch)
         if self._device.kind == "cpu" and size >= HUGE:
             use_huge_pages()
         if self._capture:
@@ -126,27 +126,27 @@ class DecoderSession:
         return cache
 
     @contextmanager
-    def borrow_cache(self, room: int) -> Iterator[KVCache]:
-        """An empty cache of one sequence of at least `room` tokens: the last one that came back, where it is as long.
+    def borrow_cache(self, capacity: int) -> Iterator[KVCache]:
+        """An empty cache of one sequence of at least `capacity` tokens: the last one returned, where it is as long.
 
         On a card, ONNX Runtime keeps the memory of a cache that is given up, and a longer one does not fit there.
         While one is lent, another borrower gets another.
         """
         cache, self._spare = self._spare, None
-        if cache is None or cache.room < room:
+        if cache is None or cache.capacity < capacity:
             cache = None  # its memory is given up before more is asked for
-            cache = self.new_cache(self._coarse(room))
+            cache = self.new_cache(self._coarse(capacity))
         cache.lengths[:] = 0
         try:
             yield cache
         finally:
-            if self._spare is None or self._spare.room < cache.room:
+            if self._spare is None or self._spare.capacity < cache.capacity:
                 self._spare = cache
 
-    def _coarse(self, room: int) -> int:
+    def _coarse(self, capacity: int) -> int:
         if self._device.kind == "cpu":
-            return room
-        return max(room, min(-(-room // _ROOM_STEP) * _ROOM_STEP, self._text.context))
+            return capacity
+        return max(capacity, min(-(-capacity // _CAPACITY_STEP) * _CAPACITY_STEP, self._text.context))
 
     def run(
         self,
@@ -164,10 +164,10 @@ class DecoderSession:
         lengths = cache.lengths + np.int32(tokens)
         if batch != len(cache.lengths) or (batch > 1 and tokens > 1):
             raise ValueError(f"{batch} sequences of {tokens} tokens do not fit a cache of {len(cache.lengths)}")
-        if lengths.max() > cache.room:
-            raise ValueError(f"{lengths.max()} tokens do not fit a cache of {cache.room}")
+        if lengths.max() > cache.capacity:
+            raise ValueError(f"{lengths.max()} tokens do not fit a cache of {cache.capacity}")
         advice = f"make its KV cache smaller: {_SMALLER}; or raise --memory-limit where it was given"
-        with memory_for(f"a call of {tokens} tokens beside a KV cache of {cache.room}", advice):
+        with memory_for(f"a call of {tokens} tokens beside a KV cache of {cache.capacity}", advice):
             return self._run(cache, embeds, wanted, lengths, previous_hidden)
 
     def _run(
@@ -189,7 +189,7 @@ class DecoderSession:
             call.wanted = wanted.copy()
         # A captured step is replayed with the number it was captured with, which may be too large, not too small. Other
         # calls get the true one: by it attention knows a prompt, whose keys it takes as they are, not rounded to int8.
-        call.total.write(np.array(lengths.max() if call.thread is None else cache.room, np.int32))
+        call.total.write(np.array(lengths.max() if call.thread is None else cache.capacity, np.int32))
         if previous_hidden is not None:
             previous_hidden.bind_input(call.binding, graph_io.PREVIOUS_HIDDEN)
         self._session.run_with_iobinding(call.binding, call.options)

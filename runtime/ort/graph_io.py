@@ -47,7 +47,7 @@ IMAGE_EMBEDS = "image_embeds"  # float32 [patches / merge^2, hidden]
 
 
 def past_names(layers: int) -> list[str]:
-    """Names of the KV inputs, key and value of each layer in turn; each [batch, kv_heads, room, head_dim]."""
+    """Names of the KV inputs, key and value of each layer in turn; each [batch, kv_heads, capacity, head_dim]."""
     return _buffer_names("past", layers)
 
 

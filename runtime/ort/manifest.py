@@ -24,7 +24,7 @@ _PIECE = 1 << 22  # bytes of a file read at once
 
 
 def buffer_limits(windows: list[int | None], layout: KvLayout) -> list[int | None]:
-    """Rows that the KV buffers of each layer are limited to; None for all that a cache has room for."""
+    """Rows that the KV buffers of each layer are limited to; None for all that a cache has capacity for."""
     return windows if layout == "window" else [None] * len(windows)
 
 
@@ -107,7 +107,7 @@ class Manifest:
         """The graphs for a kind of device. Raises InputError where this folder was not exported for it."""
         if kind not in self.targets:
             raise InputError(
-                f"{folder}: not exported for {kind}; run: python -m export --model {folder} --target {kind}"
+                f"{folder}: not exported for {kind}; run: python -m export --model {folder} --device {kind}"
             )
         return self.targets[kind]
 

@@ -106,7 +106,7 @@ def open_session(
     """
     require_device(device)
     if not path.is_file():
-        raise InputError(f"{path} is missing; run: python -m export --model {path.parent} --target {device.kind}")
+        raise InputError(f"{path} is missing; run: python -m export --model {path.parent} --device {device.kind}")
     options = options or Options()
     settings = _settings(path, device, options)
     settings.enable_mem_pattern = not give_back

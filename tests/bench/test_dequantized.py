@@ -13,7 +13,7 @@ from quantize.solver.quantizers import NF4Quantizer, dequantize, unpack_nibbles
 
 
 def rounded(folder, **options):
-    quantize(Settings(READER, folder, samples=1, reference=0, solver="rtn", **options))
+    quantize(Settings(READER, folder, count=1, reference=0, solver="rtn", **options))
     return dequantized(folder)
 
 
@@ -33,7 +33,7 @@ def test_integers_are_those_that_transformers_computes_with(options, linears, tm
 
 
 def test_nf4_is_that_of_our_grid(tmp_path):
-    weights = rounded(tmp_path / "out", grid="nf4", vision_bits=4)
+    weights = rounded(tmp_path / "out", quant_type="nf4", vision_bits=4)
     assert len(weights) == 4 * 7 + 4 * 5 + 2 + 8
     checkpoint = open_checkpoint(tmp_path / "out")
     for name, weight in weights.items():

@@ -26,13 +26,13 @@ CHANGED = "model.language_model.layers.1.mlp.down_proj.weight"
 def samples():
     torch.set_num_threads(1)
     config = AutoConfig.from_pretrained(READER)
-    return list(read_samples(Settings(READER, samples=3, seed=11), config, split="evaluation"))
+    return list(read_samples(Settings(READER, count=3, seed=11), config, split="evaluation"))
 
 
 @pytest.fixture(scope="module")
 def ours(tmp_path_factory):
     folder = tmp_path_factory.mktemp("peers") / "ours"
-    quantize(Settings(READER, folder, samples=2, reference=0, vision_bits=16, head_bits=16))
+    quantize(Settings(READER, folder, count=2, reference=0, vision_bits=16, head_bits=16))
     return folder
 
 

@@ -129,7 +129,7 @@ def test_transformers_loads_it(folder, narrow):
 
 def test_it_can_be_quantized(folder, tmp_path):
     """One document through both towers, the MTP layer and the head."""
-    report = quantize(Settings(folder, tmp_path / "w4", samples=1, reference=2))
+    report = quantize(Settings(folder, tmp_path / "w4", count=1, reference=2))
     towers = {linear.tower: [] for linear in report.linears}
     for linear in report.linears:
         towers[linear.tower].append(linear)

@@ -54,9 +54,9 @@ def test_a_model_of_text_is_asked_without_a_picture(tmp_path):
     ("arguments", "says"),
     [
         (["--model", "nowhere"], "nowhere"),
-        (["--target", "tpu"], "'tpu'"),
-        (["--block-size", "32"], "--block-size 32: is for kernels of CUDA; leave it out, or give --target cuda"),
-        (["--target", "cuda", "--block-size", "64"], "'64'"),
+        (["--device", "tpu"], "'tpu'"),
+        (["--block-size", "32"], "--block-size 32: is for kernels of CUDA; leave it out, or give --device cuda"),
+        (["--device", "cuda", "--block-size", "64"], "'64'"),
         (["--bits", "4"], "--bits"),
     ],
 )
@@ -66,7 +66,7 @@ def test_wrong_input_is_one_line(arguments, says):
 
 def test_a_format_for_other_tools_is_refused_with_the_command_to_run(tmp_path):
     folder = tmp_path / "gptq"
-    quantize(Settings(READER, folder, format="gptq", solver="rtn", samples=1, reference=0))
+    quantize(Settings(READER, folder, format="gptq", solver="rtn", count=1, reference=0))
     before = sorted(folder.iterdir())
     done = run("--model", folder)
     assert (done.returncode, done.stdout) == (2, "")

@@ -216,12 +216,12 @@ with DeviceMemory() as loaded:
     model = Model(Path(sys.argv[1]), "cuda")
     model.load()
 sizes = {}
-for room in (30000, 31000):  # the second needs more than the first gave back
+for capacity in (30000, 31000):  # the second needs more than the first gave back
     with DeviceMemory() as memory:
-        cache = model.decoder.new_cache(room)
+        cache = model.decoder.new_cache(capacity)
     del cache
-    rope = 2 * room * model.manifest.text.head_dim // 2 * 2
-    sizes[room] = memory.peak, cache_bytes(model.manifest.text, 1, room, 2) + rope
+    rope = 2 * capacity * model.manifest.text.head_dim // 2 * 2
+    sizes[capacity] = memory.peak, cache_bytes(model.manifest.text, 1, capacity, 2) + rope
 print(json.dumps({"weights": loaded.peak, "sizes": sizes}))
 """
 
@@ -274,7 +274,7 @@ from traffic import DeviceMemory
 from runtime.ort.cache import cache_bytes
 from runtime.generate import Model
 
-model, held, room = Model(Path(sys.argv[1]), "cuda"), {}, 0
+model, held, capacity = Model(Path(sys.argv[1]), "cuda"), {}, 0
 prompt = model.prompt("Hello")
 for longest in (50, 60, *range(200, 2000, 300), 100, 1900):
     with DeviceMemory() as memory:
@@ -479,5 +479,5 @@ def test_cuda_without_a_driver_is_one_line(on_cuda):
     folder = on_cuda("w4")
     with pytest.raises(InputError, match="use --device cpu"):
         Model(folder, "cuda")
-    with pytest.raises(InputError, match="--target cpu"):
+    with pytest.raises(InputError, match="--device cpu"):
         Model(folder, "cpu")

@@ -40,9 +40,9 @@ class OnCard(torch.Tensor):
 
 
 class Card(TorchDispatchMode):
-    """Within it, tensors can be made on the card and moved to it. room: bytes, at most, of one tensor."""
+    """Within it, tensors can be made on the card and moved to it. capacity: bytes, at most, of one tensor."""
 
-    room = 2**40
+    capacity = 2**40
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})
@@ -64,7 +64,7 @@ def _run(func, args, kwargs):
     device = kwargs.get("device")
     if not (on_card if device is None else torch.device(device).type == NAME):
         return result
-    if any(isinstance(one, torch.Tensor) and one.nbytes > Card.room for one in tree_flatten(result)[0]):
+    if any(isinstance(one, torch.Tensor) and one.nbytes > Card.capacity for one in tree_flatten(result)[0]):
         raise torch.OutOfMemoryError("CUDA out of memory.")
     wrapped = tree_map(lambda one: OnCard(one) if type(one) is torch.Tensor else one, result)
     return return_and_correct_aliasing(func, args, kwargs, wrapped)

@@ -31,7 +31,7 @@ class Quantized:
 
 def _quantized(tmp_path_factory, name, **options):
     torch.set_num_threads(1)
-    settings = Settings(READER, tmp_path_factory.mktemp("quantized") / name, samples=12, reference=8, **options)
+    settings = Settings(READER, tmp_path_factory.mktemp("quantized") / name, count=12, reference=8, **options)
     report = quantize(settings)
     assert report is not None
     return Quantized(settings, report)
@@ -52,13 +52,13 @@ def w8(tmp_path_factory):
 @pytest.fixture(scope="session")
 def nf4(tmp_path_factory):
     """The NF4 defaults."""
-    return _quantized(tmp_path_factory, "nf4", grid="nf4")
+    return _quantized(tmp_path_factory, "nf4", quant_type="nf4")
 
 
 @pytest.fixture(scope="session")
 def nf4_all(tmp_path_factory):
     """NF4 everywhere, each weight as bitsandbytes rounds it."""
-    return _quantized(tmp_path_factory, "nf4_all", grid="nf4", vision_bits=4, head_bits=4, solver="rtn")
+    return _quantized(tmp_path_factory, "nf4_all", quant_type="nf4", vision_bits=4, head_bits=4, solver="rtn")
 
 
 @pytest.fixture(scope="session")

@@ -73,7 +73,7 @@ def test_bad_input_ends_a_process_with_code_2_and_one_line(tmp_path):
     cases = {
         ("--solver", "magic"): "magic",
         ("--model", "missing"): "missing is not a folder",
-        ("--model", "nan", "--samples", "2"): f"{NAN} has NaN or infinite values; the checkpoint is damaged",
+        ("--model", "nan", "--count", "2"): f"{NAN} has NaN or infinite values; the checkpoint is damaged",
         ("--output", "taken"): "taken exists and holds something else",
         ("--format", "gptq", "--head-bits", "8"): "--head-bits 8 is not possible with --format gptq; choose 16",
     }
@@ -97,13 +97,13 @@ def test_bad_input_ends_a_process_with_code_2_and_one_line(tmp_path):
 
 
 def test_the_defaults_run_without_arguments(tmp_path, monkeypatch, capsys):
-    result = command("--samples", "2", cwd=tmp_path)
+    result = command("--count", "2", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "self_attn.q_proj" in result.stdout
     assert "calibrated on 2 documents" in result.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["reader-w4"]
     monkeypatch.chdir(tmp_path)
-    app(["--samples", "2"], standalone_mode=False)
+    app(["--count", "2"], standalone_mode=False)
     assert capsys.readouterr().out.strip() == "reader-w4 is already finished with these settings"
 
 
@@ -111,7 +111,7 @@ def test_the_defaults_run_without_arguments(tmp_path, monkeypatch, capsys):
 def test_gptq_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys, bits):
     monkeypatch.chdir(tmp_path)
     app(
-        ["--bits", str(bits), "--format", "gptq", "--samples", "1", "--reference", "0", "--solver", "rtn"],
+        ["--bits", str(bits), "--format", "gptq", "--count", "1", "--reference", "0", "--solver", "rtn"],
         standalone_mode=False,
     )
     assert f"reader-w{bits}-gptq: " in capsys.readouterr().out
@@ -124,30 +124,36 @@ def test_gptq_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys, bits):
     ("options", "says"),
     [
         ({"bits": 5}, "--bits 5 is not possible; choose 4 or 8"),
-        ({"grid": "fp4"}, "--grid fp4"),
+        ({"quant_type": "fp4"}, "--quant-type fp4"),
         ({"solver": "magic"}, "--solver magic"),
         ({"group_size": 48}, "choose 16 or 32 or 64 or 128 or 256"),
         ({"group_size": 256}, "--group-size 256 does not divide the 128 inputs of model.visual.blocks.0.attn.qkv"),
         ({"vision_bits": 4}, "--vision-bits 4 is not possible; choose 8 or 16"),
         ({"head_bits": 5}, "--head-bits 5"),
-        ({"samples": 0}, "--samples is 0"),
+        ({"count": 0}, "--count is 0"),
         ({"output": Path()}, r"--output \. is no new folder; give the name of one"),
         ({"output": Path("..")}, r"--output \.\. is no new folder"),
         ({"dtype": "float32"}, "--dtype float32"),
-        ({"grid": "nf4", "bits": 8}, "--bits 8 is not possible with --grid nf4; choose 4"),
-        ({"grid": "nf4", "group_size": 128}, "--group-size 128 is not possible with --grid nf4; choose 64"),
-        ({"grid": "nf4", "vision_bits": 8}, "--vision-bits 8 is not possible with --grid nf4; choose 4 or 16"),
-        ({"grid": "nf4", "head_bits": 8}, "--head-bits 8 is not possible with --grid nf4; choose 4 or 16"),
-        ({"format": "gptq", "grid": "nf4"}, "--format gptq is not possible with --grid nf4; choose bitsandbytes"),
+        ({"quant_type": "nf4", "bits": 8}, "--bits 8 is not possible with --quant-type nf4; choose 4"),
+        ({"quant_type": "nf4", "group_size": 128}, "--group-size 128 is not possible with --quant-type nf4; choose 64"),
+        (
+            {"quant_type": "nf4", "vision_bits": 8},
+            "--vision-bits 8 is not possible with --quant-type nf4; choose 4 or 16",
+        ),
+        ({"quant_type": "nf4", "head_bits": 8}, "--head-bits 8 is not possible with --quant-type nf4; choose 4 or 16"),
+        (
+            {"format": "gptq", "quant_type": "nf4"},
+            "--format gptq is not possible with --quant-type nf4; choose bitsandbytes",
+        ),
         (
             {"format": "bitsandbytes"},
-            "--format bitsandbytes is not possible with --grid int; choose compressed-tensors or",
+            "--format bitsandbytes is not possible with --quant-type int; choose compressed-tensors or",
         ),
         ({"format": "gptq", "bits": 3}, "--bits 3 is not possible; choose 4 or 8"),
         ({"format": "gptq", "vision_bits": 8}, "--vision-bits 8 is not possible with --format gptq; choose 16"),
         ({"format": "gptq", "head_bits": 4}, "--head-bits 4 is not possible with --format gptq; choose 16"),
-        ({"calibration": "/nowhere/at/all"}, "/nowhere/at/all"),
-        ({"calibration": str(Path(__file__).parents[1] / "data")}, "tests/data"),  # no document in it
+        ({"documents": "/nowhere/at/all"}, "/nowhere/at/all"),
+        ({"documents": str(Path(__file__).parents[1] / "data")}, "tests/data"),  # no document in it
     ],
 )
 def test_settings_that_do_not_exist(tmp_path, options, says):
@@ -173,7 +179,7 @@ def test_settings_that_do_not_exist(tmp_path, options, says):
 def test_checkpoints_that_cannot_be_quantized(tmp_path, tensors, config, says):
     model = reader_with(tmp_path / "model", tensors, config)
     with pytest.raises(InputError, match=says):
-        quantize(Settings(model, tmp_path / "out", samples=1, reference=0, vision_bits=16))
+        quantize(Settings(model, tmp_path / "out", count=1, reference=0, vision_bits=16))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
@@ -188,7 +194,7 @@ def test_a_checkpoint_found_damaged_near_its_end_keeps_what_is_finished(tmp_path
     """The last tensors of a large model come hours after the first; once they are repaired, the run goes on."""
     model = reader_with(tmp_path / "model", put(name, value))
     weights = model / "model.safetensors"
-    settings = Settings(model, tmp_path / "out", samples=1, reference=0, vision_bits=16, solver="rtn")
+    settings = Settings(model, tmp_path / "out", count=1, reference=0, vision_bits=16, solver="rtn")
     for _ in range(2):  # a new run, and one that goes on
         with pytest.raises(InputError, match=rf"{says}.*\(.*out.partial keeps what is finished: the same command"):
             quantize(settings)
@@ -205,7 +211,7 @@ def test_bfloat16_holds_what_float16_cannot(tmp_path):
     """In a norm, which stays in 16 bits, whatever the settings."""
     name = "mtp.norm.weight"
     model = reader_with(tmp_path / "model", put(name, 1e5))
-    quantize(Settings(model, tmp_path / "out", samples=1, reference=0, vision_bits=16, dtype="bfloat16", solver="rtn"))
+    quantize(Settings(model, tmp_path / "out", count=1, reference=0, vision_bits=16, dtype="bfloat16", solver="rtn"))
     stored = open_checkpoint(tmp_path / "out").load(name)
     assert stored.dtype == torch.bfloat16
     assert stored[5] == 99840  # 195 * 2**9: the nearest to 1e5 that has 8 bits
@@ -216,12 +222,12 @@ def test_a_folder_without_tokenizer_or_processor(tmp_path, missing):
     model = reader_with(tmp_path / "model")
     (model / missing).unlink()
     with pytest.raises(InputError, match="no usable tokenizer or image processor"):
-        quantize(Settings(model, tmp_path / "out", samples=1))
+        quantize(Settings(model, tmp_path / "out", count=1))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
 def test_a_kill_before_the_first_file_and_one_after_the_last(tmp_path, monkeypatch):
-    settings = Settings(READER, tmp_path / "out", samples=1, solver="rtn", reference=0)
+    settings = Settings(READER, tmp_path / "out", count=1, solver="rtn", reference=0)
     (tmp_path / "out.partial").mkdir()
 
     def killed(*_):
@@ -240,7 +246,7 @@ def test_documents_that_changed_while_a_run_was_stopped(tmp_path, monkeypatch, c
     pages.mkdir()
     for i in range(12):
         Image.new("RGB", (112, 112), (20 * i, 90, 90)).save(pages / f"{i}.png")
-    settings = Settings(READER, tmp_path / "out", calibration=str(pages), samples=12, solver="rtn", reference=0)
+    settings = Settings(READER, tmp_path / "out", documents=str(pages), count=12, solver="rtn", reference=0)
 
     def stopped(*_):
         raise KeyboardInterrupt
@@ -262,7 +268,7 @@ def test_documents_that_changed_while_a_run_was_stopped(tmp_path, monkeypatch, c
 
 def test_a_stopped_run_whose_files_are_gone_says_to_begin_again(tmp_path, monkeypatch):
     """And not that the same command goes on; nothing is removed by itself."""
-    settings = Settings(READER, tmp_path / "out", samples=1, solver="rtn", reference=0)
+    settings = Settings(READER, tmp_path / "out", count=1, solver="rtn", reference=0)
     partial = tmp_path / "out.partial"
 
     def stopped(*_):
@@ -288,10 +294,10 @@ def test_a_calibration_folder_whose_name_is_not_utf_8(tmp_path):
     pages.mkdir()
     for i in range(4):
         Image.new("RGB", (56, 56), (i, 90, 90)).save(pages / f"{i}.png")
-    settings = Settings(READER, tmp_path / "out", calibration=str(pages), samples=1, solver="rtn", reference=0)
+    settings = Settings(READER, tmp_path / "out", documents=str(pages), count=1, solver="rtn", reference=0)
     assert quantize(settings) is not None
     report = json.loads((tmp_path / "out" / "quantization_report.json").read_text())
-    assert report["settings"]["calibration"] == str(pages)
+    assert report["settings"]["documents"] == str(pages)
 
 
 def contents(folder):
@@ -301,7 +307,7 @@ def contents(folder):
 
 def test_a_run_killed_again_and_again_makes_the_same_folder(tmp_path):
     """SIGKILL to the real command when it has done a few more steps, and some part of the next: solving, writing."""
-    options, chance = ["--samples", "2", "--reference", "2", "--vision-bits", "16", "--model", READER], random.Random(0)
+    options, chance = ["--count", "2", "--reference", "2", "--vision-bits", "16", "--model", READER], random.Random(0)
     whole = command(*options, "--output", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     seconds = [step["seconds"] for step in json.loads((tmp_path / "whole" / TIMES).read_text())["steps"]]
@@ -329,7 +335,7 @@ def test_a_full_disk_while_hidden_states_are_laid_out(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    settings = Settings(READER, tmp_path / "out", samples=1, reference=0, vision_bits=16)
+    settings = Settings(READER, tmp_path / "out", count=1, reference=0, vision_bits=16)
     with monkeypatch.context() as disk, pytest.raises(InputError, match="disk is full"):
         disk.setattr(os, "posix_fallocate", full)
         quantize(settings)

@@ -41,7 +41,7 @@ def test_quantizing_on_a_card_is_quantizing_on_the_cpu(tmp_path, monkeypatch):
     half = half_of_the_reader(tmp_path / "half")
     for device, where in (("cpu", nullcontext()), (NAME, Card())):
         with where:
-            quantize(Settings(half, tmp_path / device, samples=1, reference=1, device=device))
+            quantize(Settings(half, tmp_path / device, count=1, reference=1, device=device))
     kept = [np.load(tmp_path / device / "reference.npz") for device in ("cpu", NAME)]
     np.testing.assert_allclose(kept[1]["top_logits"], kept[0]["top_logits"], rtol=1e-4, atol=1e-4)
     cpu, card = (dequantized(tmp_path / device) for device in ("cpu", NAME))
@@ -57,10 +57,10 @@ def test_quantizing_on_a_card_is_quantizing_on_the_cpu(tmp_path, monkeypatch):
 def test_a_step_that_does_not_fit_on_the_card_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("quantize.settings.DEVICES", ("cpu", NAME))
     half = half_of_the_reader(tmp_path / "half")
-    monkeypatch.setattr(Card, "room", 256 * 704 * 4 - 1)  # a weight of the decoder's MLP in float32
+    monkeypatch.setattr(Card, "capacity", 256 * 704 * 4 - 1)  # a weight of the decoder's MLP in float32
     says = r"out of memory at step \S+; free the card, or give --device cpu \(.*out.partial keeps what is finished"
     with Card(), pytest.raises(InputError, match=says):
-        quantize(Settings(half, tmp_path / "out", samples=1, reference=0, solver="rtn", device=NAME))
+        quantize(Settings(half, tmp_path / "out", count=1, reference=0, solver="rtn", device=NAME))
 
 
 def half_of_the_reader(folder: Path) -> Path:

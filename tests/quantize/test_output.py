@@ -102,7 +102,7 @@ def test_a_result_is_finished_only_for_the_same_documents_and_companions(tmp_pat
     for i in range(12):
         Image.new("RGB", (56, 56), (20 * i, 90, 90)).save(pages / f"{i}.png")
         (pages / f"{i}.txt").write_text("a")
-    settings = Settings(model, tmp_path / "out", calibration=str(pages), samples=12, solver="rtn", reference=2)
+    settings = Settings(model, tmp_path / "out", documents=str(pages), count=12, solver="rtn", reference=2)
     report = quantize(settings)
     assert report is not None
     assert report.as_dict()["documents"].keys() == {"calibration", "evaluation"}
@@ -157,7 +157,7 @@ def test_an_output_that_no_folder_can_take_the_place_of_is_refused_before_any_wo
     (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
     for name in ("link", "gone"):
         with pytest.raises(InputError, match=rf"{name} is a symbolic link or a mount point"):
-            quantize(Settings(READER, tmp_path / name, samples=1))
+            quantize(Settings(READER, tmp_path / name, count=1))
     with pytest.raises(InputError, match="/proc is a symbolic link or a mount point"), output_folder(Path("/proc"), {}):
         pass
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gone", "link", "real"]
@@ -166,7 +166,7 @@ def test_an_output_that_no_folder_can_take_the_place_of_is_refused_before_any_wo
 @pytest.mark.parametrize("nbytes", [2**50, None])
 def test_a_step_that_does_not_fit_in_memory_is_named_and_the_steps_before_it_are_kept(tmp_path, monkeypatch, nbytes):
     """More bytes than a process can have, whatever the machine: PyTorch's allocator, and Python's."""
-    settings = Settings(READER, tmp_path / "out", samples=1, solver="rtn", reference=0)
+    settings = Settings(READER, tmp_path / "out", count=1, solver="rtn", reference=0)
 
     def large(*_):
         return torch.empty(nbytes, dtype=torch.uint8) if nbytes else bytearray(2**62)

@@ -66,7 +66,7 @@ def test_transformers_loads_exactly_the_codes_and_scales(quantized):
     dtype = quantized.settings.torch_dtype
     assert model.dtype == dtype
     grids = plan_grids(quantized.settings, find_family(checkpoint.config), model.config)
-    if quantized.settings.grid == "int":
+    if quantized.settings.quant_type == "int":
         with torch.no_grad():  # compressed-tensors unpacks at the first call; bitsandbytes then repacks on some CPUs
             model(input_ids=torch.arange(1, 9)[None])
     source = open_checkpoint(READER)
@@ -186,7 +186,7 @@ def test_small_text_tokens_are_not_sacrificed_to_large_image_tokens(w4, nf4):
 
 def test_hessians_are_those_of_a_padded_batch_without_its_padding(tmp_path):
     """The first decoder layer, image and text tokens, against transformers' batch of documents of unequal length."""
-    settings = Settings(READER, tmp_path / "out", vision_bits=16, samples=5, seed=3)
+    settings = Settings(READER, tmp_path / "out", vision_bits=16, count=5, seed=3)
     checkpoint = open_checkpoint(READER)
     config = model_config(checkpoint.config)
     walk = Walk(settings, checkpoint, find_family(checkpoint.config), config)
@@ -279,7 +279,7 @@ def test_targets_are_full_paths_and_cover_every_linear_once(w4):
 
 def test_the_report_on_disk(w4):
     report = json.loads((w4.folder / "quantization_report.json").read_text())
-    assert report["settings"]["samples"] == report["totals"]["documents"] == 12
+    assert report["settings"]["count"] == report["totals"]["documents"] == 12
     assert report["totals"]["linears"] == len(report["linears"]) == 51 + MTP
     assert report["totals"]["bytes"] == sum(t.nbytes for t in open_checkpoint(w4.folder).tensors.values())
     assert str(w4.settings.model) not in json.dumps(report)
@@ -301,7 +301,7 @@ def test_the_same_settings_give_the_same_bytes_and_are_not_run_twice(w4, tmp_pat
 @pytest.mark.parametrize("head_bits", [8, 16])
 def test_a_text_model_with_tied_embeddings(text_only, tmp_path, head_bits):
     assert len(open_checkpoint(text_only).files) > 1
-    settings = Settings(text_only, tmp_path / "out", samples=4, head_bits=head_bits)
+    settings = Settings(text_only, tmp_path / "out", count=4, head_bits=head_bits)
     report = quantize(settings)
     assert all(linear.error < linear.error_rtn for linear in report.linears)
     result = open_checkpoint(tmp_path / "out")
@@ -330,7 +330,7 @@ def with_large_head_inputs(text_only, folder, scale):
 
 def test_a_head_that_can_only_be_rounded_is_named(text_only, tmp_path, capsys):
     model = with_large_head_inputs(text_only, tmp_path / "model", 3e17)
-    quantize(Settings(model, tmp_path / "out", samples=4, reference=0, dtype="bfloat16"))
+    quantize(Settings(model, tmp_path / "out", count=4, reference=0, dtype="bfloat16"))
     lines = [line for line in capsys.readouterr().err.splitlines() if "rounded to nearest" in line]
     assert lines == ["lm_head is rounded to nearest: its inputs are so large that its Hessian has no factor in float32"]
     report = json.loads((tmp_path / "out" / "quantization_report.json").read_text())
@@ -343,7 +343,7 @@ def test_a_head_that_can_only_be_rounded_is_named(text_only, tmp_path, capsys):
 def test_a_head_without_a_finite_hessian_is_refused(text_only, tmp_path):
     model = with_large_head_inputs(text_only, tmp_path / "model", 1e20)
     with pytest.raises(InputError, match="the Hessian of lm_head is not finite"):
-        quantize(Settings(model, tmp_path / "out", samples=4, reference=0, dtype="bfloat16"))
+        quantize(Settings(model, tmp_path / "out", count=4, reference=0, dtype="bfloat16"))
 
 
 def test_a_copy_of_the_reader_with_the_released_irregularities(tmp_path):
@@ -355,7 +355,7 @@ def test_a_copy_of_the_reader_with_the_released_irregularities(tmp_path):
     config["text_config"]["dtype"] = "bfloat16"
     config["quantization_config"] = None
     (source / "config.json").write_text(json.dumps(config))
-    settings = Settings(source, tmp_path / "out", samples=2, solver="rtn", reference=0)
+    settings = Settings(source, tmp_path / "out", count=2, solver="rtn", reference=0)
     quantize(settings)
     model = load(tmp_path / "out")
     assert len(model.config.text_config.layer_types) == 4

@@ -16,7 +16,7 @@ from quantize.settings import Settings
 
 @pytest.fixture(scope="module")
 def divergence():
-    held_out = Settings(READER, samples=48, seed=11)
+    held_out = Settings(READER, count=48, seed=11)
     return Divergence(READER, list(read_samples(held_out, AutoConfig.from_pretrained(READER), split="evaluation")))
 
 
@@ -32,11 +32,11 @@ def cost(settings, divergence, tmp_path):
 
 @pytest.mark.parametrize("grid", ["int", "nf4"])
 def test_solving_leaves_less_than_two_fifths_of_what_rounding_costs(divergence, tmp_path, grid):
-    settings = Settings(READER, grid=grid, samples=48)
-    rounded = cost(dataclasses.replace(settings, solver="rtn", samples=1), divergence, tmp_path / "rtn")
+    settings = Settings(READER, quant_type=grid, count=48)
+    rounded = cost(dataclasses.replace(settings, solver="rtn", count=1), divergence, tmp_path / "rtn")
     solved = cost(settings, divergence, tmp_path / "gptq")
     assert 0 < solved < 0.4 * rounded
 
 
 def test_eight_bits_cost_next_to_nothing(divergence, tmp_path):
-    assert cost(Settings(READER, bits=8, samples=12, vision_bits=16), divergence, tmp_path) < 1e-4
+    assert cost(Settings(READER, bits=8, count=12, vision_bits=16), divergence, tmp_path) < 1e-4

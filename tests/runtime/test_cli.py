@@ -278,7 +278,7 @@ def test_the_edge_install_is_enough(command, exported, picture):
 
 
 def test_drawing_documents_says_what_to_install(exported, tmp_path):
-    result = edge("evaluate", "--model", exported("fp16"), "--documents", 1, cwd=tmp_path)
+    result = edge("evaluate", "--model", exported("fp16"), "--count", 1, cwd=tmp_path)
     error, loaded = result.stderr.splitlines()
     assert "install the extra 'render'" in error
     assert loaded == "loaded: []"
@@ -292,7 +292,7 @@ def test_drafts_change_the_calls_and_not_the_text(command, exported, picture):
     for answer in (auto, drafted):
         assert 0 <= answer["draft_acceptance"] <= 1
         assert 1 <= answer["decoder_calls"] <= len(plain["tokens"])
-    assert 1.5 < drafted["draft_tokens"] <= 2  # at the end of an answer there is room for fewer
+    assert 1.5 < drafted["draft_tokens"] <= 2  # at the end of an answer there is capacity for fewer
     assert 0 < auto["draft_tokens"] < 3  # plain steps, too
     seeded = generated(command, *arguments, "--seed", 1)  # auto depends on time, and this asks for the same again
     for answer in (plain, seeded):

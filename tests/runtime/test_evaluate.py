@@ -103,7 +103,7 @@ def test_fewer_documents_than_asked_for_are_said(document, tmp_path, capsys):
 def test_the_command_prints_one_object(command, exported, reader):
     documents = open_documents(split="evaluation", count=2, seed=4, kind="line")
     expected = summary([score(reader, document)[0] for document in documents])
-    arguments = "--model", exported("fp16"), "--documents", 2, "--seed", 4, "--kind", "line"
+    arguments = "--model", exported("fp16"), "--count", 2, "--seed", 4, "--kind", "line"
     code, out, _ = command("evaluate", *arguments, "--json")
     assert code == 0
     assert out.count("\n") == 1
@@ -118,15 +118,15 @@ def test_the_command_prints_one_object(command, exported, reader):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--documents", "0"), "--documents"),
+        (("--count", "0"), "--count"),
         (("--kind", "poem"), "'poem' is not one of 'line', 'field', 'transcription'"),
-        (("--source", "nowhere/at/all.pdf"), "nowhere/at/all.pdf: no such file"),
+        (("--documents", "nowhere/at/all.pdf"), "nowhere/at/all.pdf: no such file"),
         (("--model", "nowhere"), "nowhere: no such folder"),
     ],
 )
 def test_bad_input_is_one_line(arguments, says, command, exported):
     model = () if "--model" in arguments else ("--model", exported("fp16"))
-    code, out, err = command("evaluate", "--documents", 1, *model, *arguments)
+    code, out, err = command("evaluate", "--count", 1, *model, *arguments)
     assert (code, out) == (2, "")
     assert says in err
     assert err.count("\n") == 1
@@ -135,6 +135,6 @@ def test_bad_input_is_one_line(arguments, says, command, exported):
 def test_a_source_without_answers_is_one_line(command, exported, tmp_path):
     for number in range(12):  # some of them fall into the evaluation split
         open_documents(split="evaluation", count=1, kind="line")[0].image.save(tmp_path / f"{number}.png")
-    code, out, err = command("evaluate", "--model", exported("fp16"), "--source", tmp_path, "--documents", 1)
+    code, out, err = command("evaluate", "--model", exported("fp16"), "--documents", tmp_path, "--count", 1)
     assert (code, out) == (2, "")
     assert "png: has no known answer, so it cannot be scored" in err

@@ -209,9 +209,9 @@ def test_a_cache_that_was_used_before_leaves_no_trace(kind, drafts, request):
 def test_a_longer_cache_takes_the_place_of_a_shorter(reader):
     model = Model(reader.folder, "cpu")
     rooms = []
-    for room in (50, 40, 60, 10):
-        with model.decoder.borrow_cache(room) as cache:
-            rooms.append(cache.room)
+    for capacity in (50, 40, 60, 10):
+        with model.decoder.borrow_cache(capacity) as cache:
+            rooms.append(cache.capacity)
             cache.lengths[:] = 5
     assert rooms == [50, 50, 60, 60]
     with model.decoder.borrow_cache(1) as cache:

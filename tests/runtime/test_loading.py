@@ -69,7 +69,7 @@ def test_what_is_ruled_out_needs_no_weights(case, command, broken, picture, monk
 
 def test_evaluate_needs_no_weights_to_refuse_a_model_of_text(command, broken):
     text_only(broken)
-    result = command("evaluate", "--model", broken, "--documents", 1, "--kind", "line")
+    result = command("evaluate", "--model", broken, "--count", 1, "--kind", "line")
     assert_one_line(result, "this model reads text only")
 
 
@@ -83,7 +83,7 @@ def test_the_decoder_is_loaded_before_a_picture_is_read(drafts, command, broken,
 @pytest.mark.parametrize("arguments", [("evaluate", "--model"), ("compare", "--baseline")])
 def test_documents_are_not_read_before_the_decoder_is_loaded(arguments, command, broken):
     models = [*arguments, broken, *(["--model", broken] if arguments[0] == "compare" else [])]
-    result = command(*models, "--documents", 1, "--kind", "line")
+    result = command(*models, "--count", 1, "--kind", "line")
     assert_one_line(result, "decoder.cpu.onnx", "ONNX Runtime cannot load it")
 
 

@@ -158,12 +158,12 @@ def test_nothing_is_drafted_beyond_the_longest_answer(budget, acceptance, reader
 
 @pytest.mark.parametrize("budget", [4, 9, 10, 13])
 def test_short_answers_with_many_drafts(budget, reader):
-    """No round drafts more than there is room for beside the token that its call gives."""
+    """No round drafts more than there is capacity for beside the token that its call gives."""
     prompt, drafts = transcription(reader), Drafts(8)
     expected = list(reader.generate(prompt, greedy, budget))
     assert list(reader.generate(prompt, greedy, budget, drafts)) == expected
     assert len(expected) == budget
-    assert drafts.accepted <= drafts.drafted <= sum(min(8, room - 1) for room in range(1, budget))
+    assert drafts.accepted <= drafts.drafted <= sum(min(8, capacity - 1) for capacity in range(1, budget))
 
 
 def test_a_model_without_a_layer_that_drafts(copied):

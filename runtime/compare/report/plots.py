@@ -277,7 +277,7 @@ def _nan(value: float | None) -> float:
 
 
 def _short(name: str) -> str:
-    """A name that leaves room for a plot."""
+    """A name short enough for a plot."""
     half = (_LONGEST_NAME - 1) // 2
     return name if len(name) <= _LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
 

@@ -96,8 +96,8 @@ ATTENTION_AXES = [
     {0: "batch", 1: "tokens"},
     {0: "batch", 1: "tokens"},
     {0: "batch", 1: "tokens"},
-    {0: "batch", 2: "room"},
-    {0: "batch", 2: "room"},
+    {0: "batch", 2: "capacity"},
+    {0: "batch", 2: "capacity"},
     {0: "batch"},
     {},
     {0: "context"},
@@ -105,12 +105,12 @@ ATTENTION_AXES = [
 ]
 
 
-def attention_inputs(batch, tokens, before, room):
+def attention_inputs(batch, tokens, before, capacity):
     """Random inputs; the rows of a batch are 5 tokens apart where there is a past."""
     totals = before + tokens + torch.arange(batch) * (5 if before else 0)
     q, k, v = torch.randn(batch, tokens, HEADS * WIDTH), *torch.randn(2, batch, tokens, KV_HEADS * WIDTH)
     angles = torch.randn(80, WIDTH // 2)
-    past = torch.randn(2, batch, KV_HEADS, room, WIDTH)
+    past = torch.randn(2, batch, KV_HEADS, capacity, WIDTH)
     return [q, k, v, *past, (totals - 1).int(), totals.max().int(), angles.cos(), angles.sin()], totals.tolist()
 
 
@@ -122,18 +122,20 @@ def test_cached_attention(window, rope):
     def step(q, k, v, key, value, seqlens_k, total, cos, sin):
         return ops.cached_attention(q, k, v, key, value, seqlens_k, total, (cos, sin) if rope else None, window)
 
-    room = window or 64
+    capacity = window or 64
     names = [f"in{i}" for i in range(9)]
-    model = trace(Call(step), [attention_inputs(2, 3, 0, room)[0]], [ATTENTION_AXES], names, ["out", "key", "value"])
+    model = trace(
+        Call(step), [attention_inputs(2, 3, 0, capacity)[0]], [ATTENTION_AXES], names, ["out", "key", "value"]
+    )
     session = run_on_cpu(model)
     for batch, tokens, before in [(1, 20, 0), (1, 5, 6), (1, 9, 30), (3, 1, 0), (3, 1, 12)]:
-        inputs, totals = attention_inputs(batch, tokens, before, room)
+        inputs, totals = attention_inputs(batch, tokens, before, capacity)
         feeds = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
         output, key, value = session.run(None, feeds)
         expected, expected_key, expected_value = step(*inputs)
         np.testing.assert_allclose(output, expected.numpy(), rtol=1e-5, atol=1e-5)
         for row, total in enumerate(totals):
-            kept = total if window is None else ops.resident(total, room, window)
+            kept = total if window is None else ops.resident(total, capacity, window)
             np.testing.assert_allclose(key[row, :, :kept], expected_key[row, :, :kept].numpy(), rtol=1e-5, atol=1e-6)
             np.testing.assert_array_equal(value[row, :, :kept], expected_value[row, :, :kept].numpy())
 

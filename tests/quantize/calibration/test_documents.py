@@ -23,12 +23,12 @@ def settings(tmp_path):
     for i in range(12):
         Image.new("RGB", (56, 56), (20 * i, 90, 90)).save(pages / f"{i}.png")
         (pages / f"{i}.txt").write_text(f"{i}")
-    return Settings(READER, tmp_path / "out", calibration=str(pages), samples=12, solver="rtn", reference=2)
+    return Settings(READER, tmp_path / "out", documents=str(pages), count=12, solver="rtn", reference=2)
 
 
 def first_page(settings):
-    (document,) = open_documents(settings.calibration, split="calibration", count=1)
-    return Path(settings.calibration, document.name)
+    (document,) = open_documents(settings.documents, split="calibration", count=1)
+    return Path(settings.documents, document.name)
 
 
 def test_sources_are_opened_once_a_split(settings, monkeypatch):
@@ -60,7 +60,7 @@ def test_a_page_that_changes_between_two_readings_is_named(settings, monkeypatch
 def test_prompts_and_answers_calibrate_a_model_that_sees_no_pictures_and_no_other(text_only, tmp_path):
     path = tmp_path / "asked.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": f"{i} plus 1?", "answer": f"{i + 1}"}) for i in range(40)))
-    settings = Settings(text_only, tmp_path / "out", calibration=str(path), samples=6, reference=3)
+    settings = Settings(text_only, tmp_path / "out", documents=str(path), count=6, reference=3)
     report = quantize(settings)
     assert report.documents == 6
     assert all(linear.error < linear.error_rtn for linear in report.linears)
@@ -73,7 +73,7 @@ def test_prompts_and_answers_calibrate_a_model_that_sees_no_pictures_and_no_othe
 
 
 def test_pictures_alone_do_not_calibrate_a_model_that_sees_none(text_only, settings):
-    pages = Path(settings.calibration)
+    pages = Path(settings.documents)
     for truth in pages.glob("*.txt"):
         truth.unlink()
     blind = replace(settings, model=text_only, reference=0)

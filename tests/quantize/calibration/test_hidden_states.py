@@ -71,7 +71,7 @@ def test_hidden_states_that_nothing_reads_are_removed(tmp_path):
 
 @pytest.mark.parametrize("keep", [None, -2])
 def test_a_run_does_not_go_on_from_hidden_states_that_were_cut(tmp_path, monkeypatch, keep):
-    settings = Settings(READER, tmp_path / "out", samples=1, solver="rtn", reference=0)
+    settings = Settings(READER, tmp_path / "out", count=1, solver="rtn", reference=0)
 
     def killed(*_):
         raise KeyboardInterrupt

@@ -20,7 +20,7 @@ from ..test_pipeline import inputs_in_transformers, load
 
 SCALE = 512
 DECODER = "model.language_model.layers.0.mlp"
-OPTIONS = {"samples": 1, "reference": 0, "solver": "rtn"}
+OPTIONS = {"count": 1, "reference": 0, "solver": "rtn"}
 
 
 def large_inside(mlp):

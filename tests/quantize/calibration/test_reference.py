@@ -28,7 +28,7 @@ def test_it_keeps_what_the_unquantized_model_predicts(w4, nf4):
     images = source.pop("images")
     assert source == {"source": "rendered", "count": w4.settings.reference, "seed": w4.settings.seed}
     assert ImageSettings.from_config(images, w4.folder) == ImageSettings.from_folder(READER)
-    settings = Settings(READER, samples=source["count"])
+    settings = Settings(READER, count=source["count"])
     samples = list(read_samples(settings, model.config, split="evaluation"))
     assert kept["document"].tolist() == list(range(len(samples)))
     assert kept["length"].tolist() == [len(sample.ids) for sample in samples]
@@ -58,7 +58,7 @@ def test_documents_without_an_answer_are_left_out(tmp_path, answers, capsys):
         Image.new("RGB", (112, 112), (10 * i, 90, 90)).save(pages / f"page-{i}.png")
     for name in answers:
         (pages / name).write_text("Total 12")
-    settings = Settings(READER, tmp_path / "out", calibration=str(pages), samples=2, solver="rtn", reference=24)
+    settings = Settings(READER, tmp_path / "out", documents=str(pages), count=2, solver="rtn", reference=24)
     quantize(settings)
     documents = open_documents(str(pages), split="evaluation", count=24)
     expected = [i for i, document in enumerate(documents) if document.answer]
@@ -78,7 +78,7 @@ def test_a_source_without_an_evaluation_split(tmp_path, capsys):
     pages.mkdir()
     name = next(name for i in range(100) if split_of_item(name := f"{i}.png") == "calibration")
     Image.new("RGB", (112, 112), (9, 90, 90)).save(pages / name)
-    quantize(Settings(READER, tmp_path / "out", calibration=str(pages), samples=1, solver="rtn"))
+    quantize(Settings(READER, tmp_path / "out", documents=str(pages), count=1, solver="rtn"))
     assert "no reference.npz" in capsys.readouterr().err
     assert not (tmp_path / "out" / "reference.npz").exists()
 
@@ -95,9 +95,7 @@ def test_every_document_is_kept_by_all_that_it_is(tmp_path):
 
     add(range(12))
     quantize(
-        Settings(
-            READER, tmp_path / "out", calibration=str(pages), samples=2, solver="rtn", reference=24, vision_bits=16
-        )
+        Settings(READER, tmp_path / "out", documents=str(pages), count=2, solver="rtn", reference=24, vision_bits=16)
     )
     path = tmp_path / "out" / "reference.npz"
     before = [document.name for document in ReferenceBaseline(path).documents]

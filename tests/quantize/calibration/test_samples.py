@@ -18,7 +18,7 @@ from quantize.settings import Settings
 
 
 def test_samples_are_prompt_image_tokens_and_answer():
-    settings = Settings(READER, samples=6, seed=2)
+    settings = Settings(READER, count=6, seed=2)
     config = model_config(open_checkpoint(READER).config)
     documents = open_documents(split="calibration", count=6, seed=2)
     tokenizer, images = AutoTokenizer.from_pretrained(READER), Qwen2VLImageProcessorPil.from_pretrained(READER)
@@ -40,7 +40,7 @@ def test_samples_are_prompt_image_tokens_and_answer():
 def test_a_document_without_an_answer_ends_where_thinking_starts(tmp_path):
     for i in range(20):  # some of them fall into the calibration split
         Image.new("RGB", (40 + i, 56), (i * 10, 0, 0)).save(tmp_path / f"{i}.png")
-    settings = Settings(READER, calibration=str(tmp_path), samples=3)
+    settings = Settings(READER, documents=str(tmp_path), count=3)
     samples = list(read_samples(settings, model_config(open_checkpoint(READER).config)))
     tokenizer = AutoTokenizer.from_pretrained(READER)
     assert len(samples) == 3
@@ -51,7 +51,7 @@ def test_a_document_without_an_answer_ends_where_thinking_starts(tmp_path):
 
 def test_splits_do_not_meet():
     config = model_config(open_checkpoint(READER).config)
-    settings = Settings(READER, samples=20)
+    settings = Settings(READER, count=20)
     seen = {
         split: {tuple(s.ids.tolist()) for s in read_samples(settings, config, split)}
         for split in ("calibration", "evaluation")
@@ -73,7 +73,7 @@ def test_a_document_that_the_model_cannot_take_is_named(tmp_path, size, row, mes
     name = next(name for name in names if split_of_item(name) == "calibration")
     Image.new("RGB", size).save(tmp_path / name)
     (tmp_path / "rows.jsonl").write_text(json.dumps({"image": name, **row}))
-    settings = Settings(READER, calibration=str(tmp_path / "rows.jsonl"), samples=1)
+    settings = Settings(READER, documents=str(tmp_path / "rows.jsonl"), count=1)
     with pytest.raises(InputError, match=message.replace("0.png", name)):
         list(read_samples(settings, model_config(open_checkpoint(READER).config)))
 
@@ -95,7 +95,7 @@ def test_a_chat_template_that_does_not_do_is_named(tmp_path, template, says):
         template
     )
     with pytest.raises(InputError, match=says):
-        list(read_samples(Settings(model, samples=1), model_config(open_checkpoint(model).config)))
+        list(read_samples(Settings(model, count=1), model_config(open_checkpoint(model).config)))
 
 
 def test_a_tokenizer_without_an_end_of_turn_is_named(tmp_path):
@@ -104,4 +104,4 @@ def test_a_tokenizer_without_an_end_of_turn_is_named(tmp_path):
     settings = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
     with pytest.raises(InputError, match=r"model: its tokenizer has no eos_token; restore tokenizer_config.json from"):
-        list(read_samples(Settings(model, samples=1), model_config(open_checkpoint(model).config)))
+        list(read_samples(Settings(model, count=1), model_config(open_checkpoint(model).config)))

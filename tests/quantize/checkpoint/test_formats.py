@@ -31,7 +31,7 @@ def pair(request, tmp_path_factory):
     """Settings of the reader in GPTQ's format, and of the same solution in compressed-tensors'."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("formats")
-    options = {**OPTIONS[request.param], "samples": 2, "vision_bits": 16, "head_bits": 16}
+    options = {**OPTIONS[request.param], "count": 2, "vision_bits": 16, "head_bits": 16}
     settings = [
         Settings(READER, folder / name, format=name, reference=0, **options) for name in ("gptq", "compressed-tensors")
     ]
@@ -70,7 +70,7 @@ def tensors_of(checkpoint, path):
 @pytest.mark.parametrize("group_size", [16, 64])
 def test_the_bytes_are_those_of_the_published_layout(bits, group_size, dtype):
     settings = Settings(READER, bits=bits, group_size=group_size, dtype=dtype, format="gptq")
-    grid = settings.grid_of("decoder")
+    grid = settings.quantizer_of("decoder")
     N, K = 24, 192
     W = torch.randn(N, K, generator=torch.Generator().manual_seed(bits))
     codes, scales = round_to_nearest(W, grid)

@@ -68,18 +68,18 @@ def drafts(reader, samples):
 
 
 def test_solving_keeps_the_drafts_better_than_rounding(reader, tmp_path):
-    samples = list(read_samples(Settings(READER, samples=16, seed=5), reader.config, split="evaluation"))
+    samples = list(read_samples(Settings(READER, count=16, seed=5), reader.config, split="evaluation"))
     expected = drafts(reader, samples)
     divergence = {}
     for solver, count in (("gptq", 32), ("rtn", 1)):
         settings = Settings(
-            READER, tmp_path / solver, solver=solver, samples=count, reference=0, vision_bits=16, head_bits=16
+            READER, tmp_path / solver, solver=solver, count=count, reference=0, vision_bits=16, head_bits=16
         )
         report = quantize(settings)
         result, rounded = open_checkpoint(settings.folder), copy.deepcopy(reader)
         names = [linear.name for linear in report.linears if linear.tower == "mtp"]
         assert len(names) == 8
-        read = partial(unpacked, result, grid=settings.grid_of("decoder"), dtype=torch.float32)
+        read = partial(unpacked, result, grid=settings.quantizer_of("decoder"), dtype=torch.float32)
         for name in names:
             rounded.get_parameter(f"{name}.weight").copy_(read(name))
         found = drafts(rounded, samples)

@@ -62,7 +62,7 @@ def text_plan(tmp_path_factory):
 @pytest.fixture(scope="session")
 def w8_default(tmp_path_factory):
     """The 8-bit defaults; rounding takes as many bytes as solving."""
-    settings = Settings(READER, tmp_path_factory.mktemp("planned") / "w8", bits=8, solver="rtn", samples=1, reference=0)
+    settings = Settings(READER, tmp_path_factory.mktemp("planned") / "w8", bits=8, solver="rtn", count=1, reference=0)
     assert quantize(settings)
     return settings.folder
 

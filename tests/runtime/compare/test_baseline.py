@@ -73,13 +73,13 @@ def test_another_source_is_not_called_a_changed_page_alone(kept):
     shutil.copytree(kept / PAGES, "others")
     for picture in (kept / "others").glob("*.png"):
         open_documents(PAGES, split="evaluation", count=1)[0].image.rotate(9).save(picture)
-    with pytest.raises(InputError, match=f"not the document that was kept: --source others is not {PAGES}, which"):
+    with pytest.raises(InputError, match=f"not the document that was kept: --documents others is not {PAGES}, which"):
         ReferenceBaseline(kept / "reference.npz", "others")
 
 
 def test_a_source_that_cannot_be_opened_is_named_itself(command, exported, kept):
     """And not the reference, which is whole."""
-    arguments = "--baseline", "reference.npz", "--model", exported("fp16"), "--source", "long" * 100
+    arguments = "--baseline", "reference.npz", "--model", exported("fp16"), "--documents", "long" * 100
     code, out, err = command("compare", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "longlong" in err

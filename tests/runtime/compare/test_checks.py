@@ -36,20 +36,20 @@ def test_a_tokenizer_that_was_saved_again_is_the_same(command, exported, copied)
     Tokenizer.from_file(str(path)).save(str(path), pretty=b"\n  " not in before)
     assert path.read_bytes() != before
     models = "--baseline", exported("fp16"), "--model", copied
-    assert command("compare", *models, "--documents", 1, "--max-drop-anls", 1)[0] == 0
+    assert command("compare", *models, "--count", 1, "--max-drop-anls", 1)[0] == 0
 
 
 def test_another_chat_template_is_another_model(refused, copied):
     path = copied / "chat_template.jinja"
     path.write_text(path.read_text() + "Well.")
-    err = refused("--documents", 2)
+    err = refused("--count", 2)
     assert f"{copied}: its tokens of evaluation/0/mix/0 are not those of" in err
     assert "chat template" in err
 
 
 def test_other_image_settings_are_another_model(refused, copied):
     edit_json(copied / "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5])
-    assert f"{copied}: its image settings are not those of" in refused("--documents", 1)
+    assert f"{copied}: its image settings are not those of" in refused("--count", 1)
 
 
 def test_a_document_that_does_not_fit_is_found_first(refused, reader, copied):
@@ -58,7 +58,7 @@ def test_a_document_that_does_not_fit_is_found_first(refused, reader, copied):
     longest = lengths.index(max(lengths))
     assert longest > 0
     set_context(copied, max(lengths) - 1)
-    assert refused("--documents", 6) == (
+    assert refused("--count", 6) == (
         f"error: {documents[longest].name}: prompt and known answer: {max(lengths)} tokens, the context of {copied} is "
         f"{max(lengths) - 1}; shorten them\n"
     )
@@ -66,7 +66,7 @@ def test_a_document_that_does_not_fit_is_found_first(refused, reader, copied):
 
 def test_linears_of_other_widths_and_broken_reports_are_found_at_once(refused, copied):
     (copied / "quantization_report.json").write_text("{}")
-    assert "quantization_report.json: is not a report" in refused("--documents", 1)
+    assert "quantization_report.json: is not a report" in refused("--count", 1)
     (copied / "quantization_report.json").unlink()
     path = copied / WEIGHTS
     content = bytearray(path.read_bytes())

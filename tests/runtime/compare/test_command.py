@@ -73,7 +73,7 @@ def test_numbers_are_those_of_transformers(command: Callable, exported: Callable
     chat = Model(exported("fp16"), "cpu").chat
     truth = torch.tensor([token for document in documents for token in [*chat.encode_text(document.answer), END]])
     perplexities = [float((-part.gather(1, truth[:, None]).mean()).exp()) for part in (log_p, log_q)]
-    _, result = compare(command, exported("fp16"), exported("w4"), "--documents", DOCUMENTS, "--seed", SEED)
+    _, result = compare(command, exported("fp16"), exported("w4"), "--count", DOCUMENTS, "--seed", SEED)
     assert result["mean_kl"]["value"] == pytest.approx(kl.mean().item(), rel=1e-3)
     assert 0 < result["mean_kl"]["low"] < result["mean_kl"]["value"] < result["mean_kl"]["high"]
     assert result["agreement"]["value"] == (log_p.argmax(-1) == log_q.argmax(-1)).double().mean().item()
@@ -83,7 +83,7 @@ def test_numbers_are_those_of_transformers(command: Callable, exported: Callable
 
 def test_a_folder_is_no_distance_from_itself(command, exported):
     gates = "--max-drop-anls", 0, "--max-kl", 0, "--min-agreement", 1
-    code, result = compare(command, exported("fp16"), exported("fp16"), "--documents", 3, *gates)
+    code, result = compare(command, exported("fp16"), exported("fp16"), "--count", 3, *gates)
     nothing, one = {"value": 0.0, "low": 0.0, "high": 0.0}, {"value": 1.0, "low": 1.0, "high": 1.0}
     assert code == 0
     assert (result["mean_kl"], result["agreement"], result["perplexity_ratio"]) == (nothing, one, one)
@@ -115,7 +115,7 @@ def own_answers(tmp_path: Path, reader: Model) -> Path:
 def test_the_gate_stops_a_damaged_folder(command, exported, own_answers, copied):
     """Each row of the head says the next token's logit: no answer survives, though the folder is a valid one."""
     change_tensor(copied, "lm_head.weight", lambda weight: np.roll(weight, 1, axis=0))
-    arguments = "--source", own_answers
+    arguments = "--documents", own_answers
     code, result = compare(command, exported("fp16"), copied, *arguments)
     assert code == 1
     assert result["baseline"]["scores"] == {"exact_match": 1.0, "cer": 0.0, "anls": 1.0}
@@ -136,7 +136,7 @@ def test_the_gate_stops_a_damaged_folder(command, exported, own_answers, copied)
 
 
 def test_the_default_gate_stops_one_corrupted_layer_and_not_4_bits(command, exported, copied):
-    arguments = "--documents", 24, "--seed", 3
+    arguments = "--count", 24, "--seed", 3
     assert compare(command, exported("fp16"), exported("w4"), *arguments)[0] == 0
     change_tensor(copied, "model.language_model.layers.1.mlp.down_proj.weight", lambda weight: np.roll(weight, 1, 0))
     code, result = compare(command, exported("fp16"), copied, *arguments)
@@ -154,19 +154,19 @@ def test_folders_of_different_models_are_refused(command, exported, copied):
     vocabulary = tokenizer["model"]["vocab"]
     vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
     path.write_text(json.dumps(tokenizer))
-    code, out, err = command("compare", "--baseline", exported("fp16"), "--model", copied, "--documents", 1)
+    code, out, err = command("compare", "--baseline", exported("fp16"), "--model", copied, "--count", 1)
     assert (code, out) == (2, "")
     assert err == f"error: {copied}: its tokens are not those of {exported('fp16')}; give two folders of one model\n"
     shutil.copy(exported("fp16") / "tokenizer.json", path)
     runtime = json.loads((copied / "runtime.json").read_text())
     edit_json(copied / "runtime.json", text={**runtime["text"], "vocab_size": 511})
-    assert command("compare", "--baseline", exported("fp16"), "--model", copied, "--documents", 1) == (2, "", err)
+    assert command("compare", "--baseline", exported("fp16"), "--model", copied, "--count", 1) == (2, "", err)
 
 
 def test_a_quantized_baseline_is_said(command, exported):
-    _, result = compare(command, exported("w4"), exported("w4"), "--documents", 1)
+    _, result = compare(command, exported("w4"), exported("w4"), "--count", 1)
     assert result["verdict"]["findings"][0].startswith("The baseline is 4-bit, not FP16")
-    _, result = compare(command, exported("fp16"), exported("w4"), "--documents", 1)
+    _, result = compare(command, exported("fp16"), exported("w4"), "--count", 1)
     assert not any("4-bit" in finding for finding in result["verdict"]["findings"])
 
 
@@ -174,7 +174,7 @@ def test_a_missing_baseline_is_named(command, exported):
     code, out, err = command("compare", "--model", exported("fp16"))
     assert (code, out) == (2, "")
     assert "--baseline" in err
-    code, out, err = command("compare", "--model", exported("fp16"), "--baseline", "nowhere", "--documents", 1)
+    code, out, err = command("compare", "--model", exported("fp16"), "--baseline", "nowhere", "--count", 1)
     assert (code, out) == (2, "")
     assert err.startswith("error: nowhere: no such folder")
 
@@ -191,7 +191,7 @@ def untimed(value):
 
 def test_a_stopped_comparison_goes_on(command, exported, tmp_path):
     """Lines that are done are not measured again, half a line is; the result is that of one run."""
-    arguments = "--baseline", exported("fp16"), "--model", exported("w4"), "--documents", 6
+    arguments = "--baseline", exported("fp16"), "--model", exported("w4"), "--count", 6
     assert command("compare", *arguments, "--output", tmp_path / "whole")[0] == 0
     lines = (tmp_path / "whole" / "documents.jsonl").read_text().splitlines(keepends=True)
     assert len(lines) == 7
@@ -215,7 +215,7 @@ def test_a_stopped_comparison_goes_on(command, exported, tmp_path):
 def test_a_comparison_does_not_go_on_with_other_weights_or_graphs(command, exported, copied, tmp_path):
     """Neither a rewritten tensor, though the file keeps its time, nor a graph that was made anew is taken up."""
     models = "--baseline", exported("fp16"), "--model", copied
-    arguments = (*models, "--documents", 1, "--max-drop-anls", 1, "--output", tmp_path / "out")
+    arguments = (*models, "--count", 1, "--max-drop-anls", 1, "--output", tmp_path / "out")
     assert command("compare", *arguments)[0] == 0
     weights = copied / WEIGHTS
     times, content = weights.stat(), weights.read_bytes()
@@ -239,7 +239,7 @@ def test_a_comparison_does_not_go_on_with_other_weights_or_graphs(command, expor
 def test_two_comparisons_do_not_write_one_folder(exported, tmp_path):
     output = tmp_path / "out"
     with Progress(output, {}):
-        arguments = "--baseline", exported("fp16"), "--model", exported("fp16"), "--documents", 1, "--output", output
+        arguments = "--baseline", exported("fp16"), "--model", exported("fp16"), "--count", 1, "--output", output
         result = process("compare", *arguments, cwd=tmp_path)
     says = f"{output} is being written by another run; wait for it or give another folder"
     assert_one_line((result.returncode, result.stdout, result.stderr), says)
@@ -247,7 +247,7 @@ def test_two_comparisons_do_not_write_one_folder(exported, tmp_path):
 
 
 def test_several_candidates_are_each_what_they_are_alone(command, exported):
-    arguments = "--baseline", exported("fp16"), "--documents", 3, "--json"
+    arguments = "--baseline", exported("fp16"), "--count", 3, "--json"
     both = json.loads(command("compare", *arguments, "--model", exported("w4"), "--model", exported("nf4"))[1])
     for candidate, name in zip(both["candidates"], ("w4", "nf4"), strict=True):
         alone = json.loads(command("compare", *arguments, "--model", exported(name))[1])["candidates"][0]
@@ -256,7 +256,7 @@ def test_several_candidates_are_each_what_they_are_alone(command, exported):
 
 def test_gates_are_written_as_junit(command, exported, tmp_path):
     path, models = tmp_path / "gates.xml", ("--model", exported("w4"), "--model", exported("fp16"))
-    arguments = "--baseline", exported("fp16"), *models, "--documents", 3, "--max-kl", 1e-9, "--max-drop-anls", 1
+    arguments = "--baseline", exported("fp16"), *models, "--count", 3, "--max-kl", 1e-9, "--max-drop-anls", 1
     assert command("compare", *arguments, "--junit", path)[0] == 1
     suites = ET.parse(path).getroot().findall("testsuite")
     assert [suite.get("name") for suite in suites] == [str(exported("w4")), str(exported("fp16"))]
@@ -274,8 +274,8 @@ def test_names_that_are_not_utf8_are_shown_as_the_terminal_does(exported, tmp_pa
         document.image.save(page)
         page.with_suffix(".txt").write_text(document.answer)
     names = [document.name for document in open_documents(str(source), split="evaluation", count=2)]
-    arguments = ["compare", "--baseline", exported("fp16"), "--model", exported("fp16"), "--source", source.name]
-    arguments += ["--documents", 2, "--max-kl", 1, "--max-drop-anls", 1]
+    arguments = ["compare", "--baseline", exported("fp16"), "--model", exported("fp16"), "--documents", source.name]
+    arguments += ["--count", 2, "--max-kl", 1, "--max-drop-anls", 1]
     kept = process(*arguments, "--output", "out", "--junit", "gates.xml", cwd=tmp_path)
     printed = process(*arguments, "--output", "out", "--json", cwd=tmp_path)
     assert (kept.returncode, printed.returncode, kept.stderr) == (0, 0, "")
@@ -299,7 +299,7 @@ def test_junit_is_xml_whatever_the_names(tmp_path):
 def kept(tmp_path_factory) -> Path:
     """A 4-bit folder that keeps predictions of the full model."""
     folder = tmp_path_factory.mktemp("kept") / "w4"
-    quantize(Settings(READER, folder, samples=8, reference=6))
+    quantize(Settings(READER, folder, count=8, reference=6))
     export_folder(folder, "cpu", exact=True)
     return folder
 
@@ -307,7 +307,7 @@ def kept(tmp_path_factory) -> Path:
 def test_a_reference_gives_the_divergence_of_the_folder(command, exported, kept):
     """Up to what the 128 likeliest tokens leave out of the vocabulary's 512."""
     _, by_reference = compare(command, kept / "reference.npz", kept, "--max-kl", 1)
-    _, by_folder = compare(command, exported("fp16"), kept, "--documents", 6)
+    _, by_folder = compare(command, exported("fp16"), kept, "--count", 6)
     assert by_reference["mean_kl"]["value"] == pytest.approx(by_folder["mean_kl"]["value"], rel=1e-3)
     assert by_reference["baseline"]["perplexity"] == pytest.approx(by_folder["baseline"]["perplexity"], rel=1e-4)
     assert by_reference["agreement"] == by_folder["agreement"]
@@ -331,7 +331,7 @@ def test_a_reference_and_a_candidate_have_the_same_image_settings(command, kept,
     source = json.loads(str(content["source"]))
     del source["images"]
     np.savez(folder / "reference.npz", **content | {"source": np.array(json.dumps(source))})
-    assert compare(command, folder / "reference.npz", folder, "--documents", 1, "--max-kl", 100)[0] == 0
+    assert compare(command, folder / "reference.npz", folder, "--count", 1, "--max-kl", 100)[0] == 0
 
 
 def test_references_that_do_not_serve(command, exported, kept, tmp_path):
@@ -344,7 +344,7 @@ def test_references_that_do_not_serve(command, exported, kept, tmp_path):
     (tmp_path / "reference.npz").write_bytes(b"PK broken")
     assert "is not a reference that quantize wrote" in refused(tmp_path / "reference.npz")
     assert "a reference has documents of its own" in refused(kept / "reference.npz", "--seed", 3)
-    elsewhere = refused(kept / "reference.npz", "--source", tmp_path / "moved")
+    elsewhere = refused(kept / "reference.npz", "--documents", tmp_path / "moved")
     assert f"reference.npz: its documents: {tmp_path / 'moved'}: no such file or folder" in elsewhere
     with np.load(kept / "reference.npz") as stored:
         content = dict(stored)

@@ -50,7 +50,7 @@ def test_what_another_device_has_does_not(copied):
 
 
 def test_a_comparison_in_a_candidates_own_folder_goes_on(command, exported, copied):
-    arguments = "--baseline", exported("fp16"), "--model", copied, "--documents", 1, "--max-drop-anls", 1
+    arguments = "--baseline", exported("fp16"), "--model", copied, "--count", 1, "--max-drop-anls", 1
     assert command("compare", *arguments, "--output", copied)[0] == 0
     assert (copied / "compare.json").is_file()
     code, _, err = command("compare", *arguments, "--output", copied)

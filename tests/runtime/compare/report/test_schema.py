@@ -36,7 +36,7 @@ def test_command_writes_what_the_schema_says_and_the_page(command, exported, tmp
     folder = tmp_path / "report"
     code, out, _ = command(
         *("compare", "--baseline", exported("fp16"), "--model", exported("w4"), "--model", exported("fp16")),
-        *("--documents", 3, "--max-drop-anls", 1, "--max-kl", 9, "--output", folder),
+        *("--count", 3, "--max-drop-anls", 1, "--max-kl", 9, "--output", folder),
     )
     assert code == 0
     assert out.endswith(f"report: {folder / 'report.html'}\n")
