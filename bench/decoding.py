@@ -22,7 +22,7 @@ from bench.released_widths import RELEASED, shortened
 from calib_data.sources import open_documents
 from console.errors import run_command
 from console.progress import track
-from export.graphs import export_folder
+from export import export
 from quantize.checkpoint.reader import read_json
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
@@ -72,9 +72,9 @@ def reader_tables(documents: int, samples: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         wide = build(Format("4-bit GPTQ", {"bits": 4}), Path(place) / "wide", seed, samples)
         shutil.copytree(wide.folder, Path(place) / "int8")
-        export_folder(Path(place) / "int8", "cpu", exact=True, kv_bits=8)
+        export(Path(place) / "int8", "cpu", exact=True, kv_bits=8)
         shutil.copytree(wide.folder, Path(place) / "default")
-        export_folder(Path(place) / "default", "cpu")
+        export(Path(place) / "default", "cpu")
         narrow = Model(Path(place) / "int8", "cpu")
         baseline = FolderBaseline(wide)
         compared = [measure(baseline, [narrow], document) for document in track(drawn, "int8 KV cache")]
@@ -92,7 +92,7 @@ def released_table(rounds: int, seed: int) -> None:
         folders = [Path(place) / f"{layers}-layers" for layers in DEPTHS]
         for folder, layers in zip(folders, DEPTHS, strict=True):
             make_quantized(shortened(read_json(RELEASED), layers, 1), folder, sparse=False, seed=seed)
-            export_folder(folder, "cpu")
+            export(folder, "cpu")
         models = [Model(folder, "cpu") for folder in folders]
         rows = []
         for tokens in BEHIND:

@@ -19,7 +19,7 @@ from calib_data import READER
 from calib_data.sources import open_documents
 from console.errors import run_command
 from console.progress import track
-from export.graphs import export_folder
+from export import export
 from quantize.pipeline import quantize
 from quantize.settings import Settings
 from runtime.compare.baseline import FolderBaseline
@@ -58,7 +58,7 @@ def build(row: Format, folder: Path, seed: int, samples: int) -> Model:
         shutil.copytree(READER, folder)
     else:
         quantize(Settings(READER, folder, seed=seed, count=samples, reference=0, **row.settings))
-    export_folder(folder, "cpu", exact=row.exact)
+    export(folder, "cpu", exact=row.exact)
     model = Model(folder, "cpu")
     model.load()  # not in the time of the first document
     return model

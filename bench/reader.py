@@ -20,7 +20,7 @@ from calib_data import READER, fonts, render
 from calib_data.sources import open_documents
 from console.errors import run_command
 from console.progress import track
-from export.graphs import export_folder
+from export import export
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
 from runtime.compare.measure import measure
@@ -70,7 +70,7 @@ def corrupted(folder: Path) -> Model:
     weights = load_file(folder / "model.safetensors")
     weights[CORRUPTED] = weights[CORRUPTED].roll(1, 0)
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    export_folder(folder, "cpu", exact=True)
+    export(folder, "cpu", exact=True)
     return Model(folder, "cpu")
 
 

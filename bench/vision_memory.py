@@ -25,13 +25,13 @@ from bench.released_widths import RELEASED, make_checkpoint, shortened
 from calib_data import READER
 from console.errors import run_command
 from console.progress import say
-from export.graphs import export_folder
+from export import export
 from quantize.checkpoint.reader import read_json
 from runtime.ort.manifest import load_manifest
 from tests.cuda_stub.build import CudaStub, build, missing
 
 if TYPE_CHECKING:
-    from export.graphs import TargetName
+    from export.folder import DeviceKind
 
 app = typer.Typer(add_completion=False)
 MIB = 1 << 20
@@ -80,7 +80,7 @@ class Call:
     """
 
     model: str
-    target: TargetName
+    target: DeviceKind
     patches: int
     peak: int
     kept: int
@@ -112,11 +112,11 @@ def make_released(folder: Path, blocks: int) -> None:
     make_checkpoint(config, folder)
 
 
-def measure(name: str, folder: Path, target: TargetName, sides: list[int], stub: CudaStub | None) -> list[Call]:
+def measure(name: str, folder: Path, target: DeviceKind, sides: list[int], stub: CudaStub | None) -> list[Call]:
     """Export a folder and run images of these sides, in patches; nothing for CUDA without a stub."""
     if target == "cuda" and stub is None:
         return []
-    export_folder(folder, target)
+    export(folder, target)
     heads = read_json(folder / "config.json")["vision_config"]["num_heads"]
     wide = 4 if load_manifest(folder).targets[target].dtype == "float32" else 2
     calls: list[Call] = []

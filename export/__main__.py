@@ -1,4 +1,4 @@
-"""`python -m export`: add ONNX graphs for one target to a model folder, and verify those that are there."""
+"""`python -m export`: add the ONNX graphs of one device to a model folder, or verify them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from rich.table import Table
 from console.errors import InputError, refuse_options, run_command
 
 if TYPE_CHECKING:
-    from export.verification.verify import Verification
+    from export.verification.report import Verification
+    from runtime.ort.manifest import Manifest
 
 app = typer.Typer(add_completion=False)
 DEFAULT_MODEL = Path("reader-w4")
 
 
 @app.callback(invoke_without_command=True)
-def export(
+def export_command(
     context: typer.Context,
     model: Annotated[
         Path, typer.Option(help="Folder that quantize wrote, or any EXAONE 4.x checkpoint.")
@@ -37,36 +38,34 @@ def export(
         ),
     ] = False,
     kv_bits: Annotated[
-        Literal["16", "8"], typer.Option(help="8: keys and values as int8, by the ranges that quantize saw.")
+        Literal["16", "8"], typer.Option(help="8: store keys and values as int8, in the ranges that quantize measured.")
     ] = "16",
     kv_layout: Annotated[
         Literal["window", "full"],
         typer.Option(
-            help="full, experimental: sliding layers have buffers as long as all others, and no step moves a window."
+            help="full (experimental): buffers of sliding layers are as long as all others, so no step moves a window."
         ),
     ] = "window",
     block_size: Annotated[
         Literal["stored", "32"],
-        typer.Option(
-            help="CUDA, experimental: 32 repeats the scales of larger groups, so that CUTLASS kernels take the weights."
-        ),
+        typer.Option(help="CUDA: 32 (experimental) repeats the scales of larger groups for CUTLASS kernels."),
     ] = "stored",
 ) -> None:
-    """Add vision and decoder graphs and runtime.json to a model folder. Weights stay in its safetensors files.
+    """Add the ONNX graphs of one device and runtime.json to a model folder. Weights stay in its safetensors files.
 
-    The command `verify` says how far the graphs are from what they stand for.
+    `python -m export verify` compares the graphs with the PyTorch modules they were traced from.
     """
     if context.invoked_subcommand is not None:
         refuse_options(context)
         return
     if exact and device == "cuda":
-        raise InputError("--exact: is for the CPU, whose products take int8 activations; CUDA's never do; leave it out")
+        raise InputError("--exact: has no effect on CUDA graphs, which never round activations to int8; leave it out")
     if block_size == "32" and device == "cpu":
-        raise InputError("--block-size 32: is for kernels of CUDA; leave it out, or give --device cuda")
-    from export.graphs import export_folder  # torch takes seconds to import, and --help needs none of it
+        raise InputError("--block-size 32: is for CUDA kernels; leave it out, or give --device cuda")
+    from export import export  # torch takes seconds to import, and --help needs none of it
 
     start = time.perf_counter()
-    manifest = export_folder(
+    manifest = export(
         model,
         device,
         exact=exact,
@@ -74,32 +73,37 @@ def export(
         kv_layout=kv_layout,
         block_size=32 if block_size == "32" else None,
     )
-    entry = manifest.targets[device]
-    activations = f"{entry.dtype} activations" + ("" if entry.exact else ", int8 where weights are packed")
-    table = Table(title=f"{model}: {device}, {activations}, {entry.kv_dtype} KV cache")
+    _print_export(model, device, manifest, time.perf_counter() - start)
+
+
+def _print_export(model: Path, device: str, manifest: Manifest, seconds: float) -> None:
+    """Print the files of a target with their sizes, and the command that runs them."""
+    target = manifest.targets[device]
+    activations = f"{target.dtype} activations" + ("" if target.exact else ", int8 where weights are packed")
+    table = Table(title=f"{model}: {device}, {activations}, {target.kv_dtype} KV cache")
     table.add_column("file")
     table.add_column("KiB", justify="right")
-    for name in (entry.decoder, entry.vision, entry.mtp, entry.rewind, entry.mtp_rewind, *manifest.weights):
+    for name in (target.decoder, target.vision, target.mtp, target.rewind, target.mtp_rewind, *manifest.weights):
         if name:
             table.add_row(name, f"{(model / name).stat().st_size / 1024:,.0f}")
     console = Console(markup=False)
     console.print(table)
-    where = "" if device == "cpu" else f" --device {device}"
-    ask = "--image FILE" if entry.vision else "--prompt QUESTION"
-    console.print(f"exported in {time.perf_counter() - start:.0f} s; next:")
-    console.print(f"python -m runtime generate --model {model}{where} {ask}", soft_wrap=True)
+    device_option = "" if device == "cpu" else f" --device {device}"
+    question = "--image FILE" if target.vision else "--prompt QUESTION"
+    console.print(f"exported in {seconds:.0f} s; next:")
+    console.print(f"python -m runtime generate --model {model}{device_option} {question}", soft_wrap=True)
 
 
-@app.command()
-def verify(
+@app.command("verify")
+def verify_command(
     model: Annotated[Path, typer.Option(help="Exported model folder.")] = DEFAULT_MODEL,
-    device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:1 for the second card.")] = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, or cuda:1 for the second GPU.")] = "cpu",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
 ) -> None:
-    """Hold every graph against the module it stands for, over the weights as they are; exit 1 where one is off."""
-    from export.verification.verify import verify as verify_folder
+    """Compare every graph with the PyTorch module it was traced from; exit with code 1 if one differs."""
+    from export import verify
 
-    verification = verify_folder(model, device)
+    verification = verify(model, device)
     if as_json:
         sys.stdout.write(json.dumps(asdict(verification) | {"passed": verification.passed}) + "\n")
     else:
@@ -112,21 +116,22 @@ def _print_verification(model: Path, verification: Verification) -> None:
     table = Table(
         "graph", "largest error", "allowed", "nodes that ran", title=f"{model} on {verification.device}", box=MARKDOWN
     )
-    for rung in verification.rungs:
-        table.add_row(rung.name, f"{rung.error:.1e}", f"{rung.tolerance:.0e}", _counts(rung.nodes))
+    for check in verification.checks:
+        table.add_row(check.name, f"{check.error:.1e}", f"{check.tolerance:.0e}", _counts(check.nodes))
     console = Console(highlight=False, soft_wrap=True, markup=False)
     console.print(table)
-    for rung in verification.rungs:
-        if not rung.in_float:
-            console.print(f"{rung.graph}: {_counts(rung.operators)}")
+    for check in verification.checks:
+        if not check.float32:
+            console.print(f"{check.graph}: {_counts(check.operators)}")
     memory = "" if verification.memory is None else f"; {verification.memory:.0f} MiB in use"
     console.print(f"decodes {verification.tokens_per_second:.1f} tokens/s{memory}")
     console.print(verification.about)
     for file in verification.damaged:
-        console.print(f"FAILS: {model / file} is damaged: not the bytes that were exported; download or make it again")
-    for rung in verification.rungs:
-        if not rung.passed:
-            console.print(f"FAILS: {rung.name} is {rung.error:.1e} off, {rung.tolerance:.0e} allowed; export it again")
+        console.print(f"FAILS: {model / file} is damaged: its bytes changed after export; download or make it again")
+    for check in verification.checks:
+        if not check.passed:
+            error = f"is {check.error:.1e} off, {check.tolerance:.0e} allowed"
+            console.print(f"FAILS: {check.name} {error}; export it again")
 
 
 def _counts(counts: dict[str, int]) -> str:

@@ -1,4 +1,4 @@
-"""Steps of an int8 KV cache, from the ranges that quantize saw on calibration documents."""
+"""Step sizes of an int8 KV cache, from the ranges that `quantize` measured on calibration documents."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from console.errors import InputError
-from export.modules.decoder import head_dim
+from export.config import head_dim
 from quantize.calibration.kv_ranges import KV_SCALES
 
 if TYPE_CHECKING:
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig
 
-    from export.modules.ops import KvScales
+    from export.modules.cached_attention import KvScales
     from quantize.model.families import Family
 
 _LARGEST = 127
 
 
 def read_kv_scales(folder: Path, family: Family, config: PreTrainedConfig) -> list[KvScales]:
-    """Steps for keys and values of each decoder layer, so that the largest magnitude seen in a channel is 127 of them.
+    """Step sizes for keys and values of each decoder layer: the largest magnitude of a channel becomes 127 steps.
 
-    Raises InputError where the folder has no ranges, or those of another model.
+    Raises InputError if the folder has no ranges, or those of another model.
     """
     path = folder / KV_SCALES
     if not path.is_file():
@@ -43,18 +43,18 @@ def read_kv_scales(folder: Path, family: Family, config: PreTrainedConfig) -> li
                 raise ValueError(f"{name}: magnitudes that are negative or not finite")
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path}: not the ranges of this model ({error}); run python -m quantize again") from error
-    rotated = [kind == "sliding_attention" or text.sliding_window is None for kind in text.layer_types]
+    has_rope = [kind == "sliding_attention" or text.sliding_window is None for kind in text.layer_types]
     return [
-        (_steps(_any_angle(keys) if turns else keys), _steps(values))
-        for keys, values, turns in zip(key, value, rotated, strict=True)
+        (_steps(_over_rotations(keys) if rotated else keys), _steps(values))
+        for keys, values, rotated in zip(key, value, has_rope, strict=True)
     ]
 
 
-def _any_angle(largest: torch.Tensor) -> torch.Tensor:
-    """Ranges [kv_heads, D] of keys that RoPE turns, at any position.
+def _over_rotations(largest: torch.Tensor) -> torch.Tensor:
+    """Ranges [kv_heads, D] that cover the largest value any RoPE rotation can produce.
 
-    It turns channels i and i + D/2 about each other, so further along a text either may become as large as both
-    together, sqrt(a^2 + b^2), which calibration, at its own positions, did not see.
+    RoPE rotates channels i and i + D/2 as a pair (a, b). At positions that calibration did not reach, each can become
+    as large as sqrt(a^2 + b^2).
     """
     radius = torch.hypot(*largest.chunk(2, dim=-1))
     return torch.cat((radius, radius), dim=-1)

@@ -1,8 +1,9 @@
-"""The graph that takes back drafts from window buffers.
+"""The graph that takes back rejected drafts from window buffers.
 
-A window buffer holds the latest tokens from row 0 on, so that drafts push the earliest rows out. Rows that will be
-pushed out are kept before, and put back in front of what stays when drafts are rejected. Both are one graph: of each
-buffer, kept rows [start, stop) and then its own first rows. To keep rows, nothing was kept before.
+A window buffer holds the latest tokens from row 0 on, so drafts push out its earliest rows. The runtime copies these
+rows before it checks drafts, and puts them back in front of the remaining rows when drafts are rejected. One graph does
+both: it joins rows [start, stop) of the copy and the first rows of the buffer. To make the copy, the first part is
+empty.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _ROW_AXIS = 2
 
 
 def save_rewind(windows: Sequence[int | None], kv_heads: int, head_dim: int, dtype: str, path: Path) -> None:
-    """Write the graph for the window buffers among these layers; None is a layer without a window."""
+    """Write the graph for the window buffers of these layers. windows: tokens of each; None for a layer without."""
     names = [graph_io.past_names(len(windows)), graph_io.kept_names(len(windows)), graph_io.present_names(len(windows))]
     limited = [2 * layer + part for layer, window in enumerate(windows) if window is not None for part in range(2)]
     inputs = [_rows(name) for name in (graph_io.REWIND_START, graph_io.REWIND_STOP, graph_io.REWIND_ROWS)]

@@ -8,7 +8,7 @@ import pytest
 from filelock import FileLock
 
 from calib_data import READER
-from export.graphs import export_folder
+from export import export
 from quantize.pipeline import quantize
 from quantize.settings import Settings
 
@@ -57,7 +57,7 @@ def exported(shared: Path, quantized: Callable[[str], Path]) -> Callable[[str], 
         with FileLock(shared / f"exported-{name}.lock"):
             if not path.exists():
                 shutil.copytree(quantized(name), path)
-                export_folder(path, "cpu", exact=True)
+                export(path, "cpu", exact=True)
         return path
 
     return folder

@@ -28,12 +28,13 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from calib_data import READER
 from calib_data.document import Document
 from calib_data.sources import open_documents
-from export.graphs import export_folder, trace_vision
+from export import export
 from export.modules.decoder import Decoder
 from export.modules.mtp import Mtp
 from export.modules.vision import VisionEncoder
 from export.modules.weights import Source
-from export.trace import save
+from export.onnx_graph import save
+from export.trace import trace_vision
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family, model_config
 from runtime.generate import Model
@@ -277,7 +278,7 @@ def test_rope_is_on_every_layer_of_a_model_without_a_window(tmp_path):
     reference.save_pretrained(tmp_path)
     ids = torch.randint(96, (40,))
     expected = reference(input_ids=ids[None]).logits[0]
-    text = export_folder(tmp_path, "cpu").text
+    text = export(tmp_path, "cpu").text
     assert (text.windows, text.mtp_windows) == ([None] * 3, [])
     session = open_session(tmp_path / "decoder.cpu.onnx", Device("cpu"))
     decoder = DecoderSession(session, text, "float32", "float32", Device("cpu"), {})
@@ -386,7 +387,7 @@ def nf4_dequantized(folder: Path) -> torch.nn.Module:
 def test_int8_activations_stay_near(answered, exported, quantized, tmp_path):
     """The default CPU export, whose kernels round activations, against the exact one of the same folder."""
     shutil.copytree(quantized("w4"), tmp_path / "w4", ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
-    assert not export_folder(tmp_path / "w4", "cpu").targets["cpu"].exact
+    assert not export(tmp_path / "w4", "cpu").targets["cpu"].exact
     exact, fast = Model(exported("w4"), "cpu"), Model(tmp_path / "w4", "cpu")
     for document, answer in answered:
         logits = [

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from bench.gpu.weights import fill
 from bench.quantized_widths import make_quantized
 from bench.released_widths import RELEASED, shortened
-from export.graphs import export_folder
+from export import export
 from quantize.calibration.kv_ranges import KV_SCALES
 from quantize.checkpoint.reader import read_json
 from quantize.plan.sizes import read_architecture
@@ -88,7 +88,7 @@ def pack(shape: Shape, target: Literal["cpu", "cuda"], archive: Path) -> None:
                 else:
                     tar.add(path, path.name)
             for variant in shape.variants:
-                export_folder(model, target, **VARIANTS[variant])
+                export(model, target, **VARIANTS[variant])
                 for path in [model / "runtime.json", *model.glob("*.onnx")]:
                     tar.add(path, f"{variant}/{path.name}")
                     path.unlink()

@@ -16,8 +16,7 @@ from bench.gpu.figures import Figure
 from bench.gpu.modes import modes
 from calib_data import READER
 from calib_data.sources import open_documents
-from export.graphs import export_folder
-from export.verification.verify import verify
+from export import export, verify
 from quantize.pipeline import quantize
 from quantize.settings import Settings
 from runtime.compare.baseline import FolderBaseline
@@ -101,19 +100,19 @@ def _kind(bench: Bench, kind: Kind) -> list[Figure]:
     reference, candidate = (_folder(bench, kind) / part for part in ("reference", "candidate"))
     _quantize(bench, kind, candidate)
     shutil.copytree(candidate, reference)
-    export_folder(reference, "cpu", exact=True, **kind.exported)
+    export(reference, "cpu", exact=True, **kind.exported)
     if bench.on_gpu:
-        export_folder(candidate, "cuda", **kind.exported, **kind.stated)
+        export(candidate, "cuda", **kind.exported, **kind.stated)
     else:
-        export_folder(candidate, "cpu", **kind.exported)
+        export(candidate, "cpu", **kind.exported)
     return [*_verified(bench, kind, candidate), *_compared(bench, kind, reference, candidate)]
 
 
 def _verified(bench: Bench, kind: Kind, folder: Path) -> Iterator[Figure]:
     found = verify(folder, bench.device)
-    for rung in found.rungs:
-        verdict = "passes" if rung.passed else "FAILS"
-        yield Figure(f"{kind.name}: verify {rung.name}", rung.error, note=f"{verdict}; {rung.tolerance:.1e} allowed")
+    for check in found.checks:
+        verdict = "passes" if check.passed else "FAILS"
+        yield Figure(f"{kind.name}: verify {check.name}", check.error, note=f"{verdict}; {check.tolerance:.1e} allowed")
 
 
 def _compared(bench: Bench, kind: Kind, reference: Path, candidate: Path) -> Iterator[Figure]:

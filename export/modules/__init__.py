@@ -1,1 +1,1 @@
-"""The forward passes that are traced: ONNX Runtime's operators over the checkpoint's own bytes."""
+"""PyTorch modules that are traced: ONNX Runtime's operators over the bytes of the checkpoint's own files."""

@@ -1,7 +1,7 @@
-"""The decoder's forward pass as ONNX should see it: prompt and step are one graph, the KV cache goes in and out.
+"""The decoder as it is traced: one graph for prompts and single steps, the KV cache goes in and out.
 
-EXAONE 4.x normalises after attention and MLP, never before, and each head's queries and keys. Sliding layers carry RoPE
-and a window, the global layers between them neither. Equals transformers' `Exaone4Model`.
+EXAONE 4.x normalises after attention and MLP, never before, and it normalises each head's queries and keys. Sliding
+layers have RoPE and a window; the global layers between them have neither. Equals transformers' `Exaone4Model`.
 """
 
 from __future__ import annotations
@@ -13,23 +13,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
 from console.errors import InputError
-from export.modules import ops
-from export.modules.weights import Linear, RMSNorm, Source
+from export.config import head_dim
+from export.modules.basic_ops import reshape, select_positions
+from export.modules.cached_attention import cached_attention
+from export.modules.linear import Linear, RMSNorm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-    from export.modules.ops import KvScales
+    from export.modules.cached_attention import KvScales
+    from export.modules.weights import Source
     from quantize.model.families import Family
 
 
-def head_dim(config: PreTrainedConfig) -> int:
-    """Width of one attention head; EXAONE 4.x configs leave it implicit."""
-    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
-
-
 class Attention(nn.Module):
-    """Grouped-query attention with normalised queries and keys over one layer's KV buffers."""
+    """Grouped-query attention with normalised queries and keys over the KV buffers of one layer."""
 
     def __init__(
         self,
@@ -60,20 +58,23 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, past: tuple[Tensor, Tensor], seqlens_k: Tensor, total: Tensor, rope: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, T, H]; past: key and value [B, kv_heads, S, D]. Returns the output and the two extended buffers."""
+        """Attend from x [B, T, H] to itself and to `past`, key and value [B, kv_heads, S, D].
+
+        Returns the output [B, T, H] and the two extended buffers.
+        """
         q, k, v = self.qkv(x)
-        q = ops.reshape(self.q_norm(ops.reshape(q, 0, 0, -1, self.head_dim)), 0, 0, -1)
-        k = ops.reshape(self.k_norm(ops.reshape(k, 0, 0, -1, self.head_dim)), 0, 0, -1)
-        rope_, full = rope if self.has_rope else None, self.full_buffers
-        attended, key, value = ops.cached_attention(
-            q, k, v, *past, seqlens_k, total, rope_, self.window, self.kv_scales, full_buffers=full
-        )
+        q = reshape(self.q_norm(reshape(q, 0, 0, -1, self.head_dim)), 0, 0, -1)
+        k = reshape(self.k_norm(reshape(k, 0, 0, -1, self.head_dim)), 0, 0, -1)
+        attended, key, value = cached_attention(
+            q, k, v, *past, seqlens_k, total, rope if self.has_rope else None, self.window, self.kv_scales,
+            full_buffers=self.full_buffers,
+        )  # fmt: skip
         (output,) = self.output(attended)
         return output, key, value
 
 
 class MLP(nn.Module):
-    """Gated SiLU; the vision blocks have the same, with biases."""
+    """Gated SiLU. Vision blocks have it too, with biases."""
 
     def __init__(self, source: Source, name: str) -> None:
         super().__init__()
@@ -81,14 +82,14 @@ class MLP(nn.Module):
         self.down = Linear(source, f"{name}.down_proj")
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [..., H] to [..., H]."""
+        """[..., H] to [..., H]."""
         gate, up = self.gate_up(x)
         (output,) = self.down(F.silu(gate) * up)
         return output
 
 
 class DecoderLayer(nn.Module):
-    """h = h + norm(attention(h)); h = h + norm(mlp(h)). kv_scales: of an int8 KV cache."""
+    """h = h + norm(attention(h)); h = h + norm(mlp(h)). kv_scales: steps of an int8 KV cache."""
 
     def __init__(
         self,
@@ -109,26 +110,29 @@ class DecoderLayer(nn.Module):
     def forward(
         self, h: Tensor, past: tuple[Tensor, Tensor], seqlens_k: Tensor, total: Tensor, rope: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """h [B, T, H]; returns the new h and the layer's extended KV buffers."""
+        """Returns the new h [B, T, H] and the layer's extended KV buffers."""
         attended, key, value = self.attention(h, past, seqlens_k, total, rope)
         h = h + self.attention_norm(attended)
         return h + self.mlp_norm(self.mlp(h)), key, value
 
 
 def head(source: Source, family: Family) -> Linear:
-    """The linear that makes logits: its own, or where it is tied the embeddings. Its blocks are those stored.
+    """The linear layer that computes logits: its own weight, or the embeddings where they are tied.
 
-    With an MTP layer it is an input of CUDA graphs, which ONNX Runtime's CUTLASS kernels cannot repack.
+    Its blocks are always as stored: with an MTP layer the head is an input of CUDA graphs, and CUTLASS kernels can only
+    repack initializers.
     """
     tied = not any(name.startswith(f"{family.head}.") for name in source.checkpoint.tensors)
     return Linear(replace(source, block_size=None), family.embeddings if tied else family.head)
 
 
 class Decoder(nn.Module):
-    """All decoder layers, the final norm and the head; inputs and outputs as `runtime.ort.graph_io` names them.
+    """All decoder layers, the final norm and the head; inputs and outputs as in `runtime.ort.graph_io`.
 
-    with_hidden: put out hidden states, for an MTP layer, or to be looked at where an int8 cache hides what is not a
-    number. kv_scales: of an int8 KV cache, one pair a layer. full_buffers: of sliding layers too.
+    with_hidden: also return hidden states. The MTP layer needs them, and so does the check for NaN that an int8 cache
+        would hide.
+    kv_scales: steps of an int8 KV cache, one pair a layer; None for a cache in the dtype of activations.
+    full_buffers: sliding layers keep all tokens, too.
     """
 
     def __init__(
@@ -163,9 +167,9 @@ class Decoder(nn.Module):
         rope_sin: Tensor,
         past: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Logits [B, L, vocabulary] in float32 at the L wanted positions, then the extended KV buffers.
+        """Compute logits [B, L, vocabulary] in float32 at the L positions of logit_index.
 
-        Hidden states [B, T, H] behind the last norm come between them where they are wanted.
+        Returns the logits, hidden states [B, T, H] after the last norm if with_hidden, and the extended KV buffers.
         """
         h = inputs_embeds
         present: list[Tensor] = []
@@ -174,5 +178,5 @@ class Decoder(nn.Module):
             h, key, value = layer(h, pair, seqlens_k, total_sequence_length, (rope_cos, rope_sin))
             present += (key, value)
         hidden = self.norm(h)
-        (logits,) = self.head(ops.select_positions(hidden, logit_index))
+        (logits,) = self.head(select_positions(hidden, logit_index))
         return logits.float(), *([hidden] if self.with_hidden else []), *present

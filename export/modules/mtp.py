@@ -1,7 +1,7 @@
-"""The multi-token prediction layer as ONNX should see it: drafts the token after next, with a KV cache of its own.
+"""The multi-token prediction (MTP) layer as it is traced: drafts the token after next, with its own KV cache.
 
-Position i reads the embedding of token i + 1 and the hidden state of position i, and predicts token i + 2. For the
-draft after that, its own hidden state takes the place of the decoder's. Head and embeddings are the decoder's.
+Position i reads the embedding of token i + 1 and the decoder's hidden state at i, and predicts token i + 2. The next
+draft reads the layer's own hidden state instead. Head and embeddings are the decoder's.
 """
 
 from __future__ import annotations
@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from export.modules import ops
+from export.modules.basic_ops import select_positions
 from export.modules.decoder import DecoderLayer, head
-from export.modules.weights import Linear, RMSNorm, Source
+from export.modules.linear import Linear, RMSNorm
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from export.modules.weights import Source
     from quantize.model.families import Family
 
 
 class Mtp(nn.Module):
-    """The first layer that predicts further tokens; inputs and outputs as `runtime.ort.graph_io` names them."""
+    """The first MTP layer; inputs and outputs as in `runtime.ort.graph_io`."""
 
     def __init__(self, source: Source, family: Family, config: PreTrainedConfig, *, full_buffers: bool = False) -> None:
         super().__init__()
@@ -48,10 +49,10 @@ class Mtp(nn.Module):
         rope_sin: Tensor,
         past: list[Tensor],
     ) -> tuple[Tensor, ...]:
-        """Logits [B, L, vocabulary] in float32, hidden states [B, T, H] behind its norm, the extended KV buffers."""
+        """Returns logits [B, L, vocabulary] in float32, hidden states [B, T, H] after its norm, extended KV buffers."""
         joined = torch.cat((self.embedding_norm(inputs_embeds), self.hidden_norm(previous_hidden)), dim=-1)
         (h,) = self.join(joined)
         h, key, value = self.layer(h, (past[0], past[1]), seqlens_k, total_sequence_length, (rope_cos, rope_sin))
         hidden = self.norm(h)
-        (logits,) = self.head(ops.select_positions(hidden, logit_index))
+        (logits,) = self.head(select_positions(hidden, logit_index))
         return logits.float(), hidden, key, value

@@ -1,7 +1,7 @@
-"""The vision encoder's forward pass as ONNX should see it: any image size, windows of unequal size exact.
+"""The vision encoder as it is traced: one graph for images of any size, exact for windows of unequal size.
 
-All index work is done on the host (`runtime.inputs.windows`). Windows become rows of a batch, right-padded to a full
-window; frames become rows too, right-padded to the longest of the call. Equals transformers' `Exaone4_5_VisionModel`.
+The host computes all indices (`runtime.inputs.windows`). Windows become rows of a batch, right-padded to a full window;
+frames become rows right-padded to the longest frame of the call. Equals transformers' `Exaone4_5_VisionModel`.
 """
 
 from __future__ import annotations
@@ -12,25 +12,27 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
-from export.modules import ops
+from export.modules.basic_ops import reshape, split
 from export.modules.decoder import MLP
-from export.modules.weights import Linear, RMSNorm, Source
+from export.modules.linear import Linear, RMSNorm
+from export.modules.padded_attention import Rows, flash_attention, padded_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from export.modules.weights import Source
     from quantize.model.families import Family
 
 _EPS = 1e-6  # fixed in transformers' modules, not a setting of the checkpoint
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """RoPE in float32; x [P, heads*D], cos and sin [P, D] with both halves alike."""
+    """RoPE in float32; x [P, heads*D], cos and sin [P, D], whose halves are equal."""
     width = cos.shape[-1]
     halves = [width // 2, width // 2]
-    first, second = ops.split(ops.reshape(x, 0, -1, width).float(), halves)
-    c, s = (ops.split(table.unsqueeze(1), halves)[0] for table in (cos, sin))
-    return ops.reshape(torch.cat((first * c - second * s, second * c + first * s), dim=-1), 0, -1).to(x.dtype)
+    first, second = split(reshape(x, 0, -1, width).float(), halves)
+    c, s = (split(table.unsqueeze(1), halves)[0] for table in (cos, sin))
+    return reshape(torch.cat((first * c - second * s, second * c + first * s), dim=-1), 0, -1).to(x.dtype)
 
 
 class VisionAttention(nn.Module):
@@ -45,17 +47,17 @@ class VisionAttention(nn.Module):
         self.qkv = Linear(source, f"{name}.qkv")
         self.output = Linear(source, f"{name}.proj")
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], windows: ops.Rows, frames: ops.Rows) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], windows: Rows, frames: Rows) -> Tensor:
         """x [P, C] in window order; rope as `VisionEncoder.forward` takes it."""
         (qkv,) = self.qkv(x)
-        q, k, v = ops.split(qkv, self.widths)
+        q, k, v = split(qkv, self.widths)
         q, k = _rotate(q, *rope), _rotate(k, *rope)
         rows = frames if self.full else windows
         q, k, v = (F.embedding(rows.slots, part) for part in (q, k, v))  # one Gather each, to [rows, slots, width]
         if self.full and not self.on_cuda:
-            attended = ops.flash_attention(q, k, v, rows, self.head_dim)
+            attended = flash_attention(q, k, v, rows, self.head_dim)
         else:
-            attended = ops.padded_attention(q, k, v, rows, self.head_dim, on_cuda=self.on_cuda)
+            attended = padded_attention(q, k, v, rows, self.head_dim, on_cuda=self.on_cuda)
         (output,) = self.output(attended)
         return output
 
@@ -70,17 +72,18 @@ class VisionBlock(nn.Module):
         self.attention = VisionAttention(source, f"{name}.attn", config, full=full, on_cuda=on_cuda)
         self.mlp = MLP(source, f"{name}.mlp")
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], windows: ops.Rows, frames: ops.Rows) -> Tensor:
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], windows: Rows, frames: Rows) -> Tensor:
         """x [P, C] in window order."""
         x = x + self.attention(self.attention_norm(x), rope, windows, frames)
         return x + self.mlp(self.mlp_norm(x))
 
 
 class VisionEncoder(nn.Module):
-    """Patches of images and of the frames of videos, of any sizes, to embeddings for the decoder.
+    """Patches of images and video frames of any size to embeddings for the decoder.
 
-    on_cuda: full-attention blocks use GroupQueryAttention, which has no CPU kernel without an N x N tensor; on the CPU
-    they use MultiHeadAttention, which has.
+    on_cuda: full-attention blocks use GroupQueryAttention. Its CPU kernel makes an N x N tensor, so on the CPU they use
+        MultiHeadAttention.
+    dtype: dtype of activations.
     """
 
     def __init__(
@@ -121,17 +124,17 @@ class VisionEncoder(nn.Module):
         frame_lengths: Tensor,
         frame_length: Tensor,
     ) -> Tensor:
-        """Image embeddings [P / merge^2, H] in float32, in reading order; inputs: `runtime.ort.graph_io`."""
+        """Compute embeddings [P / merge^2, H] in float32, in reading order; inputs as in `runtime.ort.graph_io`."""
         (x,) = self.patch_embed(patches.to(self.dtype))
         width = x.shape[-1]
-        x = ops.reshape(ops.reshape(x, -1, self.merge * width).index_select(0, window_index), -1, width)
+        x = reshape(reshape(x, -1, self.merge * width).index_select(0, window_index), -1, width)
         rope = (patch_cos, patch_sin)
         window_length = torch.tensor(self.window_patches, dtype=torch.int32)
-        windows = ops.Rows.of(window_gather, window_lengths, window_length, window_scatter, x.dtype)
-        frames = ops.Rows.of(frame_gather, frame_lengths, frame_length, frame_scatter, x.dtype)
+        windows = Rows.from_gather(window_gather, window_lengths, window_length, window_scatter, x.dtype)
+        frames = Rows.from_gather(frame_gather, frame_lengths, frame_length, frame_scatter, x.dtype)
         for block in self.blocks:
             x = block(x, rope, windows, frames)
-        merged = ops.reshape(self.merger_norm(x), -1, self.merge * width)
+        merged = reshape(self.merger_norm(x), -1, self.merge * width)
         (hidden,) = self.merger_in(merged)
         (embeds,) = self.merger_out(F.gelu(hidden))
         return embeds.index_select(0, window_inverse).float()

@@ -1,1 +1,1 @@
-"""Exported graphs against the eager modules they were traced from."""
+"""`python -m export verify`: compares every graph with the PyTorch module it was traced from."""

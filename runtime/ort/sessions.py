@@ -97,12 +97,11 @@ def open_session(
     options: Options | None = None,
     *,
     give_back: bool = False,
-    changed: bytes | None = None,
 ) -> ort.InferenceSession:
     """Load a graph on a device. Raises InputError when the device or the graph cannot be used.
 
     give_back: for a graph whose inputs have another size each time: no memory is laid out, and kept, for a size that
-    was seen. changed: a graph to load instead of the one at `path`, over the weights that lie there.
+    was seen.
     """
     require_device(device)
     if not path.is_file():
@@ -110,17 +109,13 @@ def open_session(
     options = options or Options()
     settings = _settings(path, device, options)
     settings.enable_mem_pattern = not give_back
-    graph: Path | bytes = path
-    if changed is not None:
-        graph = changed
-        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     try:
         with (
             memory_for(f"the weights of {path}", "quantize to fewer bits, or raise --memory-limit where it was given"),
             _no_warnings(),
         ):
             # Its own fallback would print, and run on the CPU what does not start or fails on a card.
-            session = ort.InferenceSession(graph, settings, providers=[provider(device, options)], enable_fallback=0)
+            session = ort.InferenceSession(path, settings, providers=[provider(device, options)], enable_fallback=0)
     except InputError:
         raise
     except Exception as error:  # ONNX Runtime raises a class of its own for each status code of a graph

@@ -16,7 +16,7 @@ from bench.run_scale import answer, picture
 from bench.run_scale import table as table_of_answer
 from calib_data import READER
 from console.errors import InputError
-from export.graphs import export_folder
+from export import export
 from quantize.checkpoint.reader import open_checkpoint
 from runtime.generate import Model
 from runtime.sampling import greedy
@@ -53,7 +53,7 @@ def test_it_takes_no_room_and_exports(tmp_path):
     assert len(stats) > 2
     assert sum(stat.st_size for stat in stats) > 4 * MIB
     assert sum(stat.st_blocks for stat in stats) * 512 < MIB
-    assert export_folder(tmp_path / "sparse", "cuda").targets["cuda"].dtype == "float16"
+    assert export(tmp_path / "sparse", "cuda").targets["cuda"].dtype == "float16"
 
 
 def test_random_weights_answer(tmp_path):
@@ -61,7 +61,7 @@ def test_random_weights_answer(tmp_path):
     for name, weight in dequantized(tmp_path / "random").items():
         assert float(weight.std()) == pytest.approx(0.02, rel=0.05), name
         assert abs(float(weight.mean())) < 1e-3, name  # half a step below zero would be 2e-3
-    export_folder(tmp_path / "random", "cpu")
+    export(tmp_path / "random", "cpu")
     model = Model(tmp_path / "random", "cpu")
     tokens = list(model.generate(model.prompt("Read.", [Image.new("RGB", (112, 84), "red")]), greedy, 3))
     assert 1 <= len(tokens) <= 3

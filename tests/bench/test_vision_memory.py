@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from bench.vision_memory import MIB, Call, on_cpu, on_cuda, table
-from export.graphs import export_folder
+from export import export
 
 LARGEST = 128  # patches along a side
 BOUND = 512 * MIB  # the scores of a single head would be 1024 MiB in float32, and 512 in float16
@@ -25,7 +25,7 @@ def test_the_largest_image_on_the_cpu(exported, monkeypatch):
 def test_the_largest_image_on_cuda(cuda_stub, quantized, tmp_path, monkeypatch):
     """232 MiB when this was written; without its flash kernel the provider asks for the scores, and that is seen."""
     folder = shutil.copytree(quantized("fp16"), tmp_path / "reader")
-    export_folder(folder, "cuda")
+    export(folder, "cuda")
     peak, kept = on_cuda(folder, LARGEST, cuda_stub)
     assert 50 * MIB < peak < BOUND
     assert kept < MIB

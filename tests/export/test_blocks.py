@@ -9,11 +9,10 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from export.graphs import export_folder
+from export import export, verify
 from export.modules import ops
 from export.modules.weights import Linear, Source
 from export.trace import trace
-from export.verification.verify import verify
 from quantize.checkpoint.reader import open_checkpoint
 from runtime.generate import Model
 from runtime.inputs.vision_inputs import vision_feeds
@@ -29,7 +28,7 @@ SAME = 1e-6  # relative to the largest value
 def in_blocks(quantized, tmp_path_factory):
     """The 4-bit reader, whose groups have 128 weights, exact on the CPU in blocks of 32."""
     folder = shutil.copytree(quantized("w4"), tmp_path_factory.mktemp("blocks") / "w4")
-    export_folder(folder, "cpu", exact=True, block_size=32)
+    export(folder, "cpu", exact=True, block_size=32)
     return folder
 
 
@@ -152,7 +151,7 @@ print(json.dumps([told, loading.peak, loading.kept, placement(session)]))
 def test_a_card_keeps_one_copy_and_measures_the_kernels(quantized, cuda_stub, tmp_path):
     """In bfloat16. ONNX Runtime repacks the weights and times its kernels on the stand-in too, whose clock stands."""
     folder = shutil.copytree(quantized("bf16"), tmp_path / "bf16")
-    export_folder(folder, "cuda", block_size=32)
+    export(folder, "cuda", block_size=32)
     told, peak, held, nodes = cuda_stub.run(ON_CUDA, folder, tmp_path)
     assert told == ["1", "1,2,4,8,16,32,1024,4096", "1"]
     assert {provider for _, provider in nodes} == {"CUDAExecutionProvider"}

@@ -12,7 +12,7 @@ from PIL import Image
 
 from calib_data import READER
 from console.errors import InputError
-from export.graphs import export_folder
+from export import export
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.plan.memory import kv_workspace
 from quantize.plan.sizes import read_architecture
@@ -78,7 +78,7 @@ def on_cuda(quantized: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
         to = tmp_path_factory.mktemp("cuda") / name
         stored = quantized("w4" if name == "kv8" else name.removesuffix("-kv8"))
         shutil.copytree(stored, to, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
-        export_folder(to, "cuda", kv_bits=8 if name.endswith("kv8") else 16)
+        export(to, "cuda", kv_bits=8 if name.endswith("kv8") else 16)
         return to
 
     return folder

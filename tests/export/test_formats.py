@@ -17,8 +17,7 @@ from transformers import AutoModelForImageTextToText
 from calib_data import READER
 from calib_data.sources import open_documents
 from console.errors import InputError
-from export.graphs import export_folder
-from export.verification.verify import verify
+from export import export, verify
 from quantize.checkpoint.reader import INDEX, open_checkpoint
 from runtime.generate import Model
 
@@ -83,7 +82,7 @@ def make_folder(folder, how=None, own=None):
 def foreign(tmp_path_factory):
     """Symmetric 4-bit groups of 128, as the official AWQ folder."""
     folder = make_folder(tmp_path_factory.mktemp("foreign") / "w4a16")
-    export_folder(folder, "cpu", exact=True)
+    export(folder, "cpu", exact=True)
     return folder
 
 
@@ -145,7 +144,7 @@ def test_it_reads_documents(foreign):
 def test_formats_may_differ_among_linears_that_read_the_same(own, count, tmp_path):
     """gate and up are neighbours in any file, too; of different groups they are two products."""
     folder = make_folder(tmp_path / "mixed", own=own)
-    export_folder(folder, "cpu", exact=True)
+    export(folder, "cpu", exact=True)
     assert products(folder) == count
     assert largest_error(folder) < PACKED
 
@@ -162,7 +161,7 @@ def changed(folder, change, to):
 def refused(folder):
     before = sorted(folder.iterdir())
     with pytest.raises(InputError) as caught:
-        export_folder(folder, "cpu")
+        export(folder, "cpu")
     assert sorted(folder.iterdir()) == before
     assert "\n" not in str(caught.value)
     return str(caught.value)

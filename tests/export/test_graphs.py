@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 
 from console.errors import InputError
-from export.graphs import export_folder
+from export import export
 from quantize.checkpoint.reader import open_checkpoint
 from runtime.ort.manifest import load_manifest
 
@@ -88,7 +88,7 @@ def test_a_second_target_leaves_the_first(exported, tmp_path):
     folder = shutil.copytree(exported("w4"), tmp_path / "w4")
     first = load_manifest(folder)
     graphs = {name: (folder / name).read_bytes() for name in GRAPHS}
-    both = export_folder(folder, "cuda")
+    both = export(folder, "cuda")
     assert both.targets["cpu"] == first.targets["cpu"]
     assert both.targets["cuda"].dtype == "float16"
     assert {name: (folder / name).read_bytes() for name in GRAPHS} == graphs
@@ -103,7 +103,7 @@ def test_an_export_that_fails_leaves_the_graphs_of_the_one_before(exported, tmp_
     config["vision_config"]["depth"] += 1
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(InputError):
-        export_folder(folder, "cpu", kv_bits=8)
+        export(folder, "cpu", kv_bits=8)
     (folder / "config.json").write_bytes(before["config.json"])
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
@@ -115,7 +115,7 @@ def test_graphs_whose_description_cannot_be_written_are_not_kept(exported, tmp_p
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
     (folder / "runtime.json.partial").symlink_to("/dev/full")
     with pytest.raises(OSError, match="No space left"):
-        export_folder(folder, "cpu", kv_bits=8)
+        export(folder, "cpu", kv_bits=8)
     assert sorted(path.name for path in folder.iterdir()) == sorted(before)  # first: that device has no end to read
     assert {name: (folder / name).read_bytes() for name in before} == before
 
@@ -126,7 +126,7 @@ def test_half_an_export_is_none(exported, tmp_path):
     (folder / "vision.cpu.onnx").unlink()
     (folder / "vision.cpu.onnx").mkdir()
     with pytest.raises(OSError, match=r"vision\.cpu\.onnx"):
-        export_folder(folder, "cpu", kv_bits=8)
+        export(folder, "cpu", kv_bits=8)
     with pytest.raises(InputError, match=f"^{folder}: not exported yet"):
         load_manifest(folder)
 
@@ -146,13 +146,13 @@ def test_a_folder_is_exported_by_one_run_at_a_time(quantized, tmp_path):
             time.sleep(0.01)
         for target in ("cpu", "cuda"):
             with pytest.raises(InputError, match=f"^{folder} is being written by another run; wait for it or give"):
-                export_folder(folder, target, exact=True)
+                export(folder, target, exact=True)
     assert first.returncode == 0
     assert {path.name for path in folder.iterdir()} == before | {*GRAPHS, *REWINDS, "runtime.json"}
     assert set(load_manifest(folder).targets) == {"cpu"}
     assert not load_manifest(folder).targets["cpu"].exact
     assert accuracy_levels(folder) == {4}
-    assert set(export_folder(folder, "cuda").targets) == {"cpu", "cuda"}
+    assert set(export(folder, "cuda").targets) == {"cpu", "cuda"}
 
 
 def test_weights_of_another_quantization_drop_old_targets(quantized, exported, tmp_path):
@@ -164,7 +164,7 @@ def test_weights_of_another_quantization_drop_old_targets(quantized, exported, t
             shutil.copy(path, folder)
     with pytest.raises(InputError, match="run python -m export again"):
         load_manifest(folder)
-    assert set(export_folder(folder, "cuda").targets) == {"cuda"}
+    assert set(export(folder, "cuda").targets) == {"cuda"}
 
 
 def test_bundle_describes_the_model(exported):
@@ -187,7 +187,7 @@ def test_bundle_describes_the_model(exported):
 
 def test_exact_chooses_the_accuracy_level(quantized, exported, tmp_path):
     default = copy_of(quantized("w4"), tmp_path / "w4")
-    export_folder(default, "cpu")
+    export(default, "cpu")
     assert accuracy_levels(default) == {4}
     assert accuracy_levels(exported("w4")) == {1}
 
@@ -219,7 +219,7 @@ def refused(folder: Path, match: str, target: str = "cpu", kv_bits: int = 16) ->
     """One line, and nothing new in the folder."""
     before = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else None
     with pytest.raises(InputError, match=match) as caught:
-        export_folder(folder, target, kv_bits=kv_bits)
+        export(folder, target, kv_bits=kv_bits)
     assert "\n" not in str(caught.value)
     assert before is None or sorted(path.name for path in folder.iterdir()) == before
 

@@ -7,8 +7,7 @@ import onnx
 import pytest
 
 from calib_data.sources import open_documents
-from export.graphs import export_folder
-from export.verification.verify import verify
+from export import export, verify
 from runtime.generate import Model, Prompt
 from runtime.ort.manifest import buffer_limits, load_manifest
 from runtime.sampling import greedy
@@ -23,7 +22,7 @@ def full_folder(quantized, tmp_path_factory):
     """The 4-bit reader with full buffers, exact on the CPU."""
     folder = tmp_path_factory.mktemp("full") / "w4"
     shutil.copytree(quantized("w4"), folder, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
-    export_folder(folder, "cpu", exact=True, kv_layout="full")
+    export(folder, "cpu", exact=True, kv_layout="full")
     return folder
 
 
@@ -114,7 +113,7 @@ def test_verify_knows_them_and_an_int8_cache(full_folder, tmp_path):
         "mtp.cpu.onnx",
     ]
     folder = shutil.copytree(full_folder, tmp_path / "kv8")
-    export_folder(folder, "cpu", exact=True, kv_bits=8, kv_layout="full")
+    export(folder, "cpu", exact=True, kv_bits=8, kv_layout="full")
     assert "int8 KV cache" in checked(folder).about
 
 
@@ -144,7 +143,7 @@ print(json.dumps([len(tokens), rows, [placement(session._session) for session in
 
 def test_every_node_is_on_the_card(quantized, cuda_stub, tmp_path):
     folder = shutil.copytree(quantized("w4"), tmp_path / "w4")
-    export_folder(folder, "cuda", kv_layout="full")
+    export(folder, "cuda", kv_layout="full")
     tokens, rows, placed = cuda_stub.run(ON_CUDA, folder, tmp_path)
     assert (tokens, rows) == (6, [[300], [300]])
     for nodes in placed:

@@ -5,11 +5,11 @@ import math
 
 import pytest
 import torch
+from export.modules.ops import _rotate
 
 from calib_data import READER
 from console.errors import InputError
 from export.kv_scales import read_kv_scales
-from export.modules.ops import _rotate
 from quantize.calibration.kv_ranges import KV_SCALES
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family, model_config

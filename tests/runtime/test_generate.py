@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 
 from calib_data.sources import open_documents
 from console.errors import InputError
-from export.graphs import export_folder
+from export import export
 from runtime.generate import ANSWER_CHUNK, Model, Prompt
 from runtime.ort.prompt_chunks import CHUNKINGS, Chunking, prompt_calls
 from runtime.sampling import greedy
@@ -27,7 +27,7 @@ CHUNKED = 1e-5  # relative to the largest logit: sums over keys in another order
 def int8_reader(quantized, tmp_path_factory):
     """The reader at 4 bits with an int8 KV cache."""
     folder = shutil.copytree(quantized("w4"), tmp_path_factory.mktemp("int8") / "w4")
-    export_folder(folder, "cpu", exact=True, kv_bits=8)
+    export(folder, "cpu", exact=True, kv_bits=8)
     return Model(folder, "cpu")
 
 

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from export.verification.eager import cached_answer, difference
 from torch import Tensor
 
 from export.modules import half
 from export.modules.decoder import Decoder
 from export.modules.mtp import Mtp
 from export.modules.weights import Source
-from export.verification.eager import cached_answer, difference
 from export.verification.verify import CALLS, EXACT, ROUNDING, TOKENS
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family, model_config

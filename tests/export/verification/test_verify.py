@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from console.errors import InputError
-from export.graphs import export_folder
+from export import export
 from export.modules.weights import Stored
 from export.verification.verify import EXACT, INT8_ACTIVATIONS, INT8_KV, VISION, verify
 from quantize.checkpoint.reader import open_checkpoint
@@ -43,13 +43,13 @@ def test_folders_of_every_kind_pass(name, exported):
 def default(quantized, tmp_path_factory) -> Path:
     """A 4-bit folder exported as the command does by itself, with int8 activations."""
     folder = shutil.copytree(quantized("w4"), tmp_path_factory.mktemp("default") / "w4")
-    export_folder(folder, "cpu")
+    export(folder, "cpu")
     return folder
 
 
 def test_activations_and_caches_of_8_bits_have_a_rung_of_their_own(quantized, tmp_path):
     folder = shutil.copytree(quantized("w4"), tmp_path / "w4")
-    export_folder(folder, "cpu", kv_bits=8)
+    export(folder, "cpu", kv_bits=8)
     found = verify(folder, "cpu")
     assert found.passed
     by_itself, in_float = ([rung for rung in found.rungs if rung.in_float == wanted] for wanted in (False, True))
@@ -58,7 +58,7 @@ def test_activations_and_caches_of_8_bits_have_a_rung_of_their_own(quantized, tm
     assert [rung.tolerance for rung in in_float] == [VISION, INT8_KV, EXACT]
     assert in_float[0].error < by_itself[0].error / 10
     assert found.about.startswith("float32 activations, int8 in packed products, int8 KV cache; ")
-    export_folder(folder, "cpu", exact=True, kv_bits=8)
+    export(folder, "cpu", exact=True, kv_bits=8)
     found = verify(folder, "cpu")
     assert found.passed
     assert [rung.tolerance for rung in found.rungs] == [VISION, INT8_KV, *[EXACT] * 3]
@@ -67,7 +67,7 @@ def test_activations_and_caches_of_8_bits_have_a_rung_of_their_own(quantized, tm
 
 def test_int8_activations_are_not_named_where_there_are_none(quantized, tmp_path):
     folder = shutil.copytree(quantized("nf4"), tmp_path / "nf4")
-    export_folder(folder, "cpu")
+    export(folder, "cpu")
     found = verify(folder, "cpu")
     assert found.about.startswith("float32 activations, float32 KV cache; ")
     assert not any(rung.in_float for rung in found.rungs)
@@ -223,7 +223,7 @@ def test_cuda_that_is_not_there_is_one_line(exported, quantized, tmp_path):
     with pytest.raises(InputError, match="not exported for cuda; run: python -m export"):
         verify(exported("w4"), "cuda")
     folder = shutil.copytree(quantized("w4"), tmp_path / "w4")
-    export_folder(folder, "cuda")
+    export(folder, "cuda")
     with pytest.raises(InputError, match="CUDA was asked for"):
         verify(folder, "cuda")
 
@@ -232,7 +232,7 @@ ON_CUDA = """
 import json, sys
 from dataclasses import asdict
 from pathlib import Path
-from export.verification.verify import verify
+from export import verify
 
 found = verify(Path(sys.argv[1]), "cuda")
 print(json.dumps(asdict(found) | {"passed": found.passed}))
@@ -244,7 +244,7 @@ print(json.dumps(asdict(found) | {"passed": found.passed}))
 def test_on_a_card_it_says_where_nodes_run_and_zeros_fail(name, least, most, cuda_stub: CudaStub, quantized, tmp_path):
     """The stand-in computes nothing, so that all but the values can be seen."""
     folder = shutil.copytree(quantized(name), tmp_path / name)
-    export_folder(folder, "cuda")
+    export(folder, "cuda")
     found = cuda_stub.run(ON_CUDA, folder)
     assert not found["passed"]
     graphs = ("vision", "decoder", "mtp", "rewind", "mtp_rewind")

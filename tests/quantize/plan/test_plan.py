@@ -9,7 +9,7 @@ import pytest
 
 from calib_data import READER
 from console.errors import InputError
-from export.graphs import windows
+from export.config import windows
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.pipeline import quantize
 from quantize.plan import memory

@@ -17,7 +17,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from calib_data import READER
 from calib_data.document import Document
 from calib_data.sources import open_documents, split_of_item
-from export.graphs import export_folder
+from export import export
 from quantize.pipeline import quantize
 from quantize.settings import Settings
 from runtime.compare.progress import Progress
@@ -300,7 +300,7 @@ def kept(tmp_path_factory) -> Path:
     """A 4-bit folder that keeps predictions of the full model."""
     folder = tmp_path_factory.mktemp("kept") / "w4"
     quantize(Settings(READER, folder, count=8, reference=6))
-    export_folder(folder, "cpu", exact=True)
+    export(folder, "cpu", exact=True)
     return folder
 
 

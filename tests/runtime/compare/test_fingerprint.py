@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from export.graphs import export_folder
+from export import export
 from runtime.compare.fingerprint import fingerprint
 
 from ..damage import edit_json
@@ -43,7 +43,7 @@ def test_its_description_makes_it_another(copied):
 
 def test_what_another_device_has_does_not(copied):
     before = fingerprint(copied, "cpu")
-    export_folder(copied, "cuda")
+    export(copied, "cuda")
     assert set(json.loads((copied / "runtime.json").read_text())["targets"]) == {"cpu", "cuda"}
     assert fingerprint(copied, "cpu") == before
     assert fingerprint(copied, "cuda") != before

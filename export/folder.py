@@ -1,0 +1,100 @@
+"""`export`: add the graphs of one device and runtime.json to a model folder, all of them or none."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
+
+from console.errors import InputError
+from console.locks import lock, unlock
+from export.describe import describe, describe_target, require_runnable
+from export.graphs import write_graphs
+from export.modules.weights import Source
+from quantize.checkpoint.reader import open_checkpoint
+from quantize.model.families import find_family, model_config
+from runtime.ort import manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+DeviceKind = Literal["cpu", "cuda"]
+KvBits = Literal[16, 8]
+BlockSize = Literal[32]
+
+
+def export(
+    model: Path | str,
+    device: DeviceKind = "cpu",
+    *,
+    exact: bool = False,
+    kv_bits: KvBits = 16,
+    kv_layout: manifest.KvLayout = "window",
+    block_size: BlockSize | None = None,
+) -> manifest.Manifest:
+    """Add the ONNX graphs of one device and runtime.json to a model folder. The weights stay in its safetensors files.
+
+    The graphs of the other device stay usable. An export that fails or is stopped leaves the graphs that were there.
+
+    model: folder that `quantize` wrote, or any EXAONE 4.x checkpoint in safetensors.
+    device: where the graphs will run.
+    exact: CPU only: packed 4/8-bit weights multiply float32 activations (slower, for accuracy studies) instead of int8.
+    kv_bits: 8 stores keys and values as int8, in the ranges that `quantize` measured; 16 stores them in the dtype of
+        activations.
+    kv_layout: "full" (experimental) makes the buffers of sliding layers as long as all others, so no step moves a
+        window.
+    block_size: 32 (experimental) repeats the scales of larger groups so that ONNX Runtime's CUTLASS kernels can take
+        packed weights; None leaves groups as stored.
+
+    Returns the content of runtime.json. Raises InputError for a folder that cannot be exported or that another run is
+    writing.
+    """
+    for name, value, choices in (("device", device, DeviceKind), ("kv_bits", kv_bits, KvBits)):
+        if value not in get_args(choices):
+            raise InputError(f"{name}={value!r}: give one of {', '.join(map(repr, get_args(choices)))}")
+    folder = Path(model)
+    checkpoint = open_checkpoint(folder)
+    family, config = find_family(checkpoint.config), model_config(checkpoint.config)
+    require_runnable(checkpoint, family, config)
+    source = Source(checkpoint, load=False, exact=exact or device == "cuda", block_size=block_size)
+    target = describe_target(source, family, config, device, kv_bits=kv_bits, kv_layout=kv_layout)
+    with _all_or_none(folder) as new_path:
+        target = write_graphs(source, family, config, device, target, new_path)
+        targets = {**_other_targets(folder, device), device: target}
+        described = describe(checkpoint, family, config, targets)
+        described.save(new_path(manifest.FILE))
+    return described
+
+
+@contextmanager
+def _all_or_none(folder: Path) -> Iterator[Callable[[str], Path]]:
+    """Lock the folder and give a temporary path for each file name; the files get their names when the block ends.
+
+    runtime.json is removed before and gets its name last. So a run that is killed in between leaves no runtime.json,
+    and nothing takes graphs of two exports for one model. Raises InputError while another run writes the folder.
+    """
+    names: list[str] = []
+
+    def new_path(name: str) -> Path:
+        names.append(name)
+        return folder / f"{name}.partial"
+
+    taken = lock(folder)
+    try:
+        yield new_path
+        (folder / manifest.FILE).unlink(missing_ok=True)
+        for name in names:
+            (folder / f"{name}.partial").replace(folder / name)
+    finally:
+        for name in names:
+            (folder / f"{name}.partial").unlink(missing_ok=True)
+        unlock(taken)
+
+
+def _other_targets(folder: Path, device: str) -> dict[str, manifest.Target]:
+    """Targets that were exported earlier for the same weights; none if runtime.json is unreadable or outdated."""
+    try:
+        earlier = manifest.load_manifest(folder).targets
+    except InputError:
+        return {}
+    return {name: target for name, target in earlier.items() if name != device}
