@@ -13,6 +13,7 @@ from quantize.pipeline import quantize
 from quantize.settings import Settings
 
 from .cuda_stub.build import CudaStub, build, missing
+from .tracing import traced_once
 
 CALIBRATION_DOCUMENTS = 24
 MODELS = {
@@ -49,18 +50,33 @@ def quantized(shared: Path) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="session")
-def exported(shared: Path, quantized: Callable[[str], Path]) -> Callable[[str], Path]:
-    """The same with exact CPU graphs. Not to be written to."""
+def exported(shared: Path, quantized: Callable[[str], Path]) -> Callable[..., Path]:
+    """The same with graphs, one folder for each device and settings of `export`. Not to be written to.
 
-    def folder(name: str) -> Path:
-        path = shared / "exported" / name
-        with FileLock(shared / f"exported-{name}.lock"):
+    CPU graphs are exact unless the settings say otherwise.
+    """
+
+    def folder(name: str, device: str = "cpu", **settings: object) -> Path:
+        settings = ({"exact": True} if device == "cpu" else {}) | settings
+        key = "-".join([name, device, *(f"{option}={value}" for option, value in sorted(settings.items()))])
+        path = shared / "exported" / key
+        with FileLock(shared / f"exported-{key}.lock"):
             if not path.exists():
                 shutil.copytree(quantized(name), path)
-                export(path, "cpu", exact=True)
+                blocks = settings.get("block_size", "stored")
+                with traced_once(shared / f"vision-{name}-{device}-{settings.get('exact')}-{blocks}.onnx"):
+                    export(path, device, **settings)
         return path
 
     return folder
+
+
+@pytest.fixture
+def untraced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are empty files: for tests of what happens to a folder, which need no tracing."""
+    monkeypatch.setattr("export.graphs.trace_decoder", lambda *_: None)
+    monkeypatch.setattr("export.graphs.trace_vision", lambda *_: None)
+    monkeypatch.setattr("export.graphs.save", lambda model, module, path, inputs=(): path.touch())
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
-"""`export --block-size 32`: the same weights and numbers, in the blocks that ONNX Runtime's CUTLASS kernels take."""
+"""`export --block-size 32`: the same weights and results in blocks that ONNX Runtime's CUTLASS kernels take."""
 
-import shutil
 from collections import Counter
 
 import numpy as np
@@ -9,10 +8,11 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from export import export, verify
-from export.modules import ops
-from export.modules.weights import Linear, Source
-from export.trace import trace
+from export import verify
+from export.modules.linear import Linear
+from export.modules.products import EXACT
+from export.modules.weights import Source
+from export.onnx_graph import trace
 from quantize.checkpoint.reader import open_checkpoint
 from runtime.generate import Model
 from runtime.inputs.vision_inputs import vision_feeds
@@ -25,11 +25,9 @@ SAME = 1e-6  # relative to the largest value
 
 
 @pytest.fixture(scope="module")
-def in_blocks(quantized, tmp_path_factory):
+def in_blocks(exported):
     """The 4-bit reader, whose groups have 128 weights, exact on the CPU in blocks of 32."""
-    folder = shutil.copytree(quantized("w4"), tmp_path_factory.mktemp("blocks") / "w4")
-    export(folder, "cpu", exact=True, block_size=32)
-    return folder
+    return exported("w4", block_size=32)
 
 
 def products(path):
@@ -125,7 +123,7 @@ def test_what_does_not_fit_stays_as_stored(rows, bits, group, block, tmp_path):
     model = trace(linear, [x], [{0: "rows"}], ["x"], ["y"])
     (product,) = [node for node in model.graph if node.op_type == "MatMulNBits"]
     assert product.attributes["block_size"].as_int() == block
-    assert product.attributes["accuracy_level"].as_int() == ops.EXACT
+    assert product.attributes["accuracy_level"].as_int() == EXACT
 
 
 ON_CUDA = """
@@ -148,10 +146,9 @@ print(json.dumps([told, loading.peak, loading.kept, placement(session)]))
 """
 
 
-def test_a_card_keeps_one_copy_and_measures_the_kernels(quantized, cuda_stub, tmp_path):
+def test_a_gpu_keeps_one_copy_and_measures_the_kernels(exported, cuda_stub, tmp_path):
     """In bfloat16. ONNX Runtime repacks the weights and times its kernels on the stand-in too, whose clock stands."""
-    folder = shutil.copytree(quantized("bf16"), tmp_path / "bf16")
-    export(folder, "cuda", block_size=32)
+    folder = exported("bf16", "cuda", block_size=32)
     told, peak, held, nodes = cuda_stub.run(ON_CUDA, folder, tmp_path)
     assert told == ["1", "1,2,4,8,16,32,1024,4096", "1"]
     assert {provider for _, provider in nodes} == {"CUDAExecutionProvider"}

@@ -21,6 +21,8 @@ from export import export, verify
 from quantize.checkpoint.reader import INDEX, open_checkpoint
 from runtime.generate import Model
 
+from ..tracing import traced_once
+
 PACKED = 2e-5  # as in the parity ladder
 LAYERS = "model.language_model.layers"
 Q, K, V = (f"{LAYERS}.0.self_attn.{name}_proj" for name in "qkv")
@@ -82,7 +84,8 @@ def make_folder(folder, how=None, own=None):
 def foreign(tmp_path_factory):
     """Symmetric 4-bit groups of 128, as the official AWQ folder."""
     folder = make_folder(tmp_path_factory.mktemp("foreign") / "w4a16")
-    export(folder, "cpu", exact=True)
+    with traced_once(folder.parent / "vision.onnx"):
+        export(folder, "cpu", exact=True)
     return folder
 
 
@@ -113,7 +116,7 @@ def test_as_the_official_folder_is(foreign):
     assert [name.split(".")[-2] for name in packed] == ["k_proj", "o_proj", "q_proj", "v_proj"]
     assert {t.dtype for t in tensors if t.name.endswith("_scale")} == {"BF16"}
     assert all(t.dtype == "BF16" for t in tensors if "visual" in t.name or "lm_head" in t.name)
-    # gate and up are neighbours in any sorted file: q, k, v, o, gate with up, and down
+    # gate and up are contiguous in any sorted file: q, k, v, o, gate with up, and down
     assert products(foreign) == {"MatMulNBits": 4 * 6, "FusedMatMul": 1}
 
 
@@ -141,10 +144,11 @@ def test_it_reads_documents(foreign):
     ],
     ids=["one of q, k, v in 16 bits", "other bits and groups"],
 )
-def test_formats_may_differ_among_linears_that_read_the_same(own, count, tmp_path):
-    """gate and up are neighbours in any file, too; of different groups they are two products."""
+def test_formats_may_differ_among_linears_that_read_the_same(own, count, foreign, tmp_path):
+    """gate and up are contiguous in any file, too; with different groups they are two products."""
     folder = make_folder(tmp_path / "mixed", own=own)
-    export(folder, "cpu", exact=True)
+    with traced_once(foreign.parent / "vision.onnx"):
+        export(folder, "cpu", exact=True)
     assert products(folder) == count
     assert largest_error(folder) < PACKED
 
@@ -198,7 +202,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_what_graphs_cannot_read_is_refused_by_name(name, foreign, tmp_path):
+def test_what_graphs_cannot_read_is_refused_by_name(untraced, name, foreign, tmp_path):
     """Also where it is the second or third of q, k, v."""
     new, message = CHANGES[name]
 
@@ -222,7 +226,7 @@ def shortened(folder, to, path, rows):
     return changed(folder, change, to)
 
 
-def test_a_checkpoint_that_is_not_the_model_of_its_config_is_refused(foreign, tmp_path):
+def test_a_checkpoint_that_is_not_the_model_of_its_config_is_refused(untraced, foreign, tmp_path):
     """The runtime would end in an index or a number of heads that is not there."""
     layers = shortened(foreign, tmp_path / "layers", K, 64)
     assert refused(layers) == (

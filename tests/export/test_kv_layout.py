@@ -1,13 +1,11 @@
 """`export --kv-layout full`: buffers of sliding layers as long as all others, the same answers, nothing to put back."""
 
-import shutil
-
 import numpy as np
 import onnx
 import pytest
 
 from calib_data.sources import open_documents
-from export import export, verify
+from export import verify
 from runtime.generate import Model, Prompt
 from runtime.ort.manifest import buffer_limits, load_manifest
 from runtime.sampling import greedy
@@ -18,12 +16,9 @@ TOKENS = 210  # more than three windows of the reader
 
 
 @pytest.fixture(scope="module")
-def full_folder(quantized, tmp_path_factory):
+def full_folder(exported):
     """The 4-bit reader with full buffers, exact on the CPU."""
-    folder = tmp_path_factory.mktemp("full") / "w4"
-    shutil.copytree(quantized("w4"), folder, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
-    export(folder, "cpu", exact=True, kv_layout="full")
-    return folder
+    return exported("w4", kv_layout="full")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +36,7 @@ def test_limits_of_buffers():
     assert buffer_limits([64, None], "full") == [None, None]
 
 
-def test_every_buffer_has_all_the_room_and_none_is_rewound(full_folder, both):
+def test_every_buffer_has_all_the_capacity_and_none_is_rewound(full_folder, both):
     target = load_manifest(full_folder).targets["cpu"]
     assert (target.kv_layout, target.rewind, target.mtp_rewind) == ("full", None, None)
     assert not list(full_folder.glob("*rewind*"))
@@ -106,21 +101,19 @@ def test_an_answer_behind_three_windows(both):
     assert list(full.generate(prompt, greedy, 40, Drafts(3))) == list(window.generate(prompt, greedy, 40))
 
 
-def test_verify_knows_them_and_an_int8_cache(full_folder, tmp_path):
-    assert [rung.graph for rung in checked(full_folder).rungs] == [
+def test_verify_knows_them_and_an_int8_cache(full_folder, exported):
+    assert [check.graph for check in verified(full_folder).checks] == [
         "vision.cpu.onnx",
         "decoder.cpu.onnx",
         "mtp.cpu.onnx",
     ]
-    folder = shutil.copytree(full_folder, tmp_path / "kv8")
-    export(folder, "cpu", exact=True, kv_bits=8, kv_layout="full")
-    assert "int8 KV cache" in checked(folder).about
+    assert "int8 KV cache" in verified(exported("w4", kv_bits=8, kv_layout="full")).about
 
 
-def checked(folder):
-    found = verify(folder, "cpu")
-    assert found.passed
-    return found
+def verified(folder):
+    verification = verify(folder, "cpu")
+    assert verification.passed
+    return verification
 
 
 ON_CUDA = """
@@ -141,9 +134,8 @@ print(json.dumps([len(tokens), rows, [placement(session._session) for session in
 """
 
 
-def test_every_node_is_on_the_card(quantized, cuda_stub, tmp_path):
-    folder = shutil.copytree(quantized("w4"), tmp_path / "w4")
-    export(folder, "cuda", kv_layout="full")
+def test_every_node_is_on_the_gpu(exported, cuda_stub, tmp_path):
+    folder = exported("w4", "cuda", kv_layout="full")
     tokens, rows, placed = cuda_stub.run(ON_CUDA, folder, tmp_path)
     assert (tokens, rows) == (6, [[300], [300]])
     for nodes in placed:

@@ -1,15 +1,15 @@
-"""Steps of an int8 KV cache: of what calibration saw, and of keys turned further than it saw."""
+"""Step sizes of an int8 KV cache: they cover what calibration measured, and keys under any rotation."""
 
 import json
 import math
 
 import pytest
 import torch
-from export.modules.ops import _rotate
 
 from calib_data import READER
 from console.errors import InputError
 from export.kv_scales import read_kv_scales
+from export.modules.cached_attention import rotate
 from quantize.calibration.kv_ranges import KV_SCALES
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family, model_config
@@ -49,7 +49,7 @@ def test_keys_with_positions_fit_at_every_position(ranges):
         assert TEXT.layer_types[layer] == "sliding_attention"
         key, _ = read_kv_scales(folder, FAMILY, CONFIG)[layer]
         seen = written[layer][0][None, :, None].expand(1, HEADS, len(positions), WIDTH)
-        turned = _rotate(seen, positions[None], angles.cos(), angles.sin())
+        turned = rotate(seen, positions[None], angles.cos(), angles.sin())
         assert (turned.abs() <= key * 127 * (1 + 1e-5)).all()
         assert (turned.abs().amax(2) > 1.3 * written[layer][0]).any()  # which is more than was seen
         assert (key * 127).max() <= math.sqrt(2) * 1.1 + 1e-5

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from console.errors import InputError
-from export import export
-from export.modules.weights import Stored
-from export.verification.verify import EXACT, INT8_ACTIVATIONS, INT8_KV, VISION, verify
+from export import verify
+from export.modules.weights import StoredModule
+from export.verification.tolerances import EXACT, INT8_ACTIVATIONS, INT8_KV, VISION
 from quantize.checkpoint.reader import open_checkpoint
+from runtime.ort.manifest import load_manifest
 
 from ...cuda_stub.build import CudaStub
-from ..test_command import assert_one_line, run
+from ..test_command import assert_one_line
 
 DECODER, VISION_GRAPH, MTP = "decoder.cpu.onnx", "vision.cpu.onnx", "mtp.cpu.onnx"
 REWINDS = ["rewind.cpu.onnx", "mtp_rewind.cpu.onnx"]
@@ -26,10 +27,10 @@ PRODUCTS = {"w4": "MatMulNBits", "w8": "MatMulNBits", "bf16": "MatMulNBits", "nf
 def test_folders_of_every_kind_pass(name, exported):
     found = verify(exported(name), "cpu")
     assert found.passed
-    assert [rung.graph for rung in found.rungs] == [VISION_GRAPH, DECODER, MTP, *REWINDS]
-    assert [rung.tolerance for rung in found.rungs] == [VISION, *[EXACT] * 4]
-    assert [rung.error > 0 for rung in found.rungs] == [True] * 3 + [False] * 2
-    _, decoder, *_ = found.rungs
+    assert [check.graph for check in found.checks] == [VISION_GRAPH, DECODER, MTP, *REWINDS]
+    assert [check.tolerance for check in found.checks] == [VISION, *[EXACT] * 4]
+    assert [check.error > 0 for check in found.checks] == [True] * 3 + [False] * 2
+    _, decoder, *_ = found.checks
     nodes = [node.op_type for node in onnx.load(exported(name) / DECODER, load_external_data=False).graph.node]
     assert decoder.operators[PRODUCTS[name]] == nodes.count(PRODUCTS[name]) >= 4
     assert sum(decoder.operators.values()) == len(nodes)
@@ -39,44 +40,36 @@ def test_folders_of_every_kind_pass(name, exported):
     assert found.memory > 50
 
 
-@pytest.fixture(scope="module")
-def default(quantized, tmp_path_factory) -> Path:
-    """A 4-bit folder exported as the command does by itself, with int8 activations."""
-    folder = shutil.copytree(quantized("w4"), tmp_path_factory.mktemp("default") / "w4")
-    export(folder, "cpu")
-    return folder
-
-
-def test_activations_and_caches_of_8_bits_have_a_rung_of_their_own(quantized, tmp_path):
-    folder = shutil.copytree(quantized("w4"), tmp_path / "w4")
-    export(folder, "cpu", kv_bits=8)
-    found = verify(folder, "cpu")
+def test_activations_and_caches_of_8_bits_have_a_check_of_their_own(exported):
+    found = verify(exported("w4", exact=False, kv_bits=8), "cpu")
     assert found.passed
-    by_itself, in_float = ([rung for rung in found.rungs if rung.in_float == wanted] for wanted in (False, True))
-    assert [rung.tolerance for rung in by_itself] == [*[INT8_ACTIVATIONS] * 3, EXACT, EXACT]
-    assert [rung.graph for rung in in_float] == [VISION_GRAPH, DECODER, MTP]
-    assert [rung.tolerance for rung in in_float] == [VISION, INT8_KV, EXACT]
-    assert in_float[0].error < by_itself[0].error / 10
+    by_itself, float32 = ([check for check in found.checks if check.float32 == wanted] for wanted in (False, True))
+    assert [check.tolerance for check in by_itself] == [*[INT8_ACTIVATIONS] * 3, EXACT, EXACT]
+    assert [check.graph for check in float32] == [VISION_GRAPH, DECODER, MTP]
+    assert [check.tolerance for check in float32] == [VISION, INT8_KV, EXACT]
+    assert float32[0].error < by_itself[0].error / 10
     assert found.about.startswith("float32 activations, int8 in packed products, int8 KV cache; ")
-    export(folder, "cpu", exact=True, kv_bits=8)
-    found = verify(folder, "cpu")
+    found = verify(exported("w4", kv_bits=8), "cpu")
     assert found.passed
-    assert [rung.tolerance for rung in found.rungs] == [VISION, INT8_KV, *[EXACT] * 3]
+    assert [check.tolerance for check in found.checks] == [VISION, INT8_KV, *[EXACT] * 3]
     assert "int8 KV cache" in found.about
 
 
-def test_int8_activations_are_not_named_where_there_are_none(quantized, tmp_path):
-    folder = shutil.copytree(quantized("nf4"), tmp_path / "nf4")
-    export(folder, "cpu")
+def test_int8_activations_are_not_named_where_there_are_none(exported, tmp_path):
+    """NF4 products never round activations, so both exports have the same graphs."""
+    folder = shutil.copytree(exported("nf4"), tmp_path / "nf4")
+    path = folder / "runtime.json"
+    path.write_text(path.read_text().replace('"exact": true', '"exact": false'))
     found = verify(folder, "cpu")
+    assert not load_manifest(folder).targets["cpu"].exact
     assert found.about.startswith("float32 activations, float32 KV cache; ")
-    assert not any(rung.in_float for rung in found.rungs)
+    assert not any(check.float32 for check in found.checks)
 
 
 def test_memory_is_that_of_one_product(exported, monkeypatch):
     """Weights of the eager modules are freed as soon as they were used, so that models larger than memory fit."""
     held, largest = [0], [0]
-    fill, free = Stored.fill, Stored.free
+    fill, free = StoredModule.load_weights, StoredModule.unload_weights
 
     def counted_fill(self, folder):
         fill(self, folder)
@@ -87,8 +80,8 @@ def test_memory_is_that_of_one_product(exported, monkeypatch):
         held[0] -= sum(buffer.nbytes for buffer in self.buffers())
         free(self)
 
-    monkeypatch.setattr(Stored, "fill", counted_fill)
-    monkeypatch.setattr(Stored, "free", counted_free)
+    monkeypatch.setattr(StoredModule, "load_weights", counted_fill)
+    monkeypatch.setattr(StoredModule, "unload_weights", counted_free)
     assert verify(exported("w4"), "cpu").passed
     head = open_checkpoint(exported("w4")).tensors["lm_head.weight_packed"].nbytes
     assert held == [0]
@@ -106,14 +99,14 @@ def damaged(folder: Path, name: str) -> Path:
     return tensor.file
 
 
-def test_a_byte_that_changed_after_export_fails(exported, tmp_path):
+def test_a_byte_that_changed_after_export_fails(command, exported, tmp_path):
     """Graphs and eager modules read the same bytes and agree; that they are not those of the export is seen."""
     folder = shutil.copytree(exported("w4"), tmp_path / "w4")
     file = damaged(folder, "model.language_model.layers.2.mlp.down_proj.weight_packed")
-    done = run("verify", "--model", folder)
-    assert done.returncode == 1, done.stderr
-    assert f"FAILS: {file} is damaged" in done.stdout
-    assert done.stdout.count("FAILS") == 1
+    code, out, err = command("verify", "--model", folder)
+    assert code == 1, err
+    assert f"FAILS: {file} is damaged" in out
+    assert out.count("FAILS") == 1
 
 
 def change_graph(path: Path, change) -> None:
@@ -161,7 +154,7 @@ def test_a_graph_that_is_not_the_model_fails(graph, change, exported, tmp_path):
     folder = shutil.copytree(exported("w4"), tmp_path / "w4")
     change_graph(folder / graph, change)
     found = verify(folder, "cpu")
-    assert [rung.graph for rung in found.rungs if not rung.passed] == [graph]
+    assert [check.graph for check in found.checks if not check.passed] == [graph]
     assert not found.damaged
     assert not found.passed
 
@@ -174,36 +167,36 @@ def sharpen_attention(graph) -> None:
 
 
 @pytest.mark.parametrize(("graph", "change"), [(DECODER, narrow_a_window), (VISION_GRAPH, sharpen_attention)])
-def test_rounding_to_int8_hides_no_graph_that_is_a_little_wrong(graph, change, default, tmp_path):
-    folder = shutil.copytree(default, tmp_path / "w4")
+def test_rounding_to_int8_hides_no_graph_that_is_a_little_wrong(graph, change, exported, tmp_path):
+    folder = shutil.copytree(exported("w4", exact=False), tmp_path / "w4")
     change_graph(folder / graph, change)
-    failed = {rung.name: rung.error for rung in verify(folder, "cpu").rungs if not rung.passed}
+    failed = {check.name: check.error for check in verify(folder, "cpu").checks if not check.passed}
     assert f"{graph}, float32" in failed
     assert failed.keys() <= {graph, f"{graph}, float32"}
     assert failed[f"{graph}, float32"] < INT8_ACTIVATIONS
 
 
-def test_the_command_names_the_graph(exported, tmp_path):
+def test_the_command_names_the_graph(command, exported, tmp_path):
     folder = shutil.copytree(exported("w4"), tmp_path / "w4")
     change_graph(folder / DECODER, move_an_initializer)
-    done = run("verify", "--model", folder, "--json")
-    assert done.returncode == 1
-    said = json.loads(done.stdout)
+    code, out, _ = command("verify", "--model", folder, "--json")
+    assert code == 1
+    said = json.loads(out)
     assert said["passed"] is False
-    assert [rung["error"] > rung["tolerance"] for rung in said["rungs"]] == [False, True, False, False, False]
-    done = run("verify", "--model", folder)
-    assert done.returncode == 1
-    (line,) = [line for line in done.stdout.splitlines() if "FAILS" in line]
+    assert [check["error"] > check["tolerance"] for check in said["checks"]] == [False, True, False, False, False]
+    code, out, _ = command("verify", "--model", folder)
+    assert code == 1
+    (line,) = [line for line in out.splitlines() if "FAILS" in line]
     assert line.startswith(f"FAILS: {DECODER} is ")
 
 
-def test_a_folder_that_passes_exits_0(exported):
-    done = run("verify", "--model", exported("fp16"))
-    assert done.returncode == 0, done.stderr
-    rows = [line.split("|")[1].strip() for line in done.stdout.splitlines() if line.startswith("|")]
+def test_a_folder_that_passes_exits_0(command, exported):
+    code, out, err = command("verify", "--model", exported("fp16"))
+    assert code == 0, err
+    rows = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
     assert rows[2:] == [VISION_GRAPH, DECODER, MTP, *REWINDS]
-    assert "tokens/s" in done.stdout
-    assert "FAILS" not in done.stdout
+    assert "tokens/s" in out
+    assert "FAILS" not in out
 
 
 @pytest.mark.parametrize(
@@ -215,17 +208,15 @@ def test_a_folder_that_passes_exits_0(exported):
         (["verifi"], "verifi"),
     ],
 )
-def test_wrong_input_is_one_line(arguments, says):
-    assert_one_line(run(*arguments), says)
+def test_wrong_input_is_one_line(arguments, says, command):
+    assert_one_line(command(*arguments), says)
 
 
-def test_cuda_that_is_not_there_is_one_line(exported, quantized, tmp_path):
+def test_cuda_that_is_not_there_is_one_line(exported):
     with pytest.raises(InputError, match="not exported for cuda; run: python -m export"):
         verify(exported("w4"), "cuda")
-    folder = shutil.copytree(quantized("w4"), tmp_path / "w4")
-    export(folder, "cuda")
     with pytest.raises(InputError, match="CUDA was asked for"):
-        verify(folder, "cuda")
+        verify(exported("w4", "cuda"), "cuda")
 
 
 ON_CUDA = """
@@ -241,15 +232,13 @@ print(json.dumps(asdict(found) | {"passed": found.passed}))
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="torch would load its CUDA libraries before the stand-in's")
 @pytest.mark.parametrize(("name", "least", "most"), [("w4", 0.003, 0.06), ("bf16", 0.03, 0.4)])
-def test_on_a_card_it_says_where_nodes_run_and_zeros_fail(name, least, most, cuda_stub: CudaStub, quantized, tmp_path):
-    """The stand-in computes nothing, so that all but the values can be seen."""
-    folder = shutil.copytree(quantized(name), tmp_path / name)
-    export(folder, "cuda")
-    found = cuda_stub.run(ON_CUDA, folder)
+def test_on_a_gpu_it_says_where_nodes_run_and_zeros_fail(name, least, most, cuda_stub: CudaStub, exported):
+    """The stand-in computes nothing, so everything but the values can be tested."""
+    found = cuda_stub.run(ON_CUDA, exported(name, "cuda"))
     assert not found["passed"]
     graphs = ("vision", "decoder", "mtp", "rewind", "mtp_rewind")
-    assert [rung["graph"] for rung in found["rungs"]] == [f"{graph}.cuda.onnx" for graph in graphs]
-    *computed, rewind, mtp_rewind = found["rungs"]
-    assert all(rung["error"] == 1 and least < rung["tolerance"] < most for rung in computed)
-    assert [rung["tolerance"] for rung in (rewind, mtp_rewind)] == [EXACT, EXACT]
-    assert all(set(rung["nodes"]) == {"CUDA"} for rung in found["rungs"])
+    assert [check["graph"] for check in found["checks"]] == [f"{graph}.cuda.onnx" for graph in graphs]
+    *computed, rewind, mtp_rewind = found["checks"]
+    assert all(check["error"] == 1 and least < check["tolerance"] < most for check in computed)
+    assert [check["tolerance"] for check in (rewind, mtp_rewind)] == [EXACT, EXACT]
+    assert all(set(check["nodes"]) == {"CUDA"} for check in found["checks"])

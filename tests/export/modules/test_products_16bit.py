@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.modules import half, ops
+from export.modules import products_16bit
+from export.modules.products import EXACT, matmul_nbits
 
 DTYPES = [torch.float16, torch.bfloat16]
 f32 = np.float32
@@ -46,7 +47,7 @@ def test_few_rows_are_added_as_by_the_kernel(rows, kept, dtype):
     scales = (torch.rand(3, 19, generator=random) / 100).to(dtype)
     x = torch.randn(rows, 608, generator=random).to(dtype)
     weight = ((codes.unflatten(1, (19, 32)) - 8).to(dtype) * scales.unsqueeze(-1)).flatten(1)
-    found = ops.matmul_nbits(x, packed(codes, 32), scales, 4, ops.EXACT)
+    found = matmul_nbits(x, packed(codes, 32), scales, 4, EXACT)
     assert found.dtype == dtype
     assert found.tolist() == [[by_the_weight(row, column, kept) for column in weight] for row in x]
 
@@ -60,7 +61,7 @@ def test_other_products_are_added_in_float32(bits, rows, exact, dtype):
     x = torch.randint(-400 // bits, 400 // bits, (rows, 4096), generator=random).to(dtype)
     weight = (codes - 2 ** (bits - 1)).double()
     stored = packed(codes, 128) if bits == 4 else codes.to(torch.uint8).reshape(64, 32, 128)
-    found = ops.matmul_nbits(x, stored, torch.ones(64, 32, dtype=dtype), bits, ops.EXACT)
+    found = matmul_nbits(x, stored, torch.ones(64, 32, dtype=dtype), bits, EXACT)
     expected = (x.double() @ weight.T).float().to(dtype)
     assert torch.equal(found, expected) == exact
 
@@ -71,7 +72,7 @@ def relative_rms(rows: int, dtype: torch.dtype) -> float:
     x = torch.randn(rows, 5120, generator=random).bfloat16().to(dtype)
     weight = torch.randn(128, 5120, generator=random).bfloat16().to(dtype)
     expected = x.double() @ weight.double().T
-    return float((half.linear(x, weight).double() - expected).norm() / expected.norm())
+    return float((products_16bit.linear(x, weight).double() - expected).norm() / expected.norm())
 
 
 def test_how_exact_products_are():
@@ -87,5 +88,5 @@ def test_how_exact_products_are():
 
 def test_float32_is_left_to_torch():
     x, weight = torch.randn(1, 2, 64), torch.randn(8, 64)
-    assert torch.equal(half.linear(x, weight), torch.nn.functional.linear(x, weight))
-    assert half.linear(x.half(), weight.half()).shape == (1, 2, 8)
+    assert torch.equal(products_16bit.linear(x, weight), torch.nn.functional.linear(x, weight))
+    assert products_16bit.linear(x.half(), weight.half()).shape == (1, 2, 8)

@@ -1,20 +1,20 @@
-"""Eager answers in 16 bits: the tolerance that follows from them passes what a card may round, and little else."""
+"""Modules in 16 bits: the tolerance that follows from their error passes what a GPU may round, and little else."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from export.verification.eager import cached_answer, difference
 from torch import Tensor
 
-from export.modules import half
+from export.modules import products_16bit
 from export.modules.decoder import Decoder
 from export.modules.mtp import Mtp
 from export.modules.weights import Source
-from export.verification.verify import CALLS, EXACT, ROUNDING, TOKENS
+from export.verification.inputs import CALLS, TOKENS
+from export.verification.reference import relative_error, run_with_cache
+from export.verification.tolerances import EXACT, ROUNDING
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family, model_config
 from runtime.ort.manifest import Text, load_manifest
@@ -42,7 +42,7 @@ class Reader:
     def answer(self, module: Decoder | Mtp, calls, dtype: torch.dtype, text: Text | None = None) -> np.ndarray:
         read = [self.embeds, self.hidden] if isinstance(module, Mtp) else [self.embeds]
         with torch.no_grad():
-            return cached_answer(module, text or self.text, read, calls, dtype)[0]
+            return run_with_cache(module, text or self.text, read, calls, dtype)[0]
 
 
 @pytest.mark.parametrize("kind", [Decoder, Mtp])
@@ -50,12 +50,15 @@ def test_calls_of_any_size_answer_alike(kind, exported):
     reader = Reader(exported("w4"))
     module = reader.module(kind)
     at_once, in_calls = (reader.answer(module, calls, torch.float32) for calls in (ONE, CALLS))
-    assert 0 < difference(in_calls, at_once) < EXACT
+    assert 0 < relative_error(in_calls, at_once) < EXACT
 
 
-def in_another_order(x: Tensor, weight: Tensor, few_rows: Callable[[Tensor, Tensor], Tensor] = half.few_rows) -> Tensor:
+FEW_ROWS = products_16bit.few_rows
+
+
+def in_another_order(x: Tensor, weight: Tensor) -> Tensor:
     order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(1))
-    return few_rows(x[:, order], weight[:, order])
+    return FEW_ROWS(x[:, order], weight[:, order])
 
 
 @each_reader
@@ -66,13 +69,13 @@ def test_other_orders_of_sums_are_within(seed, kind, name, exported, monkeypatch
     reader = Reader(exported(name), seed)
     module = reader.module(kind)
     expected, rounded = (reader.answer(module, *how) for how in ((ONE, torch.float32), (CALLS, DTYPES[name])))
-    monkeypatch.setattr(half, "few_rows", in_another_order)
+    monkeypatch.setattr(products_16bit, "few_rows", in_another_order)
     found = reader.answer(module, CALLS, DTYPES[name])
     few = CALLS[0][1]
     assert np.array_equal(found[:few], rounded[:few])
     assert not np.array_equal(found[few:], rounded[few:])
-    assert difference(found[few:], expected[few:]) < ROUNDING / 1.5 * difference(rounded[few:], expected[few:])
-    assert difference(found, expected) < ROUNDING / 2 * difference(rounded, expected)
+    assert relative_error(found[few:], expected[few:]) < ROUNDING / 1.5 * relative_error(rounded[few:], expected[few:])
+    assert relative_error(found, expected) < ROUNDING / 2 * relative_error(rounded, expected)
 
 
 def roll_a_weight(decoder: Decoder) -> None:
@@ -87,7 +90,7 @@ def roll_scales(decoder: Decoder) -> None:
 
 def swap_gate_and_up(decoder: Decoder) -> None:
     both = decoder.layers[0].mlp.gate_up.products[0]
-    for buffer in both.spans:
+    for buffer in both.byte_ranges:
         setattr(both, buffer, torch.cat(both.get_buffer(buffer).chunk(2)[::-1]))
 
 
@@ -124,10 +127,10 @@ SUBTLE = [narrow_a_window, repeat_an_output]  # 0.02 to 0.05 off, as bfloat16 is
 def test_faults_are_not_within(name, faults, exported):
     reader, dtype = Reader(exported(name)), DTYPES[name]
     expected = reader.answer(reader.module(), ONE, torch.float32)
-    tolerance = ROUNDING * difference(reader.answer(reader.module(), CALLS, dtype), expected)
+    tolerance = ROUNDING * relative_error(reader.answer(reader.module(), CALLS, dtype), expected)
     everything = replace(reader.text, windows=[None] * len(reader.text.windows))
     for fault in faults:
         decoder = reader.module()
         fault(decoder)
         found = reader.answer(decoder, CALLS, dtype, everything if fault is ignore_windows else None)
-        assert difference(found, expected) > 2 * tolerance, fault.__name__
+        assert relative_error(found, expected) > 2 * tolerance, fault.__name__
