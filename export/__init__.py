@@ -1,9 +1,7 @@
-"""Adds ONNX graphs to a model folder. Its weights stay in the safetensors files.
+"""Adds ONNX graphs to a model folder and verifies them. The weights stay in its safetensors files.
 
-from export import export, verify
-
-export("exaone-w4", device="cuda")
-assert verify("exaone-w4", device="cuda").passed
+`export("exaone-w4", device="cuda")` writes the graphs; `verify("exaone-w4", device="cuda").passed` tells whether they
+compute what the PyTorch modules compute.
 """
 
 from __future__ import annotations

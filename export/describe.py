@@ -9,7 +9,7 @@ import torch
 
 from console.errors import InputError
 from export.config import head_dim, mtp_windows, rope, windows
-from export.formats import floating
+from export.formats import require_float
 from export.modules.weights import byte_ranges
 from quantize.checkpoint.reader import DTYPES
 from quantize.scheme import has_mtp
@@ -101,7 +101,7 @@ def describe_target(
 
 def _activation_dtype(checkpoint: Checkpoint, family: Family, device: str) -> torch.dtype:
     """float32 on the CPU; on CUDA the dtype of the checkpoint, because attention has kernels for 16 bits only."""
-    stored = DTYPES[floating(checkpoint.tensor(f"{family.embeddings}.weight")).dtype]
+    stored = DTYPES[require_float(checkpoint.tensor(f"{family.embeddings}.weight")).dtype]
     if device == "cpu":
         return torch.float32
     if stored not in (torch.float16, torch.bfloat16):

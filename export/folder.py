@@ -49,9 +49,10 @@ def export(
     Returns the content of runtime.json. Raises InputError for a folder that cannot be exported or that another run is
     writing.
     """
-    for name, value, choices in (("device", device, DeviceKind), ("kv_bits", kv_bits, KvBits)):
-        if value not in get_args(choices):
-            raise InputError(f"{name}={value!r}: give one of {', '.join(map(repr, get_args(choices)))}")
+    _require_choice("device", device, get_args(DeviceKind))
+    _require_choice("kv_bits", kv_bits, get_args(KvBits))
+    _require_choice("kv_layout", kv_layout, get_args(manifest.KvLayout))
+    _require_choice("block_size", block_size, (*get_args(BlockSize), None))
     folder = Path(model)
     checkpoint = open_checkpoint(folder)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
@@ -64,6 +65,12 @@ def export(
         described = describe(checkpoint, family, config, targets)
         described.save(new_path(manifest.FILE))
     return described
+
+
+def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise InputError for a value that types rule out: not every caller has a type checker."""
+    if value not in choices:
+        raise InputError(f"{name}={value!r}: give one of {', '.join(map(repr, choices))}")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""How the linears of a checkpoint are stored, and which ways a graph can read as they are.
+"""Formats in which checkpoints store linear layers, and which of them graphs can read without a conversion.
 
-Folders that others wrote come here too. Where a graph would compute something else than the folder means, or ONNX
-Runtime has no operator for it, that is refused, by the name of the tensor.
+Folders written by other tools are read, too. A format that ONNX Runtime has no operator for is refused with the name of
+the tensor.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FLOATS = ("F16", "BF16", "F32")
 _BITS = (4, 8)
 _ADVICE = "run on the original checkpoint: python -m quantize --model ORIGINAL"
 
-# Tensors beside a weight that change what it means, and for whom they are.
+# Tensors next to a weight that change its meaning, and the format that they belong to.
 _REFUSED = {
     ".weight_zero_point": "asymmetric groups",
     ".weight_g_idx": "act-ordered groups",
@@ -41,21 +41,22 @@ _REFUSED = {
 
 @dataclass(frozen=True)
 class Format:
-    """How a weight is stored; weights of one format that read the same input can be one product.
-
-    width: inputs. bits: of a code, 16 and 32 where there are none. block: weights that share a scale, 0 where there is
-    none. has_bias: a bias lies beside it.
-    """
+    """How a linear layer is stored. Layers of one format that read the same input can be one product."""
 
     kind: Literal["dense", "packed", "nf4"]
+    """16/32-bit weight, compressed-tensors `pack-quantized`, or bitsandbytes' NF4."""
     width: int
+    """Number of inputs."""
     bits: int
+    """Bits of a weight."""
     block: int
+    """Weights that share a scale; 0 for a dense weight."""
     has_bias: bool
+    """Whether the checkpoint has a bias."""
 
 
 def check_config(checkpoint: Checkpoint) -> None:
-    """Refuse what config.json alone says: activations that are quantized, or rotated while the model runs."""
+    """Raise InputError if config.json says that activations are quantized or rotated."""
     path = checkpoint.folder / "config.json"
     config = _object(checkpoint.config, "quantization_config", path)
     for name, group in _object(config, "config_groups", path).items():
@@ -67,7 +68,7 @@ def check_config(checkpoint: Checkpoint) -> None:
 
 
 def _object(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
-    """An object of config.json, empty where there is none."""
+    """Return an object of config.json; empty if it is missing."""
     value = config.get(name) or {}
     if not isinstance(value, dict):
         raise InputError(f"{path}: {name} is not a JSON object; restore it from the original")
@@ -75,7 +76,7 @@ def _object(config: dict[str, Any], name: str, path: Path) -> dict[str, Any]:
 
 
 def read_format(checkpoint: Checkpoint, name: str) -> tuple[int, Format]:
-    """Outputs of a linear, and how its weight is stored. Raises InputError for a way that graphs cannot read."""
+    """Read the number of outputs and the format of a linear layer. Raises InputError if graphs cannot read it."""
     tensors = checkpoint.tensors
     if f"{name}.qweight" in tensors:
         raise InputError(
@@ -93,25 +94,25 @@ def read_format(checkpoint: Checkpoint, name: str) -> tuple[int, Format]:
     return rows, stored
 
 
-def floating(tensor: StoredTensor) -> StoredTensor:
-    """The same tensor, which must be one of floats of 16 or 32 bits."""
+def require_float(tensor: StoredTensor) -> StoredTensor:
+    """Return the tensor. Raises InputError unless it has floats of 16 or 32 bits."""
     if tensor.dtype not in _FLOATS:
         raise InputError(f"{tensor.name}: stored as {tensor.dtype}; graphs read {', '.join(_FLOATS)} here; {_ADVICE}")
     return tensor
 
 
 def _dense(checkpoint: Checkpoint, name: str, has_bias: bool) -> tuple[int, Format]:
-    """The weight itself, in 16 or 32 bits."""
-    weight = floating(checkpoint.tensor(f"{name}.weight"))
+    """A weight in 16 or 32 bits."""
+    weight = require_float(checkpoint.tensor(f"{name}.weight"))
     if f"{name}.weight_scale" in checkpoint.tensors:
-        raise InputError(f"{name}.weight_scale: scales beside a weight that is not packed; {_ADVICE}")
+        raise InputError(f"{name}.weight_scale: scales next to a weight that is not packed; {_ADVICE}")
     width = math.prod(weight.shape[1:])
     return weight.shape[0], Format("dense", width, 32 if weight.dtype == "F32" else 16, 0, has_bias)
 
 
 def _packed(checkpoint: Checkpoint, name: str, has_bias: bool) -> tuple[int, Format]:
-    """compressed-tensors `pack-quantized`: int32 [N, K * bits / 32], and a scale a group of inputs [N, K / group]."""
-    packed, scale = checkpoint.tensor(f"{name}.weight_packed"), floating(checkpoint.tensor(f"{name}.weight_scale"))
+    """compressed-tensors `pack-quantized`: int32 [N, K * bits / 32], and a scale for each group, [N, K / group]."""
+    packed, scale = checkpoint.tensor(f"{name}.weight_packed"), require_float(checkpoint.tensor(f"{name}.weight_scale"))
     if packed.dtype != "I32" or len(packed.shape) != 2:
         raise InputError(f"{packed.name}: {packed.dtype} {list(packed.shape)}; graphs read rows of I32; {_ADVICE}")
     shape = checkpoint.tensor(f"{name}.weight_shape")
@@ -131,7 +132,7 @@ def _packed(checkpoint: Checkpoint, name: str, has_bias: bool) -> tuple[int, For
 
 
 def _nf4(checkpoint: Checkpoint, name: str, has_bias: bool) -> tuple[int, Format]:
-    """bitsandbytes' NF4: two codes a byte, and a float32 scale a block of the flat weight."""
+    """bitsandbytes' NF4: two codes a byte, and a float32 scale for each block of the flattened weight."""
     absmax = checkpoint.tensor(f"{name}.weight.absmax")
     try:
         rows, width = json.loads(bytes(checkpoint.load(name + NF4_STATE).tolist()))["shape"]

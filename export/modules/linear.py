@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from export.formats import Format, floating, read_format
+from export.formats import Format, read_format, require_float
 from export.modules.basic_ops import reshape, rms_norm, split
 from export.modules.products import EXACT, INT8, matmul_dense, matmul_nbits, matmul_nf4
 from export.modules.weights import Source, StoredModule, contiguous
@@ -24,7 +24,7 @@ class RMSNorm(StoredModule):
 
     def __init__(self, source: Source, name: str, eps: float) -> None:
         super().__init__()
-        stored = floating(source.tensor(f"{name}.weight"))
+        stored = require_float(source.tensor(f"{name}.weight"))
         self.eps = eps
         self.register_stored(source, "weight", [stored.name], stored.shape, DTYPES[stored.dtype])
 
@@ -101,7 +101,7 @@ class Bias(StoredModule):
 
     def __init__(self, source: Source, names: list[str]) -> None:
         super().__init__()
-        tensors = [floating(source.tensor(f"{name}.bias")) for name in names]
+        tensors = [require_float(source.tensor(f"{name}.bias")) for name in names]
         rows = sum(tensor.shape[0] for tensor in tensors)
         self.register_stored(source, "bias", [tensor.name for tensor in tensors], (rows,), DTYPES[tensors[0].dtype])
 
