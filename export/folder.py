@@ -13,7 +13,7 @@ from export.graphs import write_graphs
 from export.modules.weights import Source
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family, model_config
-from runtime.ort import manifest
+from runtime.ort.manifest import FILE, KvLayout, Manifest, Target, load_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -29,9 +29,9 @@ def export(
     *,
     exact: bool = False,
     kv_bits: KvBits = 16,
-    kv_layout: manifest.KvLayout = "window",
+    kv_layout: KvLayout = "window",
     block_size: BlockSize | None = None,
-) -> manifest.Manifest:
+) -> Manifest:
     """Add the ONNX graphs of one device and runtime.json to a model folder. The weights stay in its safetensors files.
 
     The graphs of the other device stay usable. An export that fails or is stopped leaves the graphs that were there.
@@ -51,7 +51,7 @@ def export(
     """
     _require_choice("device", device, get_args(DeviceKind))
     _require_choice("kv_bits", kv_bits, get_args(KvBits))
-    _require_choice("kv_layout", kv_layout, get_args(manifest.KvLayout))
+    _require_choice("kv_layout", kv_layout, get_args(KvLayout))
     _require_choice("block_size", block_size, (*get_args(BlockSize), None))
     folder = Path(model)
     checkpoint = open_checkpoint(folder)
@@ -62,9 +62,9 @@ def export(
     with _all_or_none(folder) as new_path:
         target = write_graphs(source, family, config, device, target, new_path)
         targets = {**_other_targets(folder, device), device: target}
-        described = describe(checkpoint, family, config, targets)
-        described.save(new_path(manifest.FILE))
-    return described
+        manifest = describe(checkpoint, family, config, targets)
+        manifest.save(new_path(FILE))
+    return manifest
 
 
 def _require_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
@@ -89,7 +89,7 @@ def _all_or_none(folder: Path) -> Iterator[Callable[[str], Path]]:
     taken = lock(folder)
     try:
         yield new_path
-        (folder / manifest.FILE).unlink(missing_ok=True)
+        (folder / FILE).unlink(missing_ok=True)
         for name in names:
             (folder / f"{name}.partial").replace(folder / name)
     finally:
@@ -98,10 +98,10 @@ def _all_or_none(folder: Path) -> Iterator[Callable[[str], Path]]:
         unlock(taken)
 
 
-def _other_targets(folder: Path, device: str) -> dict[str, manifest.Target]:
+def _other_targets(folder: Path, device: str) -> dict[str, Target]:
     """Targets that were exported earlier for the same weights; none if runtime.json is unreadable or outdated."""
     try:
-        earlier = manifest.load_manifest(folder).targets
+        earlier = load_manifest(folder).targets
     except InputError:
         return {}
     return {name: target for name, target in earlier.items() if name != device}

@@ -50,9 +50,9 @@ def cached_attention(
     new_key, new_value = past_key.clone(), past_value.clone()
     outputs = []
     for row in range(q.shape[0]):
-        one = slice(row, row + 1)
+        sequence = slice(row, row + 1)
         total = int(seqlens_k[row]) + 1
-        tensors = (queries[one], keys[one], values[one], new_key[one], new_value[one])
+        tensors = (queries[sequence], keys[sequence], values[sequence], new_key[sequence], new_value[sequence])
         outputs.append(_attend_row(*tensors, total, rope, window, kv_scales))
     return torch.cat(outputs), new_key, new_value
 

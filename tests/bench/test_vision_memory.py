@@ -1,13 +1,11 @@
 """Memory of the vision graph at the largest image, 16384 patches: far from an N x N tensor, on both targets."""
 
 import os
-import shutil
 import sys
 
 import pytest
 
 from bench.vision_memory import MIB, Call, on_cpu, on_cuda, table
-from export import export
 
 LARGEST = 128  # patches along a side
 BOUND = 512 * MIB  # the scores of a single head would be 1024 MiB in float32, and 512 in float16
@@ -22,10 +20,9 @@ def test_the_largest_image_on_the_cpu(exported, monkeypatch):
     assert kept < peak / 2
 
 
-def test_the_largest_image_on_cuda(cuda_stub, quantized, tmp_path, monkeypatch):
+def test_the_largest_image_on_cuda(cuda_stub, exported, monkeypatch):
     """232 MiB when this was written; without its flash kernel the provider asks for the scores, and that is seen."""
-    folder = shutil.copytree(quantized("fp16"), tmp_path / "reader")
-    export(folder, "cuda")
+    folder = exported("fp16", "cuda")
     peak, kept = on_cuda(folder, LARGEST, cuda_stub)
     assert 50 * MIB < peak < BOUND
     assert kept < MIB

@@ -141,16 +141,16 @@ embeds, cache = model.embed_tokens(np.arange(100, 200)), model.decoder.new_cache
 model.decoder.run(cache, embeds[None], np.array([[99]]))
 session = model.decoder._session
 names = ("ep.cuda.fpa_intb_gemm", "ep.cuda.fpa_intb_profile_m", "session.use_device_allocator_for_initializers")
-told = [session.get_session_options().get_session_config_entry(name) for name in names]
-print(json.dumps([told, loading.peak, loading.kept, placement(session)]))
+options = [session.get_session_options().get_session_config_entry(name) for name in names]
+print(json.dumps([options, loading.peak, loading.kept, placement(session)]))
 """
 
 
 def test_a_gpu_keeps_one_copy_and_measures_the_kernels(exported, cuda_stub, tmp_path):
-    """In bfloat16. ONNX Runtime repacks the weights and times its kernels on the stand-in too, whose clock stands."""
+    """In bfloat16. ONNX Runtime repacks the weights and times its kernels on the stand-in too, whose clock never moves."""
     folder = exported("bf16", "cuda", block_size=32)
-    told, peak, held, nodes = cuda_stub.run(ON_CUDA, folder, tmp_path)
-    assert told == ["1", "1,2,4,8,16,32,1024,4096", "1"]
+    options, peak, held, nodes = cuda_stub.run(ON_CUDA, folder, tmp_path)
+    assert options == ["1", "1,2,4,8,16,32,1024,4096", "1"]
     assert {provider for _, provider in nodes} == {"CUDAExecutionProvider"}
     assert Counter(operator for operator, _ in nodes)["MatMulNBits"] == 17
     assert not {"Concat", "Expand", "Gather"} & {operator for operator, _ in nodes}

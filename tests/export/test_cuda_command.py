@@ -108,7 +108,7 @@ print(json.dumps([said, printed.getvalue()]))
 
 
 def test_a_provider_that_does_not_start_says_why_in_one_line(cuda_stub, on_cuda):
-    """ONNX Runtime would print so, and load the graph on the CPU; --memory-limit is checked before it is told."""
+    """ONNX Runtime would print the reason and load the graph on the CPU. --memory-limit is checked before that."""
     said, printed = cuda_stub.run(UNSTARTED, on_cuda("w4"))
     assert said.startswith("cuda was asked for but ONNX Runtime could not start it (")
     assert 'Failed to parse provider option "gpu_mem_limit"' in said

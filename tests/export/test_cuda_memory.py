@@ -193,5 +193,5 @@ print(json.dumps([answered(*limits) for limits in ((PLENTY, PLENTY), (1 << 16, P
 
 
 def test_without_memory_for_the_layer_that_drafts_it_answers_without(cuda_stub, on_cuda):
-    """Neither loading it nor keeping it beside a KV cache may make an answer fail that nobody asked drafts for."""
+    """Neither loading it nor keeping it next to a KV cache may make an answer fail if nobody asked for drafts."""
     assert cuda_stub.run(WITHOUT_MEMORY, on_cuda("w4")) == [[5, False, True], [5, True, False], [5, True, False]]

@@ -23,8 +23,8 @@ opened = {}
 def profiled(path, device, options=None, give_back=False):
     settings = ort.SessionOptions()
     settings.enable_profiling, settings.profile_file_prefix = True, prefix
-    told = sessions.provider(device, options or Options())
-    opened[path.stem] = ort.InferenceSession(path, settings, providers=[told, "CPUExecutionProvider"])
+    provider = sessions.provider(device, options or Options())
+    opened[path.stem] = ort.InferenceSession(path, settings, providers=[provider, "CPUExecutionProvider"])
     return opened[path.stem]
 
 sessions.open_session(folder / "decoder.cuda.onnx", Device("cuda"))  # as the command opens it
@@ -144,7 +144,7 @@ print(json.dumps(said))
 
 @pytest.mark.parametrize("name", ["w4", "kv8"])
 def test_a_captured_step_is_replayed_by_its_own_thread(name, cuda_stub, on_cuda):
-    """Other calls may come from any thread, and are told how long the sequence is: an int8 prompt depends on it."""
+    """Other calls may come from any thread and get the length of the sequence: an int8 prompt depends on it."""
     said = cuda_stub.run(CAPTURED, on_cuda(name))
     assert said["step"] == "a captured step can only be replayed by the thread that captured it"
     assert said["prompt"] == "ran"

@@ -67,16 +67,36 @@ def test_half_an_export_is_none(untraced, exported, tmp_path):
         load_manifest(folder)
 
 
-def test_a_folder_is_exported_by_one_run_at_a_time(untraced, quantized, tmp_path):
+WAIT = """
+import sys, time
+from pathlib import Path
+import onnx_ir as ir
+from export import export, graphs
+
+folder, vision, go_on = map(Path, sys.argv[1:])
+
+def wait(*_):
+    while not go_on.exists():
+        time.sleep(0.01)
+    return ir.load(vision)
+
+graphs.trace_vision = wait
+export(folder)
+"""
+
+
+def test_a_folder_is_exported_by_one_run_at_a_time(untraced, quantized, exported, tmp_path):
     """The second starts while the graphs of the first do not have their names yet."""
     folder = copy_of(quantized("w4"), tmp_path / "w4")
     before = {path.name for path in folder.iterdir()}
-    with subprocess.Popen([sys.executable, "-m", "export", "--model", folder], stdout=subprocess.DEVNULL) as first:
+    vision, go_on = exported("w4", exact=False) / "vision.cpu.onnx", tmp_path / "go on"
+    with subprocess.Popen([sys.executable, "-c", WAIT, folder, vision, go_on]) as first:
         while first.poll() is None and not (folder / "decoder.cpu.onnx.partial").exists():
             time.sleep(0.01)
         for device in ("cpu", "cuda"):
             with pytest.raises(InputError, match=f"^{folder} is being written by another run; wait for it or give"):
                 export(folder, device, exact=True)
+        go_on.touch()
     assert first.returncode == 0
     assert {path.name for path in folder.iterdir()} == before | {*GRAPHS, *REWINDS, "runtime.json"}
     assert set(load_manifest(folder).targets) == {"cpu"}

@@ -53,7 +53,7 @@ def is_decoder_linear(name):
 def make_folder(folder, how=None, own=None):
     """The reader in bfloat16 with its decoder's linears compressed, some of them in ways of their `own`.
 
-    The rest is in 16 bits: vision tower, head and MTP layer. None as a way leaves a linear in 16 bits, too.
+    The rest is in 16 bits: vision encoder, head and MTP layer. None leaves a linear layer in 16 bits, too.
     """
     shutil.copytree(READER, folder, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
     how, own = how or scheme(), own or {}

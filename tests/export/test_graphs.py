@@ -68,7 +68,7 @@ def test_contiguous_weights_are_one_product(exported):
 
 
 def test_axes_are_named(exported):
-    """Patches are four times the image tokens; if not told so, torch has to trace twice."""
+    """Patches are four times the image tokens; without that, torch has to trace twice."""
     graph = onnx.load(exported("fp16") / "vision.cpu.onnx", load_external_data=False).graph
     first = {given.name: given.type.tensor_type.shape.dim[0].dim_param for given in graph.input[:4]}
     patches, tokens = "4*image_tokens", "image_tokens"

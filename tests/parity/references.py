@@ -22,7 +22,7 @@ from quantize.model.families import find_family, model_config
 
 EAGER = 1e-5  # the same float32 arithmetic in another order
 ONNX = 1e-5  # as above, with ONNX Runtime's kernels
-VISION = 1e-4  # the trained tower magnifies rounding: on noise transformers itself is 3e-5 from its float64 result
+VISION = 1e-4  # the trained vision encoder magnifies rounding: on noise transformers is 3e-5 off its float64 result
 CACHED = 1e-5  # sums over keys in other chunks
 PACKED = 2e-5  # weights dequantized inside the kernel, in other block sizes
 INT8_ACTIVATIONS = 0.08  # MatMulNBits at accuracy_level 4 rounds its input to int8: about 6e-3 a linear, 25 in a row

@@ -31,7 +31,7 @@ from .references import VISION, eager, relative_error
 
 GRIDS = [(1, 12, 10), (1, 2, 2), (1, 2, 34), (1, 40, 2), (2, 16, 24), (8, 10, 12)]  # one token, row, column, 16 frames
 RANDOM_GRIDS = 40
-TOGETHER = [(1, 2, 2), (1, 32, 26), (16, 4, 6)]  # one token beside 208, and 16 frames of six
+TOGETHER = [(1, 2, 2), (1, 32, 26), (16, 4, 6)]  # one token next to 208, and 16 frames of six
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_one_vision_graph_serves_any_grids(pages, exact_vision, exported):
 @torch.no_grad()
 @pytest.mark.parametrize("grids", [*([grid] for grid in GRIDS), TOGETHER], ids=str)
 def test_cudas_vision_graph_does_not_rely_on_lengths(grids, pages, exact_vision, exported, cuda_vision):
-    """CUDA's kernel takes rows without a past as full, so the CPU's is told that they are."""
+    """CUDA's kernel takes rows without a past as full, so the CPU's kernel gets full lengths here."""
     patches = pages[: sum(map(math.prod, grids))]
     expected = exact_vision(torch.from_numpy(patches).double(), grid_thw=torch.tensor(grids)).pooler_output
     feeds = vision_feeds(patches, grids, Model(exported("fp16"), "cpu").manifest.vision)

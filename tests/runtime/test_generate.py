@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import shutil
 import tracemalloc
 
 import numpy as np
@@ -12,7 +11,6 @@ from safetensors.numpy import load_file
 
 from calib_data.sources import open_documents
 from console.errors import InputError
-from export import export
 from runtime.generate import ANSWER_CHUNK, Model, Prompt
 from runtime.ort.prompt_chunks import CHUNKINGS, Chunking, prompt_calls
 from runtime.sampling import greedy
@@ -24,11 +22,9 @@ CHUNKED = 1e-5  # relative to the largest logit: sums over keys in another order
 
 
 @pytest.fixture(scope="module")
-def int8_reader(quantized, tmp_path_factory):
+def int8_reader(exported):
     """The reader at 4 bits with an int8 KV cache."""
-    folder = shutil.copytree(quantized("w4"), tmp_path_factory.mktemp("int8") / "w4")
-    export(folder, "cpu", exact=True, kv_bits=8)
-    return Model(folder, "cpu")
+    return Model(exported("w4", kv_bits=8), "cpu")
 
 
 def relative_error(value, reference):

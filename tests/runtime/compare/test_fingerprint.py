@@ -41,7 +41,7 @@ def test_its_description_makes_it_another(copied):
     assert len({before, other, fingerprint(copied, "cpu")}) == 3
 
 
-def test_what_another_device_has_does_not(copied):
+def test_what_another_device_has_does_not(untraced, copied):
     before = fingerprint(copied, "cpu")
     export(copied, "cuda")
     assert set(json.loads((copied / "runtime.json").read_text())["targets"]) == {"cpu", "cuda"}
