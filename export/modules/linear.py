@@ -11,7 +11,6 @@ from export.formats import Format, read_format, require_float
 from export.modules.basic_ops import reshape, rms_norm, split
 from export.modules.products import EXACT, INT8, matmul_dense, matmul_nbits, matmul_nf4
 from export.modules.weights import Source, StoredModule, contiguous
-from quantize.checkpoint.reader import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,9 +23,9 @@ class RMSNorm(StoredModule):
 
     def __init__(self, source: Source, name: str, eps: float) -> None:
         super().__init__()
-        stored = require_float(source.tensor(f"{name}.weight"))
+        stored = require_float(source.checkpoint.tensor(f"{name}.weight"))
         self.eps = eps
-        self.register_stored(source, "weight", [stored.name], stored.shape, DTYPES[stored.dtype])
+        self.register_stored(source, "weight", [stored.name], stored.shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise x [..., H]."""
@@ -41,7 +40,7 @@ class _Dense(StoredModule):
     def __init__(self, source: Source, names: list[str], rows: int, stored: Format) -> None:
         super().__init__()
         weights = [f"{name}.weight" for name in names]
-        self.register_stored(source, "weight", weights, (rows, stored.width), DTYPES[source.tensor(weights[0]).dtype])
+        self.register_stored(source, "weight", weights, (rows, stored.width))
 
     def forward(self, x: Tensor) -> Tensor:
         return matmul_dense(x, self.weight.to(x.dtype))
@@ -61,7 +60,7 @@ class _Packed(StoredModule):
         groups, block = stored.width // stored.block, stored.block // self.repeats
         codes = (rows, stored.width // block, block * stored.bits // 8)
         self.register_stored(source, "weight_packed", [f"{name}.weight_packed" for name in names], codes, torch.uint8)
-        self.register_stored(source, "weight_scale", scales, (rows, groups), DTYPES[source.tensor(scales[0]).dtype])
+        self.register_stored(source, "weight_scale", scales, (rows, groups))
 
     def forward(self, x: Tensor) -> Tensor:
         scales = self.weight_scale.to(x.dtype)
@@ -101,9 +100,9 @@ class Bias(StoredModule):
 
     def __init__(self, source: Source, names: list[str]) -> None:
         super().__init__()
-        tensors = [require_float(source.tensor(f"{name}.bias")) for name in names]
+        tensors = [require_float(source.checkpoint.tensor(f"{name}.bias")) for name in names]
         rows = sum(tensor.shape[0] for tensor in tensors)
-        self.register_stored(source, "bias", [tensor.name for tensor in tensors], (rows,), DTYPES[tensors[0].dtype])
+        self.register_stored(source, "bias", [tensor.name for tensor in tensors], (rows,))
 
     def forward(self, x: Tensor) -> Tensor:
         """Add the bias to x [..., N]."""

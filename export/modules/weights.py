@@ -17,12 +17,13 @@ from torch import nn
 
 from console.errors import InputError
 from export.formats import check_config
+from quantize.checkpoint.reader import DTYPES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from quantize.checkpoint.reader import Checkpoint, StoredTensor
+    from quantize.checkpoint.reader import Checkpoint
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,10 @@ class Source:
     def __post_init__(self) -> None:
         check_config(self.checkpoint)
 
-    def tensor(self, name: str) -> StoredTensor:
-        """Where the tensor of that name is stored. Raises InputError if the checkpoint lacks it."""
-        return self.checkpoint.tensor(name)
-
 
 def contiguous(source: Source, names: Sequence[str]) -> bool:
     """Whether these tensors have one dtype and follow each other without a gap in one file."""
-    tensors = [source.tensor(name) for name in names]
+    tensors = [source.checkpoint.tensor(name) for name in names]
     return all(
         (b.file, b.offset, b.dtype) == (a.file, a.offset + a.nbytes, a.dtype) for a, b in itertools.pairwise(tensors)
     )
@@ -77,13 +74,14 @@ class StoredModule(nn.Module):
         self.byte_ranges: dict[str, ByteRange] = {}
 
     def register_stored(
-        self, source: Source, buffer: str, names: list[str], shape: tuple[int, ...], dtype: torch.dtype
+        self, source: Source, buffer: str, names: list[str], shape: tuple[int, ...], dtype: torch.dtype | None = None
     ) -> None:
-        """Register a buffer of this shape and dtype over the bytes of contiguous tensors.
+        """Register a buffer of this shape over the bytes of contiguous tensors. dtype: None for the stored one.
 
         Raises InputError if they have another number of bytes.
         """
-        tensors = [source.tensor(name) for name in names]
+        tensors = [source.checkpoint.tensor(name) for name in names]
+        dtype = dtype or DTYPES[tensors[0].dtype]
         stored = ByteRange(tensors[0].file.name, tensors[0].offset, sum(tensor.nbytes for tensor in tensors))
         if math.prod(shape) * dtype.itemsize != stored.nbytes:
             raise InputError(f"{names[0]}: {stored.nbytes} bytes stored, {list(shape)} of {dtype} expected")

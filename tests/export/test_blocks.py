@@ -147,7 +147,7 @@ print(json.dumps([options, loading.peak, loading.kept, placement(session)]))
 
 
 def test_a_gpu_keeps_one_copy_and_measures_the_kernels(exported, cuda_stub, tmp_path):
-    """In bfloat16. ONNX Runtime repacks the weights and times its kernels on the stand-in too, whose clock never moves."""
+    """In bfloat16. ONNX Runtime repacks the weights and times its kernels on the stand-in, whose clock never moves."""
     folder = exported("bf16", "cuda", block_size=32)
     options, peak, held, nodes = cuda_stub.run(ON_CUDA, folder, tmp_path)
     assert options == ["1", "1,2,4,8,16,32,1024,4096", "1"]
