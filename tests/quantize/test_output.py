@@ -54,7 +54,7 @@ def unfinished(output, settings, error):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), RuntimeError("a bug")])
 def test_an_interrupted_run_goes_on_and_only_with_the_same_settings(tmp_path, error):
     expected = InputError if isinstance(error, OSError) else type(error)
-    with pytest.raises(expected, match="disk is full.*goes on from here" if expected is InputError else None):
+    with pytest.raises(expected, match="disk is full.*to resume" if expected is InputError else None):
         unfinished(tmp_path / "out", {"bits": 4, "seed": 0}, error)
     other = r"out.partial holds an unfinished run with other settings \(seed\)"
     for _ in range(2):  # being refused destroys nothing
@@ -72,7 +72,9 @@ def test_another_revision_of_the_solver_neither_goes_on_nor_takes_its_result_for
     for number, other in enumerate((record | {"revision": REVISION - 1}, without)):  # older folders have none
         with pytest.raises(KeyboardInterrupt):
             unfinished(tmp_path / f"{number}", other, KeyboardInterrupt())
-        says = rf"{number}.partial holds an unfinished run with another revision of this command, which .*; give another --"
+        says = (
+            rf"{number}.partial holds an unfinished run with another revision of this command, which .*; give another"
+        )
         with pytest.raises(InputError, match=says), output_folder(tmp_path / f"{number}", record):
             pass
         output.mkdir(exist_ok=True)
