@@ -46,14 +46,14 @@ class Row:
     recipe: Recipe | None
 
 
-PLAIN = Recipe(tokens="as they are", weighted_scales=False, sweeps=0)
+PLAIN = Recipe(tokens="none", weighted_scales=False, sweeps=0)
 ROWS = (
     Row("4-bit g128, nearest", "int", None),
     Row("plain GPTQ", "int", PLAIN),
-    Row("+ tokens of the same size", "int", replace(PLAIN, tokens="same size")),
-    Row("+ scales weighted by use", "int", replace(PLAIN, tokens="same size", weighted_scales=True)),
-    Row("+ coordinate descent", "int", replace(RECIPE, tokens="same size")),
-    Row("+ tokens by importance", "int", replace(RECIPE, tokens="by importance")),
+    Row("+ tokens of the same size", "int", replace(PLAIN, tokens="equal norms")),
+    Row("+ scales weighted by use", "int", replace(PLAIN, tokens="equal norms", weighted_scales=True)),
+    Row("+ coordinate descent", "int", replace(RECIPE, tokens="equal norms")),
+    Row("+ tokens by importance", "int", replace(RECIPE, tokens="weights")),
     Row("+ and by attention (the default)", "int", RECIPE),
     Row("NF4, nearest (bitsandbytes)", "nf4", None),
     Row("plain GPTQ on NF4", "nf4", PLAIN),

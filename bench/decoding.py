@@ -21,9 +21,9 @@ from bench.quantized_widths import make_quantized
 from bench.released_widths import RELEASED, shortened
 from calib_data.sources import open_documents
 from console.errors import run_command
+from console.files import read_object
 from console.progress import track
 from export import export
-from quantize.checkpoint.reader import read_json
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
 from runtime.compare.measure import Measured, measure
@@ -91,7 +91,7 @@ def released_table(rounds: int, seed: int) -> None:
     with tempfile.TemporaryDirectory() as place:
         folders = [Path(place) / f"{layers}-layers" for layers in DEPTHS]
         for folder, layers in zip(folders, DEPTHS, strict=True):
-            make_quantized(shortened(read_json(RELEASED), layers, 1), folder, sparse=False, seed=seed)
+            make_quantized(shortened(read_object(RELEASED), layers, 1), folder, sparse=False, seed=seed)
             export(folder, "cpu")
         models = [Model(folder, "cpu") for folder in folders]
         rows = []

@@ -21,7 +21,7 @@ from bench.provenance import provenance
 from bench.released_widths import RELEASED
 from calib_data import READER
 from console.errors import run_command
-from quantize.checkpoint.reader import read_json
+from console.files import read_object
 from runtime.chat import Chat
 from runtime.generate import look_up
 from runtime.inputs.images import ImageSettings, image_grid, preprocess
@@ -81,7 +81,7 @@ def _measure(name: str, work: Callable[[], object], repetitions: int) -> Cost:
 
 def _embeddings(path: Path, vocabulary: int, random: np.random.Generator) -> NDArray[np.float16]:
     """Embeddings [V, H] in a file, whose first rows are written and the others a hole."""
-    shape = (vocabulary, int(read_json(RELEASED)["text_config"]["hidden_size"]))
+    shape = (vocabulary, int(read_object(RELEASED)["text_config"]["hidden_size"]))
     written = np.memmap(path, np.float16, "w+", 0, shape)
     written[:PROMPT] = random.normal(size=written[:PROMPT].shape)
     written.flush()
@@ -142,7 +142,7 @@ def _of_page(embeddings: NDArray[np.float16], random: np.random.Generator) -> Wo
 
 
 def _vision() -> VisionSettings:
-    config = read_json(RELEASED)["vision_config"]
+    config = read_object(RELEASED)["vision_config"]
     return VisionSettings(
         head_dim=config["hidden_size"] // config["num_heads"],
         patch_size=config["patch_size"],

@@ -17,14 +17,15 @@ import typer
 from bench.released_widths import RELEASED, STD, shortened
 from calib_data import READER
 from console.errors import InputError, run_command
+from console.files import read_object
 from console.progress import track
-from quantize.checkpoint.formats import described, neighbours, stored
-from quantize.checkpoint.reader import open_checkpoint, read_json
+from quantize.checkpoint.formats import pack_weight, side_by_side, weight_metadata
+from quantize.checkpoint.reader import open_checkpoint
 from quantize.checkpoint.writer import SHARD_BYTES, CheckpointWriter
 from quantize.model.families import full_paths
 from quantize.output import copy_companions, write_json
 from quantize.plan.sizes import read_architecture
-from quantize.scheme import output_config, plan_grids
+from quantize.scheme import choose_quantizers, output_config
 from quantize.settings import Settings
 from quantize.solver.quantizers import UniformQuantizer
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
     from quantize.model.families import Linears
     from quantize.plan.sizes import Architecture
-    from quantize.scheme import Grids
+    from quantize.scheme import Quantizers
     from quantize.solver.quantizers import Quantizer
 
     Named = list[tuple[str, torch.Tensor]]
@@ -49,8 +50,8 @@ class SparseWriter(CheckpointWriter):
             super()._append(name, tensor)
             return
         assert self._file is not None
-        start = self._file.tell() - self._header_room
-        self._file.seek(start + self._header_room + tensor.nbytes)
+        start = self._file.tell() - self._header_bytes
+        self._file.seek(start + self._header_bytes + tensor.nbytes)
         self._file.truncate()
         self._headers[-1][name]["data_offsets"] = [start, start + tensor.nbytes]
         self.total_bytes += tensor.nbytes
@@ -67,19 +68,19 @@ def make_quantized(
     if folder.exists():
         raise InputError(f"{folder} exists; give another --output or remove it")
     settings, model = Settings(READER, folder), read_architecture(config)
-    grids = plan_grids(settings, model.family, model.config)
+    quantizers = choose_quantizers(settings, model.family, model.config)
     generator = torch.Generator().manual_seed(seed)
     partial = folder.with_name(folder.name + ".partial")
     partial.mkdir(parents=True)
     try:
         with SparseWriter(partial, shard_bytes) as writer:
             for path, linears in track(model.family.blocks(model.config), "Writing"):
-                tensors, small = lay_out(model, grids, settings, path, full_paths(path, linears))
-                writer.write(tensors if sparse else _filled(tensors, grids, generator), small)
+                tensors, small = lay_out(model, quantizers, settings, path, full_paths(path, linears))
+                writer.write(tensors if sparse else _filled(tensors, quantizers, generator), small)
             writer.finish()
         write_json(partial / "config.json", config)
         checkpoint = open_checkpoint(partial)
-        write_json(partial / "config.json", output_config(settings, checkpoint, model.family, grids, tied=False))
+        write_json(partial / "config.json", output_config(settings, checkpoint, model.family, quantizers, tied=False))
         copy_companions(READER, partial)
         partial.rename(folder)
     except BaseException:
@@ -87,31 +88,33 @@ def make_quantized(
         raise
 
 
-def lay_out(model: Architecture, grids: Grids, settings: Settings, path: str, groups: Linears) -> tuple[Named, Named]:
+def lay_out(
+    model: Architecture, quantizers: Quantizers, settings: Settings, path: str, groups: Linears
+) -> tuple[Named, Named]:
     """What `quantize` writes of a block: its tensors without data, and the small ones that describe them."""
     rest = {name: shape for name, shape in model.shapes.items() if name.startswith(f"{path}.")}
     parts: dict[str, dict[str, torch.Tensor]] = {}
     small: Named = []
     for linear in sum(groups, ()):
         shape, bias = rest.pop(f"{linear}.weight"), rest.pop(f"{linear}.bias", None)
-        if grid := grids[linear]:
-            parts[linear] = _quantized(shape, grid, settings)
-            about = described(torch.empty(shape, device="meta"), torch.empty(0), grid, settings)
+        if quantizer := quantizers[linear]:
+            parts[linear] = _quantized(shape, quantizer, settings)
+            about = weight_metadata(torch.empty(shape, device="meta"), torch.empty(0), quantizer, settings)
             small += [(f"{linear}.{key}", tensor) for key, tensor in about.items()]
         else:
             parts[linear] = {"weight": _empty(shape, settings.torch_dtype)}
         if bias is not None:
             parts[linear]["bias"] = _empty(bias, settings.torch_dtype)
     return [
-        *neighbours(groups, parts),
+        *side_by_side(groups, parts),
         *((name, _empty(shape, settings.torch_dtype)) for name, shape in rest.items()),
     ], small
 
 
-def _quantized(shape: tuple[int, ...], grid: Quantizer, settings: Settings) -> dict[str, torch.Tensor]:
+def _quantized(shape: tuple[int, ...], quantizer: Quantizer, settings: Settings) -> dict[str, torch.Tensor]:
     """Tensors of a weight [N, K] without data; the format stores row after row, so one row tells their shapes."""
     row = torch.zeros(1, shape[1], dtype=torch.int8)
-    one = stored(row, grid.fit(row), grid, settings.format)
+    one = pack_weight(row, quantizer.fit(row), quantizer, settings.format)
     return {kind: _empty((shape[0], *tensor.shape[1:]), tensor.dtype) for kind, tensor in one.items()}
 
 
@@ -119,7 +122,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
     return torch.empty(shape, dtype=dtype, device="meta")
 
 
-def _filled(tensors: Named, grids: Grids, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
+def _filled(tensors: Named, quantizers: Quantizers, generator: torch.Generator) -> Iterator[tuple[str, torch.Tensor]]:
     """Random weights of the tensors' shapes: codes uniform, scales such that the deviation of their product is 0.02.
 
     Scales have either sign: codes are half a step below zero on average, and where all weights are, every output of a
@@ -131,10 +134,10 @@ def _filled(tensors: Named, grids: Grids, generator: torch.Generator) -> Iterato
         if kind == "weight_packed":
             yield name, torch.empty(shape, dtype=dtype).random_(-(2**31), 2**31 - 1, generator=generator)
         elif kind == "weight_scale":
-            grid = grids[linear]
-            assert isinstance(grid, UniformQuantizer)
+            quantizer = quantizers[linear]
+            assert isinstance(quantizer, UniformQuantizer)
             signs = torch.randint(0, 2, shape, generator=generator) * 2 - 1
-            yield name, (signs * (STD * 12**0.5 / 2**grid.bits)).to(dtype)
+            yield name, (signs * (STD * 12**0.5 / 2**quantizer.bits)).to(dtype)
         elif len(shape) == 1:
             yield name, torch.full(shape, float(kind != "bias"), dtype=dtype)
         else:
@@ -150,7 +153,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
 ) -> None:
     """Write a 4-bit folder with the widths of EXAONE 4.5 33B and random weights."""
-    make_quantized(shortened(read_json(RELEASED), layers, vision_blocks), output, sparse=sparse, seed=seed)
+    make_quantized(shortened(read_object(RELEASED), layers, vision_blocks), output, sparse=sparse, seed=seed)
     stats = [path.stat() for path in output.glob("*.safetensors")]
     size, on_disk = sum(stat.st_size for stat in stats), sum(stat.st_blocks * 512 for stat in stats)
     print(json.dumps({"files": len(stats), "bytes": size, "bytes_on_disk": on_disk}))

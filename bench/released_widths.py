@@ -16,8 +16,8 @@ import typer
 
 from calib_data import READER
 from console.errors import InputError, run_command
+from console.files import read_object
 from console.progress import track
-from quantize.checkpoint.reader import read_json
 from quantize.checkpoint.writer import SHARD_BYTES, CheckpointWriter
 from quantize.output import copy_companions
 from quantize.plan.sizes import read_architecture
@@ -35,7 +35,7 @@ def shortened(released: dict[str, Any], layers: int, vision_blocks: int) -> dict
     The last decoder layer is global and the last vision block sees whole images, as in the release, so that two of each
     have both kinds. The entry of the MTP layer, which the release has behind its layer types, stays.
     """
-    reader = read_json(READER / "config.json")
+    reader = read_object(READER / "config.json")
     text, vision = dict(released["text_config"]), dict(released["vision_config"])
     mtp = text["layer_types"][text["num_hidden_layers"] :]
     text["num_hidden_layers"] = layers
@@ -88,7 +88,7 @@ def main(
     seed: Annotated[int, typer.Option(help="Of the weights.")] = 0,
 ) -> None:
     """Write a checkpoint with the widths of EXAONE 4.5 33B and random weights."""
-    make_checkpoint(shortened(read_json(RELEASED), layers, vision_blocks), output, seed)
+    make_checkpoint(shortened(read_object(RELEASED), layers, vision_blocks), output, seed)
     size = sum(path.stat().st_size for path in output.glob("*.safetensors"))
     print(f"{output}: {layers} decoder layers, {vision_blocks} vision blocks, {size / 2**30:.1f} GiB")
 

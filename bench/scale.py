@@ -24,8 +24,8 @@ import typer
 from bench.provenance import provenance
 from bench.released_widths import RELEASED
 from console.errors import InputError, run_command
+from console.files import read_object
 from console.progress import say
-from quantize.checkpoint.reader import read_json
 from quantize.output import REPORT, TIMES
 from quantize.report import StepReport
 
@@ -84,8 +84,8 @@ def quantize(model: Path, output: Path, layers: int, samples: int, device: str =
     said = log.read_text(encoding="utf-8")
     if process.returncode:
         raise InputError(f"`{' '.join(command)}` failed: {said.strip()[-500:]}")
-    steps = [StepReport(**step) for step in read_json(output / TIMES)["steps"]]
-    totals = read_json(output / REPORT)["totals"]
+    steps = [StepReport(**step) for step in read_object(output / TIMES)["steps"]]
+    totals = read_object(output / REPORT)["totals"]
     (announced,) = re.findall(r"take up to ([\d.]+) MiB", said)
     return Run(
         layers,
@@ -143,7 +143,7 @@ def layers_table(runs: list[Run]) -> list[str]:
 
 def extrapolation(run: Run) -> list[str]:
     """What all blocks of the release would take: the mean of each kind, as often as the release has it."""
-    released = read_json(RELEASED)
+    released = read_object(RELEASED)
     counts = {
         "model.language_model.layers": released["text_config"]["num_hidden_layers"],
         "model.visual.blocks": released["vision_config"]["depth"],

@@ -17,8 +17,8 @@ import typer
 from bench.provenance import provenance
 from bench.released_widths import RELEASED, STD
 from console.errors import run_command
+from console.files import read_object
 from console.progress import track
-from quantize.checkpoint.reader import read_json
 from quantize.solver import gptq
 from quantize.solver.quantizers import UniformQuantizer
 from quantize.solver.solve import Solved, solve_together
@@ -33,7 +33,7 @@ CHUNK = 1024  # tokens of one document
 
 def released_groups() -> tuple[int, dict[str, list[int]]]:
     """The hidden size, which all of them read, and the rows of q, k, v and of gate, up."""
-    text = read_json(RELEASED)["text_config"]
+    text = read_object(RELEASED)["text_config"]
     hidden, heads = text["hidden_size"], text["num_attention_heads"]
     keys = hidden // heads * text["num_key_value_heads"]
     return hidden, {"q, k, v": [hidden, keys, keys], "gate, up": [text["intermediate_size"]] * 2}

@@ -24,9 +24,9 @@ from bench.provenance import provenance
 from bench.released_widths import RELEASED, make_checkpoint, shortened
 from calib_data import READER
 from console.errors import run_command
+from console.files import read_object
 from console.progress import say
 from export import export
-from quantize.checkpoint.reader import read_json
 from runtime.ort.manifest import load_manifest
 from tests.cuda_stub.build import CudaStub, build, missing
 
@@ -106,8 +106,8 @@ def on_cuda(folder: Path, side: int, stub: CudaStub) -> tuple[int, int]:
 
 def make_released(folder: Path, blocks: int) -> None:
     """A folder with so many vision blocks of the release's widths, and hardly a decoder."""
-    config = shortened(read_json(RELEASED), layers=1, vision_blocks=blocks)
-    vocabulary = read_json(READER / "config.json")["text_config"]["vocab_size"]
+    config = shortened(read_object(RELEASED), layers=1, vision_blocks=blocks)
+    vocabulary = read_object(READER / "config.json")["text_config"]["vocab_size"]
     config["text_config"] |= {"vocab_size": vocabulary, "intermediate_size": 128}
     make_checkpoint(config, folder)
 
@@ -117,7 +117,7 @@ def measure(name: str, folder: Path, target: DeviceKind, sides: list[int], stub:
     if target == "cuda" and stub is None:
         return []
     export(folder, target)
-    heads = read_json(folder / "config.json")["vision_config"]["num_heads"]
+    heads = read_object(folder / "config.json")["vision_config"]["num_heads"]
     wide = 4 if load_manifest(folder).targets[target].dtype == "float32" else 2
     calls: list[Call] = []
     for side in sides:

@@ -1,4 +1,4 @@
-"""`python -m quantize`: the command line."""
+"""The command line of `python -m quantize`."""
 
 from __future__ import annotations
 
@@ -22,45 +22,49 @@ app = typer.Typer(add_completion=False)
 @app.callback(invoke_without_command=True)
 def main(
     context: typer.Context,
-    model: Annotated[Path, typer.Option(help="Model folder.", show_default="the bundled reader")] = READER,
+    model: Annotated[Path, typer.Option(help="Checkpoint folder.", show_default="the bundled reader")] = READER,
     output: Annotated[
         Path | None, typer.Option(help="Folder to write.", show_default="./<model>-w4, -w8, -nf4 or -w4-gptq")
     ] = None,
     bits: Annotated[int, typer.Option(help="Bits of the decoder's weights: 4 or 8.")] = 4,
-    quant_type: Annotated[Literal["int", "nf4"], typer.Option(help="Integers, or the NF4 codebook.")] = "int",
+    quant_type: Annotated[Literal["int", "nf4"], typer.Option(help="Symmetric integers, or the NF4 codebook.")] = "int",
     format: Annotated[  # noqa: A002 (the option's name)
         Literal["compressed-tensors", "gptq", "bitsandbytes"] | None,
-        typer.Option(help="How weights are stored.", show_default="compressed-tensors; nf4: bitsandbytes"),
+        typer.Option(help="Checkpoint format.", show_default="compressed-tensors; nf4: bitsandbytes"),
     ] = None,
-    solver: Annotated[Literal["gptq", "rtn"], typer.Option(help="GPTQ, or round to nearest.")] = "gptq",
+    solver: Annotated[Literal["gptq", "rtn"], typer.Option(help="GPTQ, or RTN (round to nearest).")] = "gptq",
     group_size: Annotated[
-        int | None, typer.Option(help="Weights that share a scale.", show_default="128; nf4: 64")
+        int | None, typer.Option(help="Number of weights that share a scale.", show_default="128; nf4: 64")
     ] = None,
     vision_bits: Annotated[
         int | None,
-        typer.Option(help="Bits of the vision tower: 8, 16; nf4: 4, 16; gptq: 16.", show_default="8; nf4, gptq: 16"),
+        typer.Option(
+            help="Bits of the vision tower: 8 or 16; nf4: 4 or 16; gptq: 16.", show_default="8; nf4, gptq: 16"
+        ),
     ] = None,
     head_bits: Annotated[
         int | None,
-        typer.Option(help="Bits of the head: 4, 8, 16; nf4: 4, 16; gptq: 16.", show_default="8; nf4, gptq: 16"),
+        typer.Option(help="Bits of the head: 4, 8 or 16; nf4: 4 or 16; gptq: 16.", show_default="8; nf4, gptq: 16"),
     ] = None,
     documents: Annotated[
         str,
-        typer.Option(help="Documents: `rendered`, a folder of images, a PDF, a JSONL file, a Hugging Face dataset."),
+        typer.Option(
+            help="Source of documents: `rendered`, a folder of images, a PDF, a JSONL file or a Hugging Face dataset."
+        ),
     ] = "rendered",
-    count: Annotated[int, typer.Option(help="Calibration documents.")] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of the choice of documents.")] = 0,
+    count: Annotated[int, typer.Option(help="Number of calibration documents.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed that draws documents from the source.")] = 0,
     reference: Annotated[
-        int, typer.Option(help="Evaluation documents whose unquantized predictions are kept in reference.npz; 0: none.")
+        int, typer.Option(help="Number of evaluation documents whose unquantized predictions go into reference.npz.")
     ] = 32,
-    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Where to compute.")] = "cpu",
+    device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to compute on.")] = "cpu",
     dtype: Annotated[
-        Literal["float16", "bfloat16"], typer.Option(help="Of scales and of weights that are not quantized.")
+        Literal["float16", "bfloat16"], typer.Option(help="Dtype of scales and of weights that are not quantized.")
     ] = "float16",
 ) -> None:
     """Quantize a checkpoint to 4 or 8 bits or to NF4, block by block, calibrated on document images.
 
-    The command `plan` says beforehand what fits on a card.
+    The command `plan` estimates which GPU a result fits on.
     """
     if context.invoked_subcommand is not None:
         refuse_options(context)
@@ -86,7 +90,7 @@ def main(
         device=device,
         dtype=dtype,
     )
-    from quantize.pipeline import quantize  # slow to import: after the settings, which may be wrong
+    from quantize.pipeline import quantize  # imports torch, so after the settings, which may be wrong
 
     report = quantize(settings)
     console = Console(markup=False)
@@ -106,15 +110,14 @@ def plan(
         Path,
         typer.Option(help="Model folder or its config.json; weights are not read.", show_default="the bundled reader"),
     ] = READER,
-    vram: Annotated[
-        str, typer.Option(help="Memory of the card: MB and GB are powers of ten, MiB and GiB of two.")
-    ] = "24GB",
+    vram: Annotated[str, typer.Option(help="GPU memory: MB and GB are powers of ten, MiB and GiB of two.")] = "24GB",
     context: Annotated[
-        int | None, typer.Option(min=1, help="Tokens of prompt and answer.", show_default="32768, or the model's limit")
+        int | None,
+        typer.Option(min=1, help="Number of tokens of prompt and answer.", show_default="32768, or the model's limit"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object, sizes in bytes.")] = False,
 ) -> None:
-    """Say what fits on a card, from a config alone: weights, KV cache, workspace and the longest context."""
+    """Estimate the GPU memory of weights, KV cache and workspace, and the longest context, from config.json alone."""
     from rich.console import Console
 
     from quantize.plan.plan import make_plan, parse_bytes

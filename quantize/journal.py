@@ -1,4 +1,4 @@
-"""How far a run has come: written after every step, read by the same command when it goes on after a kill."""
+"""The journal of a run: saved after every step, read by the same command to resume a run that was killed."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError
+from console.files import read_object
 from console.locks import LOCK
 from quantize.calibration.hidden_states import Layout
 from quantize.report import LinearReport, StepReport
@@ -22,33 +23,37 @@ JOURNAL = ".journal.json"
 
 @dataclass
 class Journal:
-    """What the steps done so far have left. settings: of the run, as they are recorded in its report.
-
-    states, images: of each split of documents, the files of hidden states in front of the next block and of image
-    tokens. documents: their digests. kv_ranges: by the path of a decoder layer. writer: state of the checkpoint writer.
-    """
+    """The results of the steps that are done."""
 
     settings: dict[str, Any]
+    """Settings of the run, as its report records them."""
     steps: list[StepReport] = field(default_factory=list)
+    """The steps, in order."""
     states: dict[str, Layout] = field(default_factory=dict)
+    """By split: the file of hidden states that the next block reads."""
     images: dict[str, Layout] = field(default_factory=dict)
+    """By split: the file of image tokens."""
     documents: dict[str, str] = field(default_factory=dict)
+    """By split: a digest of its documents."""
     linears: list[LinearReport] = field(default_factory=list)
+    """The linears quantized so far."""
     kv_ranges: dict[str, Ranges] = field(default_factory=dict)
+    """By the path of a decoder layer: ranges of its keys and values."""
     writer: dict[str, Any] | None = None
+    """State of the checkpoint writer."""
 
     def save(self, folder: Path) -> None:
-        """Replace the file in one instant: whoever reads it finds the old one or the new one, whole."""
+        """Replace the file atomically: a reader finds the old journal or the new one, whole."""
         path, draft = folder / JOURNAL, folder / f"{JOURNAL}.new"
         with draft.open("w", encoding="utf-8") as file:
-            json.dump(asdict(self), file)  # ASCII: names of files need not be UTF-8
+            json.dump(asdict(self), file)  # ASCII: file names need not be UTF-8
             file.flush()
             os.fsync(file.fileno())
         draft.replace(path)
 
 
 def read_journal(folder: Path, settings: dict[str, Any]) -> Journal:
-    """Read the journal of a run with these settings; a new one, in a cleared folder, where none has been written.
+    """Read the journal of a run with these settings. Where there is none, clear the folder and start a new one.
 
     Raises InputError where the run had other settings.
     """
@@ -57,27 +62,27 @@ def read_journal(folder: Path, settings: dict[str, Any]) -> Journal:
             if left.name != LOCK:
                 left.unlink()
         return Journal(settings)
-    found = json.loads((folder / JOURNAL).read_text(encoding="utf-8"))
-    if found["settings"] != settings:
+    saved = read_object(folder / JOURNAL)
+    if saved["settings"] != settings:
         raise InputError(
-            f"{folder} holds an unfinished run of {different(found['settings'], settings)}; "
+            f"{folder} holds an unfinished run with {difference(saved['settings'], settings)}; "
             "give another --output, or remove it"
         )
     return Journal(
         settings,
-        [StepReport(**step) for step in found["steps"]],
-        {split: Layout(**layout) for split, layout in found["states"].items()},
-        {split: Layout(**layout) for split, layout in found["images"].items()},
-        found["documents"],
-        [LinearReport(**linear | {"shape": tuple(linear["shape"])}) for linear in found["linears"]],
-        found["kv_ranges"],
-        found["writer"],
+        [StepReport(**step) for step in saved["steps"]],
+        {split: Layout(**layout) for split, layout in saved["states"].items()},
+        {split: Layout(**layout) for split, layout in saved["images"].items()},
+        saved["documents"],
+        [LinearReport(**linear | {"shape": tuple(linear["shape"])}) for linear in saved["linears"]],
+        saved["kv_ranges"],
+        saved["writer"],
     )
 
 
-def different(found: dict[str, Any], wanted: dict[str, Any]) -> str:
-    """Name the settings that differ, or say that the revision does."""
-    if found.get("revision") != wanted.get("revision"):
+def difference(saved: dict[str, Any], settings: dict[str, Any]) -> str:
+    """Name the settings that differ, or the revision if it does."""
+    if saved.get("revision") != settings.get("revision"):
         return "another revision of this command, which gives another result"
-    names = sorted(key for key in wanted if found.get(key) != wanted[key])
+    names = sorted(key for key in settings if saved.get(key) != settings[key])
     return f"other settings ({', '.join(names)})"

@@ -1,4 +1,4 @@
-"""The folder that is written: whole or not at all, and by one run at a time."""
+"""The output folder: complete or absent, and written by one run at a time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from console.errors import CannotGoOnError, InputError
+from console.files import read_object
 from console.locks import LOCK, lock
 from quantize.calibration.hidden_states import ACTIVATIONS
 from quantize.calibration.kv_ranges import KV_SCALES
-from quantize.journal import JOURNAL, Journal, different, read_journal
+from quantize.journal import JOURNAL, Journal, difference, read_journal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,44 +24,46 @@ if TYPE_CHECKING:
 REPORT = "quantization_report.json"
 TIMES = "quantization_times.json"
 
-# What a source folder may hold that is not the result's: weights, graphs, results of other runs, the model card.
+# Files of a source folder that are not copied: weights, graphs, results of other runs, the model card.
 NOT_COPIED_SUFFIXES = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".data", ".npz", ".lock", ".md", ".png"}
 NOT_COPIED = {"config.json", "model.safetensors.index.json", "runtime.json", KV_SCALES, REPORT, TIMES}
 
 
-def is_finished(output: Path, settings: dict[str, Any], read_documents: Callable[[], dict[str, str]]) -> bool:
+def is_finished(output: Path, settings: dict[str, Any], read_digests: Callable[[], dict[str, str]]) -> bool:
     """Tell whether a folder already holds the result of these settings.
 
-    read_documents: gives the digests of their documents; called where nothing else differs. Raises InputError when it
-    holds anything else; a missing or empty folder is not finished.
+    read_digests: reads the documents and digests them; called where nothing else differs. A missing or empty folder is
+    not finished. Raises InputError where the folder holds anything else.
     """
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return False
     try:
-        report = json.loads((output / REPORT).read_text(encoding="utf-8"))
-        found = report["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
+        report = read_object(output / REPORT)
+        recorded = report["settings"]
+    except (InputError, KeyError):
         raise InputError(f"{output} exists and holds something else; give another --output or remove it") from None
-    if found != settings:
-        raise InputError(f"{output} holds a result of {different(found, settings)}; give another --output or remove it")
-    if report.get("documents") != read_documents():
-        raise InputError(f"{output} holds a result of other documents; give another --output or remove it")
+    if recorded != settings:
+        what = difference(recorded, settings)
+        raise InputError(f"{output} holds a result with {what}; give another --output or remove it")
+    if report.get("documents") != read_digests():
+        raise InputError(f"{output} holds a result with other documents; give another --output or remove it")
     _tidy(output)
     return True
 
 
 @contextmanager
 def output_folder(output: Path, settings: dict[str, Any]) -> Iterator[tuple[Path, Journal]]:
-    """Give `<output>.partial` to work in, locked, and how far a run with these settings has come in it.
+    """Lock `<output>.partial` to work in, and read the journal of a run with these settings in it.
 
-    It becomes `output` on success. Wrong input removes it, unless steps are finished in it. After anything else, such
-    as a kill or a full disk, it stays, and the same command finds it again. Raises InputError when another run works in
-    it, when it is not ours or has other settings, when it cannot take the place of `output`, or when the disk is full.
+    It is renamed to `output` on success. Wrong input removes it, unless steps are finished. After anything else, such
+    as a kill or a full disk, it stays, and the same command resumes. Raises InputError where another run works in it,
+    where it has other settings or is not from this command, where `output` cannot be a new folder, or where the disk
+    is full.
     """
     if output.is_symlink() or os.path.ismount(output):
         raise InputError(f"{output} is a symbolic link or a mount point; give --output a new folder inside it")
     folder = output.with_name(output.name + ".partial")
-    if folder.exists() and any(folder.iterdir()) and not any((folder / ours).exists() for ours in (LOCK, JOURNAL)):
+    if folder.exists() and any(folder.iterdir()) and not any((folder / name).exists() for name in (LOCK, JOURNAL)):
         raise InputError(f"{folder} is in the way and not from this command; remove it")
     try:
         held = lock(folder)
@@ -78,15 +81,15 @@ def output_folder(output: Path, settings: dict[str, Any]) -> Iterator[tuple[Path
 
 @contextmanager
 def _failures(folder: Path, journal: Journal) -> Iterator[None]:
-    """Remove a folder in which nothing is finished when the input is wrong; say so where the disk is full."""
+    """Remove the folder of a failed run, unless steps are finished; report a full disk."""
     try:
         yield
-    except CannotGoOnError:  # says itself what to do with the folder, which is the user's to remove
+    except CannotGoOnError:  # its message says what to do; the user removes the folder
         raise
     except InputError as error:
-        if journal.steps:  # hours, perhaps, and what is wrong may be a folder that is not mounted
+        if journal.steps:  # perhaps hours of work, and the cause may be a folder that is not mounted
             raise InputError(
-                f"{error} ({folder} keeps what is finished: the same command goes on from there, other settings or "
+                f"{error} ({folder} keeps what is finished: the same command resumes, other settings or "
                 "another checkpoint need another --output or its removal)"
             ) from None
         shutil.rmtree(folder)
@@ -100,13 +103,13 @@ def _failures(folder: Path, journal: Journal) -> Iterator[None]:
 
 
 def _tidy(output: Path) -> None:
-    """Remove from a finished folder what only an unfinished run needs: last of all, so that a kill can come before."""
+    """Remove files of an unfinished run from a finished folder. A kill may come first, so `is_finished` does it too."""
     for path in (output / JOURNAL, output / LOCK, *output.glob(f"{ACTIVATIONS}-*")):
         path.unlink(missing_ok=True)
 
 
 def companions(source: Path) -> list[Path]:
-    """List what makes weights a model: tokenizer, chat template, processor and generation settings, licence."""
+    """List the files next to the weights: tokenizer, chat template, processor and generation settings, licence."""
     return [
         path
         for path in sorted(source.iterdir())
@@ -116,7 +119,7 @@ def companions(source: Path) -> list[Path]:
 
 
 def hash_companions(source: Path) -> str:
-    """Hash them by name and content."""
+    """Hash the companions of a folder by name and content."""
     digest = hashlib.sha256()
     for path in companions(source):
         digest.update(f"{path.name} {path.stat().st_size}".encode(errors="surrogateescape") + path.read_bytes())
@@ -124,11 +127,11 @@ def hash_companions(source: Path) -> str:
 
 
 def copy_companions(source: Path, target: Path) -> None:
-    """Copy them."""
+    """Copy the companions of a folder."""
     for path in companions(source):
         shutil.copyfile(path, target / path.name)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Write an indented JSON file, in ASCII: what it says of file names need not be UTF-8."""
+    """Write an indented JSON file, in ASCII: file names in it need not be UTF-8."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What quantizing did to every linear: kept in the folder, and summed up on the screen."""
+"""The report of a run: the error of every linear, kept in the folder and summarised on the screen."""
 
 from __future__ import annotations
 
@@ -13,38 +13,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LinearReport:
-    """One linear; tower is vision, decoder or head.
-
-    solver: "rtn" where it was asked for, or where the Hessian could not be factorised. error, error_rtn:
-    ‖(W − Ŵ)X‖² / ‖WX‖² over the calibration tokens (as `quantize.solver.token_weights` weighs them), as solved and for
-    round-to-nearest; None where the Hessian is not positive semidefinite, as sums in float32 can be: no such error
-    means anything then. damping: the share of the Hessian's mean diagonal that was added; None where no Hessian was
-    used.
-    """
+    """One quantized linear."""
 
     name: str
+    """Its path in the model."""
     tower: str
+    """vision, decoder, mtp or head."""
     shape: tuple[int, ...]
+    """Outputs and inputs."""
     bits: int
+    """Bits of a code."""
     group_size: int
+    """Weights that share a scale."""
     solver: Literal["gptq", "rtn"]
+    """rtn where the user chose it, or where the Hessian could not be factorised."""
     error: float | None
+    """‖(W − Ŵ)X‖² / ‖WX‖² over the calibration tokens (weighted by `quantize.solver.token_weights`). None where the
+    Hessian is not positive semidefinite, as sums in float32 can be: the error is unknown then."""
     error_rtn: float | None
+    """The same error with RTN."""
     damping: float | None
+    """Added to the diagonal of the Hessian, relative to its mean. None where no Hessian was used."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """One step of a run: a block, or what lies between. peak_mib: as `peak_mib` gave it then."""
+    """One step of a run."""
 
     name: str
+    """The path of a block, or what lies between two blocks."""
     seconds: float
+    """How long it took."""
     peak_mib: int | None
+    """`peak_mib()` after the step."""
 
 
 def peak_mib() -> int | None:
-    """The most memory that this process has held, in MiB; None on Windows."""
-    if sys.platform == "win32":  # has no module for it
+    """Return the peak memory of this process in MiB; None on Windows."""
+    if sys.platform == "win32":  # it has no module `resource`
         return None
     import resource
 
@@ -54,27 +60,34 @@ def peak_mib() -> int | None:
 
 @dataclass
 class Report:
-    """One run: its settings, what came out, and the digests of its documents, by split."""
+    """One run and its result."""
 
     settings: dict[str, Any]
+    """What decides the result, as `Settings.record` lists it."""
     linears: list[LinearReport] = field(default_factory=list)
+    """Every quantized linear."""
     steps: list[StepReport] = field(default_factory=list)
+    """Every step."""
     documents: int = 0
+    """Number of calibration documents."""
     tokens: int = 0
+    """Number of calibration tokens."""
     bytes: int = 0
+    """Bytes of all tensors in the result."""
     digests: dict[str, str] = field(default_factory=dict)
+    """A digest of the documents of each split."""
 
     @property
     def seconds(self) -> float:
-        """How long all steps took, those of a run that was killed included."""
+        """How long all steps took, those before a resume included."""
         return sum(step.seconds for step in self.steps)
 
     def times(self) -> dict[str, Any]:
-        """How long it took and how much memory, for quantization_times.json: all that differs from run to run."""
+        """Make quantization_times.json: times and memory, which differ from run to run."""
         return {"seconds": round(self.seconds, 2), "steps": [asdict(step) for step in self.steps]}
 
     def as_dict(self) -> dict[str, Any]:
-        """What the result is, for quantization_report.json."""
+        """Make quantization_report.json: the result, without what differs from run to run."""
         totals = {
             "documents": self.documents,
             "tokens": self.tokens,
@@ -91,27 +104,27 @@ class Report:
         }
 
     def table(self) -> Table:
-        """Linears of one kind in a row: mean and worst error, and the mean of round-to-nearest."""
+        """Make a table with a row per kind of linear: mean and worst error, and the mean error of RTN."""
         from rich.table import Table
 
         table = Table(title="Output error of the quantized linears, ‖(W − Ŵ)X‖² / ‖WX‖²")
         for column in ("tower", "linear"):
             table.add_column(column, no_wrap=True)
-        for column in ("bits", "mean", "worst", "nearest", "ratio"):
+        for column in ("bits", "mean", "worst", "RTN", "ratio"):
             table.add_column(column, justify="right", no_wrap=True)
         for (tower, linear), members in self._kinds().items():
             errors = [member.error for member in members if member.error is not None]
-            rounded = [member.error_rtn for member in members if member.error_rtn is not None]
+            errors_rtn = [member.error_rtn for member in members if member.error_rtn is not None]
             numbers = ["–"] * 4
-            if errors and rounded:
-                error, nearest = sum(errors) / len(errors), sum(rounded) / len(rounded)
-                ratio = f"{error / nearest:.2f}" if nearest else "–"
-                numbers = [f"{error:.2e}", f"{max(errors):.2e}", f"{nearest:.2e}", ratio]
+            if errors and errors_rtn:
+                error, error_rtn = sum(errors) / len(errors), sum(errors_rtn) / len(errors_rtn)
+                ratio = f"{error / error_rtn:.2f}" if error_rtn else "–"
+                numbers = [f"{error:.2e}", f"{max(errors):.2e}", f"{error_rtn:.2e}", ratio]
             table.add_row(tower, linear, f"{members[0].bits} g{members[0].group_size}", *numbers)
         return table
 
     def _kinds(self) -> dict[tuple[str, str], list[LinearReport]]:
-        """Linears of one kind: those that differ only in the number of their block."""
+        """Group linears that differ only in the number of their block."""
         kinds: dict[tuple[str, str], list[LinearReport]] = {}
         for linear in self.linears:
             kinds.setdefault((linear.tower, ".".join(linear.name.split(".")[-2:])), []).append(linear)

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from bench.gpu.weights import fill
 from bench.quantized_widths import make_quantized
 from bench.released_widths import RELEASED, shortened
+from console.files import read_object
 from export import export
 from quantize.calibration.kv_ranges import KV_SCALES
-from quantize.checkpoint.reader import read_json
 from quantize.plan.sizes import read_architecture
 from runtime.ort.manifest import read_header
 
@@ -66,7 +66,7 @@ class Shape:
 
     def config(self) -> dict[str, Any]:
         """Its raw config.json."""
-        config = shortened(read_json(RELEASED), self.layers, self.vision_blocks)
+        config = shortened(read_object(RELEASED), self.layers, self.vision_blocks)
         return {**config, **{part: config[part] | _NARROW[part] for part in _NARROW if self.narrow}}
 
 
@@ -102,7 +102,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 def _save_kv_ranges(model: Path) -> None:
     """What quantize would have seen of keys and values."""
-    config = read_json(model / "config.json")
+    config = read_object(model / "config.json")
     architecture = read_architecture(config)
     text = architecture.text
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads

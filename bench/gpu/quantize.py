@@ -10,7 +10,7 @@ from bench.gpu.folders import Shape
 from bench.gpu.memory import PeakMemory
 from bench.released_widths import RELEASED, make_checkpoint
 from calib_data import READER
-from quantize.checkpoint.reader import read_json
+from console.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,7 +34,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
     yield Figure("peak of the process's memory", run.peak / 2**10, "GiB")
     if bench.on_gpu:
         yield Figure("peak of the GPU's memory", memory.bytes / 2**30, "GiB")
-    layers = read_json(RELEASED)["text_config"]["num_hidden_layers"]
+    layers = read_object(RELEASED)["text_config"]["num_hidden_layers"]
     seconds = run.mean_seconds()[LAYER]
     yield Figure(f"{layers} decoder layers", layers * seconds / 3600, "hours", note="multiplied, not measured")
 
@@ -42,7 +42,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
 def one_layer(*, tiny: bool) -> dict[str, Any]:
     """The raw config.json of one decoder layer of the released widths, of a small vocabulary, without an MTP layer."""
     config = Shape(1, 1, narrow=tiny).config()
-    text, reader = config["text_config"], read_json(READER / "config.json")["text_config"]
+    text, reader = config["text_config"], read_object(READER / "config.json")["text_config"]
     text |= {"vocab_size": reader["vocab_size"], "num_nextn_predict_layers": 0}
     text["layer_types"] = text["layer_types"][:1]
     return config

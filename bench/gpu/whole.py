@@ -20,7 +20,8 @@ from bench.gpu.figures import Figure, Timing, timed
 from bench.gpu.folders import TINY, WHOLE, Variant, folder_of
 from bench.gpu.memory import PeakMemory
 from bench.gpu.vision import LARGEST, LARGEST_TINY, picture
-from quantize.checkpoint.reader import open_checkpoint, read_json
+from console.files import read_object
+from quantize.checkpoint.reader import open_checkpoint
 from quantize.plan.plan import make_plan
 from quantize.plan.sizes import read_architecture
 from runtime.generate import Model, Prompt
@@ -206,5 +207,5 @@ def _bytes_read(model: Model) -> int:
 
 def _parameters(folder: Path) -> int:
     """Weights that every token of a prompt is multiplied with; the head is for the last one only."""
-    shapes = read_architecture(read_json(folder / "config.json")).shapes
+    shapes = read_architecture(read_object(folder / "config.json")).shapes
     return sum(math.prod(shape) for name, shape in shapes.items() if _is_read(name) and not name.startswith("lm_head."))

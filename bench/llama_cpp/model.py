@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from bench.released_widths import make_checkpoint
 from calib_data import READER
 from console.errors import InputError
-from quantize.checkpoint.reader import open_checkpoint, read_json
+from console.files import read_object
+from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family
 from runtime.ort.manifest import FILE
 
@@ -25,7 +26,7 @@ def config() -> dict[str, Any]:
     No sliding window, as in EXAONE 4.0 1.2B: llama.cpp gives this architecture one at 64 layers only. Tokens that mean
     something are the bundled reader's, as its tokenizer is.
     """
-    special = read_json(READER / "config.json")["text_config"]
+    special = read_object(READER / "config.json")["text_config"]
     return {
         "architectures": ["Exaone4ForCausalLM"],
         "model_type": "exaone4",

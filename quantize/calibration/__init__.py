@@ -1,1 +1,1 @@
-"""Calibration: documents as the model sees them, and what is recorded while they run through it."""
+"""Calibration: documents as the model sees them, and what is recorded while they run through its blocks."""

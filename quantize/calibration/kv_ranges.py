@@ -1,6 +1,6 @@
-"""How large keys and values become: what an int8 KV cache needs to know.
+"""Ranges of keys and values, from which `export` computes the scales of an int8 KV cache.
 
-Each decoder layer's keys are seen where a cache would store them, after norm and RoPE.
+Keys are recorded as a cache would store them, after norm and RoPE.
 """
 
 from __future__ import annotations
@@ -19,21 +19,24 @@ Ranges = dict[str, list[list[float]]]
 
 
 class RangeRecorder:
-    """Takes the place of transformers' KV cache in a layer: keeps nothing but the largest magnitudes."""
+    """A stand-in for transformers' KV cache in a layer: keeps the largest magnitude of each channel, and no tokens.
+
+    maxima: [kv heads, head dim] of "key" and of "value".
+    """
 
     def __init__(self) -> None:
-        self.largest: dict[str, torch.Tensor] = {}
+        self.maxima: dict[str, torch.Tensor] = {}
 
     def update(self, key: torch.Tensor, value: torch.Tensor, *_: object) -> tuple[torch.Tensor, torch.Tensor]:
-        """Look at keys and values [B, kv heads, T, head dim] of new tokens and hand them back, as all there are."""
+        """Record keys and values [B, kv heads, T, head dim] of new tokens. Returns them as the whole cache."""
         for name, states in (("key", key), ("value", value)):
-            largest = states.abs().amax((0, 2))
-            self.largest[name] = torch.maximum(self.largest.get(name, largest), largest)
+            maximum = states.abs().amax((0, 2))
+            self.maxima[name] = torch.maximum(self.maxima.get(name, maximum), maximum)
         return key, value
 
     def ranges(self) -> Ranges:
-        """What was seen, as JSON can hold it."""
-        return {name: [_rounded(head) for head in largest.tolist()] for name, largest in self.largest.items()}
+        """Return the maxima as JSON can hold them, with six digits."""
+        return {name: [_rounded(head) for head in maximum.tolist()] for name, maximum in self.maxima.items()}
 
 
 def _rounded(channels: Sequence[float]) -> list[float]:

@@ -1,17 +1,16 @@
-"""What the unquantized model predicts on evaluation documents: a baseline for cards that cannot hold it.
+"""reference.npz: predictions of the unquantized model on evaluation documents, a baseline where it does not fit a GPU.
 
-Weights that will be quantized are used as the checkpoint has them, others as `--dtype` rounds them.
+Weights that will be quantized are used as in the checkpoint, others rounded to `--dtype`. The file has, for D
+documents, A answer tokens of all of them and the K most likely next tokens:
 
-reference.npz, for D documents, A answer tokens of all of them and the K likeliest next tokens:
-
-    document  [D] int32    its place among `open_documents(source, split="evaluation", count=count, seed=seed)`
-    digest    [D] str      of all that it was
-    length    [D] int32    its tokens, prompt and image tokens included
-    answer    [D] int32    how many of them, at the end, are the true answer and the end of the turn
+    document  [D] int32    place among `open_documents(source, split="evaluation", count=count, seed=seed)`
+    digest    [D] str      digest of prompt, image and answer
+    length    [D] int32    tokens, prompt and image tokens included
+    answer    [D] int32    tokens, at the end, of the true answer and the end of the turn
     ids       [sum of length] int32
-    top_ids   [A, K] int32, top_logits [A, K] float32, from the likeliest down
-    logsumexp [A] float64  of all logits: log p = logit - logsumexp; float32 would be as coarse as a small divergence
-    source    JSON text: source, count, seed; images: how pictures were prepared, as preprocessor_config.json says it
+    top_ids   [A, K] int32, top_logits [A, K] float32, most likely first
+    logsumexp [A] float64  over all logits: log p = logit - logsumexp; float32 is too coarse for a small divergence
+    source    JSON text: source, count, seed; images: preprocessor_config.json
 """
 
 from __future__ import annotations
@@ -26,41 +25,41 @@ import torch
 from quantize.calibration.samples import image_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from torch import nn
 
-    from quantize.calibration.documents import Documents
+    from quantize.calibration.block_inputs import BlockInputs
 
 REFERENCE = "reference.npz"
 TOP = 128
-ROWS = 64  # positions at a time: logits over a vocabulary of 153600 take 0.6 MB each
+ROWS = 64  # positions at a time: the logits of one take 0.6 MB with a vocabulary of 153600
 
 
 @dataclass(frozen=True)
-class Predicted:
-    """What is kept of one document: the largest logits [A, K] float32, their ids int32, and logsumexp [A] float64."""
+class Predictions:
+    """Predictions at A positions of a document."""
 
     ids: NDArray[np.int32]
+    """The K most likely tokens [A, K], most likely first."""
     logits: NDArray[np.float32]
+    """Their logits [A, K]."""
     logsumexp: NDArray[np.float64]
+    """Logarithm [A] of the sum of exponentials of all logits."""
 
 
-def likeliest(logits: torch.Tensor) -> Predicted:
-    """Keep of logits [A, V] the TOP largest and the log of the sum of exponentials of all."""
-    top = logits.topk(min(TOP, logits.shape[1]))
-    return Predicted(
-        top.indices.cpu().numpy().astype(np.int32),
-        top.values.float().cpu().numpy(),
-        logits.double().logsumexp(-1).cpu().numpy(),
-    )
-
-
-def write_reference(folder: Path, documents: Documents, predicted: Sequence[Predicted], source: dict[str, Any]) -> None:
-    """Write reference.npz of what was predicted for each document. source: where documents are from, of which draw."""
-    if documents.vision is not None:
-        source = {**source, "images": image_settings(documents.settings.model)}
+def write_reference(folder: Path, evaluation: BlockInputs, head: nn.Module) -> None:
+    """Write reference.npz. evaluation: its hidden states are those in front of the head, which has its weights."""
+    documents, states = evaluation.documents, evaluation.states.read()
+    device, predictions = evaluation.decoder.device, []
+    for i, answer in enumerate(documents.answers):
+        rows = states[i][-answer - 1 : -1].to(device)
+        predictions += [_predictions(head(part)) for part in rows.split(ROWS)]
+    settings = documents.settings
+    source: dict[str, Any] = {"source": settings.documents, "count": settings.reference, "seed": settings.seed}
+    if documents.grids:
+        source["images"] = image_settings(settings.source)
     np.savez(
         folder / REFERENCE,
         document=np.array(documents.places, np.int32),
@@ -68,8 +67,17 @@ def write_reference(folder: Path, documents: Documents, predicted: Sequence[Pred
         length=np.array([len(ids) for ids in documents.ids], np.int32),
         answer=np.array(documents.answers, np.int32),
         ids=torch.cat(documents.ids).numpy().astype(np.int32),
-        top_ids=np.concatenate([one.ids for one in predicted]),
-        top_logits=np.concatenate([one.logits for one in predicted]),
-        logsumexp=np.concatenate([one.logsumexp for one in predicted]),
+        top_ids=np.concatenate([prediction.ids for prediction in predictions]),
+        top_logits=np.concatenate([prediction.logits for prediction in predictions]),
+        logsumexp=np.concatenate([prediction.logsumexp for prediction in predictions]),
         source=np.array(json.dumps(source)),
+    )
+
+
+def _predictions(logits: torch.Tensor) -> Predictions:
+    top = logits.topk(min(TOP, logits.shape[1]))
+    return Predictions(
+        top.indices.cpu().numpy().astype(np.int32),
+        top.values.float().cpu().numpy(),
+        logits.double().logsumexp(-1).cpu().numpy(),
     )

@@ -1,4 +1,4 @@
-"""Calibration documents as the model sees them: token ids and image patches."""
+"""Documents as the model sees them: token ids and image patches."""
 
 from __future__ import annotations
 
@@ -26,43 +26,44 @@ TEMPLATE = "chat_template.jinja"
 
 @dataclass(frozen=True)
 class Sample:
-    """One document as the model sees it.
-
-    ids [T] int64, of which the last `answer` are the true answer and the end of the turn (0 where it is not known);
-    patches [P, 3 * 2 * 14 * 14] float32 and their grid [1, 3] (frames, rows, columns), both None for a text-only model;
-    digest: of the document.
-    """
+    """One document as the model sees it."""
 
     ids: torch.Tensor
+    """Tokens [T], int64."""
     answer: int
+    """How many of them, at the end, are the true answer and the end of the turn; 0 without a true answer."""
     digest: str
+    """Digest of the document."""
     patches: torch.Tensor | None = None
+    """Image patches [P, 3 * 2 * 14 * 14], float32; None for a text-only model."""
     grid: torch.Tensor | None = None
+    """Image grid [1, 3] (frames, rows, columns) in patches; None for a text-only model."""
 
 
 def read_samples(settings: Settings, config: PreTrainedConfig, split: str = "calibration") -> Iterator[Sample]:
-    """Open documents of a split and render them, as `render` does."""
-    sees = image_token(config) is not None
-    documents = open_documents(settings.documents, split=split, count=settings.count, seed=settings.seed, pictures=sees)
-    return render(documents, settings.model, config)
+    """Open `settings.count` documents of a split and render them, as `render` does."""
+    pictures = image_token(config) is not None
+    count, seed = settings.count, settings.seed
+    documents = open_documents(settings.documents, split=split, count=count, seed=seed, pictures=pictures)
+    return render(documents, settings.source, config)
 
 
 def image_token(config: PreTrainedConfig) -> int | None:
-    """Id of the token that stands for a picture's place; None for a model that reads text only."""
+    """Return the id of the image token; None for a text-only model."""
     return getattr(config, "image_token_id", None)
 
 
 def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig) -> Iterator[Sample]:
     """Render documents with the model's own chat template and image processor, one at a time.
 
-    The turn ends with the true answer where there is one; thinking is on only where there is none, since after
-    `<think>` a model would not answer at once.
+    The turn ends with the true answer where there is one. Thinking is on only where there is none: after `<think>` a
+    model does not answer at once. Raises InputError for a document or a chat template that the model cannot use.
     """
     tokenizer, images = _load(model, config)
     for document in documents:
         try:
             prompt = _prompt(tokenizer, document, with_image=images is not None)
-        except (TemplateError, TypeError, ValueError) as error:  # whatever a template does with what it is given
+        except (TemplateError, TypeError, ValueError) as error:  # a template can do anything with its arguments
             raise InputError(
                 f"the chat template of {model} fails ({error}); restore {TEMPLATE} from the original"
             ) from None
@@ -72,8 +73,8 @@ def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig)
             continue
         try:
             features = images(images=[document.image], return_tensors="pt")
-        except ValueError as error:  # a picture 200 times as wide as it is high, for one
-            raise InputError(f"{document.name} is no picture for this model: {error}") from None
+        except ValueError as error:  # such as a picture 200 times as wide as it is high
+            raise InputError(f"{document.name} is not a picture for this model: {error}") from None
         grid = features["image_grid_thw"]
         pad = tokenizer.convert_ids_to_tokens(config.image_token_id)
         if pad is None or pad not in prompt:
@@ -88,13 +89,12 @@ def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig)
 
 
 def _load(model: Path, config: PreTrainedConfig) -> tuple[PreTrainedTokenizerBase, Qwen2VLImageProcessorPil | None]:
-    """The model's tokenizer, with all that a turn needs, and its image processor where it sees."""
+    """Load the model's tokenizer, with all that a turn needs, and its image processor; None for a text-only model."""
     from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, config=config)
-        sees = image_token(config) is not None
-        images = Qwen2VLImageProcessorPil.from_pretrained(model) if sees else None
+        images = None if image_token(config) is None else Qwen2VLImageProcessorPil.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise InputError(f"{model} has no usable tokenizer or image processor: {error}") from None
     for part, file in (("chat_template", TEMPLATE), ("eos_token", "tokenizer_config.json")):
@@ -104,7 +104,7 @@ def _load(model: Path, config: PreTrainedConfig) -> tuple[PreTrainedTokenizerBas
 
 
 def image_settings(model: Path) -> dict[str, Any]:
-    """How a model's image processor prepares pictures, as its file has it."""
+    """Return the settings of a model's image processor, as preprocessor_config.json has them."""
     from transformers import Qwen2VLImageProcessorPil
 
     settings: dict[str, Any] = json.loads(Qwen2VLImageProcessorPil.from_pretrained(model).to_json_string())

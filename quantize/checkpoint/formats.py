@@ -1,8 +1,8 @@
-"""How quantized weights are stored: as other tools load them, in the bytes that ONNX Runtime's operators take.
+"""Checkpoint formats: how quantized weights are packed and described.
 
-compressed-tensors `pack-quantized` for integers, bitsandbytes without double quantization for NF4. GPTQ, the checkpoint
-format of auto-gptq that GPTQModel keeps, is for other tools only: ONNX Runtime takes another layout. Scales may be
-negative in all of them.
+Integers: compressed-tensors `pack-quantized`. NF4: bitsandbytes without double quantization. ONNX Runtime's operators
+take the bytes of both. GPTQ, the format of auto-gptq that GPTQModel keeps, is for other tools only: its layout differs.
+Scales may be negative in all of them.
 """
 
 from __future__ import annotations
@@ -20,69 +20,71 @@ if TYPE_CHECKING:
     from quantize.settings import Format, Settings
 
 
-def stored(codes: torch.Tensor, scales: torch.Tensor, grid: Quantizer, form: Format | None) -> dict[str, torch.Tensor]:
-    """Store a quantized weight [N, K]: tensors by what follows the linear's path, codes and then scales."""
-    if form == "bitsandbytes":
+def pack_weight(
+    codes: torch.Tensor, scales: torch.Tensor, quantizer: Quantizer, to: Format | None
+) -> dict[str, torch.Tensor]:
+    """Pack a quantized weight [N, K]. Returns codes and scales, in this order, by the suffix of their name."""
+    if to == "bitsandbytes":
         return {"weight": pack_nibbles(codes), "weight.absmax": scales.reshape(-1)}
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
-    if form == "gptq":  # inputs first: [K * bits / 32, N], consecutive inputs in a word, and [K / group, N]
-        return {"qweight": pack_to_int32(codes.T, grid.bits, packed_dim=0), "scales": scales.T}
-    packed = torch.cat([pack_to_int32(rows, grid.bits) for rows in codes.split(ROWS)])  # which takes 12 bytes a code
+    if to == "gptq":  # inputs first: [K * bits / 32, N], consecutive inputs in a word, and [K / group, N]
+        return {"qweight": pack_to_int32(codes.T, quantizer.bits, packed_dim=0), "scales": scales.T}
+    packed = torch.cat([pack_to_int32(rows, quantizer.bits) for rows in codes.split(ROWS)])  # it takes 12 bytes a code
     return {"weight_packed": packed, "weight_scale": scales}
 
 
-def neighbours(groups: Linears, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
-    """Name and order the tensors of linears: of a group's, which read the same inputs, those of a kind side by side.
+def side_by_side(groups: Linears, parts: Mapping[str, Mapping[str, torch.Tensor]]) -> list[tuple[str, torch.Tensor]]:
+    """Name and order the tensors of linears: tensors of one kind lie side by side for linears of one group.
 
-    parts: tensors of every linear, by its path.
+    groups: linears that read the same inputs. parts: the tensors of every linear, by its path.
     """
     return [(f"{path}.{kind}", parts[path][kind]) for group in groups for kind in parts[group[0]] for path in group]
 
 
-def described(
-    codes: torch.Tensor, scales: torch.Tensor, grid: Quantizer, settings: Settings
+def weight_metadata(
+    codes: torch.Tensor, scales: torch.Tensor, quantizer: Quantizer, settings: Settings
 ) -> dict[str, torch.Tensor]:
-    """Describe a quantized weight [N, K]: the small tensors that loaders want beside codes and scales."""
+    """Make the small tensors that loaders need in addition to codes and scales of a weight [N, K], by suffix."""
     if settings.format == "compressed-tensors":
         return {"weight_shape": torch.tensor(codes.shape)}
     if settings.format == "gptq":
-        return _gptq_groups(codes, grid)
+        return _gptq_groups(codes, quantizer)
     from bitsandbytes.functional import QuantState
 
     state = QuantState(
         absmax=scales.reshape(-1),
         shape=codes.shape,
         code=torch.tensor(NF4_VALUES),
-        blocksize=grid.group_size,
+        blocksize=quantizer.group_size,
         quant_type="nf4",
-        dtype=settings.torch_dtype,  # what bitsandbytes dequantizes to
+        dtype=settings.torch_dtype,  # bitsandbytes dequantizes to it
     )
-    small = {key: value for key, value in state.as_dict(packed=True).items() if key != "absmax"}
-    return {f"weight.{key}": value for key, value in small.items()}
+    return {f"weight.{key}": value for key, value in state.as_dict(packed=True).items() if key != "absmax"}
 
 
-def _gptq_groups(codes: torch.Tensor, grid: Quantizer) -> dict[str, torch.Tensor]:
-    """Zero points [K / group, N * bits / 32] and the group [K] of every input.
+def _gptq_groups(codes: torch.Tensor, quantizer: Quantizer) -> dict[str, torch.Tensor]:
+    """Make zero points [K / group, N * bits / 32] and the group [K] of every input.
 
     Version 1 of the format stores a zero point minus one. Packing adds the zero point, so that is the code -1.
     """
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
     outputs, inputs = codes.shape
-    minus_one = torch.full((inputs // grid.group_size, outputs), -1, dtype=torch.int8)
-    g_idx = torch.arange(inputs, dtype=torch.int32) // grid.group_size
-    return {"qzeros": pack_to_int32(minus_one, grid.bits), "g_idx": g_idx}
+    minus_one = torch.full((inputs // quantizer.group_size, outputs), -1, dtype=torch.int8)
+    g_idx = torch.arange(inputs, dtype=torch.int32) // quantizer.group_size
+    return {"qzeros": pack_to_int32(minus_one, quantizer.bits), "g_idx": g_idx}
 
 
 def quantization_config(
-    settings: Settings, grids: dict[str, Quantizer], plain: list[str], family: Family
+    settings: Settings, quantizers: Mapping[str, Quantizer | None], family: Family
 ) -> dict[str, Any]:
-    """Make the `quantization_config` of config.json.
+    """Make the `quantization_config` of config.json. quantizers: of every linear, by its full path.
 
-    grids: the grid of every quantized linear, by its full path. plain: linears that stay in 16 bits. Full paths are
-    given wherever a format knows them, because a pattern such as `gate_proj` is in the decoder and in the vision tower.
+    Linears are named by full path where the format allows it: a pattern such as `gate_proj` matches the decoder and the
+    vision tower.
     """
+    plain = [path for path, quantizer in quantizers.items() if quantizer is None]
     if settings.format == "gptq":
         return _gptq_config(settings, family)
     if settings.format == "bitsandbytes":
@@ -98,10 +100,14 @@ def quantization_config(
         }
     from compressed_tensors.quantization import QuantizationConfig
 
+    kinds = dict.fromkeys(quantizer for quantizer in quantizers.values() if quantizer is not None)
     config: dict[str, Any] = QuantizationConfig(
         config_groups={
-            f"group_{i}": {"targets": [path for path in grids if grids[path] == grid], "weights": _scheme(grid)}
-            for i, grid in enumerate(dict.fromkeys(grids.values()))
+            f"group_{i}": {
+                "targets": [path for path in quantizers if quantizers[path] == kind],
+                "weights": _scheme(kind),
+            }
+            for i, kind in enumerate(kinds)
         },
         ignore=plain,
         format="pack-quantized",
@@ -111,11 +117,11 @@ def quantization_config(
 
 
 def _gptq_config(settings: Settings, family: Family) -> dict[str, Any]:
-    """Say which linears are quantized in the ways in which loaders ask.
+    """Name the quantized linears in the way of each loader.
 
     optimum (for transformers) replaces the linears below `block_name_to_quantize`, SGLang all but those that `dynamic`
     excludes; GPTQModel knows the family, and vLLM looks at the tensors. `modules_in_block_to_quantize` must be absent:
-    vLLM would find names such as `mlp.gate_proj` in the vision tower, too.
+    vLLM would match names such as `mlp.gate_proj` in the vision tower, too.
     """
     outside = [part.split(".")[-1] for part in (family.vision, family.mtp) if part]
     return {
@@ -131,14 +137,14 @@ def _gptq_config(settings: Settings, family: Family) -> dict[str, Any]:
     }
 
 
-def _scheme(grid: Quantizer) -> dict[str, Any]:
-    assert isinstance(grid, UniformQuantizer)
+def _scheme(quantizer: Quantizer) -> dict[str, Any]:
+    assert isinstance(quantizer, UniformQuantizer)
     return {
-        "num_bits": grid.bits,
+        "num_bits": quantizer.bits,
         "type": "int",
         "symmetric": True,
         "strategy": "group",
-        "group_size": grid.group_size,
+        "group_size": quantizer.group_size,
         "dynamic": False,
     }
 

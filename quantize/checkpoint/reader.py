@@ -1,7 +1,7 @@
-"""A checkpoint folder on disk, read one tensor at a time.
+"""Read a checkpoint folder, one tensor at a time.
 
-The safetensors format is 8 bytes of header length, a JSON header, then the data without holes. Files are read here
-without a map over them, so that memory holds one tensor.
+A safetensors file is 8 bytes of header length, a JSON header, then the data without gaps. Files are read without
+memory-mapping them, so that memory holds one tensor.
 """
 
 from __future__ import annotations
@@ -10,20 +10,21 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from console.errors import InputError
+from console.files import read_object
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PAGE = 4096
-PIECES = 16  # of a tensor, for a fingerprint: a page in all
+PIECES = 16  # of a tensor that a fingerprint reads: one page in all
 
 DTYPES: dict[str, torch.dtype] = {
     "BOOL": torch.bool,
@@ -44,37 +45,43 @@ DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: `nbytes` bytes of `shape` in row-major order at the absolute `offset` of `file`.
-
-    dtype is the safetensors name: F16, BF16, F32, I32, U8, I64, ...
-    """
+    """The place of a tensor on disk, in row-major order."""
 
     name: str
+    """Name of the tensor."""
     file: Path
+    """Its safetensors file."""
     dtype: str
+    """Its dtype by the name of safetensors: F16, BF16, F32, I32, U8, I64, ..."""
     shape: tuple[int, ...]
+    """Its shape."""
     offset: int
+    """First byte, from the start of the file."""
     nbytes: int
+    """Number of bytes."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model folder: its raw config.json and where its tensors lie, in file order."""
+    """A checkpoint folder."""
 
     folder: Path
+    """The folder."""
     config: dict[str, Any]
+    """Its config.json, as it is."""
     tensors: dict[str, StoredTensor]
+    """Its tensors by name, in the order of the files."""
 
     def tensor(self, name: str) -> StoredTensor:
-        """Tell where a tensor lies. Raises InputError when the checkpoint has no such tensor."""
+        """Return the place of a tensor. Raises InputError where the checkpoint has no such tensor."""
         if name not in self.tensors:
             raise InputError(f"{self.folder}: the checkpoint has no tensor {name}; is it complete?")
         return self.tensors[name]
 
     def load(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """Read one tensor into memory of its own, converted to `dtype` when given.
+        """Read one tensor, converted to `dtype` where given. It has memory of its own.
 
-        Raises InputError when the checkpoint has no such tensor.
+        Raises InputError where the checkpoint has no such tensor.
         """
         stored = self.tensor(name)
         raw = torch.empty(stored.nbytes, dtype=torch.uint8)
@@ -86,9 +93,9 @@ class Checkpoint:
         return tensor if dtype is None else tensor.to(dtype)
 
     def load_for(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        """Read a tensor as it is stored, for a folder of `dtype`.
+        """Read a tensor in its own dtype, and check that `dtype` can hold it.
 
-        Raises InputError when it is not finite or `dtype` cannot hold it.
+        Raises InputError where it cannot, or where the tensor is not finite.
         """
         tensor = self.load(name)
         if not tensor.is_floating_point() or not tensor.numel():
@@ -98,8 +105,8 @@ class Checkpoint:
             file = self.tensors[name].file
             raise InputError(f"{file}: {name} has NaN or infinite values; the checkpoint is damaged, download it again")
         if max(highest, -lowest) > torch.finfo(dtype).max:
-            largest, held = f"{max(highest, -lowest):.3g}", str(dtype).removeprefix("torch.")
-            raise InputError(f"{name} reaches {largest}, which {held} cannot hold; use --dtype bfloat16")
+            maximum, narrow = f"{max(highest, -lowest):.3g}", str(dtype).removeprefix("torch.")
+            raise InputError(f"{name} reaches {maximum}, which {narrow} cannot hold; use --dtype bfloat16")
         return tensor
 
     @property
@@ -108,11 +115,11 @@ class Checkpoint:
         return list(dict.fromkeys(tensor.file for tensor in self.tensors.values()))
 
     def fingerprint(self) -> str:
-        """Hash what tells two checkpoints apart without reading all of them.
+        """Hash a checkpoint without reading all of it.
 
-        SHA-256 over the config, of each file the name, the size and the header, and of each tensor 16 pieces of 256
-        bytes at equal distances, its first and last bytes among them; all of it where it is no longer than a page. A
-        tensor that was changed throughout is noticed, whichever it is; one of which a few rows were changed may not be.
+        SHA-256 over the config, the name, size and header of each file, and 16 pieces of 256 bytes of each tensor, at
+        equal distances from its first to its last bytes; all of a tensor no longer than a page. A change throughout a
+        tensor is noticed, whichever tensor it is. A change of a few rows may not be.
         """
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
         for path in self.files:
@@ -128,7 +135,7 @@ class Checkpoint:
 
 
 def _spread(nbytes: int) -> list[tuple[int, int]]:
-    """Where a fingerprint reads in a tensor of so many bytes, and how much there."""
+    """List where a fingerprint reads in a tensor, and how many bytes there."""
     if nbytes <= PAGE:
         return [(0, nbytes)]
     length = PAGE // PIECES
@@ -138,12 +145,11 @@ def _spread(nbytes: int) -> list[tuple[int, int]]:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read the config and the headers of a single-file or sharded safetensors folder.
 
-    Raises InputError for a folder that is missing, incomplete, broken, or whose weights lie elsewhere.
+    Raises InputError where the folder is missing, incomplete or damaged, or its weights lie outside.
     """
-    folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a model folder with config.json and safetensors files")
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     tensors: dict[str, StoredTensor] = {}
     for path, names in _weight_files(folder).items():
         _refuse_outside(path, folder)
@@ -156,9 +162,9 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _weight_files(folder: Path) -> dict[Path, set[str]]:
-    """Find the safetensors files, in order, and the tensors expected in each (empty: whatever is there)."""
+    """Find the safetensors files, in order, and the tensors expected in each (empty: all that it has)."""
     if (folder / INDEX).exists():
-        index = read_json(folder / INDEX)
+        index = read_object(folder / INDEX)
         weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{folder / INDEX} has no weight_map; download it again")
@@ -175,7 +181,7 @@ def _weight_files(folder: Path) -> dict[Path, set[str]]:
 
 
 def _refuse_outside(path: Path, folder: Path) -> None:
-    """ONNX Runtime opens no external data outside the graph's folder, so say it before any work is done."""
+    """Raise InputError for a file outside its folder: ONNX Runtime opens no external data there."""
     if not path.resolve().is_relative_to(folder.resolve()):
         raise InputError(
             f"{path} is a symbolic link out of its folder (a hub cache?), and graphs can only use weights inside it; "
@@ -183,21 +189,8 @@ def _refuse_outside(path: Path, folder: Path) -> None:
         )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object of a model folder. Raises InputError when it is missing or is none."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"{path.parent} has no {path.name}; give a model folder") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); restore it from the original") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{path} is not a JSON object; restore it from the original")
-    return value
-
-
 def read_header(path: Path) -> dict[str, StoredTensor]:
-    """Read where the tensors of one safetensors file lie, ordered by offset. Raises InputError for a broken file."""
+    """Read the places of all tensors of a safetensors file, by offset. Raises InputError for a damaged file."""
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")

@@ -1,7 +1,7 @@
-"""Writes a checkpoint folder one block at a time, and can go on where a run that was killed had stopped.
+"""Write a checkpoint folder one block at a time, resumable after a kill.
 
-The order and the alignment of tensors matter to us, so the stock writer of safetensors, which sorts, does not do:
-neighbours in the file become one ONNX initializer, and the data starts on a page.
+The writer of safetensors sorts tensors. Here their order and alignment matter: tensors side by side in the file become
+one ONNX initializer, and the data starts on a page.
 """
 
 from __future__ import annotations
@@ -19,65 +19,68 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-HEADER_ROOM = 32 * PAGE  # bytes kept free in front of the data of a file: about 900 tensors
+HEADER_BYTES = 32 * PAGE  # reserved in front of the data of a file: enough for about 900 tensors
 SHARD_BYTES = 4 << 30
 
 
 class CheckpointWriter:
-    """Writes tensors to safetensors files in the order given, without holding more than a block in memory.
+    """Writes tensors to safetensors files in the order given, with one block in memory.
 
-    The header comes first in the file but is known last, so space is left for it and filled with blanks. A file is full
-    when it has `shard_bytes` of data or no space left in its header; tensors of one `write` stay in one file, so that
-    what is meant to be adjacent is. Use it in a `with` statement; `finish` gives the files their names.
+    The header comes first in the file but is known last, so its bytes are reserved and filled with blanks. A file is
+    full when it has `shard_bytes` of data or a full header. Tensors of one `write` stay in one file, side by side. Use
+    it in a `with` statement; `finish` gives the files their final names.
     """
 
-    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES, header_room: int = HEADER_ROOM) -> None:
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES, header_bytes: int = HEADER_BYTES) -> None:
         self._folder = folder
         self._shard_bytes = shard_bytes
-        self._header_room = header_room
+        self._header_bytes = header_bytes
         self._headers: list[dict[str, Any]] = []
         self._file: BinaryIO | None = None
-        self._small: list[tuple[str, torch.Tensor]] = []
+        self._metadata: list[tuple[str, torch.Tensor]] = []
         self.total_bytes = 0
 
     def write(
-        self, tensors: Iterable[tuple[str, torch.Tensor]], small: Iterable[tuple[str, torch.Tensor]] = ()
+        self, tensors: Iterable[tuple[str, torch.Tensor]], metadata: Iterable[tuple[str, torch.Tensor]] = ()
     ) -> None:
         """Append tensors that belong together, such as one block, in this order.
 
-        small: tensors of odd sizes, which go to the end of the file, where they leave the others aligned.
+        metadata: small tensors of odd sizes. They go to the end of the file, where they leave the others aligned.
         """
-        together, ends = list(tensors), list(small)
-        entries = {name: _entry(tensor) for name, tensor in together + ends}
+        block, at_end = list(tensors), list(metadata)
+        entries = {name: _entry(tensor) for name, tensor in block + at_end}
         written = [name for name in entries if any(name in header for header in self._headers)]
-        if written or len(entries) < len(together) + len(ends):
+        if written or len(entries) < len(block) + len(at_end):
             raise ValueError(f"a tensor is written twice: {written}")
-        if self._file is None or self._file.tell() >= self._shard_bytes or not self._has_room(entries):
+        if self._file is None or self._file.tell() >= self._shard_bytes or not self._fits_header(entries):
             self._next_shard()
-        if not self._has_room(entries):
-            raise ValueError(f"the header of {len(entries)} tensors does not fit in {self._header_room} bytes")
+        if not self._fits_header(entries):
+            raise ValueError(f"the header of {len(entries)} tensors does not fit in {self._header_bytes} bytes")
         self._headers[-1].update(entries)
-        for name, tensor in together:
+        for name, tensor in block:
             self._append(name, tensor)
-        self._small += ends
+        self._metadata += at_end
 
     def state(self) -> dict[str, Any]:
-        """Make sure that all that was written is on the disk, and give what `resume` needs, as JSON can hold it."""
+        """Flush to the disk. Returns what `resume` needs, as JSON can hold it."""
         length = None
         if self._file is not None:
             self._file.flush()
             os.fsync(self._file.fileno())
             length = self._file.tell()
-        small = [(name, DTYPE_NAMES[one.dtype], list(one.shape), _bytes(one).hex()) for name, one in self._small]
-        return {"headers": self._headers, "length": length, "small": small, "total_bytes": self.total_bytes}
+        metadata = [
+            (name, DTYPE_NAMES[tensor.dtype], list(tensor.shape), _bytes(tensor).hex())
+            for name, tensor in self._metadata
+        ]
+        return {"headers": self._headers, "length": length, "small": metadata, "total_bytes": self.total_bytes}
 
     def resume(self, state: Mapping[str, Any]) -> None:
-        """Go on from a `state`, in a new writer for the same folder; what was written after it is cut off.
+        """Resume from a `state`, in a new writer for the same folder; bytes written after it are removed.
 
-        Raises CannotGoOnError where a file lacks what the state says.
+        Raises CannotGoOnError where a file is missing or shorter than the state says.
         """
         self._headers, self.total_bytes = state["headers"], state["total_bytes"]
-        self._small = [
+        self._metadata = [
             (name, torch.frombuffer(bytearray.fromhex(data), dtype=DTYPES[dtype]).reshape(shape))
             for name, dtype, shape, data in state["small"]
         ]
@@ -86,9 +89,9 @@ class CheckpointWriter:
             if not shard.exists() and self._named(i).exists():  # a kill may have come after `finish`
                 self._named(i).rename(shard)
             ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
-            needed = state["length"] if header is self._headers[-1] else self._header_room + max(ends)
-            if not shard.exists() or shard.stat().st_size < needed:  # truncating would fill it up with zeros
-                raise CannotGoOnError(f"{shard} is missing or cut; remove {self._folder} and begin again")
+            needed = state["length"] if header is self._headers[-1] else self._header_bytes + max(ends)
+            if not shard.exists() or shard.stat().st_size < needed:  # truncate() would fill it up with zeros
+                raise CannotGoOnError(f"{shard} is missing or truncated; remove {self._folder} and begin again")
         if state["length"] is not None:
             self._file = self._shard(len(self._headers) - 1).open("r+b")
             self._file.truncate(state["length"])
@@ -113,13 +116,13 @@ class CheckpointWriter:
 
     def _append(self, name: str, tensor: torch.Tensor) -> None:
         assert self._file is not None
-        start, data = self._file.tell() - self._header_room, _bytes(tensor)
+        start, data = self._file.tell() - self._header_bytes, _bytes(tensor)
         self._file.write(data)
         self._headers[-1][name]["data_offsets"] = [start, start + len(data)]
         self.total_bytes += len(data)
 
-    def _has_room(self, entries: Mapping[str, Any]) -> bool:
-        return len(_header({**self._headers[-1], **entries})) <= self._header_room - 8
+    def _fits_header(self, entries: Mapping[str, Any]) -> bool:
+        return len(_header({**self._headers[-1], **entries})) <= self._header_bytes - 8
 
     def _shard(self, i: int) -> Path:
         return self._folder / f"model-{i + 1:05d}.writing"
@@ -131,15 +134,15 @@ class CheckpointWriter:
         self._close_shard()
         self._headers.append({"__metadata__": {"format": "pt"}})
         self._file = self._shard(len(self._headers) - 1).open("wb")
-        self._file.write(b" " * self._header_room)
+        self._file.write(b" " * self._header_bytes)
 
     def _close_shard(self) -> None:
         if self._file is None:
             return
-        for name, tensor in self._small:
+        for name, tensor in self._metadata:
             self._append(name, tensor)
-        self._small = []
-        length = self._header_room - 8
+        self._metadata = []
+        length = self._header_bytes - 8
         with self._file as file:
             file.seek(0)
             file.write(length.to_bytes(8, "little") + _header(self._headers[-1]).ljust(length))
@@ -149,14 +152,14 @@ class CheckpointWriter:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a tensor in row-major order."""
+    """Return the bytes of a tensor in row-major order."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     data: memoryview = flat.view(torch.uint8).numpy().data
     return data
 
 
 def _entry(tensor: torch.Tensor) -> dict[str, Any]:
-    # Offsets of this width stand for any that may come, so that a header never outgrows what was checked.
+    # The widest offsets: real ones are filled in later, and the header must not outgrow what was checked.
     return {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [10**15, 10**15]}
 
 

@@ -1,4 +1,4 @@
-"""Where a model family keeps its parts, and its config as transformers reads it. Adding a family is adding a row."""
+"""Model families: the paths of their parts, and their config as transformers reads it. A new family is a new row."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
 Linears = tuple[tuple[str, ...], ...]
-"""Linears of a block, those that read the same input together, in the order in which data reaches them."""
+"""Linears of a block in groups that read the same input, in the order in which data reaches them."""
 
 DECODER_LINEARS: Linears = (
     ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -22,31 +22,35 @@ DECODER_LINEARS: Linears = (
 )
 VISION_LINEARS: Linears = (("attn.qkv",), ("attn.proj",), ("mlp.gate_proj", "mlp.up_proj"), ("mlp.down_proj",))
 MERGER_LINEARS: Linears = (("mlp.0",), ("mlp.2",))
-MTP_LINEARS: Linears = (("fc",),)  # beside those of its decoder layers
+MTP_LINEARS: Linears = (("fc",),)  # in addition to those of its decoder layers
 
 _LAYER_TYPES = ("sliding_attention", "full_attention")
 
 
 @dataclass(frozen=True)
 class Family:
-    """Module paths of a family, as tensors are named in its checkpoint.
-
-    model_type: of config.json. auto_class: the transformers class that loads it. text: the decoder with `layers`,
-    `embed_tokens` and `norm` below it. vision: the tower with `blocks`, `merger` and `patch_embed`; None without one.
-    mtp: the multi-token prediction layer, which transformers drops; None without one. post_norm: what decoder linears
-    put out is normalised per token (q and k, attention, MLP), and what they read is not.
-    """
+    """Module paths of a family, as tensors are named in its checkpoint."""
 
     model_type: str
+    """`model_type` of config.json."""
     auto_class: str
+    """The transformers class that loads it."""
     text: str
+    """The decoder, with `layers`, `embed_tokens` and `norm` below it."""
     vision: str | None = None
+    """The vision tower, with `blocks`, `merger` and `patch_embed` below it; None without one."""
     mtp: str | None = None
+    """The multi-token prediction layer, which transformers drops; None without one."""
     post_norm: bool = True
+    """Whether outputs of decoder linears (q and k, attention, MLP) are normalised per token, not their inputs."""
     head: str = "lm_head"
+    """The head."""
     decoder_linears: Linears = DECODER_LINEARS
+    """Linears of a decoder layer."""
     vision_linears: Linears = VISION_LINEARS
+    """Linears of a vision block."""
     merger_linears: Linears = MERGER_LINEARS
+    """Linears of the merger."""
 
     @property
     def embeddings(self) -> str:
@@ -55,21 +59,21 @@ class Family:
 
     @property
     def norm(self) -> str:
-        """The norm in front of the head."""
+        """The last norm, in front of the head."""
         return f"{self.text}.norm"
 
     @property
     def merger(self) -> str | None:
-        """The module that makes image tokens of the vision tower's patches."""
+        """The module that merges the vision tower's patches into image tokens."""
         return self.vision and f"{self.vision}.merger"
 
     @property
     def patch_embed(self) -> str | None:
-        """The module that makes the vision tower's hidden states of pixels."""
+        """The module that embeds pixels as hidden states of the vision tower."""
         return self.vision and f"{self.vision}.patch_embed"
 
     def tower(self, path: str) -> str:
-        """Tell where a module is: "vision", "decoder", "mtp" or "head"."""
+        """Return the part that a module belongs to: "vision", "decoder", "mtp" or "head"."""
         if self.vision and path.startswith(f"{self.vision}."):
             return "vision"
         if self.mtp and path.startswith(f"{self.mtp}."):
@@ -77,7 +81,7 @@ class Family:
         return "head" if path == self.head else "decoder"
 
     def is_post_norm(self, path: str) -> bool:
-        """Tell whether what a linear puts out is normalised per token."""
+        """Tell whether the outputs of a linear are normalised per token."""
         return self.post_norm and self.tower(path) in ("decoder", "mtp") and path != f"{self.mtp}.fc"
 
     def decoder_blocks(self, config: PreTrainedConfig) -> list[str]:
@@ -89,24 +93,24 @@ class Family:
         return [f"{self.vision}.blocks.{i}" for i in range(config.vision_config.depth)] if self.vision else []
 
     def blocks(self, config: PreTrainedConfig) -> list[tuple[str, Linears]]:
-        """List what a checkpoint consists of, with its linears below it, in the order in which data passes."""
-        found: list[tuple[str, Linears]] = []
+        """List the blocks of a checkpoint and their linears, in the order in which data passes."""
+        blocks: list[tuple[str, Linears]] = []
         if self.patch_embed and self.merger:
-            found.append((self.patch_embed, ()))
-            found += [(path, self.vision_linears) for path in self.vision_blocks(config)]
-            found.append((self.merger, self.merger_linears))
-        found.append((self.embeddings, ()))
-        found += [(path, self.decoder_linears) for path in self.decoder_blocks(config)]
-        found.append((self.norm, ()))
+            blocks.append((self.patch_embed, ()))
+            blocks += [(path, self.vision_linears) for path in self.vision_blocks(config)]
+            blocks.append((self.merger, self.merger_linears))
+        blocks.append((self.embeddings, ()))
+        blocks += [(path, self.decoder_linears) for path in self.decoder_blocks(config)]
+        blocks.append((self.norm, ()))
         if self.mtp and self.mtp_layers(config):
-            found.append((self.mtp, self.mtp_linears(config)))
-        return [*found, (self.head, (("",),))]
+            blocks.append((self.mtp, self.mtp_linears(config)))
+        return [*blocks, (self.head, (("",),))]
 
     def mtp_layers(self, config: PreTrainedConfig) -> int:
-        """Count the layers that predict further tokens. Raises InputError where the config has no number for them."""
+        """Return the number of MTP layers. Raises InputError where config.json has something else than a number."""
         layers = getattr(config.get_text_config(), "num_nextn_predict_layers", None) or 0
         if not isinstance(layers, int) or layers < 0:
-            raise InputError(f"config.json: num_nextn_predict_layers is {layers!r}; it must be a number, or absent")
+            raise InputError(f"config.json: num_nextn_predict_layers is {layers!r}; it must be a number or absent")
         return layers if self.mtp else 0
 
     def mtp_linears(self, config: PreTrainedConfig) -> Linears:
@@ -116,9 +120,9 @@ class Family:
         return sum(inner, MTP_LINEARS) if layers else ()
 
     def skeleton(self, config: PreTrainedConfig) -> PreTrainedModel:
-        """Build the transformers model, and the MTP layer in it, on the meta device: every module, no memory.
+        """Build the transformers model, with the MTP layer, on the meta device: every module, no memory.
 
-        Attention in its decoder says how much tokens were read.
+        Attention in its decoder also returns how much each token was read (`quantize.model.attention`).
         """
         import torch
         import transformers
@@ -136,7 +140,7 @@ class Family:
 
 
 def full_paths(path: str, linears: Linears) -> Linears:
-    """Join the path of a block with those of its linears; "" is the block itself."""
+    """Join the path of a block with the paths of its linears; "" is the block itself."""
     return tuple(tuple(f"{path}.{name}" if name else path for name in group) for group in linears)
 
 
@@ -158,10 +162,10 @@ def find_family(raw: dict[str, Any]) -> Family:
 
 
 def repair_config(raw: dict[str, Any]) -> dict[str, Any]:
-    """Copy a raw config.json into one that transformers accepts.
+    """Return a copy of a raw config.json that transformers accepts.
 
-    Released EXAONE files name the text model `exaone4_5_text`, list the MTP layer among `layer_types`, or give only a
-    string pattern such as "LLLG". Raises InputError where something needed is missing.
+    Released EXAONE files name the text model `exaone4_5_text`, list the MTP layer among `layer_types`, or have only a
+    string pattern such as "LLLG". Raises InputError where a needed value is missing.
     """
     family = find_family(raw)
     config = copy.deepcopy(raw)
@@ -186,7 +190,7 @@ def repair_config(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _expand_pattern(text: dict[str, Any], layers: int) -> list[str]:
-    """Layer types of "LLLG" (repeated, the last layer always global) or of 4 (every fourth layer is global)."""
+    """Expand "LLLG" (repeated, the last layer always global) or 4 (every fourth layer is global) to layer types."""
     pattern = text.get("sliding_window_pattern", 4)
     if text.get("sliding_window") is None or not pattern:
         return ["full_attention"] * layers
@@ -200,9 +204,9 @@ def _expand_pattern(text: dict[str, Any], layers: int) -> list[str]:
 
 
 def model_config(raw: dict[str, Any]) -> PreTrainedConfig:
-    """Make the transformers config of a raw config.json, repaired, without what it says about quantization.
+    """Make the transformers config of a raw config.json, repaired and without its `quantization_config`.
 
-    Raises InputError when transformers still rejects it.
+    Raises InputError where transformers still rejects it.
     """
     from transformers import AutoConfig
 
@@ -211,5 +215,5 @@ def model_config(raw: dict[str, Any]) -> PreTrainedConfig:
     model_type = config.pop("model_type")
     try:
         return AutoConfig.for_model(model_type, **config)
-    except Exception as error:  # transformers raises a dozen kinds here, of its own and of its validators
+    except Exception as error:  # transformers and its validators raise a dozen kinds here
         raise InputError(f"config.json is rejected by transformers: {error}") from None

@@ -1,4 +1,4 @@
-"""The multi-token prediction layer, which transformers has no module for and drops when it loads a checkpoint.
+"""The multi-token prediction (MTP) layer: transformers has no module for it and drops it from a checkpoint.
 
 Tensors are named as in EXAONE 4.5's release: `mtp.fc`, `mtp.pre_fc_norm_embedding`, `mtp.pre_fc_norm_hidden`,
 `mtp.norm` and `mtp.layers.0.*`, a standard decoder layer with a sliding window. Its head is the model's.
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class MtpLayer(nn.Module):
-    """Drafts the token after next. layers: decoder layers beside each other, each a draft of its own."""
+    """Drafts the token after next. layers: number of decoder layers side by side, each with a draft of its own."""
 
     def __init__(self, decoder: Any, config: PreTrainedConfig, layers: int) -> None:  # noqa: ANN401
-        """Build it of the kinds of module that `decoder`, transformers' text model, has."""
+        """Build it from the same kinds of modules as `decoder`, transformers' text model."""
         super().__init__()
         width, block, norm = config.hidden_size, type(decoder.layers[0]), type(decoder.norm)
         sliding = copy.deepcopy(config)
@@ -32,10 +32,11 @@ class MtpLayer(nn.Module):
         self.norm = norm(width, config.rms_norm_eps)
 
     def forward(self, hidden: torch.Tensor, embeddings: torch.Tensor, **context: object) -> list[torch.Tensor]:
-        """Drafts' hidden states, each [B, T - 1, H], of hidden states behind the last norm and of embeddings [B, T, H].
+        """Compute the hidden states of each draft, [B, T - 1, H].
 
-        Position i sees hidden state i and the embedding of token i + 1, and drafts token i + 2. context: what a decoder
-        layer wants for T - 1 tokens.
+        hidden: hidden states after the last norm [B, T, H]. embeddings: of tokens [B, T, H]. context: keyword
+        arguments of a decoder layer for T - 1 tokens. Position i reads hidden state i and the embedding of token i + 1,
+        and drafts token i + 2.
         """
         parts = (self.pre_fc_norm_embedding(embeddings[:, 1:]), self.pre_fc_norm_hidden(hidden[:, :-1]))
         states = self.fc(torch.cat(parts, -1))

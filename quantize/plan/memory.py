@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from quantize.plan.sizes import Architecture
-    from quantize.scheme import Grids
+    from quantize.scheme import Quantizers
 
 PROMPT_CHUNK = 4096  # prompt tokens a call on a GPU, as `runtime.ort.prompt_chunks` cuts them
 LARGEST_IMAGE = 16384  # patches of 3211264 pixels, the most that EXAONE 4.5's image processor gives
@@ -45,7 +45,7 @@ def kv_bytes(model: Architecture, context: int, itemsize: int, *, full_buffers: 
 
 
 def workspace(
-    model: Architecture, grids: Grids, context: int, *, with_mtp: bool, full_buffers: bool = False
+    model: Architecture, quantizers: Quantizers, context: int, *, with_mtp: bool, full_buffers: bool = False
 ) -> list[Line]:
     """List what the graphs need while they run. full_buffers: that of the MTP layer keeps all tokens.
 
@@ -64,7 +64,7 @@ def workspace(
             f"[{PROMPT_CHUNK}, 2 x {hidden} + 4 x {mlp}] in 16 bits: hidden states and MLP",
             PROMPT_CHUNK * (2 * hidden + 4 * mlp) * HALF,
         ),
-        _unpacked("decoder weight, unpacked", model, grids, sum(decoder, ())),
+        _unpacked("decoder weight, unpacked", model, quantizers, sum(decoder, ())),
         Line("logits", f"[1, {text.vocab_size}] in 16 bits and in float32", text.vocab_size * (HALF + FLOAT)),
         Line("RoPE tables", f"2 x [{context}, {half_head}] in 16 bits", 2 * context * half_head * HALF),
     ]
@@ -72,7 +72,7 @@ def workspace(
         layers, rows = model.mtp_layers, context if full_buffers else text.sliding_window or context
         tensors = f"{layers} x 2 x [{text.num_key_value_heads}, {rows}, {2 * half_head}] in 16 bits"
         lines.append(Line("MTP ring", tensors, layers * _layer_kv_bytes(model, rows, HALF)))
-    return lines + (_vision_workspace(model, grids) if family.vision else [])
+    return lines + (_vision_workspace(model, quantizers) if family.vision else [])
 
 
 def kv_workspace(model: Architecture, context: int, itemsize: int, *, full_buffers: bool = False) -> Line:
@@ -89,7 +89,7 @@ def kv_workspace(model: Architecture, context: int, itemsize: int, *, full_buffe
     return Line(name, tensors, _layer_kv_bytes(model, rows, HALF))
 
 
-def _vision_workspace(model: Architecture, grids: Grids) -> list[Line]:
+def _vision_workspace(model: Architecture, quantizers: Quantizers) -> list[Line]:
     family, vision, P = model.family, model.config.vision_config, LARGEST_IMAGE
     width, mlp, head = vision.hidden_size, vision.intermediate_size, vision.hidden_size // vision.num_heads
     pixels = vision.in_channels * vision.temporal_patch_size * vision.patch_size**2
@@ -103,14 +103,16 @@ def _vision_workspace(model: Architecture, grids: Grids) -> list[Line]:
             P * ((2 * width + 4 * mlp) * HALF + (pixels + 2 * head) * FLOAT),
         ),
         _unpacked(
-            "vision weight, unpacked", model, grids, sum(blocks, full_paths(family.merger, family.merger_linears))
+            "vision weight, unpacked", model, quantizers, sum(blocks, full_paths(family.merger, family.merger_linears))
         ),
     ]
 
 
-def _unpacked(name: str, model: Architecture, grids: Grids, groups: Iterable[tuple[str, ...]]) -> Line:
+def _unpacked(name: str, model: Architecture, quantizers: Quantizers, groups: Iterable[tuple[str, ...]]) -> Line:
     """For more than one row, ONNX Runtime's CUDA kernels unpack a whole weight to 16 bits and call cuBLAS."""
-    quantized = [[model.shapes[f"{path}.weight"] for path in group] for group in groups if grids[group[0]] is not None]
+    quantized = [
+        [model.shapes[f"{path}.weight"] for path in group] for group in groups if quantizers[group[0]] is not None
+    ]
     fused = [(sum(rows for rows, _ in group), group[0][1]) for group in quantized]
     rows, width = max(fused, key=math.prod, default=(0, 0))
     return Line(name, f"[{rows}, {width}] in 16 bits" if fused else "none is packed", rows * width * HALF)

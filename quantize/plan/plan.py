@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from console.errors import InputError
-from quantize.checkpoint.reader import read_json
+from console.files import read_object
 from quantize.plan.memory import Line, kv_bytes, kv_workspace, workspace
 from quantize.plan.sizes import outside_blocks, read_architecture, repeated_scales, stored_bytes
-from quantize.scheme import check_shapes, plan_grids
+from quantize.scheme import check_shapes, choose_quantizers
 from quantize.settings import Settings
 from quantize.solver.quantizers import NF4Quantizer
 
 if TYPE_CHECKING:
     from quantize.plan.sizes import Architecture, Part
-    from quantize.scheme import Grids
+    from quantize.scheme import Quantizers
     from quantize.solver.quantizers import Quantizer
 
 KV = Literal["fp16", "int8"]
@@ -134,7 +134,7 @@ def read_config(model: Path) -> dict[str, Any]:
     """Read a config.json, given itself or by its folder. Raises InputError when there is none."""
     if not model.exists():
         raise InputError(f"{model} is not there; give a model folder or its config.json")
-    return read_json(model / "config.json" if model.is_dir() else model)
+    return read_object(model / "config.json" if model.is_dir() else model)
 
 
 def make_plan(model: Path, vram: int, context: int | None = None) -> Plan:
@@ -172,12 +172,12 @@ def make_plan(model: Path, vram: int, context: int | None = None) -> Plan:
     )
 
 
-def grids_of(choice: Choice, model: Architecture) -> Grids:
-    """Choose the grid of every linear as quantize would."""
-    grids = plan_grids(_settings(choice), model.family, model.config)
+def quantizers_of(choice: Choice, model: Architecture) -> Quantizers:
+    """Choose the quantizer of every linear as quantize would."""
+    quantizers = choose_quantizers(_settings(choice), model.family, model.config)
     if choice.embeddings_on_card:  # no other tool quantizes the MTP layer
-        grids |= {path: None for path in grids if model.family.tower(path) == "mtp"}
-    return dict.fromkeys(grids) if choice.options is None else grids
+        quantizers |= {path: None for path in quantizers if model.family.tower(path) == "mtp"}
+    return dict.fromkeys(quantizers) if choice.options is None else quantizers
 
 
 def _settings(choice: Choice) -> Settings:
@@ -185,16 +185,16 @@ def _settings(choice: Choice) -> Settings:
 
 
 def _footprint(choice: Choice, model: Architecture, vram: int, context: int) -> Footprint:
-    grids = grids_of(choice, model)
-    check_shapes(_settings(choice), model.shapes, grids)
-    stored = stored_bytes(model, grids)
+    quantizers = quantizers_of(choice, model)
+    check_shapes(_settings(choice), model.shapes, quantizers)
+    stored = stored_bytes(model, quantizers)
     weights, has_mtp = _on_card(stored, choice), model.mtp_layers > 0
-    unpacked, scales = outside_blocks(model, grids), repeated_scales(model, grids)
+    unpacked, scales = outside_blocks(model, quantizers), repeated_scales(model, quantizers)
 
     def needed(
         tokens: int, itemsize: int, *, with_mtp: bool = has_mtp, in_blocks: bool = False, full: bool = False
     ) -> int:
-        lines = workspace(model, unpacked if in_blocks else grids, tokens, with_mtp=with_mtp, full_buffers=full)
+        lines = workspace(model, unpacked if in_blocks else quantizers, tokens, with_mtp=with_mtp, full_buffers=full)
         lines.append(kv_workspace(model, tokens, itemsize, full_buffers=full))
         resident = sum(size for part, size in weights.items() if with_mtp or part != "mtp") + in_blocks * scales
         return resident + kv_bytes(model, tokens, itemsize, full_buffers=full) + sum(line.bytes for line in lines)
@@ -210,15 +210,15 @@ def _footprint(choice: Choice, model: Architecture, vram: int, context: int) -> 
 
     return Footprint(
         choice=choice,
-        formats=_formats(model, grids),
+        formats=_formats(model, quantizers),
         stored=sum(stored.values()),
         weights=weights,
         host=0 if choice.embeddings_on_card else stored["embeddings"],
-        workspace=workspace(model, grids, context, with_mtp=has_mtp),
+        workspace=workspace(model, quantizers, context, with_mtp=has_mtp),
         total={kind: needed(context, size) for kind, size in KV_ITEMSIZE.items()},
         longest={kind: longest(size) for kind, size in KV_ITEMSIZE.items()},
         longest_without_mtp={kind: longest(size, with_mtp=False) for kind, size in KV_ITEMSIZE.items()},
-        in_blocks=variant(in_blocks=True) if unpacked != grids else None,
+        in_blocks=variant(in_blocks=True) if unpacked != quantizers else None,
         full_buffers=variant(full=True) if model.text.sliding_window else None,
     )
 
@@ -233,12 +233,12 @@ def _on_card(stored: dict[Part, int], choice: Choice) -> dict[Part, int]:
     return weights
 
 
-def _formats(model: Architecture, grids: Grids) -> dict[str, str]:
+def _formats(model: Architecture, quantizers: Quantizers) -> dict[str, str]:
     """Name the format of each tower; the linears of one have the same."""
-    return {model.family.tower(path): _format(grid) for path, grid in grids.items()}
+    return {model.family.tower(path): _format(quantizer) for path, quantizer in quantizers.items()}
 
 
-def _format(grid: Quantizer | None) -> str:
-    if grid is None:
+def _format(quantizer: Quantizer | None) -> str:
+    if quantizer is None:
         return "16-bit"
-    return f"{'nf' if isinstance(grid, NF4Quantizer) else 'int'}{grid.bits} g{grid.group_size}"
+    return f"{'nf' if isinstance(quantizer, NF4Quantizer) else 'int'}{quantizer.bits} g{quantizer.group_size}"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from quantize.checkpoint.formats import stored
+from quantize.checkpoint.formats import pack_weight
 from quantize.model.families import find_family, model_config
 from quantize.scheme import ties_head
 from quantize.solver.quantizers import NF4Quantizer, UniformQuantizer
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from quantize.model.families import Family
-    from quantize.scheme import Grids
+    from quantize.scheme import Quantizers
     from quantize.settings import Format
     from quantize.solver.quantizers import Quantizer
 
@@ -73,7 +73,7 @@ def read_architecture(raw: dict[str, Any]) -> Architecture:
     return Architecture(family, config, shapes)
 
 
-def stored_bytes(model: Architecture, grids: Grids) -> dict[Part, int]:
+def stored_bytes(model: Architecture, quantizers: Quantizers) -> dict[Part, int]:
     """Bytes of each part in the folder.
 
     The few dozen bytes a quantized linear that describe it to loaders are left out: no graph reads them.
@@ -82,36 +82,38 @@ def stored_bytes(model: Architecture, grids: Grids) -> dict[Part, int]:
     sizes: dict[Part, int] = dict.fromkeys(PARTS, 0)
     for name, shape in model.shapes.items():
         path = name.removesuffix(".weight")
-        grid = grids.get(path) if name.endswith(".weight") else None
-        if path == family.head and tied and grid is None:
+        quantizer = quantizers.get(path) if name.endswith(".weight") else None
+        if path == family.head and tied and quantizer is None:
             continue  # it is the embedding
-        sizes[part_of(name, family, grids)] += shape[0] * row_bytes(shape[1], grid) if grid else HALF * math.prod(shape)
+        sizes[part_of(name, family, quantizers)] += (
+            shape[0] * row_bytes(shape[1], quantizer) if quantizer else HALF * math.prod(shape)
+        )
     return sizes
 
 
-def outside_blocks(model: Architecture, grids: Grids) -> Grids:
-    """The same grids, None for weights that `export --block-size 32` (`export.modules.weights`) has in blocks."""
+def outside_blocks(model: Architecture, quantizers: Quantizers) -> Quantizers:
+    """The same quantizers, None for weights that `export --block-size 32` (`export.modules.weights`) has in blocks."""
     inside = {
-        path: isinstance(grid, UniformQuantizer)
+        path: isinstance(quantizer, UniformQuantizer)
         and path != model.family.head
-        and grid.group_size % BLOCK == 0
-        and model.shapes[f"{path}.weight"][0] % (64 if grid.bits == 4 else 32) == 0
-        for path, grid in grids.items()
+        and quantizer.group_size % BLOCK == 0
+        and model.shapes[f"{path}.weight"][0] % (64 if quantizer.bits == 4 else 32) == 0
+        for path, quantizer in quantizers.items()
     }
-    return {path: None if inside[path] else grid for path, grid in grids.items()}
+    return {path: None if inside[path] else quantizer for path, quantizer in quantizers.items()}
 
 
-def repeated_scales(model: Architecture, grids: Grids) -> int:
+def repeated_scales(model: Architecture, quantizers: Quantizers) -> int:
     """Bytes that scales take more in blocks of 32."""
-    outside, added = outside_blocks(model, grids), 0
-    for path, grid in grids.items():
-        if grid is not None and outside[path] is None:
+    outside, added = outside_blocks(model, quantizers), 0
+    for path, quantizer in quantizers.items():
+        if quantizer is not None and outside[path] is None:
             rows, width = model.shapes[f"{path}.weight"]
-            added += rows * (width // BLOCK - width // grid.group_size) * HALF
+            added += rows * (width // BLOCK - width // quantizer.group_size) * HALF
     return added
 
 
-def part_of(name: str, family: Family, grids: Grids) -> Part:
+def part_of(name: str, family: Family, quantizers: Quantizers) -> Part:
     """Tell which part a tensor of the original checkpoint belongs to. The vision tower includes merger and pixels."""
     path = name.removesuffix(".weight")
     if family.vision and name.startswith(f"{family.vision}."):
@@ -122,11 +124,11 @@ def part_of(name: str, family: Family, grids: Grids) -> Part:
         return "embeddings"
     if path == family.head:
         return "head"
-    return "decoder" if path in grids else "small"
+    return "decoder" if path in quantizers else "small"
 
 
-def row_bytes(width: int, grid: Quantizer) -> int:
+def row_bytes(width: int, quantizer: Quantizer) -> int:
     """Bytes of one output's weights, codes and scales; every format stores row after row."""
     codes = torch.zeros(1, width, dtype=torch.int8)
-    form: Format = "bitsandbytes" if isinstance(grid, NF4Quantizer) else "compressed-tensors"
-    return sum(tensor.nbytes for tensor in stored(codes, grid.fit(codes), grid, form).values())
+    form: Format = "bitsandbytes" if isinstance(quantizer, NF4Quantizer) else "compressed-tensors"
+    return sum(tensor.nbytes for tensor in pack_weight(codes, quantizer.fit(codes), quantizer, form).values())

@@ -1,1 +1,1 @@
-"""Quantization solvers: pure tensors in, codes and scales out."""
+"""Quantization solvers: from a weight and a Hessian to codes and scales."""

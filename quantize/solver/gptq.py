@@ -1,11 +1,10 @@
-"""GPTQ: round a weight one input at a time, and let the inputs not yet rounded make up for the error.
+"""GPTQ: round a weight one input at a time; the inputs not yet rounded compensate for the error.
 
 Frantar, Ashkboos, Hoefler, Alistarh, "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained
 Transformers", ICLR 2023 (first as arXiv 2210.17323). Equation, step and algorithm numbers below are that paper's.
 
 W [N, K] is a linear's weight, X [K, T] its inputs over all calibration tokens, H [K, K] = 2 X Xᵀ the Hessian of
-‖W X − Ŵ X‖² (eq. 1). Rows of W do not know of each other, so linears that share their inputs are stacked and solved
-as one. Pure tensors in, codes out.
+‖W X − Ŵ X‖² (eq. 1). Rows of W are independent, so linears that share their inputs are stacked and solved as one.
 """
 
 from __future__ import annotations
@@ -21,42 +20,43 @@ from quantize.solver.quantizers import ROWS
 if TYPE_CHECKING:
     from quantize.solver.quantizers import Quantizer
 
-DAMPING = 0.01  # λ of step 3, as a share of the mean diagonal
+DAMPING = 0.01  # λ of step 3, relative to the mean diagonal
 LAZY = 128  # columns updated together: B of algorithm 1
-LEAF = 256  # a triangle inverted at once
-STRIPE = 1024  # columns of a large product made at once, to bound memory
+LEAF = 256  # size of a triangle that is inverted at once
+STRIPE = 1024  # columns of a large product computed at once, to bound memory
 
 
 @dataclass(frozen=True)
 class Factor:
-    """What is needed of a Hessian to solve any weight that reads the same inputs.
-
-    V [K, K]: lower triangular, Vᵀ V = H⁻¹ with rows and columns in `order`. order [K]: columns from the least to the
-    most active; they are solved from the last to the first ("act-order"), so that those that matter most are rounded
-    while all others can still make up for it. damping: the share of the mean diagonal that was added to the diagonal.
-    """
+    """A factorised Hessian: solves any weight that reads the same inputs."""
 
     V: torch.Tensor
+    """Lower triangular [K, K] with Vᵀ V = H⁻¹, rows and columns in `order`."""
     order: torch.Tensor
+    """Columns [K] from the least to the most active. They are solved from the last to the first ("act-order"): those
+    that matter most are rounded while all others can still compensate."""
     damping: float
+    """Added to the diagonal, relative to its mean."""
 
 
 def add_inputs(H: torch.Tensor, X: torch.Tensor) -> None:
-    """Add the inputs X [T, K] of T tokens, one a row, to the Hessian H [K, K] in place."""
+    """Add the inputs X [T, K] of T tokens to the Hessian H [K, K] in place."""
     H.addmm_(X.T, X, alpha=2.0)
 
 
 def factorise(H: torch.Tensor, damping: float = DAMPING) -> Factor | None:
-    """Order the columns of H [K, K] and factorise its damped inverse (step 3 of the paper); None where H is of no use.
+    """Order the columns of H [K, K] and factorise its damped inverse (step 3). None where that fails.
 
     The paper inverts H and takes the upper Cholesky factor of the inverse. Solving from the last column to the first,
     the inverse of the plain lower factor serves: with H = L Lᵀ and V = L⁻¹, Vᵀ V = H⁻¹, and a leading block of V is the
-    factor of what is left of H. That is one factorisation less, no inverse that loses digits, and, as V takes the place
-    of L, one matrix of this size beside H: at 33 B each takes 3 GB for the down projection.
-    A column that no token ever used (a dead one) has a zero row in H: with any diagonal it is plainly rounded and moves
-    nothing else. (The paper's code sets its weights to zero; a document outside the calibration may need them.)
-    A factorisation that fails is repeated with ten times the damping; more damping is closer to plain rounding. Of
-    inputs H is never indefinite, but its sums in float32 can be: damping above the first says that they are.
+    factor of the remaining H. That saves a factorisation and the digits that an inverse loses. V replaces L, so only
+    one matrix of this size is needed next to H: at 33 B each takes 3 GB for the down projection.
+
+    A dead column, which no token ever used, has a zero row in H: with any diagonal it is quantized by RTN and moves
+    nothing else. (The paper's code sets its weights to zero; a document outside the calibration set may need them.)
+
+    A factorisation that fails is repeated with ten times the damping; more damping is closer to RTN. An exact H is
+    never indefinite, but its sums in float32 can be: damping above the first shows that they are.
     """
     diagonal, mean = _without_zeros(H)
     order = torch.argsort(H.diagonal().clamp(min=0), stable=True)
@@ -81,7 +81,7 @@ def damp(H: torch.Tensor, damping: float) -> None:
 
 
 def _without_zeros(H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The diagonal of H, dead columns set to the mean of the others, and that mean."""
+    """Copy the diagonal of H, dead columns set to the mean of the others. Returns it and that mean."""
     diagonal = H.diagonal().clone()
     dead = ~(diagonal > 0)
     mean = diagonal[~dead].mean() if not dead.all() else torch.ones((), dtype=H.dtype, device=H.device)
@@ -90,7 +90,7 @@ def _without_zeros(H: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _permuted(H: torch.Tensor, order: torch.Tensor) -> torch.Tensor:
-    """H with rows and columns in this order, made a stripe at a time so that no second copy lives beside it."""
+    """Permute rows and columns of H, a stripe at a time so that no second copy is in memory."""
     A = torch.empty_like(H)
     for first in range(0, len(H), STRIPE):
         rows = order[first : first + STRIPE]
@@ -102,11 +102,11 @@ def _invert(L: torch.Tensor) -> None:
     """Turn a lower triangular L [K, K] into its inverse, in place.
 
     By halves: with diagonal blocks A and D and B below A, the inverse has −D⁻¹ B A⁻¹ in the place of B. That is a third
-    of the work of solving L V = 1, whose zeros no library skips.
+    of the work of solving L V = I, whose zeros no library skips.
     """
     if len(L) <= LEAF:
-        one = torch.eye(len(L), dtype=L.dtype, device=L.device)
-        L.copy_(torch.linalg.solve_triangular(L, one, upper=False))
+        identity = torch.eye(len(L), dtype=L.dtype, device=L.device)
+        L.copy_(torch.linalg.solve_triangular(L, identity, upper=False))
         return
     half = len(L) // 2
     A, B, D = L[:half, :half], L[half:, :half], L[half:, half:]
@@ -118,41 +118,41 @@ def _invert(L: torch.Tensor) -> None:
     _invert(D)
 
 
-def solve(W: torch.Tensor, factor: Factor, scales: torch.Tensor, grid: Quantizer) -> torch.Tensor:
-    """Codes [N, K] of W [N, K] (float32) for scales [N, K / group_size], by algorithm 1.
+def solve(W: torch.Tensor, factor: Factor, scales: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
+    """Choose codes [N, K] of W [N, K] (float32) for scales [N, K / group_size], by algorithm 1.
 
-    Groups are the grid's, of neighbouring inputs, and their scales are chosen before anything is permuted ("static
-    groups"): the result needs no index of groups at run time.
+    Groups are consecutive inputs, and their scales are chosen before columns are permuted ("static groups"): the result
+    needs no index of groups at run time.
     """
     parts = zip(W.split(ROWS), scales.split(ROWS), strict=True)
-    return torch.cat([_solve_rows(rows, factor, scale, grid) for rows, scale in parts])
+    return torch.cat([_solve_rows(rows, factor, scale, quantizer) for rows, scale in parts])
 
 
-def _solve_rows(W: torch.Tensor, factor: Factor, scales: torch.Tensor, grid: Quantizer) -> torch.Tensor:
+def _solve_rows(W: torch.Tensor, factor: Factor, scales: torch.Tensor, quantizer: Quantizer) -> torch.Tensor:
     V, order = factor.V, factor.order
     # Transposed, so that a column of W is a row in memory.
     T = W.T[order]
-    scale = scales.T[order // grid.group_size]
+    scale = scales.T[order // quantizer.group_size]
     codes = torch.empty(T.shape, dtype=torch.int8, device=W.device)
     for last in range(len(T), 0, -LAZY):
         first = max(last - LAZY, 0)
         errors = torch.empty(last - first, T.shape[1], dtype=T.dtype, device=W.device)
         for i in range(last - 1, first - 1, -1):
-            codes[i] = grid.round(T[i], scale[i])
-            error = (T[i] - grid.values(codes[i], scale[i])) / V[i, i]  # eq. 2, left, by the rows of V (step 3)
+            codes[i] = quantizer.round(T[i], scale[i])
+            error = (T[i] - quantizer.values(codes[i], scale[i])) / V[i, i]  # eq. 2, left, by the rows of V (step 3)
             T[first : i + 1].addr_(V[i, first : i + 1], error, alpha=-1)  # eq. 2, right: inside the block
             errors[i - first] = error
-        T[:first].addmm_(V[first:last, :first].T, errors, alpha=-1)  # eq. 4: the others, once a block
+        T[:first].addmm_(V[first:last, :first].T, errors, alpha=-1)  # eq. 4: all others, once per block
     result = torch.empty_like(codes)
     result[order] = codes
     return result.T.contiguous()
 
 
 def output_energy(D: torch.Tensor, H: torch.Tensor) -> float:
-    """Compute the squared norm ‖D X‖² = tr(D H Dᵀ) / 2 of what D [N, K] makes of all calibration inputs."""
+    """Compute the squared norm ‖D X‖² = tr(D H Dᵀ) / 2 of the outputs of D [N, K] on all calibration inputs."""
     energy = 0.0
     for rows in D.split(ROWS):
-        for first in range(0, len(H), STRIPE):  # H is symmetric: what lies below its diagonal blocks counts twice
+        for first in range(0, len(H), STRIPE):  # H is symmetric: blocks below its diagonal count twice
             columns, below = slice(first, first + STRIPE), slice(first + STRIPE, None)
             part = torch.addmm(rows[:, below] @ H[below, columns], rows[:, columns], H[columns, columns], beta=2)
             energy += float(part.mul_(rows[:, columns]).sum(dtype=torch.float64))

@@ -1,6 +1,6 @@
-"""Sums up what the linears of a block read: the Hessians of a quantization solver.
+"""Collect the Hessians of a block's linears while calibration documents run through it.
 
-Where norms follow the linears instead of preceding them, tokens count as `quantize.solver.token_weights` has it.
+Where norms follow the linears, tokens are weighted as `quantize.solver.token_weights` describes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 
 from console.errors import InputError
 from quantize.solver import gptq
-from quantize.solver.token_weights import weighted
+from quantize.solver.token_weights import weigh_tokens
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from quantize.model.families import Family
-    from quantize.solver.solve import Tokens
+    from quantize.solver.solve import TokenWeighting
 
 Group = tuple[str, ...]
 
@@ -30,39 +30,41 @@ Group = tuple[str, ...]
 class Hessians:
     """One Hessian [K, K] for each group of linears that read the same inputs.
 
-    sums: the Hessians of all documents that were added.
+    sums: the Hessians, summed over all documents that were added.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group], family: Family, tokens: Tokens) -> None:
+    def __init__(self, model: nn.Module, groups: Sequence[Group], family: Family, tokens: TokenWeighting) -> None:
         self._model, self._family, self._tokens = model, family, tokens
         self._inputs: dict[Group, torch.Tensor] = {}
-        self._read: dict[Group, torch.Tensor] = {}
+        self._attention: dict[Group, torch.Tensor] = {}
         self.sums: dict[Group, torch.Tensor] = {}
         for group in groups:
             weight = model.get_parameter(f"{group[0]}.weight")
             self.sums[group] = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
 
     @contextmanager
-    def listening(self) -> Iterator[None]:
-        """Keep what the linears read, and how much attention read of each token, whenever the model runs."""
+    def recording(self) -> Iterator[None]:
+        """Record the inputs of linears, and the attention that each token receives, whenever the model runs."""
         hooks = []
         for group in self.sums:
-            hooks.append(self._model.get_submodule(group[0]).register_forward_pre_hook(partial(self._keep, group)))
-            if _attends(group):
+            linear = self._model.get_submodule(group[0])
+            hooks.append(linear.register_forward_pre_hook(partial(self._record_inputs, group)))
+            if _feeds_attention(group):
                 attention = self._model.get_submodule(group[0].removesuffix(".q_proj"))
-                hooks.append(attention.register_forward_hook(partial(self._keep_read, group)))
+                hooks.append(attention.register_forward_hook(partial(self._record_attention, group)))
         try:
             yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def add(self, importance: torch.Tensor | None) -> None:
-        """Add the document that has just run through the model. importance [T] of its tokens, in a decoder."""
+    def add(self, token_weights: torch.Tensor | None) -> None:
+        """Add the document that has just run through the model. token_weights: [T] in a decoder, else None."""
         for group, H in self.sums.items():
-            X, read = self._inputs.pop(group).reshape(-1, len(H)), self._read.pop(group) if _attends(group) else None
-            if importance is not None and self._family.is_post_norm(group[0]):
-                X = self._weighted(X, importance, read)
+            X = self._inputs.pop(group).reshape(-1, len(H))
+            attention = self._attention.pop(group) if _feeds_attention(group) else None
+            if token_weights is not None and self._family.is_post_norm(group[0]):
+                X = self._weighted(X, token_weights, attention)
             gptq.add_inputs(H, X)
 
     def check(self) -> None:
@@ -74,21 +76,25 @@ class Hessians:
                     "the checkpoint is damaged, download it again"
                 )
 
-    def _weighted(self, X: torch.Tensor, importance: torch.Tensor, read: torch.Tensor | None) -> torch.Tensor:
-        """Tokens X [T, K] by their importance [T]; those that attention reads also by how much it does, read [T]."""
-        if self._tokens == "as they are":
+    def _weighted(self, X: torch.Tensor, token_weights: torch.Tensor, attention: torch.Tensor | None) -> torch.Tensor:
+        """Weigh tokens X [T, K]; attention [T], where it reads these linears, is added to the weights [T]."""
+        if self._tokens == "none":
             return X
-        if self._tokens == "same size":
-            return weighted(X, torch.ones_like(importance))
-        return weighted(X, importance if read is None or self._tokens == "by importance" else importance + read)
+        if self._tokens == "equal norms":
+            return weigh_tokens(X, torch.ones_like(token_weights))
+        if attention is None or self._tokens == "weights":
+            return weigh_tokens(X, token_weights)
+        return weigh_tokens(X, token_weights + attention)
 
-    def _keep(self, group: Group, _: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-        self._inputs[group] = given[0]
+    def _record_inputs(self, group: Group, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        self._inputs[group] = inputs[0]
 
-    def _keep_read(self, group: Group, _: nn.Module, __: object, out: tuple[torch.Tensor, torch.Tensor]) -> None:
-        self._read[group] = out[1]
+    def _record_attention(
+        self, group: Group, _: nn.Module, __: object, outputs: tuple[torch.Tensor, torch.Tensor]
+    ) -> None:
+        self._attention[group] = outputs[1]
 
 
-def _attends(group: Group) -> bool:
-    """Tell the linears that attention reads, of a decoder."""
+def _feeds_attention(group: Group) -> bool:
+    """Tell whether a decoder's attention reads the outputs of these linears."""
     return group[0].endswith(".q_proj")

@@ -1,4 +1,4 @@
-"""Linears that read the same inputs: from their weights and their Hessian to codes and scales."""
+"""Quantize linears that read the same inputs: from their weights and one Hessian to codes and scales."""
 
 from __future__ import annotations
 
@@ -10,30 +10,25 @@ import torch
 
 from quantize.solver import gptq
 from quantize.solver.coordinate_descent import SWEEPS, descend
-from quantize.solver.quantizers import ROWS, Quantizer, by_rows, dequantize, fit_weighted, round_to_nearest
+from quantize.solver.quantizers import ROWS, Quantizer, dequantize, fit_weighted, rtn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-# Raise it when the same settings give other bytes, because of the solver, the splits of documents, their prompts or
-# their names: a run is not gone on with by another revision, nor is its result taken for the same.
-REVISION = 3
-
 Solver = Literal["gptq", "rtn"]
-Tokens = Literal["as they are", "same size", "by importance", "by importance and attention"]
+TokenWeighting = Literal["none", "equal norms", "weights", "weights and attention"]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What goes beyond plain GPTQ: all of it, unless a measurement leaves something out.
+    """Additions to plain GPTQ. The defaults are what `quantize` uses; `bench.ablation` leaves some out."""
 
-    tokens: how they enter Hessians in a post-norm decoder (`quantize.solver.token_weights`). weighted_scales: chosen by
-    how much their inputs are used. sweeps: of coordinate descent.
-    """
-
-    tokens: Tokens = "by importance and attention"
+    tokens: TokenWeighting = "weights and attention"
+    """Weighting of tokens in the Hessians of a post-norm decoder (`quantize.solver.token_weights`)."""
     weighted_scales: bool = True
+    """Whether the diagonal of the Hessian weighs the errors of a group when its scale is chosen."""
     sweeps: int = SWEEPS
+    """Sweeps of coordinate descent."""
 
 
 RECIPE = Recipe()
@@ -41,71 +36,74 @@ RECIPE = Recipe()
 
 @dataclass(frozen=True)
 class Solved:
-    """A quantized linear: codes [N, K] int8, scales [N, K / group size].
-
-    solver, error, error_rtn, damping: as in LinearReport.
-    """
+    """A quantized linear."""
 
     codes: torch.Tensor
+    """[N, K] int8."""
     scales: torch.Tensor
-    grid: Quantizer
+    """[N, K / group size]."""
+    quantizer: Quantizer
+    """What codes and scales mean."""
     solver: Solver
+    """As in `LinearReport`, like the fields below."""
     error: float | None
     error_rtn: float | None
     damping: float | None
 
     @property
     def weight(self) -> torch.Tensor:
-        """The weight [N, K] (float32) that the codes stand for."""
-        return dequantize(self.codes, self.scales, self.grid)
+        """The dequantized weight [N, K], float32."""
+        return dequantize(self.codes, self.scales, self.quantizer)
 
 
 def solve_together(
-    weights: Sequence[torch.Tensor], H: torch.Tensor, grid: Quantizer, solver: str, recipe: Recipe = RECIPE
+    weights: Sequence[torch.Tensor], H: torch.Tensor, quantizer: Quantizer, solver: str, recipe: Recipe = RECIPE
 ) -> list[Solved]:
-    """Quantize weights [N, K] (float32) that read the same inputs, of Hessian H [K, K]: one factorisation for all."""
+    """Quantize weights [N, K] (float32) that read the same inputs, with one factorisation of their Hessian H [K, K]."""
     W = weights[0] if len(weights) == 1 else torch.cat(list(weights))  # no second copy of a head's 3 GB
-    nearest = by_rows(round_to_nearest, W, grid)
-    solution = None if solver == "rtn" else solve(W, H, grid, recipe)
-    codes, scales, damping = solution or (*nearest, None)
+    rounded = rtn(W, quantizer)
+    solution = None if solver == "rtn" else solve(W, H, quantizer, recipe)
+    codes, scales, damping = solution or (*rounded, None)
     used: Solver = "gptq" if solution else "rtn"
     solved, first = [], 0
     for weight in weights:
         rows = slice(first, first := first + len(weight))
         energy = gptq.output_energy(weight, H)
-        energies = [_error(weight, one[0][rows], one[1][rows], H, grid) for one in ((codes, scales), nearest)]
-        # Of an indefinite H, which is what more damping tells, an energy can be anything.
-        known = damping in (None, gptq.DAMPING) and all(0 <= one < math.inf for one in (energy, *energies))
-        # Nothing in, nothing out: no error either.
-        error, error_rtn = [one / (energy or 1.0) for one in energies] if known else (None, None)
-        solved.append(Solved(codes[rows], scales[rows], grid, used, error, error_rtn, damping))
+        error = _error(weight, codes[rows], scales[rows], H, quantizer)
+        error_rtn = _error(weight, rounded[0][rows], rounded[1][rows], H, quantizer)
+        # More damping shows that H is indefinite: then an energy can be anything.
+        known = damping in (None, gptq.DAMPING) and all(0 <= value < math.inf for value in (energy, error, error_rtn))
+        # Without any input there is no output, and no error either.
+        total = energy or 1.0
+        relative, relative_rtn = (error / total, error_rtn / total) if known else (None, None)
+        solved.append(Solved(codes[rows], scales[rows], quantizer, used, relative, relative_rtn, damping))
     return solved
 
 
-def _error(W: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, H: torch.Tensor, grid: Quantizer) -> float:
-    """‖(W − Ŵ)X‖², some rows at a time: the head of 33 B takes 3 GB in float32."""
+def _error(W: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, H: torch.Tensor, quantizer: Quantizer) -> float:
+    """Compute ‖(W − Ŵ)X‖², some rows at a time: the head of 33 B takes 3 GB in float32."""
     parts = zip(W.split(ROWS), codes.split(ROWS), scales.split(ROWS), strict=True)
-    return sum(gptq.output_energy(w - dequantize(q, s, grid), H) for w, q, s in parts)
+    return sum(gptq.output_energy(w - dequantize(q, s, quantizer), H) for w, q, s in parts)
 
 
 def solve(
-    W: torch.Tensor, H: torch.Tensor, grid: Quantizer, recipe: Recipe = RECIPE
+    W: torch.Tensor, H: torch.Tensor, quantizer: Quantizer, recipe: Recipe = RECIPE
 ) -> tuple[torch.Tensor, torch.Tensor, float] | None:
-    """Codes [N, K] and scales [N, K / group size] of W [N, K] for the Hessian H [K, K], and the damping that H needed.
+    """Solve W [N, K] for the Hessian H [K, K]: weighted scales, then GPTQ, then coordinate descent.
 
-    Scales that suit the inputs, then GPTQ, then coordinate descent. None where H is of no use: not finite, or of
-    values so large that float32 does not hold its damped diagonal or its factor. H is given back as it was.
+    Returns codes [N, K], scales [N, K / group size] and the damping of H. None where H has no factor: it is not finite,
+    or its values are too large for float32. H is unchanged afterwards.
     """
     factor = gptq.factorise(H)
     if factor is None:
         return None
     damping, undamped = factor.damping, H.diagonal().clone()
     gptq.damp(H, damping)
-    # At 8 bits GPTQ moves weights by more than a step, and clipping those costs more than a finer step saves.
-    weighted = recipe.weighted_scales and grid.bits == 4
-    scales = fit_weighted(W, H.diagonal(), grid) if weighted else grid.fit(W)
-    codes = gptq.solve(W, factor, scales, grid)
-    del factor  # as large as H, which is all that is needed from here on
-    codes, scales = descend(W, H, codes, scales, grid, recipe.sweeps)
+    # At 8 bits GPTQ moves weights by more than a step: clipping those costs more than a finer step saves.
+    weighted = recipe.weighted_scales and quantizer.bits == 4
+    scales = fit_weighted(W, H.diagonal(), quantizer) if weighted else quantizer.fit(W)
+    codes = gptq.solve(W, factor, scales, quantizer)
+    del factor  # as large as H, and not needed any more
+    codes, scales = descend(W, H, codes, scales, quantizer, recipe.sweeps)
     H.diagonal().copy_(undamped)
     return codes, scales, damping

@@ -1,13 +1,13 @@
-"""How much the error of each calibration token counts: what its inputs are multiplied with before a Hessian sees them.
+"""Token weights: how much the error of each calibration token counts in a Hessian.
 
-Three things make tokens unequal in a decoder that reads documents (docs/quantization.md has what each brings):
+Three things make tokens unequal in a decoder that reads documents (docs/quantization.md has the gain of each):
 
-- EXAONE normalises what most of its linears put out: an error counts relative to its token, and tokens are brought to
-  the same size. Image tokens enter the first layers many times larger than text and would be all that Hessians see.
-- The words around a document are the same every time and their predictions are never used. In the last layer, nothing
-  reads what becomes of the image either.
-- Keys and values are worth what reads them, queries what their own token is worth. Attention is a rule of thumb for the
-  former: errors of tokens that are read together can cancel.
+- EXAONE normalises the outputs of most linears, so an error counts relative to its token: tokens are scaled to equal
+  norms. Image tokens enter the first layers many times larger than text and would dominate the Hessians.
+- The words around a document are always the same, and their predictions are never used. In the last layer, nothing
+  reads the outputs at image tokens either.
+- Keys and values count as much as attention reads them, queries as much as their own token. Attention is a heuristic
+  for keys and values: errors of tokens that are read together can cancel.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ import torch
 PROMPT = 1 / 32
 
 
-def predicting(length: int, answer: int) -> torch.Tensor:
-    """How much the tokens of a document count in its last layer, [length] float32: 1, or PROMPT for most.
+def last_layer_weights(length: int, answer: int) -> torch.Tensor:
+    """Weigh the tokens of a document in the last layer: 1 where the answer is predicted, PROMPT elsewhere.
 
-    Those that count are the positions that predict the last `answer` tokens. Without an answer, all do.
+    The last `answer` tokens are predicted from the positions before them. Without an answer, all weigh 1. Returns
+    [length] float32.
     """
-    counts = torch.full((length,), PROMPT if answer else 1.0)
-    counts[-answer - 1 : -1] = 1
-    return counts
+    weights = torch.full((length,), PROMPT if answer else 1.0)
+    weights[-answer - 1 : -1] = 1
+    return weights
 
 
-def importance(ids: torch.Tensor, answer: int, image: int | None) -> torch.Tensor:
-    """How much the tokens ids [T] of a document count in other layers: image tokens (of id `image`) as well.
+def token_weights(ids: torch.Tensor, answer: int, image_token: int | None) -> torch.Tensor:
+    """Weigh the tokens ids [T] of a document in all layers but the last: image tokens weigh 1, too.
 
-    Where there are none, the prompt is the document, and all of it counts.
+    Without an image, the prompt is the document, and all weigh 1. Returns [T] float32.
     """
-    images = torch.zeros_like(ids, dtype=torch.bool) if image is None else ids == image
-    return torch.where(images, 1.0, predicting(len(ids), answer)) if images.any() else torch.ones(len(ids))
+    images = torch.zeros_like(ids, dtype=torch.bool) if image_token is None else ids == image_token
+    return torch.where(images, 1.0, last_layer_weights(len(ids), answer)) if images.any() else torch.ones(len(ids))
 
 
-def weighted(X: torch.Tensor, importance: torch.Tensor) -> torch.Tensor:
-    """Scale tokens X [T, K], one a row, to a mean square of `importance` [T]; a token of zeros stays."""
-    return X * (importance / X.square().mean(-1).clamp(min=1e-30)).sqrt()[:, None]
+def weigh_tokens(X: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Scale tokens X [T, K], one per row, to a mean square of `weights` [T]; a token of zeros stays."""
+    return X * (weights / X.square().mean(-1).clamp(min=1e-30)).sqrt()[:, None]

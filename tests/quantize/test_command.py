@@ -90,7 +90,7 @@ def test_bad_input_ends_a_process_with_code_2_and_one_line(tmp_path):
     left = tmp_path / "nan-w4.partial"
     done = len(json.loads((left / ".journal.json").read_text())["steps"])
     assert done == 1 + 4 + 1 + 1 + 1 + 2  # pixels, blocks, merger, image tokens, embeddings, two layers
-    keeps = "(nan-w4.partial keeps what is finished: the same command goes on from there"
+    keeps = "(nan-w4.partial keeps what is finished: the same command resumes"
     assert [keeps in result.stderr for result in results] == ["nan" in arguments for arguments in cases]
     shutil.rmtree(left)
     assert sorted(tmp_path.rglob("*")) == before
@@ -131,8 +131,8 @@ def test_gptq_has_a_folder_of_its_own(tmp_path, monkeypatch, capsys, bits):
         ({"vision_bits": 4}, "--vision-bits 4 is not possible; choose 8 or 16"),
         ({"head_bits": 5}, "--head-bits 5"),
         ({"count": 0}, "--count is 0"),
-        ({"output": Path()}, r"--output \. is no new folder; give the name of one"),
-        ({"output": Path("..")}, r"--output \.\. is no new folder"),
+        ({"output": Path()}, r"--output \. is not a new folder; give the name of one"),
+        ({"output": Path("..")}, r"--output \.\. is not a new folder"),
         ({"dtype": "float32"}, "--dtype float32"),
         ({"quant_type": "nf4", "bits": 8}, "--bits 8 is not possible with --quant-type nf4; choose 4"),
         ({"quant_type": "nf4", "group_size": 128}, "--group-size 128 is not possible with --quant-type nf4; choose 64"),
@@ -252,7 +252,7 @@ def test_documents_that_changed_while_a_run_was_stopped(tmp_path, monkeypatch, c
         raise KeyboardInterrupt
 
     with monkeypatch.context() as middle, pytest.raises(KeyboardInterrupt):
-        middle.setattr("quantize.pipeline.Walk._decoder_block", stopped)
+        middle.setattr("quantize.pipeline.Pipeline._decoder_layer", stopped)
         quantize(settings)
     assert re.search(r"^\d documents instead of 12 \(.*pages has no more for calibration, ", capsys.readouterr().err)
     calibrated = next(document.name for document in open_documents(str(pages), split="calibration", count=12))
@@ -275,13 +275,13 @@ def test_a_stopped_run_whose_files_are_gone_says_to_begin_again(tmp_path, monkey
         raise KeyboardInterrupt
 
     with monkeypatch.context() as middle, pytest.raises(KeyboardInterrupt):
-        middle.setattr("quantize.pipeline.Walk._decoder_block", stopped)
+        middle.setattr("quantize.pipeline.Pipeline._decoder_layer", stopped)
         quantize(settings)
     states = json.loads((partial / ".journal.json").read_text())["states"]["calibration"]["file"]
     for name in (states, "model-00001.writing"):
         whole = (partial / name).read_bytes()
         (partial / name).write_bytes(whole[:-1])
-        says = f"^{partial / name} is missing or cut; remove {partial} and begin again$"
+        says = f"^{partial / name} is missing or truncated; remove {partial} and begin again$"
         with pytest.raises(InputError, match=says):
             quantize(settings)
         (partial / name).write_bytes(whole)
@@ -326,7 +326,7 @@ def test_a_run_killed_again_and_again_makes_the_same_folder(tmp_path):
     assert kills == 3
     last = command(*options, "--output", "out", cwd=tmp_path)
     assert last.returncode == 0, last.stderr
-    assert "steps are done, going on" in last.stderr
+    assert "steps are done, resuming" in last.stderr
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 

@@ -58,7 +58,7 @@ def test_a_step_that_does_not_fit_on_the_card_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("quantize.settings.DEVICES", ("cpu", NAME))
     half = half_of_the_reader(tmp_path / "half")
     monkeypatch.setattr(Card, "capacity", 256 * 704 * 4 - 1)  # a weight of the decoder's MLP in float32
-    says = r"out of memory at step \S+; free the card, or give --device cpu \(.*out.partial keeps what is finished"
+    says = r"out of memory at step \S+; free the GPU, or give --device cpu \(.*out.partial keeps what is finished"
     with Card(), pytest.raises(InputError, match=says):
         quantize(Settings(half, tmp_path / "out", count=1, reference=0, solver="rtn", device=NAME))
 

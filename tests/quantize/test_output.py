@@ -16,8 +16,7 @@ from console.errors import CannotGoOnError, InputError
 from quantize.output import is_finished, output_folder
 from quantize.pipeline import quantize
 from quantize.report import StepReport
-from quantize.settings import Settings
-from quantize.solver.solve import REVISION
+from quantize.settings import REVISION, Settings
 
 
 def test_an_output_folder_is_written_by_one_run_at_a_time(tmp_path):
@@ -55,9 +54,9 @@ def unfinished(output, settings, error):
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(errno.ENOSPC, "full"), RuntimeError("a bug")])
 def test_an_interrupted_run_goes_on_and_only_with_the_same_settings(tmp_path, error):
     expected = InputError if isinstance(error, OSError) else type(error)
-    with pytest.raises(expected, match="disk is full.*goes on from here" if expected is InputError else None):
+    with pytest.raises(expected, match="disk is full.*to resume" if expected is InputError else None):
         unfinished(tmp_path / "out", {"bits": 4, "seed": 0}, error)
-    other = r"out.partial holds an unfinished run of other settings \(seed\)"
+    other = r"out.partial holds an unfinished run with other settings \(seed\)"
     for _ in range(2):  # being refused destroys nothing
         with pytest.raises(InputError, match=other), output_folder(tmp_path / "out", {"bits": 4, "seed": 1}):
             pass
@@ -74,13 +73,15 @@ def test_another_revision_of_the_solver_neither_goes_on_nor_takes_its_result_for
         with pytest.raises(KeyboardInterrupt):
             unfinished(tmp_path / f"{number}", other, KeyboardInterrupt())
         says = (
-            rf"{number}.partial holds an unfinished run of another revision of this command, which .*; give another --"
+            rf"{number}.partial holds an unfinished run with another revision of this command, which .*; give another"
         )
         with pytest.raises(InputError, match=says), output_folder(tmp_path / f"{number}", record):
             pass
         output.mkdir(exist_ok=True)
         (output / "quantization_report.json").write_text(json.dumps({"settings": other}))
-        with pytest.raises(InputError, match=r"out holds a result of another revision of this command, .*; give anoth"):
+        with pytest.raises(
+            InputError, match=r"out holds a result with another revision of this command, .*; give anoth"
+        ):
             is_finished(output, record, dict)
     (output / "quantization_report.json").write_text(json.dumps({"settings": record, "documents": {}}))
     assert is_finished(output, record, dict)
@@ -109,7 +110,9 @@ def test_a_result_is_finished_only_for_the_same_documents_and_companions(tmp_pat
     for split in ("calibration", "evaluation"):
         answer = (pages / open_documents(str(pages), split=split, count=1)[0].name).with_suffix(".txt")
         answer.write_text("b")
-        with pytest.raises(InputError, match="out holds a result of other documents; give another --output or remove"):
+        with pytest.raises(
+            InputError, match="out holds a result with other documents; give another --output or remove"
+        ):
             quantize(settings)
         answer.write_text("a")
     added = next(name for name in (f"{i}.png" for i in range(12, 99)) if split_of_item(name) == "calibration")
@@ -120,7 +123,7 @@ def test_a_result_is_finished_only_for_the_same_documents_and_companions(tmp_pat
     for name in ("chat_template.jinja", "preprocessor_config.json", "tokenizer.json"):
         original = (model / name).read_bytes()
         (model / name).write_bytes(original + b"\n")
-        with pytest.raises(InputError, match=r"out holds a result of other settings \(companions\)"):
+        with pytest.raises(InputError, match=r"out holds a result with other settings \(companions\)"):
             quantize(settings)
         (model / name).write_bytes(original)
     assert quantize(settings) is None
@@ -175,6 +178,6 @@ def test_a_step_that_does_not_fit_in_memory_is_named_and_the_steps_before_it_are
         r"out of memory at step model.language_model.layers.0; close other programs \(.*out.partial keeps what is fin"
     )
     with monkeypatch.context() as middle, pytest.raises(InputError, match=says):
-        middle.setattr("quantize.pipeline.Walk._decoder_block", large)
+        middle.setattr("quantize.pipeline.Pipeline._decoder_layer", large)
         quantize(settings)
     assert quantize(settings) is not None

@@ -18,12 +18,13 @@ from quantize.calibration.samples import read_samples
 from quantize.checkpoint.reader import PAGE, open_checkpoint
 from quantize.checkpoint.writer import CheckpointWriter
 from quantize.journal import Journal
-from quantize.model.families import find_family, model_config
-from quantize.pipeline import Walk, quantize
-from quantize.scheme import plan_grids
+from quantize.model.families import find_family
+from quantize.pipeline import quantize, start
+from quantize.scheme import choose_quantizers, make_scheme
 from quantize.settings import Settings
-from quantize.solver.quantizers import dequantize, round_to_nearest
-from quantize.solver.token_weights import importance, predicting, weighted
+from quantize.solver.quantizers import dequantize, rtn
+from quantize.solver.solve import RECIPE
+from quantize.solver.token_weights import last_layer_weights, token_weights, weigh_tokens
 
 MTP = 8  # linears of the MTP layer
 FOLDERS = ["w4", "w8", "nf4", "nf4_all"]
@@ -65,7 +66,7 @@ def test_transformers_loads_exactly_the_codes_and_scales(quantized):
     model = load(quantized.folder)
     dtype = quantized.settings.torch_dtype
     assert model.dtype == dtype
-    grids = plan_grids(quantized.settings, find_family(checkpoint.config), model.config)
+    grids = choose_quantizers(quantized.settings, find_family(checkpoint.config), model.config)
     if quantized.settings.quant_type == "int":
         with torch.no_grad():  # compressed-tensors unpacks at the first call; bitsandbytes then repacks on some CPUs
             model(input_ids=torch.arange(1, 9)[None])
@@ -105,8 +106,8 @@ def test_rounded_nf4_is_what_bitsandbytes_makes_of_the_checkpoint(nf4_all):
 def counts(sample, model, layer=0):
     """How much each token of a document counts [T] in a layer of the reader."""
     if layer == 3:
-        return predicting(len(sample.ids), sample.answer)
-    return importance(sample.ids, sample.answer, model.config.image_token_id)
+        return last_layer_weights(len(sample.ids), sample.answer)
+    return token_weights(sample.ids, sample.answer, model.config.image_token_id)
 
 
 def read_in_transformers(model, samples):
@@ -163,7 +164,7 @@ def test_errors_are_those_of_the_documents_in_transformers(w4):
         W = source.load(f"{path}.weight", torch.float32)
         if "language_model" in path:
             layer = int(path.split(".")[3])
-            X = weighted(X, torch.cat([counts(sample, model, layer) for sample in samples]) + read[layer])
+            X = weigh_tokens(X, torch.cat([counts(sample, model, layer) for sample in samples]) + read[layer])
         difference = W - model.get_submodule(path).weight
         expected = float((X @ difference.T).square().sum() / (X @ W.T).square().sum())
         assert errors[path] == pytest.approx(expected, rel=0.01), path
@@ -178,9 +179,9 @@ def test_small_text_tokens_are_not_sacrificed_to_large_image_tokens(w4, nf4):
     X = X[torch.cat([sample.ids for sample in samples]) != model.config.image_token_id]
     W = source.load(f"{path}.weight", torch.float32)
     for run in (w4, nf4):
-        grid = plan_grids(run.settings, find_family(source.config), model.config)[path]
+        grid = choose_quantizers(run.settings, find_family(source.config), model.config)[path]
         solved = unpacked(open_checkpoint(run.folder), path, grid, torch.float32).float().view_as(W)
-        rounded = dequantize(*round_to_nearest(W, grid), grid)
+        rounded = dequantize(*rtn(W, grid), grid)
         assert (X @ (W - solved).T).square().sum() < 0.5 * (X @ (W - rounded).T).square().sum()
 
 
@@ -188,19 +189,19 @@ def test_hessians_are_those_of_a_padded_batch_without_its_padding(tmp_path):
     """The first decoder layer, image and text tokens, against transformers' batch of documents of unequal length."""
     settings = Settings(READER, tmp_path / "out", vision_bits=16, count=5, seed=3)
     checkpoint = open_checkpoint(READER)
-    config = model_config(checkpoint.config)
-    walk = Walk(settings, checkpoint, find_family(checkpoint.config), config)
+    scheme = make_scheme(settings, checkpoint)
     with torch.no_grad(), CheckpointWriter(tmp_path) as writer:
-        for name, step in walk.begin(tmp_path, writer, Journal({}))[: 1 + 4 + 1 + 1 + 1]:
-            walk.do(name, step)
-        assert name == "model.language_model.embed_tokens"  # behind pixels, blocks, merger and image tokens
+        pipeline = start(scheme, RECIPE, tmp_path, Journal({}), writer)
+        steps = pipeline.steps()[: 1 + 4 + 1 + 1 + 1]
+        assert steps[-1][0] == "model.language_model.embed_tokens"  # behind pixels, blocks, merger and image tokens
+        pipeline.runner.run(steps)
         path = "model.language_model.layers.0"
-        groups = [tuple(f"{path}.{name}" for name in group) for group in walk.family.decoder_linears]
-        walk.load(path)
-        hessians = walk.hessians(path, groups, lambda documents, i: documents.decoder.context(0, i))
+        groups = [tuple(f"{path}.{name}" for name in group) for group in scheme.family.decoder_linears]
+        pipeline.blocks.load(path)
+        hessians = pipeline.blocks.hessians(path, groups, lambda inputs, i: inputs.decoder.kwargs(0, i))
 
     model = load(READER, dtype=torch.float32)
-    samples = list(read_samples(settings, config))
+    samples = list(read_samples(settings, scheme.config))
     longest = max(len(sample.ids) for sample in samples)
     assert len({len(sample.ids) for sample in samples}) > 1
     ids = torch.stack([torch.nn.functional.pad(s.ids, (0, longest - len(s.ids))) for s in samples])
@@ -218,7 +219,7 @@ def test_hessians_are_those_of_a_padded_batch_without_its_padding(tmp_path):
         )
     for group in groups:
         attended = group[0].endswith("q_proj")
-        X = weighted(seen[group][mask], own + read if attended else own)
+        X = weigh_tokens(seen[group][mask], own + read if attended else own)
         assert len(X) == sum(len(s.ids) for s in samples)
         assert float(X.square().mean(-1).sum()) == pytest.approx(float(own.sum()) * (2 if attended else 1), rel=1e-5)
         near = 5e-4 * float(X.square().sum(0).max())  # hidden states pass from step to step in 16 bits
@@ -331,8 +332,8 @@ def with_large_head_inputs(text_only, folder, scale):
 def test_a_head_that_can_only_be_rounded_is_named(text_only, tmp_path, capsys):
     model = with_large_head_inputs(text_only, tmp_path / "model", 3e17)
     quantize(Settings(model, tmp_path / "out", count=4, reference=0, dtype="bfloat16"))
-    lines = [line for line in capsys.readouterr().err.splitlines() if "rounded to nearest" in line]
-    assert lines == ["lm_head is rounded to nearest: its inputs are so large that its Hessian has no factor in float32"]
+    lines = [line for line in capsys.readouterr().err.splitlines() if "by RTN" in line]
+    assert lines == ["lm_head is quantized by RTN: its inputs are so large that its Hessian has no factor in float32"]
     report = json.loads((tmp_path / "out" / "quantization_report.json").read_text())
     *others, head = report["linears"]
     assert (head["name"], head["solver"], head["damping"]) == ("lm_head", "rtn", None)

@@ -11,7 +11,8 @@ from PIL import Image
 from calib_data import READER
 from calib_data.sources import open_documents
 from console.errors import InputError
-from quantize.pipeline import Walk, quantize
+from quantize.embeddings import embed_patches
+from quantize.pipeline import quantize
 from quantize.settings import Settings
 
 
@@ -38,20 +39,20 @@ def test_sources_are_opened_once_a_split(settings, monkeypatch):
         opened.append(split)
         return open_documents(*arguments, split=split, **options)
 
-    for module in ("calibration", "documents"):
-        monkeypatch.setattr(f"quantize.{module}.open_documents", count, raising=False)
+    for module in ("documents", "samples"):
+        monkeypatch.setattr(f"quantize.calibration.{module}.open_documents", count)
     assert quantize(settings) is not None
     assert opened == ["calibration", "evaluation"]
 
 
 def test_a_page_that_changes_between_two_readings_is_named(settings, monkeypatch):
-    page, embed = first_page(settings), Walk._embed_patches
+    page = first_page(settings)
 
     def changed(*arguments):
         Image.new("RGB", (56, 56), (1, 2, 3)).save(page)
-        embed(*arguments)
+        embed_patches(*arguments)
 
-    monkeypatch.setattr(Walk, "_embed_patches", changed)
+    monkeypatch.setattr("quantize.pipeline.embed_patches", changed)
     with pytest.raises(InputError, match=rf"{page.name} has changed since it was read; give the command again"):
         quantize(settings)
     assert not (settings.folder.with_name("out.partial")).exists()

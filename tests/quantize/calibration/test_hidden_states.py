@@ -57,7 +57,7 @@ def test_a_file_that_is_gone_or_cut_is_not_filled_up_with_zeros(tmp_path, keep):
     Activations(tmp_path, layout, torch.float16, new=True)[0] = torch.ones(3, 4)
     path = tmp_path / "states"
     path.unlink() if keep is None else path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(InputError, match=f"{path} is missing or cut; remove {tmp_path} and begin again"):
+    with pytest.raises(InputError, match=f"{path} is missing or truncated; remove {tmp_path} and begin again"):
         Activations(tmp_path, layout, torch.float16)
 
 
@@ -77,12 +77,14 @@ def test_a_run_does_not_go_on_from_hidden_states_that_were_cut(tmp_path, monkeyp
         raise KeyboardInterrupt
 
     with monkeypatch.context() as middle, pytest.raises(KeyboardInterrupt):
-        middle.setattr("quantize.pipeline.Walk._decoder_block", killed)
+        middle.setattr("quantize.pipeline.Pipeline._decoder_layer", killed)
         quantize(settings)
     (path,) = (tmp_path / "out.partial").glob("activations-calibration-7")
     whole = path.read_bytes()
     path.unlink() if keep is None else path.write_bytes(whole[:keep])
-    with pytest.raises(InputError, match=r"activations-calibration-7 is missing or cut; remove .*out.partial and begi"):
+    with pytest.raises(
+        InputError, match=r"activations-calibration-7 is missing or truncated; remove .*out.partial and begi"
+    ):
         quantize(settings)
     path.write_bytes(whole)
     assert quantize(settings) is not None

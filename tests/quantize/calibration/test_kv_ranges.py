@@ -40,6 +40,6 @@ def test_the_folder_says_how_large_keys_and_values_were(w8):
         for recorder, layer in zip(expected, cache.layers, strict=True):
             recorder.update(layer.keys, layer.values)
     for recorder, ranges in zip(expected, found.values(), strict=True):
-        for name, largest in recorder.largest.items():
+        for name, largest in recorder.maxima.items():
             assert largest.shape == (text.num_key_value_heads, text.head_dim)
             torch.testing.assert_close(torch.tensor(ranges[name]), largest, rtol=0.05, atol=0.02)

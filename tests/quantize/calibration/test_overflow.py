@@ -10,7 +10,7 @@ from torch import nn
 
 from calib_data import READER
 from console.errors import InputError
-from quantize.calibration.overflow import within_range
+from quantize.calibration.overflow import overflow_check
 from quantize.calibration.samples import read_samples
 from quantize.pipeline import quantize
 from quantize.settings import Settings
@@ -84,7 +84,7 @@ def test_the_first_that_exceeds_is_named(factors, says):
     block = nn.Sequential(layers[0], nn.Identity(), nn.Sequential(*layers[1:]))
 
     def run():
-        with within_range(block, "block", torch.float16):
+        with overflow_check(block, "block", torch.float16):
             for document in (torch.tensor([[1.0, 2, 0]]), torch.ones(4, 3)):
                 block(document)
 

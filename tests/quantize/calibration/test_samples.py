@@ -63,7 +63,7 @@ def test_splits_do_not_meet():
 @pytest.mark.parametrize(
     ("size", "row", "message"),
     [
-        ((3, 900), {"prompt": "Read."}, "0.png:1 is no picture for this model: .*aspect ratio"),
+        ((3, 900), {"prompt": "Read."}, "0.png:1 is not a picture for this model: .*aspect ratio"),
         ((56, 56), {"prompt": "<|image_pad|>?"}, "0.png:1: its prompt or answer has <.image_pad.>"),
         ((56, 56), {"prompt": "Read.", "answer": "<|image_pad|>"}, "0.png:1: its prompt or answer has <.image_pad.>"),
     ],

@@ -11,13 +11,13 @@ from transformers import AutoModelForImageTextToText, GPTQConfig
 
 from calib_data import READER
 from console.errors import InputError
-from quantize.checkpoint.formats import described, quantization_config, stored
+from quantize.checkpoint.formats import pack_weight, quantization_config, weight_metadata
 from quantize.checkpoint.reader import INDEX, PAGE, open_checkpoint
 from quantize.model.families import FAMILIES, find_family, model_config
 from quantize.pipeline import quantize
-from quantize.scheme import check, plan_grids
+from quantize.scheme import Scheme, check, choose_quantizers
 from quantize.settings import Settings
-from quantize.solver.quantizers import UniformQuantizer, dequantize, round_to_nearest
+from quantize.solver.quantizers import UniformQuantizer, dequantize, rtn
 
 OPTIONS = {
     "w4": {"bits": 4},
@@ -70,12 +70,14 @@ def tensors_of(checkpoint, path):
 @pytest.mark.parametrize("group_size", [16, 64])
 def test_the_bytes_are_those_of_the_published_layout(bits, group_size, dtype):
     settings = Settings(READER, bits=bits, group_size=group_size, dtype=dtype, format="gptq")
-    grid = settings.quantizer_of("decoder")
+    quantizer = settings.quantizer_of("decoder")
     N, K = 24, 192
     W = torch.randn(N, K, generator=torch.Generator().manual_seed(bits))
-    codes, scales = round_to_nearest(W, grid)
+    codes, scales = rtn(W, quantizer)
     codes[0, :2], codes[-1, -2:] = -(2 ** (bits - 1)), 2 ** (bits - 1) - 1  # the ends of the range, sign bit included
-    tensors = stored(codes, scales, grid, settings.format) | described(codes, scales, grid, settings)
+    tensors = pack_weight(codes, scales, quantizer, settings.format) | weight_metadata(
+        codes, scales, quantizer, settings
+    )
 
     assert {key: (list(tensor.shape), tensor.dtype) for key, tensor in tensors.items()} == {
         "qweight": ([K * bits // 32, N], torch.int32),
@@ -88,21 +90,24 @@ def test_the_bytes_are_those_of_the_published_layout(bits, group_size, dtype):
     assert (zeros == middle).all()
     assert np.array_equal(fields.T - middle, codes.numpy())
     assert tensors["g_idx"].tolist() == [k // group_size for k in range(K)]
-    assert torch.equal(unpacked(tensors, bits), dequantize(codes, scales, grid))
+    assert torch.equal(unpacked(tensors, bits), dequantize(codes, scales, quantizer))
 
 
 def test_a_word_and_a_zero_point_by_hand():
     codes = torch.arange(-8, 8, dtype=torch.int8).repeat(8, 1)
-    settings, grid, scales = (
+    settings, quantizer, scales = (
         Settings(READER, format="gptq", group_size=16),
         UniformQuantizer(4, 16),
         torch.ones(8, 1).half(),
     )
-    assert stored(codes, scales, grid, settings.format)["qweight"][:, 0].tolist() == [0x76543210, 0xFEDCBA98 - 2**32]
-    assert described(codes, scales, grid, settings)["qzeros"].tolist() == [[0x77777777]]
+    assert pack_weight(codes, scales, quantizer, settings.format)["qweight"][:, 0].tolist() == [
+        0x76543210,
+        0xFEDCBA98 - 2**32,
+    ]
+    assert weight_metadata(codes, scales, quantizer, settings)["qzeros"].tolist() == [[0x77777777]]
     eight = Settings(READER, format="gptq", bits=8, group_size=16)
-    assert stored(codes, scales, UniformQuantizer(8, 16), eight.format)["qweight"][0, 0].item() == 0x7B7A7978
-    assert described(codes, scales, UniformQuantizer(8, 16), eight)["qzeros"].tolist() == [[0x7F7F7F7F] * 2]
+    assert pack_weight(codes, scales, UniformQuantizer(8, 16), eight.format)["qweight"][0, 0].item() == 0x7B7A7978
+    assert weight_metadata(codes, scales, UniformQuantizer(8, 16), eight)["qzeros"].tolist() == [[0x7F7F7F7F] * 2]
 
 
 def test_the_reader_holds_the_weights_of_its_compressed_tensors_twin(pair):
@@ -167,7 +172,7 @@ def test_the_config_says_what_is_quantized(pair):
 
 
 def test_a_text_model_has_its_blocks_elsewhere_and_nothing_to_exclude():
-    config = quantization_config(Settings(READER, format="gptq"), {}, [], FAMILIES["exaone4"])
+    config = quantization_config(Settings(READER, format="gptq"), {}, FAMILIES["exaone4"])
     assert (config["block_name_to_quantize"], config["dynamic"]) == ("model.layers", {})
 
 
@@ -181,9 +186,8 @@ def test_outputs_that_do_not_fill_a_word():
     shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     wide = {name: replace(checkpoint.tensors[name], shape=shape) for name, shape in shapes.items()}
     with pytest.raises(InputError, match=f"packs outputs by 8, which does not divide the 1028 of {path}; use --format"):
-        check(
-            settings, replace(checkpoint, tensors=wide), family, model, plan_grids(settings, family, config), tied=False
-        )
+        quantizers = choose_quantizers(settings, family, config)
+        check(Scheme(settings, replace(checkpoint, tensors=wide), family, model, quantizers, tied=False))
 
 
 @pytest.mark.filterwarnings("default")  # those of the libraries when they are imported are not ours

@@ -31,7 +31,7 @@ def some_tensors(blocks=4):
 def written(folder, **options):
     with CheckpointWriter(folder, **options) as writer:
         for i, block in enumerate(some_tensors()):
-            writer.write(block, small=[(f"{i}.shape", torch.tensor([7, 5]))])
+            writer.write(block, metadata=[(f"{i}.shape", torch.tensor([7, 5]))])
         writer.finish()
     (folder / "config.json").write_text('{"model_type": "any"}')
     return writer
@@ -70,7 +70,7 @@ def test_tensors_lie_in_the_order_written_and_start_on_a_page(tmp_path):
 
 
 def test_a_full_header_starts_a_new_file_and_never_overflows(tmp_path):
-    with CheckpointWriter(tmp_path, header_room=PAGE) as writer:
+    with CheckpointWriter(tmp_path, header_bytes=PAGE) as writer:
         for i in range(100):
             writer.write([(f"tensor.number.{i}", torch.full((2,), float(i)))])
         writer.finish()
@@ -78,7 +78,7 @@ def test_a_full_header_starts_a_new_file_and_never_overflows(tmp_path):
     checkpoint = open_checkpoint(tmp_path)
     assert 1 < len(checkpoint.files) < 10
     assert all(float(checkpoint.load(f"tensor.number.{i}")[1]) == i for i in range(100))
-    with pytest.raises(ValueError, match="does not fit"), CheckpointWriter(tmp_path, header_room=64) as writer:
+    with pytest.raises(ValueError, match="does not fit"), CheckpointWriter(tmp_path, header_bytes=64) as writer:
         writer.write([("a", torch.ones(2))])
 
 
@@ -95,16 +95,16 @@ def test_a_writer_that_was_killed_goes_on_and_makes_the_same_bytes(tmp_path, sha
         folder.mkdir()
         with CheckpointWriter(folder, shard_bytes) as writer:
             for i in range(stop):
-                writer.write(blocks[i], small=[(f"{i}.shape", torch.tensor([7, 5]))])
+                writer.write(blocks[i], metadata=[(f"{i}.shape", torch.tensor([7, 5]))])
             state = json.loads(json.dumps(writer.state()))
             if stop < 4:  # what was written later than the state
-                writer.write(blocks[stop][:3], small=[(f"{stop}.shape", torch.tensor([0, 0]))])
+                writer.write(blocks[stop][:3], metadata=[(f"{stop}.shape", torch.tensor([0, 0]))])
             elif finished:
                 writer.finish()
         with CheckpointWriter(folder, shard_bytes) as writer:
             writer.resume(state)
             for i in range(stop, 4):
-                writer.write(blocks[i], small=[(f"{i}.shape", torch.tensor([7, 5]))])
+                writer.write(blocks[i], metadata=[(f"{i}.shape", torch.tensor([7, 5]))])
             writer.finish()
         (folder / "config.json").write_text('{"model_type": "any"}')
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
@@ -117,12 +117,12 @@ def test_a_writer_does_not_go_on_from_files_that_were_cut(tmp_path, shard, keep)
     """A full file and the one that was being written; None: it is gone."""
     with CheckpointWriter(tmp_path, shard_bytes=1000) as writer:
         for i, block in enumerate(list(some_tensors())[:2]):
-            writer.write(block, small=[(f"{i}.shape", torch.tensor([7, 5]))])
+            writer.write(block, metadata=[(f"{i}.shape", torch.tensor([7, 5]))])
         state = json.loads(json.dumps(writer.state()))
     path = tmp_path / f"model-{shard:05d}.writing"
     path.unlink() if keep is None else path.write_bytes(path.read_bytes()[:keep])
     with (
-        pytest.raises(InputError, match=f"{path} is missing or cut; remove {tmp_path} and begin again"),
+        pytest.raises(InputError, match=f"{path} is missing or truncated; remove {tmp_path} and begin again"),
         CheckpointWriter(tmp_path, shard_bytes=1000) as writer,
     ):
         writer.resume(state)
@@ -249,9 +249,9 @@ def bad_sizes(folder):
     ("damage", "says"),
     [
         (no_folder, "is not a folder"),
-        (lambda folder: (folder / "config.json").unlink(), "has no config.json"),
-        (lambda folder: (folder / "config.json").write_text('{"a": '), "config.json cannot be read as JSON"),
-        (lambda folder: (folder / "config.json").write_text("[]"), "config.json is not a JSON object"),
+        (lambda folder: (folder / "config.json").unlink(), "config.json: no such file"),
+        (lambda folder: (folder / "config.json").write_text('{"a": '), "config.json: is not valid JSON"),
+        (lambda folder: (folder / "config.json").write_text("[]"), "config.json: is not a JSON object"),
         (lambda folder: (folder / "model.safetensors.index.json").unlink(), "has neither model.safetensors nor"),
         (lambda folder: (folder / "model.safetensors.index.json").write_text("{}"), "has no weight_map"),
         (lambda folder: (folder / "model-00002-of-00002.safetensors").unlink(), "names model-00002-of-00002"),

@@ -23,13 +23,13 @@ def test_output_and_what_was_read(tokens, window):
     mask = positions <= positions[:, None]
     if window:
         mask &= positions > positions[:, None] - window
-    importance = torch.rand(tokens, generator=torch.Generator().manual_seed(1))
+    token_weights = torch.rand(tokens, generator=torch.Generator().manual_seed(1))
     given = mask[None, None] if window else None
-    output, read = attend(None, query, key, value, given, scaling=0.3, importance=importance, unused=1)
+    output, read = attend(None, query, key, value, given, scaling=0.3, token_weights=token_weights, unused=1)
 
     expected = scaled_dot_product_attention(query, key, value, mask, scale=0.3, enable_gqa=True)
     torch.testing.assert_close(output, expected.transpose(1, 2), rtol=1e-4, atol=1e-5)
     scores = query[0] @ key[0].repeat_interleave(HEADS // KV_HEADS, 0).mT * 0.3
     weights = torch.where(mask, scores, -torch.inf).softmax(-1)
-    torch.testing.assert_close(read, torch.einsum("hqt,q->t", weights, importance) / HEADS, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(read.sum(), importance.sum())
+    torch.testing.assert_close(read, torch.einsum("hqt,q->t", weights, token_weights) / HEADS, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(read.sum(), token_weights.sum())

@@ -8,13 +8,13 @@ import torch
 from safetensors.torch import load_file
 
 from calib_data import READER
-from quantize.calibration.block_inputs import DecoderStream
+from quantize.calibration.block_inputs import DecoderInputs
 from quantize.calibration.samples import read_samples
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family, model_config
 from quantize.pipeline import quantize
 from quantize.settings import Settings
-from quantize.solver.token_weights import predicting
+from quantize.solver.token_weights import last_layer_weights
 from training.forward import Reader, decoder, masks, mtp, vision
 
 from ..test_pipeline import unpacked
@@ -36,8 +36,10 @@ def test_the_layer_is_that_of_training(reader, tokens):
     layer = model.get_submodule("mtp")
     layer.load_state_dict({k: checkpoint.load(f"mtp.{k}", torch.float32) for k in layer.state_dict()}, assign=True)
     hidden, embeddings = torch.randn(2, 1, tokens, 256, generator=torch.Generator().manual_seed(0))
-    stream = DecoderStream(model.get_submodule(family.text), torch.device("cpu"), predicting=[torch.ones(tokens)])
-    (found,) = layer(hidden, embeddings, **stream.mtp_context(0))
+    inputs = DecoderInputs(
+        model.get_submodule(family.text), torch.device("cpu"), last_layer_weights=[torch.ones(tokens)]
+    )
+    (found,) = layer(hidden, embeddings, **inputs.mtp_kwargs(0))
     expected = mtp(reader, embeddings[:, 1:], hidden[:, :-1], masks(reader, tokens - 1))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -47,8 +49,8 @@ def test_what_counts_in_it_is_what_drafts_the_answer():
     checkpoint = open_checkpoint(READER)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)
     text = family.skeleton(config).get_submodule(family.text)
-    stream = DecoderStream(text, torch.device("cpu"), predicting=[predicting(6, 2)])
-    counts = stream.mtp_context(0)["importance"]
+    inputs = DecoderInputs(text, torch.device("cpu"), last_layer_weights=[last_layer_weights(6, 2)])
+    counts = inputs.mtp_kwargs(0)["token_weights"]
     assert [i + 2 for i, count in enumerate(counts.tolist()) if count == 1] == [4, 5]
 
 

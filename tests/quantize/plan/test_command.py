@@ -111,8 +111,8 @@ def config(folder, **values):
     ("arguments", "says"),
     [
         (("--model", "missing"), "missing is not there; give a model folder or its config.json"),
-        (("--model", "empty"), "empty has no config.json; give a model folder"),
-        (("--model", "notes.txt"), r"notes.txt cannot be read as JSON"),
+        (("--model", "empty"), "empty/config.json: no such file"),
+        (("--model", "notes.txt"), r"notes.txt: is not valid JSON"),
         (("--model", "llama"), "model_type 'llama' is not supported; supported: exaone4_5, exaone4"),
         (("--model", "blind"), "vision_config is missing"),
         (("--model", "odd"), "; give `quantize` another"),

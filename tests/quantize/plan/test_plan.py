@@ -14,9 +14,9 @@ from quantize.checkpoint.reader import open_checkpoint
 from quantize.pipeline import quantize
 from quantize.plan import memory
 from quantize.plan.memory import kv_bytes, kv_workspace, workspace
-from quantize.plan.plan import CHOICES, grids_of, make_plan, parse_bytes
+from quantize.plan.plan import CHOICES, make_plan, parse_bytes, quantizers_of
 from quantize.plan.sizes import PARTS, read_architecture, repeated_scales, stored_bytes
-from quantize.scheme import plan_grids
+from quantize.scheme import choose_quantizers
 from quantize.settings import Settings
 from quantize.solver.quantizers import UniformQuantizer
 from runtime.ort.cache import cache_bytes
@@ -95,7 +95,7 @@ def test_every_part_has_the_bytes_of_the_folder(run, request):
     model = read_architecture(json.loads((READER / "config.json").read_text()))
     sizes = folder_bytes(run.folder)
     description = sizes.pop("description")
-    assert stored_bytes(model, plan_grids(run.settings, model.family, model.config)) == sizes
+    assert stored_bytes(model, choose_quantizers(run.settings, model.family, model.config)) == sizes
     assert 0 < description < 0.003 * run.report.bytes
 
 
@@ -155,13 +155,13 @@ def test_sizes_known_beforehand(plan, released):
     assert planned["16-bit"].weights["head"] / GIB == pytest.approx(1.465, abs=5e-4)
     assert planned["16-bit"].weights["vision"] / GIB == pytest.approx(2.396, abs=5e-4)
     assert planned["16-bit"].weights["mtp"] / GIB == pytest.approx(0.999, abs=5e-4)
-    grids = grids_of(DEFAULT["4-bit"], released)
+    quantizers = quantizers_of(DEFAULT["4-bit"], released)
     rows = {
         path: UniformQuantizer(8, released.shapes[f"{path}.weight"][1])
-        for path, grid in grids.items()
+        for path, grid in quantizers.items()
         if grid.bits == 8
     }
-    sizes = stored_bytes(released, grids | rows)
+    sizes = stored_bytes(released, quantizers | rows)
     assert sizes["head"] / GIB == pytest.approx(0.733, abs=5e-4)
     assert sizes["vision"] / GIB == pytest.approx(1.201, abs=1e-3)
     assert sizes["mtp"] / GIB == pytest.approx(0.257, abs=6e-4)
@@ -281,11 +281,11 @@ def test_blocks_of_32_repeat_scales_and_unpack_nothing(plan, released):
     fp16 = by_name(plan)["4-bit"]
     assert fp16.longest["fp16"] - fp16.in_blocks.longest["fp16"] == pytest.approx(added / (64 * 1024 + 256), abs=1)
     assert [by_name(plan)[name].in_blocks for name in ("NF4", "16-bit")] == [None, None]
-    grids = {
+    quantizers = {
         "lm_head": UniformQuantizer(8, 128),
         "model.language_model.layers.0.self_attn.q_proj": UniformQuantizer(4, 16),
     }
-    assert repeated_scales(released, grids) == 0
+    assert repeated_scales(released, quantizers) == 0
 
 
 def test_full_buffers_take_256_kib_a_token(plan, released):
@@ -348,10 +348,10 @@ def test_the_mtp_layer_has_the_tensors_of_the_checkpoint():
 
 
 def test_the_workspace_grows_linearly_with_the_context(released):
-    grids = grids_of(DEFAULT["4-bit"], released)
+    quantizers = quantizers_of(DEFAULT["4-bit"], released)
 
     def size(context):
-        return sum(line.bytes for line in workspace(released, grids, context, with_mtp=True))
+        return sum(line.bytes for line in workspace(released, quantizers, context, with_mtp=True))
 
     assert size(262144) - size(0) == 262144 * (size(1) - size(0)) == 64 * 2**20
 

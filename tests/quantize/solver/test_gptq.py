@@ -6,13 +6,13 @@ import torch
 
 from quantize.solver import gptq
 from quantize.solver.gptq import add_inputs, factorise, output_energy
-from quantize.solver.quantizers import NF4_VALUES, NF4Quantizer, UniformQuantizer, dequantize, round_to_nearest
+from quantize.solver.quantizers import NF4_VALUES, NF4Quantizer, UniformQuantizer, dequantize, rtn
 
 
-def solve(W, factor, grid):
+def solve(W, factor, quantizer):
     """Codes and scales with the scales that cover the largest weights."""
-    scales = grid.fit(W)
-    return gptq.solve(W, factor, scales, grid), scales
+    scales = quantizer.fit(W)
+    return gptq.solve(W, factor, scales, quantizer), scales
 
 
 def oracle(W, H, group_size, damping, bits=None):
@@ -62,46 +62,46 @@ def problem(N, K, T, seed=0, dead=()):
     return W, H
 
 
-GRIDS = [UniformQuantizer(4, 16), UniformQuantizer(4, 32), UniformQuantizer(8, 32), NF4Quantizer(32)]
+QUANTIZERS = [UniformQuantizer(4, 16), UniformQuantizer(4, 32), UniformQuantizer(8, 32), NF4Quantizer(32)]
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=["4 g16", "4 g32", "8 g32", "nf4 g32"])
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=["4 g16", "4 g32", "8 g32", "nf4 g32"])
 @pytest.mark.parametrize(("N", "K", "T"), [(5, 32, 200), (3, 96, 40), (4, 160, 1000)])
-def test_the_solver_is_the_oracle(grid, N, K, T):
+def test_the_solver_is_the_oracle(quantizer, N, K, T):
     W, H = problem(N, K, T)
     factor = factorise(H)
-    codes, scales = solve(W.double(), factor, grid)
-    bits = None if isinstance(grid, NF4Quantizer) else grid.bits
-    expected = oracle(W.numpy(), H.numpy(), grid.group_size, factor.damping, bits)
-    np.testing.assert_allclose(dequantize(codes, scales, grid).double().numpy(), expected, rtol=2e-7, atol=1e-12)
+    codes, scales = solve(W.double(), factor, quantizer)
+    bits = None if isinstance(quantizer, NF4Quantizer) else quantizer.bits
+    expected = oracle(W.numpy(), H.numpy(), quantizer.group_size, factor.damping, bits)
+    np.testing.assert_allclose(dequantize(codes, scales, quantizer).double().numpy(), expected, rtol=2e-7, atol=1e-12)
 
 
-@pytest.mark.parametrize("grid", GRIDS, ids=["4 g16", "4 g32", "8 g32", "nf4 g32"])
-def test_float32_is_enough(grid):
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=["4 g16", "4 g32", "8 g32", "nf4 g32"])
+def test_float32_is_enough(quantizer):
     W, H = problem(64, 256, 2000)
-    double = solve(W.double(), factorise(H), grid)
-    single = solve(W, factorise(H.float()), grid)
+    double = solve(W.double(), factorise(H), quantizer)
+    single = solve(W, factorise(H.float()), quantizer)
     assert (double[0] == single[0]).float().mean() > 0.99
-    errors = [output_energy(W - dequantize(*s, grid), H.float()) for s in (double, single)]
+    errors = [output_energy(W - dequantize(*s, quantizer), H.float()) for s in (double, single)]
     assert errors[1] == pytest.approx(errors[0], rel=0.01)
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("grid", GRIDS, ids=["4 g16", "4 g32", "8 g32", "nf4 g32"])
-def test_the_error_is_a_fraction_of_rounding(grid, seed):
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=["4 g16", "4 g32", "8 g32", "nf4 g32"])
+def test_the_error_is_a_fraction_of_rounding(quantizer, seed):
     W, H = problem(32, 128, 500, seed)
     H = H.float()
-    solved = output_energy(W - dequantize(*solve(W, factorise(H), grid), grid), H)
-    rounded = output_energy(W - dequantize(*round_to_nearest(W, grid), grid), H)
+    solved = output_energy(W - dequantize(*solve(W, factorise(H), quantizer), quantizer), H)
+    rounded = output_energy(W - dequantize(*rtn(W, quantizer), quantizer), H)
     assert solved < 0.5 * rounded
 
 
 def test_stacked_weights_are_solved_as_if_alone():
     W, H = problem(24, 64, 300)
-    factor, grid = factorise(H), UniformQuantizer(4, 32)
-    together = solve(W.double(), factor, grid)
+    factor, quantizer = factorise(H), UniformQuantizer(4, 32)
+    together = solve(W.double(), factor, quantizer)
     for rows in (slice(0, 16), slice(16, 20), slice(20, 24)):
-        alone = solve(W[rows].double(), factor, grid)
+        alone = solve(W[rows].double(), factor, quantizer)
         assert torch.equal(together[0][rows], alone[0])
         assert torch.equal(together[1][rows], alone[1])
 
@@ -124,15 +124,15 @@ def test_dead_columns_are_rounded_and_move_nothing():
     dead = [0, 17, 40]
     W, H = problem(8, 64, 300, dead=dead)
     W[:, dead] *= 0.3  # never the largest of a group: scales do not depend on them
-    grid = UniformQuantizer(4, 32)
+    quantizer = UniformQuantizer(4, 32)
     factor = factorise(H)
-    codes, _ = solve(W.double(), factor, grid)
-    nearest, _ = round_to_nearest(W, grid)
+    codes, _ = solve(W.double(), factor, quantizer)
+    nearest, _ = rtn(W, quantizer)
     assert torch.equal(codes[:, dead], nearest[:, dead])
     # the live columns' codes are those of the problem without the dead ones, whatever stands in them
     other = W.clone()
     other[:, dead] *= 0.5
-    again, _ = solve(other.double(), factor, grid)
+    again, _ = solve(other.double(), factor, quantizer)
     alive = [k for k in range(64) if k not in dead]
     assert torch.equal(codes[:, alive], again[:, alive])
     assert not torch.equal(codes[:, dead], again[:, dead])
@@ -156,16 +156,16 @@ def test_a_hessian_without_any_use_has_no_factor(value):
 
 def test_inputs_that_were_never_used_are_plainly_rounded():
     W, _ = problem(8, 32, 10)
-    grid = UniformQuantizer(4, 32)
-    codes, _ = solve(W, factorise(torch.zeros(32, 32)), grid)
-    assert torch.equal(codes, round_to_nearest(W, grid)[0])
+    quantizer = UniformQuantizer(4, 32)
+    codes, _ = solve(W, factorise(torch.zeros(32, 32)), quantizer)
+    assert torch.equal(codes, rtn(W, quantizer)[0])
 
 
 def test_without_correlation_solving_is_rounding():
     W, _ = problem(8, 64, 10)
-    grid = UniformQuantizer(4, 32)
+    quantizer = UniformQuantizer(4, 32)
     factor = factorise(torch.diag(torch.rand(64, generator=torch.Generator().manual_seed(0)) + 0.1))
-    assert torch.equal(solve(W, factor, grid)[0], round_to_nearest(W, grid)[0])
+    assert torch.equal(solve(W, factor, quantizer)[0], rtn(W, quantizer)[0])
 
 
 @pytest.mark.parametrize("K", [16, 2100])
