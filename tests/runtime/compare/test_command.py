@@ -156,7 +156,7 @@ def test_folders_of_different_models_are_refused(command, exported, copied):
     path.write_text(json.dumps(tokenizer))
     code, out, err = command("compare", "--baseline", exported("fp16"), "--model", copied, "--count", 1)
     assert (code, out) == (2, "")
-    assert err == f"error: {copied}: its tokens are not those of {exported('fp16')}; give two folders of one model\n"
+    assert err == f"error: {copied}: its vocabulary is not that of {exported('fp16')}; give folders of one model\n"
     shutil.copy(exported("fp16") / "tokenizer.json", path)
     runtime = json.loads((copied / "runtime.json").read_text())
     edit_json(copied / "runtime.json", text={**runtime["text"], "vocab_size": 511})
@@ -202,7 +202,7 @@ def test_a_stopped_comparison_goes_on(command, exported, tmp_path):
     kept = [*lines[:2], json.dumps(second) + "\n", lines[3][:100]]
     (stopped / "documents.jsonl").write_text("".join(kept))
     code, _, err = command("compare", *arguments, "--output", stopped, "--jobs", 2)
-    assert (code, err.splitlines()[0]) == (0, "2 of 6 documents are done, going on")
+    assert (code, err.splitlines()[0]) == (0, "resumed: 2 of 6 documents are done")
     results = [json.loads((folder / "compare.json").read_text()) for folder in (tmp_path / "whole", stopped)]
     assert results[1]["documents"][1]["candidates"][0]["scored"]["answer"] == "as it was left"
     results[1]["documents"][1] = results[0]["documents"][1]
@@ -279,7 +279,7 @@ def test_names_that_are_not_utf8_are_shown_as_the_terminal_does(exported, tmp_pa
     kept = process(*arguments, "--output", "out", "--junit", "gates.xml", cwd=tmp_path)
     printed = process(*arguments, "--output", "out", "--json", cwd=tmp_path)
     assert (kept.returncode, printed.returncode, kept.stderr) == (0, 0, "")
-    assert printed.stderr == "2 of 2 documents are done, going on\n"
+    assert printed.stderr == "resumed: 2 of 2 documents are done\n"
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert content["source"] == json.loads(printed.stdout)["source"] == source.name
     assert [one["name"] for one in content["documents"]] == names
@@ -342,7 +342,7 @@ def test_references_that_do_not_serve(command, exported, kept, tmp_path):
 
     assert "no such file; python -m quantize writes it" in refused(tmp_path / "reference.npz")
     (tmp_path / "reference.npz").write_bytes(b"PK broken")
-    assert "is not a reference that quantize wrote" in refused(tmp_path / "reference.npz")
+    assert "not a reference written by quantize" in refused(tmp_path / "reference.npz")
     assert "a reference has documents of its own" in refused(kept / "reference.npz", "--seed", 3)
     elsewhere = refused(kept / "reference.npz", "--documents", tmp_path / "moved")
     assert f"reference.npz: its documents: {tmp_path / 'moved'}: no such file or folder" in elsewhere

@@ -8,8 +8,8 @@ from PIL import Image
 
 from calib_data.document import Document
 from console.errors import InputError
-from runtime.compare.measure import Measured, Reading
 from runtime.compare.progress import PROGRESS, Progress
+from runtime.compare.result import DocumentResult, ModelResult
 
 SETTINGS = {"count": 2}
 FIRST = Document(Image.new("RGB", (4, 4)), "What is it?", "one", "first.png")
@@ -17,7 +17,7 @@ SECOND = Document(Image.new("RGB", (4, 4), "red"), "What is it?", "two\u2028\x85
 
 
 def measured(document):
-    return Measured(document.name, document.prompt, document.answer, Reading(None, [-0.5, None]), [], [])
+    return DocumentResult(document.name, document.prompt, document.answer, ModelResult(None, [-0.5, None]), [], [])
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import shutil
 
 import pytest
 
-from runtime.compare.layers import Layer
 from runtime.compare.report.page import write_report
+from runtime.compare.result import Layer
 
 from ..pages import LAYERS, comparison, measured, pictures
 

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from export.graphs import export_folder
-from runtime.compare.fingerprint import fingerprint
+from runtime.compare.provenance import fingerprint
 
 from ..damage import edit_json
 
@@ -54,4 +54,4 @@ def test_a_comparison_in_a_candidates_own_folder_goes_on(command, exported, copi
     assert command("compare", *arguments, "--output", copied)[0] == 0
     assert (copied / "compare.json").is_file()
     code, _, err = command("compare", *arguments, "--output", copied)
-    assert (code, err) == (0, "1 of 1 documents are done, going on\n")
+    assert (code, err) == (0, "resumed: 1 of 1 documents are done\n")
