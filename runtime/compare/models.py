@@ -56,12 +56,12 @@ class Models:
                 raise InputError(f"{self.baseline}: no such file; python -m quantize writes it into its folder")
             baseline = ReferenceBaseline(self.baseline, self.source)
         else:
-            own, cost = _load_timed(self.baseline, self.device, options)
+            own, cost = _load_with_cost(self.baseline, self.device, options)
             baseline, weights = FolderBaseline(own), Weights(self.baseline, own.manifest.weights)
             costs.append(cost)
         candidates: list[Model] = []
         for path in self.candidates:
-            model, cost = _load_timed(path, self.device, options)
+            model, cost = _load_with_cost(path, self.device, options)
             _check_same_inputs(own or (candidates or [model])[0], model)
             if isinstance(baseline, ReferenceBaseline):
                 _check_image_settings(baseline, model)
@@ -92,7 +92,7 @@ class LoadedModels:
                 vars(model).pop(part, None)
 
 
-def _load_timed(path: Path, device: str, options: Options | None) -> tuple[Model, Cost]:
+def _load_with_cost(path: Path, device: str, options: Options | None) -> tuple[Model, Cost]:
     before = _resident()
     model = Model(path, device, options)
     model.load()  # its memory is part of the cost

@@ -1,4 +1,4 @@
-"""Comparisons to draw, made of answers by the project's own scores, and a reader of the page."""
+"""Comparisons made from given answers with the project's own scores, and a parser of the page."""
 
 from html.parser import HTMLParser
 

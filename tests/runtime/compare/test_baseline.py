@@ -1,4 +1,4 @@
-"""A reference whose documents have moved, or are others now."""
+"""A reference whose documents have moved or changed."""
 
 import json
 import shutil
@@ -58,7 +58,7 @@ def test_documents_are_found_where_they_are_now(kept):
 
 
 def test_removed_pages_are_said(kept):
-    """Whichever it is: others are drawn then, or too few."""
+    """Whichever page is removed: other pages are drawn then, or too few."""
     said = "(is not the document|a document) that was kept( is gone)?: pages have been added, removed or changed since"
     for document in open_documents(PAGES, split="evaluation", count=10):
         picture = kept / PAGES / document.name
@@ -78,7 +78,7 @@ def test_another_source_is_not_called_a_changed_page_alone(kept):
 
 
 def test_a_source_that_cannot_be_opened_is_named_itself(command, exported, kept):
-    """And not the reference, which is whole."""
+    """The message does not blame the reference, which is intact."""
     arguments = "--baseline", "reference.npz", "--model", exported("fp16"), "--documents", "long" * 100
     code, out, err = command("compare", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)

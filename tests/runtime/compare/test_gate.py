@@ -1,4 +1,4 @@
-"""What passes, and what is said of numbers known by hand."""
+"""Verdicts and findings for numbers known by hand."""
 
 from runtime.compare.gate import Gates, judge
 from runtime.compare.result import ExactMatch, Layer, Scores

@@ -1,4 +1,4 @@
-"""Errors of single layers, and how a damaged one is found."""
+"""Errors of single layers, and detection of damaged ones."""
 
 import json
 import os

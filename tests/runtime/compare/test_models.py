@@ -1,4 +1,4 @@
-"""What is refused before anything is measured, and what is not: a tokenizer that was only saved again."""
+"""Models and documents that are refused before anything is measured, and a re-saved tokenizer that is accepted."""
 
 import json
 import struct
@@ -17,7 +17,7 @@ DOWN = "model.language_model.layers.1.mlp.down_proj.weight"
 
 @pytest.fixture
 def refused(command, exported, copied, tmp_path):
-    """The error of comparing a changed folder; it leaves nothing."""
+    """The error of comparing a changed folder; no output folder is left."""
 
     def run(*arguments):
         output = tmp_path / "out"

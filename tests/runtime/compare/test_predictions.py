@@ -1,4 +1,4 @@
-"""Divergence of next-token predictions, whole and of the likeliest tokens only, against torch and by hand."""
+"""KL divergence of predictions, over all tokens and over the likeliest, against torch and by hand."""
 
 import tracemalloc
 

@@ -1,4 +1,4 @@
-"""What is kept of a comparison, and what of it is taken up again."""
+"""What a comparison keeps on disk, and what it resumes from."""
 
 import json
 from dataclasses import replace
@@ -57,7 +57,7 @@ def test_a_line_that_was_being_written_is_measured_again(cut, kept):
     assert (kept / PROGRESS).read_bytes() == content
 
 
-def test_folders_that_do_not_serve(kept, tmp_path):
+def test_folders_that_are_refused(kept, tmp_path):
     with pytest.raises(InputError, match="holds a comparison of other models or documents"):
         Progress(kept, {"count": 3})
     with (kept / PROGRESS).open("ab") as file:

@@ -1,4 +1,4 @@
-"""Intervals against the normal approximation, McNemar's test against all tosses of a coin."""
+"""Intervals against the normal approximation, McNemar's test against all outcomes of coin tosses."""
 
 import itertools
 
@@ -25,7 +25,7 @@ def test_an_interval_covers_the_truth_nineteen_times_of_twenty(documents):
     assert (0.85 if documents < 5 else 0.92) < np.mean(covered) < 0.99
 
 
-def test_one_document_tells_nothing_of_others():
+def test_one_document_gives_an_interval_to_zero():
     assert bootstrap([-0.08]) == Interval(-0.08, -0.08, 0.0)
     assert bootstrap([0.08]).contains_zero
 
