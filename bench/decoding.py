@@ -26,8 +26,8 @@ from console.progress import track
 from export import export
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
-from runtime.compare.measure import Measured, measure
-from runtime.compare.result import candidate_side
+from runtime.compare.measure import measure
+from runtime.compare.summary import summarize_candidate
 from runtime.generate import Model, Prompt
 from runtime.sampling import greedy
 from runtime.speculative import Drafts
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from calib_data.document import Document
+    from runtime.compare.result import DocumentResult
 
 app = typer.Typer(add_completion=False)
 LONGEST = 512
@@ -121,9 +122,9 @@ def main(
     print(f"\n{provenance(f'python -m bench.decoding {options} --seed {seed}')}")
 
 
-def print_kv(measured: list[Measured]) -> None:
+def print_kv(measured: list[DocumentResult]) -> None:
     """What the int8 KV cache changes, against the same weights with one as wide as the activations."""
-    found = candidate_side("int8", 0, measured, Gates())
+    found = summarize_candidate("int8", 0, measured, Gates())
     largest = max(max(one.differences[0].kl) for one in measured)
     print("| KV cache | mean KL, nats (95 %) | largest of a token | token agreement | answers changed |")
     print("|---|---|---|---|---|")

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,10 +24,13 @@ from quantize.pipeline import quantize
 from quantize.settings import Settings
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
-from runtime.compare.measure import Measured, measure
-from runtime.compare.result import candidate_side
+from runtime.compare.measure import measure
+from runtime.compare.summary import summarize_candidate
 from runtime.evaluate import summary
 from runtime.generate import Model
+
+if TYPE_CHECKING:
+    from runtime.compare.result import DocumentResult
 
 app = typer.Typer(add_completion=False)
 
@@ -64,9 +67,9 @@ def build(row: Format, folder: Path, seed: int, samples: int) -> Model:
     return model
 
 
-def line(row: Format, model: Model, measured: list[Measured]) -> str:
+def line(row: Format, model: Model, measured: list[DocumentResult]) -> str:
     """One row of the table."""
-    found = candidate_side(row.name, 0, measured, Gates())
+    found = summarize_candidate(row.name, 0, measured, Gates())
     scores, weights = found.scores, sum(entry.bytes for entry in model.manifest.weights.values()) / 2**20
     assert scores is not None
     kl = "–" if row.settings is None else "{:.5f} ({:.5f}–{:.5f})".format(*found.mean_kl)
@@ -87,7 +90,7 @@ def main(
     drawn = open_documents("rendered", split="evaluation", count=documents, seed=seed)
     with tempfile.TemporaryDirectory() as place:
         models = [build(row, Path(place) / str(i), seed, samples) for i, row in enumerate(track(FORMATS, "building"))]
-        compared: list[list[Measured]] = [[] for _ in FORMATS]
+        compared: list[list[DocumentResult]] = [[] for _ in FORMATS]
         for document in track(drawn, "comparing"):
             for model, rows in zip(models, compared, strict=True):
                 rows.append(measure(FolderBaseline(models[0]), [model], document))

@@ -24,7 +24,7 @@ from export import export
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
 from runtime.compare.measure import measure
-from runtime.compare.result import candidate_side
+from runtime.compare.summary import summarize_candidate
 from runtime.evaluate import Scored, score, summary
 from runtime.generate import Model
 from training.evaluation import draft_acceptance
@@ -86,7 +86,7 @@ def telling(place: Path, baseline: Model, documents: int, seed: int) -> None:
     kl: dict[str, float] = {}
     for name, model in models.items():
         measured = [measure(FolderBaseline(baseline), [model], document) for document in track(drawn, name)]
-        found = candidate_side(name, 0, measured, Gates())
+        found = summarize_candidate(name, 0, measured, Gates())
         assert found.differences is not None
         kl[name] = found.mean_kl.value
         verdict, drop = "passes" if found.verdict.passed else "fails", -found.differences["anls"].value

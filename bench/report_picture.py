@@ -22,11 +22,12 @@ from calib_data import fonts
 from calib_data.sources import open_documents
 from console.errors import InputError, run_command
 from runtime.compare.gate import Gates
+from runtime.compare.measure import measure_all
+from runtime.compare.models import Models
 from runtime.compare.progress import Progress
 from runtime.compare.provenance import provenance
 from runtime.compare.report.page import write_report
-from runtime.compare.result import summarize
-from runtime.compare.run import Models, run
+from runtime.compare.summary import summarize
 
 app = typer.Typer(add_completion=False)
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
@@ -46,7 +47,7 @@ def compare(documents: int) -> Path:
     loaded = models.load()
     drawn = open_documents("rendered", split="evaluation", count=documents)
     with Progress(None, {}) as progress:
-        measured = run(models, loaded, drawn, progress, 1)
+        measured = measure_all(models, loaded, drawn, progress, 1)
     about = {"source": "rendered", "kind": None, "seed": 0, "count": documents, "device": "cpu", **provenance(loaded)}
     return write_report(summarize(models, loaded, measured, Gates(), about), measured, drawn, Path())
 

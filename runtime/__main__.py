@@ -20,13 +20,14 @@ from runtime import evaluate as evaluating
 from runtime.answer import Answers
 from runtime.compare.baseline import Baseline, ReferenceBaseline
 from runtime.compare.gate import Gates
+from runtime.compare.measure import measure_all
+from runtime.compare.models import Models
 from runtime.compare.progress import Progress
-from runtime.compare.provenance import provenance
+from runtime.compare.provenance import provenance, resume_settings
 from runtime.compare.report.junit import write_junit
-from runtime.compare.report.page import require_matplotlib, write_report
+from runtime.compare.report.page import check_matplotlib, write_report
 from runtime.compare.report.screen import print_comparison
-from runtime.compare.result import summarize
-from runtime.compare.run import Models, run, settings_of
+from runtime.compare.summary import summarize
 from runtime.draft_policy import DraftPolicy
 from runtime.generate import Model
 from runtime.inputs.video import left_out, open_video
@@ -35,8 +36,7 @@ from runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from calib_data.document import Document
-    from runtime.compare.measure import Measured
-    from runtime.compare.result import Comparison
+    from runtime.compare.result import Comparison, DocumentResult
     from runtime.generate import Question
 
 app = typer.Typer(add_completion=False)
@@ -285,7 +285,7 @@ def compare(
 ) -> None:
     """Compare folders with their FP16 baseline on the same documents; exit 1 unless every one passes its gates."""
     if output:
-        require_matplotlib()
+        check_matplotlib()
     if junit and not junit.absolute().parent.is_dir():
         raise InputError(f"--junit {junit}: there is no folder {junit.absolute().parent}; make it first")
     if junit and junit.is_dir():
@@ -295,11 +295,11 @@ def compare(
     loaded = models.load()
     drawn, about = _compared_documents(loaded.baseline, count, documents, seed, kind)
     about["device"] = device
-    with Progress(output, settings_of(models, about)) as progress:
-        measured = run(models, loaded, drawn, progress, jobs)
+    with Progress(output, resume_settings(models, about)) as progress:
+        measured = measure_all(models, loaded, drawn, progress, jobs)
         result = summarize(models, loaded, measured, gates, about | provenance(loaded))
         if output:
-            progress.require_unchanged(drawn)  # the report shows them
+            progress.check_unchanged(drawn)  # the report shows them
         _hand_out(result, measured, drawn, output, junit, as_json)
     if not result.passed:
         raise typer.Exit(1)
@@ -307,7 +307,7 @@ def compare(
 
 def _hand_out(
     result: Comparison,
-    measured: list[Measured],
+    measured: list[DocumentResult],
     documents: list[Document],
     output: Path | None,
     junit: Path | None,

@@ -17,7 +17,7 @@ from .tracing import traced_once
 
 CALIBRATION_DOCUMENTS = 24
 MODELS = {
-    "w4": {"bits": 4},
+    "w4": {"bits": 4, "reference": 6},
     "w8": {"bits": 8},
     "nf4": {"quant_type": "nf4"},
     "bf16": {"bits": 4, "dtype": "bfloat16"},
@@ -41,9 +41,8 @@ def quantized(shared: Path) -> Callable[[str], Path]:
             if name == "fp16" and not path.exists():
                 shutil.copytree(READER, path, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
             elif name != "fp16":
-                quantize(
-                    Settings(READER, path, count=CALIBRATION_DOCUMENTS, reference=0, **MODELS[name])
-                )  # once: then it is there
+                options = {"reference": 0, **MODELS[name]}
+                quantize(Settings(READER, path, count=CALIBRATION_DOCUMENTS, **options))  # once: then it is there
         return path
 
     return folder

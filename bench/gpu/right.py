@@ -22,7 +22,7 @@ from quantize.settings import Settings
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
 from runtime.compare.measure import measure as compare
-from runtime.compare.result import candidate_side
+from runtime.compare.summary import summarize_candidate
 from runtime.generate import Model
 from runtime.ort.sessions import Options
 
@@ -123,7 +123,7 @@ def _compared(bench: Bench, kind: Kind, reference: Path, candidate: Path) -> Ite
     model = Model(candidate, bench.device, options)
     documents = open_documents("rendered", split="evaluation", count=count, seed=0)
     measured = [compare(baseline, [model], document) for document in documents]
-    side = candidate_side(kind.name, 0, measured, Gates())
+    side = summarize_candidate(kind.name, 0, measured, Gates())
     kl = side.mean_kl
     note = f"nats; 95 % interval {kl.low:.2g} to {kl.high:.2g}"
     yield Figure(f"{kind.name}: mean KL", kl.value, count=count, note=note)

@@ -1,160 +1,151 @@
-"""One document through a baseline and its candidates: answers and scores, and predictions of the true answer."""
+"""Measures documents with the baseline and every candidate, in one process or several, and resumes a stopped run."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from console.errors import naming
-from runtime.compare.predictions import Predictions, divergence
-from runtime.evaluate import Scored, score, truth_of
+from console.errors import InputError, naming
+from console.progress import say, track
+from runtime.compare.models import check_documents
+from runtime.compare.predictions import answer_ids, kl_divergence, predict
+from runtime.compare.progress import changed_error
+from runtime.compare.result import Difference, DocumentResult, ModelResult
+from runtime.evaluate import truth_of
 from runtime.generate import answer_parts
-from runtime.inputs.images import image_grid
+from runtime.ort.sessions import Options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from calib_data.document import Document
     from runtime.compare.baseline import Baseline
+    from runtime.compare.models import LoadedModels, Models
+    from runtime.compare.predictions import ModelOutput, Predictions
+    from runtime.compare.progress import Progress
+    from runtime.evaluate import Scored
     from runtime.generate import Model
 
 
-@dataclass(frozen=True)
-class Reading:
-    """One model on one document.
+def measure_all(
+    models: Models, loaded: LoadedModels, documents: Sequence[Document], progress: Progress, jobs: int
+) -> list[DocumentResult]:
+    """Measure all documents that `progress` does not hold yet, and return all results in order.
 
-    log_likelihood: of each token of the true answer and its end, [T]; None where the baseline does not know it.
+    With several jobs, every process loads its own models and those in `loaded` are released. Raises InputError for a
+    document that cannot be measured, before anything is measured, and for one that changes before its turn.
     """
-
-    scored: Scored | None
-    log_likelihood: list[float | None]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A candidate's predictions against the baseline's along the true answer, and its answer against the baseline's.
-
-    kl: in nats, [T]. agree: whether both find the same token likeliest, [T]. first_change: place of the first token
-    that differs between both answers; None where they are the same, or the baseline gave none.
-    """
-
-    kl: list[float]
-    agree: list[bool]
-    first_change: int | None
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One document: how the baseline reads it, and how each candidate does."""
-
-    name: str
-    prompt: str
-    truth: str
-    baseline: Reading
-    candidates: list[Reading]
-    differences: list[Difference]
-
-    def to_json(self) -> dict[str, Any]:
-        """As nested dictionaries."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Measured:
-        """Read what `to_json` made."""
-        return cls(
-            **{name: value[name] for name in ("name", "prompt", "truth")},
-            baseline=_reading(value["baseline"]),
-            candidates=[_reading(one) for one in value["candidates"]],
-            differences=[Difference(**one) for one in value["differences"]],
-        )
+    keys = [document.digest() for document in documents]
+    remaining = {key: document for key, document in zip(keys, documents, strict=True) if key not in progress}
+    if len(remaining) < len(documents):
+        say(f"resumed: {len(documents) - len(remaining)} of {len(documents)} documents are done")
+    check_documents(loaded, list(remaining.values()))
+    if jobs == 1 or not remaining:
+        _store((_measure_unchanged(loaded, *item) for item in remaining.items()), remaining, progress)
+    else:
+        loaded.release()
+        options = Options(threads=max(1, (os.cpu_count() or 1) // jobs))
+        context = multiprocessing.get_context("spawn")
+        try:
+            with ProcessPoolExecutor(jobs, context, _start_worker, (models, options)) as pool:
+                _store(pool.map(_measure_in_worker, remaining.items()), remaining, progress)
+        except BrokenProcessPool as error:
+            raise InputError(
+                f"--jobs {jobs}: a process was killed, probably out of memory; give a smaller number"
+            ) from error
+    return [progress[key] for key in keys]
 
 
-def _reading(value: dict[str, Any]) -> Reading:
-    scored = value["scored"]
-    return Reading(None if scored is None else Scored(**scored), value["log_likelihood"])
+def _store(results: Iterator[DocumentResult], keys: Iterable[str], progress: Progress) -> None:
+    for key in track(list(keys), "comparing"):
+        progress.add(key, next(results))
 
 
-def token_ids(model: Model, document: Document) -> list[int]:
-    """Tokens of a document's question, picture included, its true answer and the end of a turn; nothing is computed."""
-    vision, image = model.manifest.vision, document.image
-    assert vision is not None
-    grid = image_grid(image.height, image.width, model.image_settings, document.name)
-    question = model.chat.encode(document.prompt, [math.prod(grid) // vision.merge_size**2])
-    return [*question.tolist(), *answer_ids(model, document)]
+def _measure_unchanged(loaded: LoadedModels, digest: str, document: Document) -> DocumentResult:
+    """Measure a document if it still has this digest. Its image is opened once, so every model sees the same."""
+    with naming(document.name):
+        opened = replace(document, picture=document.image)
+    if opened.digest() != digest:
+        raise changed_error(document)
+    return measure(loaded.baseline, loaded.candidates, opened)
 
 
-def answer_ids(model: Model, document: Document) -> list[int]:
-    """Tokens of a document's true answer and the end of a turn."""
-    return [*model.chat.encode_text(truth_of(document)), model.end_ids[0]]
+_worker_models: Callable[[], LoadedModels]
 
 
-def measure(baseline: Baseline, candidates: Sequence[Model], document: Document) -> Measured:
-    """Read a document with every model: answer it, and predict its true answer token by token.
+def _start_worker(models: Models, options: Options) -> None:
+    """Let a worker load the models with its first document: an error in this initializer would break the pool."""
+    global _worker_models
+    _worker_models = cache(lambda: models.load(options))
 
-    Raises InputError, with the document's name, where one cannot.
+
+def _measure_in_worker(item: tuple[str, Document]) -> DocumentResult:
+    return _measure_unchanged(_worker_models(), *item)
+
+
+def measure(baseline: Baseline, candidates: Sequence[Model], document: Document) -> DocumentResult:
+    """Run one document through every model: answer it, and predict its true answer token by token.
+
+    Raises InputError, with the document's name, if a model cannot.
     """
     with naming(document.name):
-        return _measure(baseline, candidates, document)
+        tokens = answer_ids(candidates[0], document)
+        reference = baseline.predict(document, tokens)
+        outputs = [predict(model, document, tokens) for model in candidates]
+        result = DocumentResult(
+            document.name,
+            document.prompt,
+            truth_of(document),
+            ModelResult(reference.scored, []),
+            [ModelResult(output.scored, []) for output in outputs],
+            [Difference([], [], first_change(reference.scored, output.scored)) for output in outputs],
+        )
+        for part in answer_parts(len(tokens)):
+            _add_predictions(result, tokens[part], reference, outputs)
+        return result
 
 
-def _measure(baseline: Baseline, candidates: Sequence[Model], document: Document) -> Measured:
-    tokens = answer_ids(candidates[0], document)
-    expected, *found = baseline.read(document, tokens), *(read(model, document, tokens) for model in candidates)
-    own, others = Reading(expected.scored, []), [Reading(one.scored, []) for one in found]
-    differences = [Difference([], [], first_change(expected.scored, one.scored)) for one in found]
-    after = [one.predictions for one in found]
-    for part in answer_parts(len(tokens)):
-        _add_part(tokens[part], expected.predictions, after, own, others, differences)
-    return Measured(document.name, document.prompt, truth_of(document), own, others, differences)
+def _add_predictions(
+    result: DocumentResult, tokens: Sequence[int], reference: ModelOutput, outputs: Sequence[ModelOutput]
+) -> None:
+    """Add the next slice of predictions, those of `tokens`.
+
+    Memory holds the logits of the baseline and of one candidate, and none of them when this returns.
+    """
+    expected = next(reference.predictions)
+    result.baseline.log_likelihood.extend(_log_likelihood(expected, tokens))
+    for output, candidate, difference in zip(outputs, result.candidates, result.differences, strict=True):
+        _add_candidate(candidate, difference, tokens, expected, next(output.predictions))
 
 
-def _add_part(
+def _add_candidate(
+    candidate: ModelResult,
+    difference: Difference,
     tokens: Sequence[int],
-    expected: Iterator[Predictions],
-    found: Sequence[Iterator[Predictions]],
-    own: Reading,
-    others: Sequence[Reading],
-    differences: Sequence[Difference],
+    expected: Predictions,
+    predictions: Predictions,
 ) -> None:
-    """Add what is next predicted, of these tokens: the baseline's and one candidate's are held, and given back."""
-    before = next(expected)
-    own.log_likelihood.extend(_known(before, tokens))
-    for predictions, reading, difference in zip(found, others, differences, strict=True):
-        _add(tokens, before, next(predictions), reading, difference)
+    candidate.log_likelihood.extend(_log_likelihood(predictions, tokens))
+    difference.kl.extend(kl_divergence(expected, predictions).tolist())
+    difference.agree.extend((expected.top_tokens == predictions.top_tokens).tolist())
 
 
-def _add(
-    tokens: Sequence[int], before: Predictions, after: Predictions, reading: Reading, difference: Difference
-) -> None:
-    reading.log_likelihood.extend(_known(after, tokens))
-    difference.kl.extend(divergence(before, after).tolist())
-    difference.agree.extend((before.likeliest == after.likeliest).tolist())
-
-
-class Read(NamedTuple):
-    """A model on one document. scored: its answer; None where it gave none. predictions: for each of `answer_parts`."""
-
-    scored: Scored | None
-    predictions: Iterator[Predictions]
-
-
-def read(model: Model, document: Document, tokens: Sequence[int]) -> Read:
-    """Answer a document greedily, and predict the tokens of its true answer."""
-    scored, prompt = score(model, document)
-    return Read(scored, map(Predictions.of_logits, model.teacher_forced(prompt, tokens)))
-
-
-def _known(predictions: Predictions, tokens: Sequence[int]) -> list[float | None]:
-    """Log-likelihood of one token at each position; None where it is not known."""
-    return [None if np.isnan(value) else float(value) for value in predictions.of(np.array(tokens))]
+def _log_likelihood(predictions: Predictions, tokens: Sequence[int]) -> list[float | None]:
+    """Log-likelihood of the tokens; None where it is not known."""
+    values = predictions.log_likelihood(np.array(tokens))
+    return [None if np.isnan(value) else float(value) for value in values]
 
 
 def first_change(baseline: Scored | None, candidate: Scored | None) -> int | None:
-    """Place of the first token of two answers that differs; the end counts as one."""
+    """Position of the first token that differs between two answers; the end counts as a token."""
     if baseline is None or candidate is None or baseline.ids == candidate.ids:
         return None
     pairs = zip([*baseline.ids, None], [*candidate.ids, None], strict=False)
-    return next(place for place, (one, other) in enumerate(pairs) if one != other)
+    return next(position for position, (expected, actual) in enumerate(pairs) if expected != actual)

@@ -1,69 +1,104 @@
-"""Next-token predictions along a known answer, and how far two models' are apart."""
+"""A model's next-token predictions along the true answer of a document, and the KL divergence of two models."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from runtime.evaluate import Scored, score, truth_of
+from runtime.inputs.images import image_grid
+
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
     from numpy.typing import NDArray
+
+    from calib_data.document import Document
+    from runtime.generate import Model
+
+
+class ModelOutput(NamedTuple):
+    """What a model gives for one document."""
+
+    scored: Scored | None
+    """Its greedy answer; None for a reference."""
+    predictions: Iterator[Predictions]
+    """Predictions of the true answer, one for each slice of `answer_parts`."""
+
+
+def predict(model: Model, document: Document, tokens: Sequence[int]) -> ModelOutput:
+    """Answer a document greedily, and predict the tokens of its true answer."""
+    scored, prompt = score(model, document)
+    return ModelOutput(scored, map(Predictions.from_logits, model.teacher_forced(prompt, tokens)))
+
+
+def token_ids(model: Model, document: Document) -> list[int]:
+    """Tokenize a document: question with image, true answer and end of turn. Runs no graph."""
+    vision, image = model.manifest.vision, document.image
+    assert vision is not None
+    grid = image_grid(image.height, image.width, model.image_settings, document.name)
+    question = model.chat.encode(document.prompt, [math.prod(grid) // vision.merge_size**2])
+    return [*question.tolist(), *answer_ids(model, document)]
+
+
+def answer_ids(model: Model, document: Document) -> list[int]:
+    """Tokenize a document's true answer and the end of turn."""
+    return [*model.chat.encode_text(truth_of(document)), model.end_ids[0]]
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """Predictions at T positions: of every token, or of the K likeliest.
+    """Next-token distributions at T positions, over all V tokens or the K likeliest.
 
-    Kept as the logits that they are, float32, and normalised in float64 a position at a time: of 256 positions and
-    153600 tokens, all in float64 would take 300 MiB.
-
-    logits: [T, V], or [T, K]. log_sum: float64 [T], the log of the sum over all tokens of the exponentials of logits,
-    each less the largest. ids: which tokens the K are, [T, K] int64; None for all.
+    Logits stay float32 and are normalized in float64 one position at a time: 256 positions of 153600 tokens would take
+    300 MiB in float64.
     """
 
     logits: NDArray[np.float32]
+    """[T, V] or [T, K]."""
     log_sum: NDArray[np.float64]
+    """Log of the sum over all V tokens of exp(logit - largest logit), [T]."""
     ids: NDArray[np.int64] | None = None
+    """Token ids of the K likeliest, [T, K]; None for all V."""
 
     @classmethod
-    def of_logits(cls, logits: NDArray[np.float32]) -> Predictions:
-        """Predictions of every token, of logits [T, V]."""
+    def from_logits(cls, logits: NDArray[np.float32]) -> Predictions:
+        """Make predictions over all tokens from logits [T, V]."""
         return cls(logits, np.array([np.log(np.exp(_shifted(row)).sum()) for row in logits]))
 
     @classmethod
-    def of_likeliest(
+    def from_top_k(
         cls, logits: NDArray[np.float32], logsumexp: NDArray[np.float64], ids: NDArray[np.int64]
     ) -> Predictions:
-        """Predictions of the K likeliest tokens, of their logits and ids [T, K] and the logsumexp [T] of all logits."""
+        """Make predictions over the K likeliest from their logits and ids [T, K], and logsumexp [T] of all logits."""
         return cls(logits, logsumexp - logits.max(-1), ids)
 
-    def __len__(self) -> int:
-        return len(self.logits)
-
     def __getitem__(self, part: slice) -> Predictions:
-        """Those at some of the positions."""
+        """Predictions at some of the positions."""
         return Predictions(self.logits[part], self.log_sum[part], None if self.ids is None else self.ids[part])
 
-    def at(self, place: int) -> NDArray[np.float64]:
-        """Log-probabilities at one position, of every token [V] or of the likeliest [K]."""
-        row = _shifted(self.logits[place])
-        row -= self.log_sum[place]
+    def log_probabilities(self, position: int) -> NDArray[np.float64]:
+        """Log-probabilities at one position, [V] or [K]."""
+        row = _shifted(self.logits[position])
+        row -= self.log_sum[position]
         return row
 
     @property
-    def likeliest(self) -> NDArray[np.int64]:
-        """The likeliest token of each position, [T]."""
+    def top_tokens(self) -> NDArray[np.int64]:
+        """The likeliest token at each position, [T]."""
         best: NDArray[np.int64] = self.logits.argmax(-1)
         return best if self.ids is None else self.ids[np.arange(len(best)), best]
 
-    def of(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Log-probability of one token at each position, [T]; NaN where it is not among those that are known."""
+    def log_likelihood(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Log-probability of one given token at each position, [T]; NaN if it is not among the K likeliest."""
         rows = np.arange(len(tokens))
-        found = None if self.ids is None else self.ids == tokens[:, None]
-        columns = tokens if found is None else found.argmax(-1)
+        matches = None if self.ids is None else self.ids == tokens[:, None]
+        columns = tokens if matches is None else matches.argmax(-1)
         values = self.logits[rows, columns].astype(np.float64) - self.logits.max(-1) - self.log_sum
-        return values if found is None else np.where(found.any(-1), values, np.nan)
+        return values if matches is None else np.where(matches.any(-1), values, np.nan)
 
 
 def _shifted(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -72,23 +107,23 @@ def _shifted(logits: NDArray[np.float32]) -> NDArray[np.float64]:
     return row
 
 
-def divergence(baseline: Predictions, candidate: Predictions) -> NDArray[np.float64]:
-    """KL(baseline || candidate) [T] in nats. candidate: of every token.
+def kl_divergence(baseline: Predictions, candidate: Predictions) -> NDArray[np.float64]:
+    """KL(baseline || candidate) in nats, [T]. The candidate's predictions are over all tokens.
 
-    Where the baseline knows its K likeliest only, all others count as one token. That is a lower bound of the
-    divergence (data processing inequality), and close where they are unlikely.
+    If the baseline knows only its K likeliest tokens, all others count as one. This is a lower bound of the divergence
+    (data processing inequality), and a close one if the others are unlikely.
     """
-    return np.array([_divergence(baseline, candidate, place) for place in range(len(baseline))])
+    return np.array([_kl_at(baseline, candidate, position) for position in range(len(baseline.logits))])
 
 
-def _divergence(baseline: Predictions, candidate: Predictions, place: int) -> np.float64:
-    log_p, log_q = baseline.at(place), candidate.at(place)
+def _kl_at(baseline: Predictions, candidate: Predictions, position: int) -> np.float64:
+    log_p, log_q = baseline.log_probabilities(position), candidate.log_probabilities(position)
     if baseline.ids is not None:
-        log_p, log_q = _with_rest(log_p), _with_rest(log_q[baseline.ids[place]])
-    found: np.float64 = (np.exp(log_p) * (log_p - log_q)).sum()
-    return found
+        log_p, log_q = _with_rest(log_p), _with_rest(log_q[baseline.ids[position]])
+    total: np.float64 = (np.exp(log_p) * (log_p - log_q)).sum()
+    return total
 
 
 def _with_rest(known: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Log-probabilities of some tokens, and of all others as one."""
+    """Append the log-probability of all other tokens together."""
     return np.append(known, np.log1p(-np.exp(known).sum().clip(max=1 - 1e-12)))

@@ -1,4 +1,4 @@
-"""Documents of a comparison that are done, kept line by line so that a stopped one goes on, by one run at a time."""
+"""Keeps the result of every document in documents.jsonl, so that a stopped comparison resumes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from console.errors import InputError
 from console.locks import lock, unlock
-from runtime.compare.checks import changed
-from runtime.compare.measure import Measured
+from runtime.compare.result import DocumentResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -22,19 +21,19 @@ PROGRESS = "documents.jsonl"
 
 
 class Progress:
-    """Measured documents, in a file of a folder; without a folder, in memory.
+    """Results by the digest of their document, in a file of a folder; without a folder, in memory.
 
-    settings: what must be the same for a comparison to go on. Raises InputError for a folder that holds another, that
-    another run writes, or that cannot be written. The file comes with the first document: what is refused before leaves
-    nothing.
+    settings: they must match for a comparison to resume. Raises InputError for a folder that holds another comparison,
+    that another run writes to, or that cannot be written. The file is made with the first document, so an error before
+    leaves nothing behind.
     """
 
     def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
-        self._done: dict[str, Measured] = {}
+        self._results: dict[str, DocumentResult] = {}
         self._folder = folder
         self._file: BinaryIO | None = None
-        self._first = json.dumps(settings, sort_keys=True).encode()
-        self._size = 0  # of what is kept of the file
+        self._settings = json.dumps(settings, sort_keys=True).encode()
+        self._size = 0  # bytes of the file that are kept
         with ExitStack() as stack:
             if folder is not None:
                 stack.enter_context(_locked(folder))
@@ -50,20 +49,20 @@ class Progress:
             content = file.read()
         except OSError as error:
             raise InputError(f"{path}: cannot be written ({error}); give another --output") from error
-        # The last line was being written when the run was stopped; settings alone keep nothing.
-        first, *lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True) or [b""]
+        # A line without an end was being written when the run stopped. Settings without documents do not count.
+        settings, *lines = content[: content.rfind(b"\n") + 1].splitlines(keepends=True) or [b""]
         if lines:
-            self._read(first, lines, path)
-            self._size = len(first) + sum(map(len, lines))
+            self._read(settings, lines, path)
+            self._size = len(settings) + sum(map(len, lines))
         return file
 
-    def _read(self, first: bytes, lines: Iterable[bytes], path: Path) -> None:
-        if first != self._first + b"\n":
+    def _read(self, settings: bytes, lines: Iterable[bytes], path: Path) -> None:
+        if settings != self._settings + b"\n":
             raise InputError(f"{path.parent}: holds a comparison of other models or documents; give another --output")
         try:
             for line in lines:
                 value = json.loads(line)
-                self._done[value.pop("digest")] = Measured.from_json(value)
+                self._results[value.pop("digest")] = DocumentResult.from_json(value)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{path}: is damaged ({error}); delete it and run again") from error
 
@@ -74,29 +73,29 @@ class Progress:
         self._stack.close()
 
     def __contains__(self, key: str) -> bool:
-        return key in self._done
+        return key in self._results
 
-    def __getitem__(self, key: str) -> Measured:
-        """What was measured of the document of this digest: of exactly that picture, question and answer."""
-        return self._done[key]
+    def __getitem__(self, key: str) -> DocumentResult:
+        """The result of the document with this digest, which covers image, question and answer."""
+        return self._results[key]
 
-    def require_unchanged(self, documents: Iterable[Document]) -> None:
-        """Raise InputError where the page of one is not what was measured any more."""
+    def check_unchanged(self, documents: Iterable[Document]) -> None:
+        """Raise InputError for a document that has changed since it was measured."""
         for document in documents:
             if document.digest() not in self:
-                raise changed(document)
+                raise changed_error(document)
 
-    def add(self, key: str, measured: Measured) -> None:
-        """Keep one more document, by its digest."""
-        self._done[key] = measured
+    def add(self, key: str, result: DocumentResult) -> None:
+        """Keep the result of the document with this digest."""
+        self._results[key] = result
         if self._folder is None:
             return
         if self._file is None:
             self._file = self._stack.enter_context((self._folder / PROGRESS).open("wb"))
-        line = json.dumps({"digest": key, **measured.to_json()}, ensure_ascii=False) + "\n"
-        content = line.encode(errors="backslashreplace")  # names of files need not be UTF-8; JSON reads it back
+        line = json.dumps({"digest": key, **result.to_json()}, ensure_ascii=False) + "\n"
+        content = line.encode(errors="backslashreplace")  # file names need not be UTF-8; JSON reads the escapes back
         if not self._size:
-            content = self._first + b"\n" + content
+            content = self._settings + b"\n" + content
         self._file.seek(self._size)
         self._file.truncate()
         self._file.write(content)
@@ -104,20 +103,25 @@ class Progress:
         self._size += len(content)
 
 
+def changed_error(document: Document) -> InputError:
+    """The error for a page that was saved again while it was compared."""
+    return InputError(f"{document.name} has changed since it was read; run the command again")
+
+
 @contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Make a folder that no other run writes meanwhile, and remove it again where nothing came into it."""
+    """Make and lock a folder. Remove it afterwards if it is new and still empty."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: is a file, not a folder; give another --output")
     new = not folder.exists()
     try:
-        held = lock(folder)
+        taken = lock(folder)
     except OSError as error:
         raise InputError(f"{folder}: cannot be written ({error}); give another --output") from error
     try:
         yield
     finally:
-        unlock(held)
+        unlock(taken)
         if new:
-            with suppress(OSError):  # it holds a comparison
+            with suppress(OSError):  # not empty: it holds a comparison
                 folder.rmdir()

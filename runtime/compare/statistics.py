@@ -1,4 +1,4 @@
-"""What of a difference is more than chance: paired bootstrap intervals and McNemar's test."""
+"""Statistics over documents: bootstrap confidence intervals, McNemar's test, means by token position."""
 
 from __future__ import annotations
 
@@ -9,54 +9,55 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from collections.abc import Sequence
 
-ROUNDS = 2000
+    from numpy.typing import ArrayLike, NDArray
+
+RESAMPLES = 2000
 LEVEL = 0.95
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _STUDENT = (12.706, 4.303)
 
 
 class Interval(NamedTuple):
-    """A value and its 95 % interval."""
+    """A value and its 95 % confidence interval."""
 
     value: float
     low: float
     high: float
 
     @property
-    def is_zero_possible(self) -> bool:
-        """Whether the interval holds 0: the difference may be chance."""
+    def contains_zero(self) -> bool:
+        """Whether the interval contains 0: the difference is not significant."""
         return self.low <= 0 <= self.high
 
 
 def bootstrap(
     sums: ArrayLike, counts: ArrayLike | None = None, *, least: float = -math.inf, most: float = math.inf
 ) -> Interval:
-    """Interval of a sum over documents by a count over documents, both [D]; without counts, of a mean over documents.
+    """Confidence interval of sum(sums) / sum(counts), both per document, [D]; counts default to 1, for a mean.
 
-    Documents are drawn with replacement (Efron 1979), with everything that belongs to them, so differences of two
-    models on the same documents are paired. The draws are the same in every run. Percentiles of few documents are too
-    narrow: they are moved out from the value by t / z sqrt(D / (D - 1)) (Hesterberg 2015, expanded percentile
-    interval), but not beyond what is possible at least and at most. One document tells nothing of others: its interval
-    reaches to 0.
+    Documents are resampled with replacement (Efron 1979), each with all of its values, so differences of two models on
+    the same documents are paired. Every run draws the same resamples. Percentiles of few documents are too narrow: they
+    are moved away from the value by t / z sqrt(D / (D - 1)) (Hesterberg 2015, expanded percentile interval), but not
+    beyond `least` and `most`, the range of the quantity. One document has no spread: its interval reaches to 0.
     """
     summed = np.asarray(sums, np.float64)
     counted = np.ones(len(summed)) if counts is None else np.asarray(counts, np.float64)
     value = float(summed.sum() / counted.sum())
     if len(summed) == 1:
         return Interval(value, min(value, 0.0), max(value, 0.0))
-    drawn = np.random.default_rng(0).integers(0, len(summed), (ROUNDS, len(summed)))
-    with np.errstate(invalid="ignore"):  # documents that have nothing to count may be drawn alone
+    drawn = np.random.default_rng(0).integers(0, len(summed), (RESAMPLES, len(summed)))
+    with np.errstate(invalid="ignore"):  # a resample may hold only documents with a count of 0
         values = summed[drawn].sum(1) / counted[drawn].sum(1)
     low, high = np.quantile(values[np.isfinite(values)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    wider = _student(len(summed) - 1) / _Z * math.sqrt(len(summed) / (len(summed) - 1))
-    low, high = (value + wider * (float(end) - value) for end in (low, high))
+    widening = _student(len(summed) - 1) / _Z * math.sqrt(len(summed) / (len(summed) - 1))
+    low, high = (value + widening * (float(end) - value) for end in (low, high))
     return Interval(value, max(low, min(least, value)), min(high, max(most, value)))
 
 
 def _student(freedom: int) -> float:
-    """The 97.5th percentile of Student's t (Abramowitz and Stegun 26.7.5; its first two from their table 26.10)."""
+    """The 97.5th percentile of Student's t (Abramowitz and Stegun 26.7.5; the first two from their table 26.10)."""
     if freedom <= len(_STUDENT):
         return _STUDENT[freedom - 1]
     z, n = _Z, freedom
@@ -65,10 +66,17 @@ def _student(freedom: int) -> float:
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Two-sided exact p of McNemar's test (1947): of documents that one of two models gets right, is the split chance.
+    """Two-sided exact p-value of McNemar's test (1947).
 
-    1.0 where there is no such document.
+    only_first, only_second: documents that only one of two models answers correctly. 1.0 without such documents.
     """
     total, fewer = only_first + only_second, min(only_first, only_second)
     tail = sum(math.comb(total, k) for k in range(fewer + 1))
     return float(min(1.0, 2 * tail / 2**total))
+
+
+def mean_by_position(values: Sequence[Sequence[float]], width: int = 1) -> NDArray[np.float64]:
+    """Mean at each position over the documents that reach it; `width` positions share one mean."""
+    bins = np.concatenate([np.arange(len(document)) // width for document in values])
+    means: NDArray[np.float64] = np.bincount(bins, np.concatenate(values)) / np.bincount(bins)
+    return means

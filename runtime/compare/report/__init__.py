@@ -1,1 +1,1 @@
-"""A comparison as a page, on the screen and as JUnit XML."""
+"""Shows a comparison: as a page (report.html), on the screen and as JUnit XML."""

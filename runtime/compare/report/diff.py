@@ -1,4 +1,4 @@
-"""What differs between two texts, word by word, and letter by letter where two words are alike."""
+"""Differences of two texts by words, and by letters within similar words."""
 
 from __future__ import annotations
 
@@ -10,24 +10,27 @@ from rapidfuzz.distance import Indel
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-_ALIKE = 0.5  # share of letters in common from which two replaced texts are compared letter by letter
-_LETTERS = 400  # longer ones are not: the memory grows with the square, and nobody reads such marks
+_SIMILAR = 0.5  # similarity from which a replaced text is compared by letters
+_MAX_LETTERS = 400  # longer texts are not compared by letters: memory is quadratic, and nobody reads such marks
 _WORDS = re.compile(r"\s|\w+|[^\w\s]")
 
 Kind = Literal["same", "removed", "added"]
 
 
 class Piece(NamedTuple):
-    """A run of text: in both, in the first only, or in the second only."""
+    """A piece of text: the same in both, removed from the first, or added in the second."""
 
     kind: Kind
     text: str
 
 
 def differences(first: str, second: str) -> list[Piece]:
-    """Pieces whose same and removed ones spell the first text, and whose same and added ones spell the second."""
+    """Split two texts into pieces: same and removed ones spell the first text, same and added ones the second.
+
+    Words are aligned by RapidFuzz; difflib takes minutes to hours for repetitive answers.
+    """
     pieces: list[Piece] = []
-    for piece in _words(first, second):
+    for piece in _word_pieces(first, second):
         if pieces and pieces[-1].kind == piece.kind:
             pieces[-1] = Piece(piece.kind, pieces[-1].text + piece.text)
         elif piece.text:
@@ -35,22 +38,22 @@ def differences(first: str, second: str) -> list[Piece]:
     return pieces
 
 
-def _words(first: str, second: str) -> Iterator[Piece]:
+def _word_pieces(first: str, second: str) -> Iterator[Piece]:
     for before, after in _aligned(_WORDS.findall(first), _WORDS.findall(second)):
-        if before != after and _are_alike(before, after):
+        if before != after and _are_similar(before, after):
             for removed, added in _aligned(before, after):
-                yield from _changed(removed, added)
+                yield from _piece_pair(removed, added)
         else:
-            yield from _changed(before, after)
+            yield from _piece_pair(before, after)
 
 
-def _are_alike(before: str, after: str) -> bool:
+def _are_similar(before: str, after: str) -> bool:
     longest = max(len(before), len(after))
-    return longest <= _LETTERS and Indel.normalized_similarity(before, after) >= _ALIKE
+    return longest <= _MAX_LETTERS and Indel.normalized_similarity(before, after) >= _SIMILAR
 
 
 def _aligned(first: Sequence[str], second: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Both texts in pairs of parts, in turn equal and with nothing in common."""
+    """Pairs of aligned parts of both texts: alternately replaced and equal."""
     i, k = 0, 0
     for block in Indel.opcodes(first, second):
         if block.tag == "equal":
@@ -60,7 +63,7 @@ def _aligned(first: Sequence[str], second: Sequence[str]) -> Iterator[tuple[str,
     yield "".join(first[i:]), "".join(second[k:])
 
 
-def _changed(before: str, after: str) -> Iterator[Piece]:
+def _piece_pair(before: str, after: str) -> Iterator[Piece]:
     if before == after:
         yield Piece("same", before)
     else:

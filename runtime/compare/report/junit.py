@@ -1,4 +1,4 @@
-"""Gates as JUnit XML, which CI systems show: a suite for each candidate, a case for each gate."""
+"""Writes gates as JUnit XML for CI systems: a suite for each candidate, a case for each gate."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def write_junit(comparison: Comparison, path: Path) -> None:
         ET.SubElement(suite, "system-out").text = "\n".join(candidate.verdict.findings)
     ET.indent(root)
     text = '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode")
-    # Names of files need not be UTF-8, and what ElementTree would write of such is no XML.
+    # File names need not be UTF-8; ElementTree itself would write invalid XML for those.
     path.write_text(text, encoding="utf-8", errors="backslashreplace")

@@ -1,4 +1,4 @@
-"""The plots of a report, as SVG that takes its colours and its font from the page it stands in."""
+"""Draws the plots of a report, as SVG that takes colours and font from the page around it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 
-from runtime.compare.result import by_position
+from runtime.compare.statistics import mean_by_position
 from runtime.evaluate import SCORES
 
 if TYPE_CHECKING:
@@ -20,12 +20,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
-    from runtime.compare.layers import Layer
-    from runtime.compare.measure import Measured
-    from runtime.compare.result import Candidate, Side
+    from runtime.compare.result import Candidate, DocumentResult, Layer, ModelSummary
     from runtime.compare.statistics import Interval
 
-# Stand-ins that no plot would use by itself; the page gives each its colour, in light and in dark.
+# Placeholder colours. `_svg` replaces them by variables of the page, which has a light and a dark scheme.
 INK, MUTED, LINE, FAIL = "#010203", "#010204", "#010205", "#010206"
 COLORS = ("#010210", "#010211", "#010212", "#010213", "#010214", "#010215")
 _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", FAIL: "fail"} | {
@@ -33,14 +31,14 @@ _VARIABLES = {INK: "ink", MUTED: "muted", LINE: "line", FAIL: "fail"} | {
 }
 MARKERS = ("o", "s", "^", "D", "v", "P")
 SIGNS = ("●", "■", "▲", "◆", "▼", "✚")  # the same in text
-WIDTH = 400  # user units, near the pixels of a phone, so that text of 10 can be read there
-_MOST_BINS, _LONGEST_NAME, _MANY_LAYERS = 32, 26, 150
-_LEAST_KL, _LEAST_ERROR = 1e-6, 1e-3  # below, axes are linear
-_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-_TOWERS = (("visual", "vision"), ("mtp", "MTP"), ("lm_head", "head"))  # in this order; all others are the decoder's
+WIDTH = 400  # user units, about the pixels of a phone, so that text of size 10 is readable there
+_MAX_BINS, _MAX_NAME, _MANY_LAYERS = 32, 26, 150
+_LINEAR_KL, _LINEAR_ERROR = 1e-6, 1e-3  # axes are linear below
+_SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_TOWERS = (("visual", "vision"), ("mtp", "MTP"), ("lm_head", "head"))  # all other layers are the decoder's
 _LABELS = {"exact_match": "exact match", "cer": "CER", "anls": "ANLS"}
 _RC: dict[Any, Any] = {
-    "svg.hashsalt": "compare",  # the same ids in every run
+    "svg.hashsalt": "compare",  # the same element ids in every run
     "svg.fonttype": "none",
     "font.family": "DejaVu Sans",
     "font.size": 10,
@@ -69,38 +67,38 @@ _RC: dict[Any, Any] = {
 
 
 @mpl.rc_context(_RC)
-def kl_by_position(names: Sequence[str], measured: Sequence[Measured]) -> str:
-    """Mean KL against the place in the answer, a line a candidate; below, how many answers are as long."""
+def kl_by_position(names: Sequence[str], results: Sequence[DocumentResult]) -> str:
+    """Plot mean KL by token position, a line per candidate; below it, the number of answers of that length."""
     figure = Figure(figsize=(WIDTH / 72, 290 / 72), layout="constrained")
     top, bottom = figure.subplots(2, sharex=True, height_ratios=(7, 2))
     for number, name in enumerate(names):
-        top.plot(*mean_kl(measured, number), label=_short(name), **_style(number))
-    _log_to_zero(top, _LEAST_KL)
-    top.set_ylabel("KL, nats a token")
-    lengths = np.array([len(one.baseline.log_likelihood) for one in measured])
-    places = np.arange(1, lengths.max() + 1)
-    bottom.fill_between(places, [(lengths >= place).sum() for place in places], step="mid", color=MUTED)
+        top.plot(*mean_kl(results, number), label=_short(name), **_style(number))
+    _log_to_zero(top, _LINEAR_KL)
+    top.set_ylabel("KL, nats per token")
+    lengths = np.array([len(result.baseline.log_likelihood) for result in results])
+    positions = np.arange(1, lengths.max() + 1)
+    bottom.fill_between(positions, [(lengths >= n).sum() for n in positions], step="mid", color=MUTED)
     bottom.set(xlabel="token of the true answer", ylabel="documents", ylim=(0, None), yticks=(0, len(lengths)))
     _legend(figure, len(names))
     return _svg(figure, "kl")
 
 
-def mean_kl(measured: Sequence[Measured], number: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Places in the answer, from 1, and a candidate's mean KL there, of every token of every document.
+def mean_kl(results: Sequence[DocumentResult], number: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Token positions, from 1, and a candidate's mean KL at each over all documents.
 
-    Answers longer than 32 tokens are cut into at most 32 runs of as many tokens; a run's place is its middle.
+    Answers longer than 32 tokens are cut into at most 32 bins of equal width; a bin's position is its middle.
     """
-    kl = [one.differences[number].kl for one in measured]
+    kl = [result.differences[number].kl for result in results]
     longest = max(map(len, kl))
-    width = -(-longest // _MOST_BINS)
-    means = by_position(kl, width)
-    places: NDArray[np.float64] = np.arange(len(means), dtype=np.float64) * width + (width + 1) / 2
-    return places, means
+    width = -(-longest // _MAX_BINS)
+    means = mean_by_position(kl, width)
+    positions: NDArray[np.float64] = np.arange(len(means), dtype=np.float64) * width + (width + 1) / 2
+    return positions, means
 
 
 @mpl.rc_context(_RC)
 def score_differences(names: Sequence[str], candidates: Sequence[Candidate]) -> str:
-    """Candidate less baseline with its interval, a panel a score; the gate is a dashed line."""
+    """Plot candidate minus baseline with its interval, a panel per score; the gate is a dashed line."""
     figure = Figure(figsize=(WIDTH / 72, (20 + 3 * (52 + 15 * len(names))) / 72), layout="constrained")
     panels = figure.subplots(len(SCORES))
     for score, panel in zip(SCORES, panels, strict=True):
@@ -117,13 +115,13 @@ def score_differences(names: Sequence[str], candidates: Sequence[Candidate]) -> 
     limit = next((c.limit for c in candidates[0].verdict.checks if c.option == "--max-drop-anls"), None)
     if limit is not None:
         panels[SCORES.index("anls")].axvline(-limit, color=FAIL, linestyle=(0, (4, 3)), linewidth=1.2)
-    panels[-1].set_xlabel("candidate less baseline, 95 % interval")
+    panels[-1].set_xlabel("candidate minus baseline, 95 % interval")
     return _svg(figure, "scores")
 
 
 @mpl.rc_context(_RC)
 def layer_errors(names: Sequence[str], candidates: Sequence[Candidate]) -> str:
-    """Error of every linear in order, a panel a candidate; suspects are ringed, the worst is named."""
+    """Plot the error of every layer in order, a panel per candidate; suspects are ringed, the worst is named."""
     shown = [number for number, candidate in enumerate(candidates) if has_errors(candidate)]
     figure = Figure(figsize=(WIDTH / 72, (60 + 130 * len(shown)) / 72), layout="constrained")
     panels = figure.subplots(len(shown), sharex=True, sharey=True, squeeze=False)[:, 0]
@@ -132,44 +130,44 @@ def layer_errors(names: Sequence[str], candidates: Sequence[Candidate]) -> str:
         panel.set_title(_short(names[number]))
         panel.tick_params(axis="x", length=0)
     weights = any(layer.error is not None for number in shown for layer in candidates[number].layers)
-    _log_to_zero(panels[0], _LEAST_ERROR if weights else _LEAST_ERROR**2)  # what quantize reports is squared
+    _log_to_zero(panels[0], _LINEAR_ERROR if weights else _LINEAR_ERROR**2)  # quantize reports squared errors
     panels[-1].set_xticks(*_towers(candidates[shown[0]].layers))
     return _svg(figure, "layers")
 
 
 @mpl.rc_context(_RC)
-def cost(names: Sequence[str], baseline: Side, candidates: Sequence[Candidate]) -> str:
-    """Mean KL against size and against speed, a point a candidate; the baseline's cost is a dashed line."""
+def cost(names: Sequence[str], baseline: ModelSummary, candidates: Sequence[Candidate]) -> str:
+    """Plot mean KL against size and speed, a point per candidate; the baseline's cost is a dashed line."""
     costs = [candidate.cost for candidate in candidates]
     figure = Figure(figsize=(WIDTH / 72, 250 / 72), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     for field, label, panel in zip(
-        ("weights", "tokens_per_second"), ("weights, MiB", "tokens a second"), panels, strict=True
+        ("weights", "tokens_per_second"), ("weights, MiB", "tokens per second"), panels, strict=True
     ):
-        for number, (candidate, taken) in enumerate(zip(candidates, costs, strict=True)):
-            found = candidate.mean_kl
-            spread = [[max(found.value - found.low, 0)], [max(found.high - found.value, 0)]]
+        for number, (candidate, candidate_cost) in enumerate(zip(candidates, costs, strict=True)):
+            kl = candidate.mean_kl
+            bars = [[max(kl.value - kl.low, 0)], [max(kl.high - kl.value, 0)]]
             panel.errorbar(
-                getattr(taken, field), found.value, spread, capsize=3, label=_short(names[number]), **_style(number)
+                getattr(candidate_cost, field), kl.value, bars, capsize=3, label=_short(names[number]), **_style(number)
             )
         if baseline.cost is not None:
             panel.axvline(getattr(baseline.cost, field), color=MUTED, linestyle=(0, (4, 3)), linewidth=1.2)
         panel.set_xlabel(label)
         panel.set_xlim(0, 1.1 * panel.get_xlim()[1])
-    _log_to_zero(panels[0], _LEAST_KL)
-    panels[0].set_ylabel("mean KL, nats a token")
+    _log_to_zero(panels[0], _LINEAR_KL)
+    panels[0].set_ylabel("mean KL, nats per token")
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper left", ncols=2, handletextpad=0.3)
     return _svg(figure, "cost")
 
 
 def has_errors(candidate: Candidate) -> bool:
-    """Whether there is anything to show of its layers."""
+    """Whether any layer has an error to plot."""
     return any(error(layer) is not None for layer in candidate.layers)
 
 
 def error(layer: Layer) -> float | None:
-    """What a layer's plot shows: its distance from the baseline's weights, or else what quantize reported."""
+    """A layer's weight error against the baseline, or else the output error that quantize reported."""
     return layer.reported if layer.error is None else layer.error
 
 
@@ -178,8 +176,8 @@ def _layers(panel: Axes, layers: Sequence[Layer], number: int) -> None:
     style = _style(number) | {"linestyle": "", "markersize": 4 if len(layers) < _MANY_LAYERS else 2, "clip_on": False}
     panel.plot([_nan(error(layer)) for layer in ordered], **style)
     if all(layer.error is None for layer in ordered):
-        nearest = [_nan(layer.reported_rtn) for layer in ordered]
-        panel.plot(nearest, **style | {"markerfacecolor": "none", "markeredgewidth": 0.7})
+        rtn = [_nan(layer.reported_rtn) for layer in ordered]
+        panel.plot(rtn, **style | {"markerfacecolor": "none", "markeredgewidth": 0.7})
     suspects = [(place, layer) for place, layer in enumerate(ordered) if layer.suspect]
     for place, layer in suspects:
         panel.plot(place, _nan(layer.error), "o", markersize=13, markerfacecolor="none", markeredgecolor=FAIL, mew=2)
@@ -194,7 +192,7 @@ def _layers(panel: Axes, layers: Sequence[Layer], number: int) -> None:
 
 
 def _name_worst(panel: Axes, suspects: Sequence[tuple[int, Layer]], count: int) -> None:
-    """Name the suspect of the largest error and say how many others there are: names of neighbours would overlap."""
+    """Name the suspect with the largest error and count the others, whose names would overlap."""
     place, layer = max(suspects, key=lambda pair: _nan(pair[1].error))
     left = place > count / 2
     panel.annotate(
@@ -210,7 +208,7 @@ def _name_worst(panel: Axes, suspects: Sequence[tuple[int, Layer]], count: int) 
 
 
 def _towers(layers: Sequence[Layer]) -> tuple[list[float], list[str]]:
-    """Where on the axis each part of a model has its middle, and what it is called; small neighbours share a name."""
+    """Ticks at the middle of each part of a model, and their labels; small neighbours share a label."""
     parts = [_tower(layer.name) for layer in sorted(layers, key=_order)]
     ticks: list[tuple[float, str]] = []
     for name in dict.fromkeys(parts):
@@ -227,29 +225,29 @@ def _tower(name: str) -> str:
 
 
 def _order(layer: Layer) -> tuple[int, list[tuple[int, str]]]:
-    """Vision, decoder, MTP, head; inside them by number, which the alphabet would not."""
+    """Sort key: vision, decoder, MTP, head, and within each by block number."""
     parts = [(int(part), "") if part.isdigit() else (-1, part) for part in layer.name.split(".")]
     return ("vision", "decoder", "MTP", "head").index(_tower(layer.name)), parts
 
 
 def _tail(name: str) -> str:
-    """A linear's name from the number of its block on."""
-    found = re.search(r"\w+\.\d+\..*", name)
-    return found[0] if found else name
+    """A layer's name from its block number on."""
+    match = re.search(r"\w+\.\d+\..*", name)
+    return match[0] if match else name
 
 
-def _interval(panel: Axes, found: Interval, number: int) -> None:
-    """A point and its interval; hollow where it may be chance."""
+def _interval(panel: Axes, change: Interval, number: int) -> None:
+    """Draw a point and its interval; hollow if not significant."""
     color = COLORS[number % len(COLORS)]
-    panel.plot((found.low, found.high), (number, number), color=color, linewidth=2)
+    panel.plot((change.low, change.high), (number, number), color=color, linewidth=2)
     style = _style(number) | {"markersize": 7}
-    if found.is_zero_possible:
+    if change.contains_zero:
         style |= {"markerfacecolor": "none", "markeredgewidth": 1.6}
-    panel.plot(found.value, number, **style)
+    panel.plot(change.value, number, **style)
 
 
 def _log_to_zero(panel: Axes, linear: float) -> None:
-    """A logarithmic y axis that goes on to 0 below `linear`: models that agree are 0 apart."""
+    """Make the y axis logarithmic, but linear below `linear`: a KL of 0 must be shown."""
     panel.set_yscale("symlog", linthresh=linear, linscale=0.4)
     panel.set_ylim(0, max(2 * panel.get_ylim()[1], 10 * linear))
     panel.yaxis.set_major_formatter(lambda value, _: _power_of_ten(value))
@@ -259,7 +257,7 @@ def _power_of_ten(value: float) -> str:
     if value == 0:
         return "0"
     power = round(np.log10(value))
-    return "1" if power == 0 else "10" + str(power).translate(_RAISED)
+    return "1" if power == 0 else "10" + str(power).translate(_SUPERSCRIPT)
 
 
 def _style(number: int) -> dict[str, Any]:
@@ -277,20 +275,20 @@ def _nan(value: float | None) -> float:
 
 
 def _short(name: str) -> str:
-    """A name short enough for a plot."""
-    half = (_LONGEST_NAME - 1) // 2
-    return name if len(name) <= _LONGEST_NAME else f"{name[:half]}…{name[-half:]}"
+    """Shorten a name for a plot."""
+    half = (_MAX_NAME - 1) // 2
+    return name if len(name) <= _MAX_NAME else f"{name[:half]}…{name[-half:]}"
 
 
 def _svg(figure: Figure, prefix: str) -> str:
-    """The figure as an element of a page, without a size; its ids are unique among figures of other prefixes."""
+    """Convert a figure to an SVG element without a size; the prefix makes its ids unique in the page."""
     file = io.StringIO()
     with warnings.catch_warnings():
-        # The page's font draws what the font that text is measured with lacks.
+        # matplotlib measures text with a font that lacks glyphs; the page's font has them.
         warnings.filterwarnings("ignore", message="Glyph", category=UserWarning)
         figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
     svg = file.getvalue()
-    # A style sheet inside a page would hold for all of the page.
+    # A style sheet in an SVG would apply to the whole page.
     svg = re.sub(r"<metadata>.*?</metadata>|<style.*?</style>", "", svg[svg.index("<svg") :], flags=re.DOTALL)
     svg = re.sub(r'^<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg)
     svg = re.sub(r'(\sid="|url\(#|xlink:href="#)', rf"\g<1>{prefix}-", svg).replace("xlink:href", "href")

@@ -1,4 +1,4 @@
-"""A comparison on the screen: one row a model, then what the numbers say, then the gates."""
+"""Prints a comparison: a table with one row per model, then findings and gates."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from runtime.compare.report.table import plain, short_names
+from runtime.compare.report.table import format_perplexity, short_names
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from runtime.compare.result import Candidate, Comparison, Side
+    from runtime.compare.result import Candidate, Comparison, ModelSummary
     from runtime.compare.statistics import Interval
 
 _COLUMNS = ("exact", "CER", "ANLS", "perpl.", "KL", "agree", "changed", "MiB", "tok/s")
@@ -25,45 +25,45 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         show_edge=False,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        title=f"{comparison.about['count']} documents",
+        title=f"{comparison.metadata['count']} documents",
     )
     table.add_column("", overflow="fold")
     for name in _COLUMNS:
         table.add_column(name, justify="right", no_wrap=True)
     baseline, candidates = comparison.baseline, comparison.candidates
-    baseline_name, *names = short_names([baseline.model, *(one.model for one in candidates)])
-    table.add_row(baseline_name, *_side(baseline), "", "", "", *_cost(baseline))
+    baseline_name, *names = short_names([baseline.model, *(candidate.model for candidate in candidates)])
+    table.add_row(baseline_name, *_scores(baseline), "", "", "", *_cost(baseline))
     for name, candidate in zip(names, candidates, strict=True):
         changed = "–" if candidate.answers_changed is None else str(candidate.answers_changed)
-        apart = (f"{candidate.mean_kl.value:.5f}", f"{candidate.agreement.value:.4f}", changed)
-        table.add_row(name, *_side(candidate), *apart, *_cost(candidate))
+        against_baseline = (f"{candidate.mean_kl.value:.5f}", f"{candidate.agreement.value:.4f}", changed)
+        table.add_row(name, *_scores(candidate), *against_baseline, *_cost(candidate))
     console.print(table)
     console.print()
     for candidate in candidates:
         _print_verdict(candidate, console)
 
 
-def _side(side: Side) -> tuple[str, ...]:
-    scores = side.scores
+def _scores(model: ModelSummary) -> tuple[str, ...]:
+    scores = model.scores
     if scores is None:
-        return "–", "–", "–", plain(side.perplexity)
-    return f"{scores.exact_match:.3f}", f"{scores.cer:.4f}", f"{scores.anls:.3f}", plain(side.perplexity)
+        return "–", "–", "–", format_perplexity(model.perplexity)
+    return f"{scores.exact_match:.3f}", f"{scores.cer:.4f}", f"{scores.anls:.3f}", format_perplexity(model.perplexity)
 
 
-def _cost(side: Side) -> tuple[str, str]:
-    if side.cost is None:
+def _cost(model: ModelSummary) -> tuple[str, str]:
+    if model.cost is None:
         return "–", "–"
-    speed = side.cost.tokens_per_second
-    return f"{side.cost.weights:.1f}", "–" if speed is None else f"{speed:.0f}"
+    speed = model.cost.tokens_per_second
+    return f"{model.cost.weights:.1f}", "–" if speed is None else f"{speed:.0f}"
 
 
 def _print_verdict(candidate: Candidate, console: Console) -> None:
     kl, agreement = _interval(candidate.mean_kl, 5), _interval(candidate.agreement, 4)
-    lines = [f"mean KL {kl} nats a token, agreement {agreement}", *candidate.verdict.findings]
+    lines = [f"mean KL {kl} nats per token, agreement {agreement}", *candidate.verdict.findings]
     lines += [check.line for check in candidate.verdict.checks]
     for line in lines:
         console.print(f"{candidate.model}: {line}", soft_wrap=True, highlight=False, markup=False)
 
 
-def _interval(found: Interval, digits: int) -> str:
-    return f"{found.value:.{digits}f} ({found.low:.{digits}f}–{found.high:.{digits}f})"
+def _interval(interval: Interval, digits: int) -> str:
+    return f"{interval.value:.{digits}f} ({interval.low:.{digits}f}–{interval.high:.{digits}f})"

@@ -1,4 +1,4 @@
-"""The rows of a table: what each model scores, how far it is from the baseline, what it takes; and its name in it."""
+"""The table of a report: scores, differences from the baseline and cost of every model."""
 
 from __future__ import annotations
 
@@ -9,29 +9,33 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from runtime.compare.result import Candidate, Comparison, Scores, Side
+    from runtime.compare.result import Candidate, Comparison, ModelSummary, Scores
     from runtime.compare.statistics import Interval
 
 NOT_AVAILABLE = "not available"
 _HUGE = 1e6
-Tone = Literal["", "gain", "loss", "noise"]
+Significance = Literal["", "gain", "loss", "noise"]
 
 
 class Cell(NamedTuple):
-    """A value, and under it how it differs. tone: what that says, where it says something."""
+    """One cell of the table."""
 
     value: str
     detail: str = ""
-    tone: Tone = ""
+    """Shown under the value: the difference from the baseline, or the interval."""
+    significance: Significance = ""
+    """What the difference means; empty for values that have none."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One measure. note: its unit, or which way is better. cells: of the baseline, then of every candidate."""
+    """One metric."""
 
     label: str
     note: str
+    """Its unit, or which direction is better."""
     cells: list[Cell]
+    """The baseline's, then one for every candidate."""
 
 
 @dataclass(frozen=True)
@@ -43,34 +47,39 @@ class Group:
 
 
 def short_names(paths: Sequence[str]) -> list[str]:
-    """The last part of every path where that tells them apart, and the whole path elsewhere."""
+    """Shorten paths to their last part if these differ; otherwise keep the paths."""
     last = [Path(path).name for path in paths]
     return last if all(last) and len(set(last)) == len(last) else list(paths)
 
 
 def groups(comparison: Comparison) -> list[Group]:
-    """The whole table."""
+    """Build the table."""
     baseline, candidates = comparison.baseline, comparison.candidates
-    count = comparison.about["count"]
+    count = comparison.metadata["count"]
     answers = [
         _score("Exact match", "more is better", baseline, candidates, "exact_match"),
         _score("Character error rate", "CER, less is better", baseline, candidates, "cer"),
         _score("ANLS", "more is better", baseline, candidates, "anls"),
-        _row("Answers changed", f"of {count}", candidates, _changed),
+        _row("Answers changed", f"of {count}", candidates, _answers_changed),
     ]
     predictions = [
-        _row("KL from the baseline", "nats a token", candidates, lambda c: _spread(c.mean_kl, 5)),
-        _row("Agreement", "tokens that both find likeliest", candidates, lambda c: _spread(c.agreement, 4)),
+        _row("KL divergence", "nats per token", candidates, lambda c: _with_interval(c.mean_kl, 5)),
+        _row(
+            "Token agreement",
+            "same top prediction",
+            candidates,
+            lambda c: _with_interval(c.agreement, 4),
+        ),
         Row(
             "Perplexity",
             "of the true answers",
-            [Cell(plain(baseline.perplexity)), *(_perplexity(c) for c in candidates)],
+            [Cell(format_perplexity(baseline.perplexity)), *(_perplexity(c) for c in candidates)],
         ),
     ]
     return [
         Group("Answers", answers),
         Group("Predictions along the true answers", predictions),
-        Group("Cost", _cost([baseline, *candidates])),
+        Group("Cost", _cost_rows([baseline, *candidates])),
     ]
 
 
@@ -78,10 +87,10 @@ def _row(label: str, note: str, candidates: list[Candidate], cell: Callable[[Can
     return Row(label, note, [Cell("–"), *(cell(candidate) for candidate in candidates)])
 
 
-def _score(label: str, note: str, baseline: Side, candidates: list[Candidate], name: str) -> Row:
-    cells = [_own(baseline.scores, name)]
+def _score(label: str, note: str, baseline: ModelSummary, candidates: list[Candidate], name: str) -> Row:
+    cells = [_score_cell(baseline.scores, name)]
     for candidate in candidates:
-        own = _own(candidate.scores, name)
+        own = _score_cell(candidate.scores, name)
         if candidate.differences is None:
             cells.append(own._replace(detail="difference not available"))
         else:
@@ -89,48 +98,50 @@ def _score(label: str, note: str, baseline: Side, candidates: list[Candidate], n
     return Row(label, note, cells)
 
 
-def _own(scores: Scores | None, name: str) -> Cell:
+def _score_cell(scores: Scores | None, name: str) -> Cell:
     return Cell(NOT_AVAILABLE if scores is None else f"{getattr(scores, name):.4f}")
 
 
-def _difference(value: str, found: Interval, *, less_is_better: bool) -> Cell:
-    tone: Tone = "noise" if found.is_zero_possible else "gain" if (found.value < 0) == less_is_better else "loss"
-    return Cell(value, f"{_signed(found.value)} ({_signed(found.low)} to {_signed(found.high)})", tone)
+def _difference(value: str, change: Interval, *, less_is_better: bool) -> Cell:
+    significance: Significance = "noise"
+    if not change.contains_zero:
+        significance = "gain" if (change.value < 0) == less_is_better else "loss"
+    return Cell(value, f"{_signed(change.value)} ({_signed(change.low)} to {_signed(change.high)})", significance)
 
 
 def _signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "−")
 
 
-def _spread(found: Interval, digits: int) -> Cell:
-    return Cell(f"{found.value:.{digits}f}", f"{found.low:.{digits}f} to {found.high:.{digits}f}")
+def _with_interval(interval: Interval, digits: int) -> Cell:
+    return Cell(f"{interval.value:.{digits}f}", f"{interval.low:.{digits}f} to {interval.high:.{digits}f}")
 
 
 def _perplexity(candidate: Candidate) -> Cell:
     ratio = candidate.perplexity_ratio
-    value, low, high = map(plain, ratio)
-    return Cell(plain(candidate.perplexity), f"× {value} ({low} to {high})")
+    value, low, high = map(format_perplexity, ratio)
+    return Cell(format_perplexity(candidate.perplexity), f"× {value} ({low} to {high})")
 
 
-def plain(value: float) -> str:
-    """A perplexity, or a ratio of two, with four decimals, of huge ones with their power of ten."""
+def format_perplexity(value: float) -> str:
+    """Format a perplexity or a ratio of two: four decimals, or an exponent for huge values."""
     return f"{value:.4f}" if value < _HUGE else f"{value:.1e}"
 
 
-def _changed(candidate: Candidate) -> Cell:
+def _answers_changed(candidate: Candidate) -> Cell:
     if candidate.answers_changed is None:
         return Cell(NOT_AVAILABLE)
-    where = candidate.first_change
-    return Cell(str(candidate.answers_changed), "" if where is None else f"from token {where + 1:.0f} on (median)")
+    first = candidate.first_change
+    return Cell(str(candidate.answers_changed), "" if first is None else f"from token {first + 1:.0f} on (median)")
 
 
-def _cost(sides: list[Side]) -> list[Row]:
-    costs = [side.cost for side in sides]
+def _cost_rows(models: list[ModelSummary]) -> list[Row]:
+    costs = [model.cost for model in models]
     fields = (
         ("Weights", "MiB", "weights", 1),
         ("KV cache", "MiB, 4096 tokens", "kv_cache_at_4096", 1),
-        ("Memory", "MiB gained on loading, the first with the runtime’s own", "resident", 1),
-        ("Speed", "tokens a second, picture included", "tokens_per_second", 0),
+        ("Memory", "MiB added by loading; the first model includes the runtime", "resident", 1),
+        ("Speed", "tokens per second, image included", "tokens_per_second", 0),
     )
     rows = []
     for label, note, name, digits in fields:

@@ -1,4 +1,4 @@
-"""Comparisons to draw, made of answers by the project's own scores, and a reader of the page."""
+"""Comparisons made from given answers with the project's own scores, and a parser of the page."""
 
 from html.parser import HTMLParser
 
@@ -8,9 +8,9 @@ from PIL import Image
 from calib_data.document import Document
 from calib_data.scores import anls, character_error_rate, exact_match
 from runtime.compare.gate import Gates
-from runtime.compare.layers import Layer
-from runtime.compare.measure import Difference, Measured, Reading, first_change
-from runtime.compare.result import Comparison, Cost, baseline_side, candidate_side
+from runtime.compare.measure import first_change
+from runtime.compare.result import Comparison, Cost, Difference, DocumentResult, Layer, ModelResult
+from runtime.compare.summary import summarize_baseline, summarize_candidate
 from runtime.evaluate import Scored
 
 VOID = {"meta", "link", "img", "br"}
@@ -39,12 +39,12 @@ def measured(name, truth, baseline, *answers, kl=None, prompt="Read the text."):
     length = len(truth) + 1
     own = None if baseline is None else scored(name, truth, baseline)
     others = [scored(name, truth, answer) for answer in answers]
-    return Measured(
+    return DocumentResult(
         name,
         prompt,
         truth,
-        Reading(own, [-0.1] * length),
-        [Reading(other, [-0.2] * length) for other in others],
+        ModelResult(own, [-0.1] * length),
+        [ModelResult(other, [-0.2] * length) for other in others],
         [Difference([kl[n]] * length, [True] * length, first_change(own, other)) for n, other in enumerate(others)],
     )
 
@@ -53,9 +53,9 @@ def comparison(documents, *names, baseline="fp16", gates=None, layers=LAYERS):
     has_answers = documents[0].baseline.scored is not None
     return Comparison(
         ABOUT | {"count": len(documents), "graphs": ["float32 activations"] * (len(names) + 1)},
-        baseline_side(baseline, documents, COST if has_answers else None),
+        summarize_baseline(baseline, documents, COST if has_answers else None),
         [
-            candidate_side(name, number, documents, gates or Gates(), cost=COST, layers=layers)
+            summarize_candidate(name, number, documents, gates or Gates(), cost=COST, layers=layers)
             for number, name in enumerate(names)
         ],
     )

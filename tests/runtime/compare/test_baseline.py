@@ -1,4 +1,4 @@
-"""A reference whose documents have moved, or are others now."""
+"""A reference whose documents have moved or changed."""
 
 import json
 import shutil
@@ -9,7 +9,7 @@ import pytest
 from calib_data.sources import open_documents
 from console.errors import InputError
 from runtime.compare.baseline import ReferenceBaseline
-from runtime.compare.run import Models
+from runtime.compare.models import Models
 
 PAGES = "scans/2026/pages"
 
@@ -52,14 +52,14 @@ def test_documents_are_found_where_they_are_now(kept):
     baseline = Models(kept / "reference.npz", (), "cpu", str(moved)).load().baseline
     assert [document.name for document in baseline.documents] == names
     assert baseline.token_ids(baseline.documents[1]) == [3, 4, 5]
-    (first, second) = baseline.read(baseline.documents[1], [4, 5]).predictions
-    assert [first.of(np.array([token]))[0] for token in (4, 2)] == [-1, -2]
-    assert np.isnan(second.of(np.array([5])))
+    (first, second) = baseline.predict(baseline.documents[1], [4, 5]).predictions
+    assert [first.log_likelihood(np.array([token]))[0] for token in (4, 2)] == [-1, -2]
+    assert np.isnan(second.log_likelihood(np.array([5])))
 
 
 def test_removed_pages_are_said(kept):
-    """Whichever it is: others are drawn then, or too few."""
-    said = "(is not the document|one) that was kept( is gone)?: pages have been added, removed or changed since"
+    """Whichever page is removed: other pages are drawn then, or too few."""
+    said = "(is not the document|a document) that was kept( is gone)?: pages have been added, removed or changed since"
     for document in open_documents(PAGES, split="evaluation", count=10):
         picture = kept / PAGES / document.name
         content = picture.read_bytes()
@@ -78,12 +78,12 @@ def test_another_source_is_not_called_a_changed_page_alone(kept):
 
 
 def test_a_source_that_cannot_be_opened_is_named_itself(command, exported, kept):
-    """And not the reference, which is whole."""
+    """The message does not blame the reference, which is intact."""
     arguments = "--baseline", "reference.npz", "--model", exported("fp16"), "--documents", "long" * 100
     code, out, err = command("compare", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert "longlong" in err
-    assert "is not a reference" not in err
+    assert "not a reference" not in err
 
 
 def test_pictures_that_are_drawn_otherwise_are_no_longer_those(kept):

@@ -1,4 +1,4 @@
-"""The command: its numbers against transformers on the same weights, its gates, and going on after a stop."""
+"""The command: its numbers against transformers on the same weights, its gates, and resuming."""
 
 import json
 import os
@@ -14,12 +14,8 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from calib_data import READER
 from calib_data.document import Document
 from calib_data.sources import open_documents, split_of_item
-from export import export
-from quantize.pipeline import quantize
-from quantize.settings import Settings
 from runtime.compare.progress import Progress
 from runtime.compare.report.junit import write_junit
 from runtime.evaluate import score
@@ -31,7 +27,7 @@ from ..damage import WEIGHTS, change_tensor, edit_json
 from .pages import comparison, measured
 
 END = 53  # <|endofturn|>
-DOCUMENTS, SEED = 50, 8
+DOCUMENTS, SEED = 24, 3
 
 
 def compare(command, baseline, model, *arguments):
@@ -44,7 +40,7 @@ def compare(command, baseline, model, *arguments):
 
 @torch.no_grad()
 def reference_logits(folder: Path, documents: list[Document]) -> list[torch.Tensor]:
-    """What transformers predicts for each token of the true answers and their end, in float32."""
+    """Logits by transformers, float32, for each token of the true answers and their end."""
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
     tokenizer, processor = AutoTokenizer.from_pretrained(folder), Qwen2VLImageProcessorPil.from_pretrained(folder)
     logits = []
@@ -63,7 +59,17 @@ def reference_logits(folder: Path, documents: list[Document]) -> list[torch.Tens
     return logits
 
 
-def test_numbers_are_those_of_transformers(command: Callable, exported: Callable[[str], Path]):
+@pytest.fixture(scope="module")
+def w4_result(exported: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> dict:
+    """The exit code of comparing w4 with fp16, and what compare.json says of it; several tests read it."""
+    folder = tmp_path_factory.mktemp("w4") / "out"
+    models = "--baseline", exported("fp16"), "--model", exported("w4")
+    done = process("compare", *models, "--count", DOCUMENTS, "--seed", SEED, "--output", folder, cwd=folder.parent)
+    content = json.loads((folder / "compare.json").read_text())
+    return {"code": done.returncode, **content["candidates"][0], "baseline": content["baseline"]}
+
+
+def test_numbers_are_those_of_transformers(w4_result: dict, exported: Callable[[str], Path]):
     """KL, agreement and perplexity of a 4-bit folder, each model loaded from its folder by transformers itself."""
     documents = open_documents(split="evaluation", count=DOCUMENTS, seed=SEED)
     log_p, log_q = (
@@ -73,7 +79,7 @@ def test_numbers_are_those_of_transformers(command: Callable, exported: Callable
     chat = Model(exported("fp16"), "cpu").chat
     truth = torch.tensor([token for document in documents for token in [*chat.encode_text(document.answer), END]])
     perplexities = [float((-part.gather(1, truth[:, None]).mean()).exp()) for part in (log_p, log_q)]
-    _, result = compare(command, exported("fp16"), exported("w4"), "--count", DOCUMENTS, "--seed", SEED)
+    result = w4_result
     assert result["mean_kl"]["value"] == pytest.approx(kl.mean().item(), rel=1e-3)
     assert 0 < result["mean_kl"]["low"] < result["mean_kl"]["value"] < result["mean_kl"]["high"]
     assert result["agreement"]["value"] == (log_p.argmax(-1) == log_q.argmax(-1)).double().mean().item()
@@ -113,7 +119,7 @@ def own_answers(tmp_path: Path, reader: Model) -> Path:
 
 
 def test_the_gate_stops_a_damaged_folder(command, exported, own_answers, copied):
-    """Each row of the head says the next token's logit: no answer survives, though the folder is a valid one."""
+    """The rows of the head are shifted by a token: no answer survives, though the folder is valid."""
     change_tensor(copied, "lm_head.weight", lambda weight: np.roll(weight, 1, axis=0))
     arguments = "--documents", own_answers
     code, result = compare(command, exported("fp16"), copied, *arguments)
@@ -125,7 +131,7 @@ def test_the_gate_stops_a_damaged_folder(command, exported, own_answers, copied)
     assert (result["verdict"]["passed"], result["answers_changed"]) == (False, 1)
     assert result["mean_kl"]["value"] > 0.01
     code, result = compare(command, copied, exported("fp16"), *arguments)
-    # Better than its baseline, but that reads too little to judge by.
+    # The candidate is better than its baseline, but the baseline is too weak to judge by.
     assert (code, result["verdict"]["passed"]) == (1, False)
     assert result["verdict"]["checks"][0]["value"] < 0
     loose = "--max-drop-anls", 1
@@ -135,9 +141,9 @@ def test_the_gate_stops_a_damaged_folder(command, exported, own_answers, copied)
     assert "--max-drop-anls 1.0: passes" in out
 
 
-def test_the_default_gate_stops_one_corrupted_layer_and_not_4_bits(command, exported, copied):
-    arguments = "--count", 24, "--seed", 3
-    assert compare(command, exported("fp16"), exported("w4"), *arguments)[0] == 0
+def test_the_default_gate_stops_one_corrupted_layer_and_not_4_bits(command, exported, w4_result, copied):
+    assert w4_result["code"] == 0
+    arguments = "--count", DOCUMENTS, "--seed", SEED
     change_tensor(copied, "model.language_model.layers.1.mlp.down_proj.weight", lambda weight: np.roll(weight, 1, 0))
     code, result = compare(command, exported("fp16"), copied, *arguments)
     assert code == 1
@@ -156,7 +162,7 @@ def test_folders_of_different_models_are_refused(command, exported, copied):
     path.write_text(json.dumps(tokenizer))
     code, out, err = command("compare", "--baseline", exported("fp16"), "--model", copied, "--count", 1)
     assert (code, out) == (2, "")
-    assert err == f"error: {copied}: its tokens are not those of {exported('fp16')}; give two folders of one model\n"
+    assert err == f"error: {copied}: its vocabulary is not that of {exported('fp16')}; give folders of one model\n"
     shutil.copy(exported("fp16") / "tokenizer.json", path)
     runtime = json.loads((copied / "runtime.json").read_text())
     edit_json(copied / "runtime.json", text={**runtime["text"], "vocab_size": 511})
@@ -180,7 +186,7 @@ def test_a_missing_baseline_is_named(command, exported):
 
 
 def untimed(value):
-    """The same without what differs from run to run, numbers to what a different count of threads changes."""
+    """The same without timings, and with the tolerance that another number of threads needs."""
     if isinstance(value, dict):
         left_out = ("seconds", "resident", "tokens_per_second")
         return {key: untimed(part) for key, part in value.items() if key not in left_out}
@@ -189,8 +195,8 @@ def untimed(value):
     return pytest.approx(value, rel=1e-5, abs=1e-7) if isinstance(value, float) else value
 
 
-def test_a_stopped_comparison_goes_on(command, exported, tmp_path):
-    """Lines that are done are not measured again, half a line is; the result is that of one run."""
+def test_a_stopped_comparison_resumes(command, exported, tmp_path):
+    """Finished lines are not measured again, half a line is; the result equals that of one run."""
     arguments = "--baseline", exported("fp16"), "--model", exported("w4"), "--count", 6
     assert command("compare", *arguments, "--output", tmp_path / "whole")[0] == 0
     lines = (tmp_path / "whole" / "documents.jsonl").read_text().splitlines(keepends=True)
@@ -202,7 +208,7 @@ def test_a_stopped_comparison_goes_on(command, exported, tmp_path):
     kept = [*lines[:2], json.dumps(second) + "\n", lines[3][:100]]
     (stopped / "documents.jsonl").write_text("".join(kept))
     code, _, err = command("compare", *arguments, "--output", stopped, "--jobs", 2)
-    assert (code, err.splitlines()[0]) == (0, "2 of 6 documents are done, going on")
+    assert (code, err.splitlines()[0]) == (0, "resumed: 2 of 6 documents are done")
     results = [json.loads((folder / "compare.json").read_text()) for folder in (tmp_path / "whole", stopped)]
     assert results[1]["documents"][1]["candidates"][0]["scored"]["answer"] == "as it was left"
     results[1]["documents"][1] = results[0]["documents"][1]
@@ -212,8 +218,8 @@ def test_a_stopped_comparison_goes_on(command, exported, tmp_path):
     assert err == f"error: {stopped}: holds a comparison of other models or documents; give another --output\n"
 
 
-def test_a_comparison_does_not_go_on_with_other_weights_or_graphs(command, exported, copied, tmp_path):
-    """Neither a rewritten tensor, though the file keeps its time, nor a graph that was made anew is taken up."""
+def test_a_comparison_does_not_resume_with_other_weights_or_graphs(command, exported, copied, tmp_path):
+    """A rewritten tensor is noticed, even with its old time of change, and so is a graph that was made again."""
     models = "--baseline", exported("fp16"), "--model", copied
     arguments = (*models, "--count", 1, "--max-drop-anls", 1, "--output", tmp_path / "out")
     assert command("compare", *arguments)[0] == 0
@@ -279,7 +285,7 @@ def test_names_that_are_not_utf8_are_shown_as_the_terminal_does(exported, tmp_pa
     kept = process(*arguments, "--output", "out", "--junit", "gates.xml", cwd=tmp_path)
     printed = process(*arguments, "--output", "out", "--json", cwd=tmp_path)
     assert (kept.returncode, printed.returncode, kept.stderr) == (0, 0, "")
-    assert printed.stderr == "2 of 2 documents are done, going on\n"
+    assert printed.stderr == "resumed: 2 of 2 documents are done\n"
     content = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert content["source"] == json.loads(printed.stdout)["source"] == source.name
     assert [one["name"] for one in content["documents"]] == names
@@ -295,17 +301,14 @@ def test_junit_is_xml_whatever_the_names(tmp_path):
     assert suite.get("name") == "out/\\udcfc합계"
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory) -> Path:
-    """A 4-bit folder that keeps predictions of the full model."""
-    folder = tmp_path_factory.mktemp("kept") / "w4"
-    quantize(Settings(READER, folder, count=8, reference=6))
-    export(folder, "cpu", exact=True)
-    return folder
+@pytest.fixture
+def kept(exported) -> Path:
+    """A 4-bit folder with a reference.npz: predictions of the unquantized model."""
+    return exported("w4")
 
 
 def test_a_reference_gives_the_divergence_of_the_folder(command, exported, kept):
-    """Up to what the 128 likeliest tokens leave out of the vocabulary's 512."""
+    """Up to the probability outside the 128 likeliest of 512 tokens."""
     _, by_reference = compare(command, kept / "reference.npz", kept, "--max-kl", 1)
     _, by_folder = compare(command, exported("fp16"), kept, "--count", 6)
     assert by_reference["mean_kl"]["value"] == pytest.approx(by_folder["mean_kl"]["value"], rel=1e-3)
@@ -319,7 +322,7 @@ def test_a_reference_gives_the_divergence_of_the_folder(command, exported, kept)
 
 
 def test_a_reference_and_a_candidate_have_the_same_image_settings(command, kept, tmp_path):
-    """References of before these were kept say nothing of them."""
+    """References of older versions have no image settings and are accepted."""
     folder, reference = tmp_path / "w4", kept / "reference.npz"
     shutil.copytree(kept, folder)
     edit_json(folder / "preprocessor_config.json", image_mean=[0.4, 0.5, 0.5])
@@ -334,7 +337,7 @@ def test_a_reference_and_a_candidate_have_the_same_image_settings(command, kept,
     assert compare(command, folder / "reference.npz", folder, "--count", 1, "--max-kl", 100)[0] == 0
 
 
-def test_references_that_do_not_serve(command, exported, kept, tmp_path):
+def test_references_that_are_refused(command, exported, kept, tmp_path):
     def refused(path, *arguments):
         code, out, err = command("compare", "--baseline", path, "--model", kept, *arguments)
         assert (code, out, err.count("\n")) == (2, "", 1)
@@ -342,7 +345,7 @@ def test_references_that_do_not_serve(command, exported, kept, tmp_path):
 
     assert "no such file; python -m quantize writes it" in refused(tmp_path / "reference.npz")
     (tmp_path / "reference.npz").write_bytes(b"PK broken")
-    assert "is not a reference that quantize wrote" in refused(tmp_path / "reference.npz")
+    assert "not a reference written by quantize" in refused(tmp_path / "reference.npz")
     assert "a reference has documents of its own" in refused(kept / "reference.npz", "--seed", 3)
     elsewhere = refused(kept / "reference.npz", "--documents", tmp_path / "moved")
     assert f"reference.npz: its documents: {tmp_path / 'moved'}: no such file or folder" in elsewhere

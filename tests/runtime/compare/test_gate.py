@@ -1,8 +1,7 @@
-"""What passes, and what is said of numbers known by hand."""
+"""Verdicts and findings for numbers known by hand."""
 
 from runtime.compare.gate import Gates, judge
-from runtime.compare.layers import Layer
-from runtime.compare.result import ExactMatch, Scores
+from runtime.compare.result import ExactMatch, Layer, Scores
 from runtime.compare.statistics import Interval
 
 KL, AGREEMENT = Interval(0.01, 0.005, 0.02), Interval(0.99, 0.98, 1.0)
@@ -54,7 +53,10 @@ def test_without_answers_nothing_can_fail_or_pass_by_them_and_that_is_said():
     assert (verdict.checks[0].value, verdict.checks[0].passed) == (None, None)
     assert "not available" in verdict.checks[0].line
     assert verdict.findings[0].startswith("The baseline is a reference without answers")
-    assert verdict.findings[1] == "No gate could be judged, so none is passed; give --max-kl or --min-agreement."
+    assert (
+        verdict.findings[1]
+        == "No gate could be judged, so the candidate does not pass; give --max-kl or --min-agreement."
+    )
     assert judged(Gates(max_kl=0.001), differences=None, baseline=None).outcome == "fails"
     assert judged(Gates(max_kl=0.01), differences=None, baseline=None).passed
     assert not judged(Gates(max_drop_anls=None)).passed
@@ -79,4 +81,4 @@ def test_a_weak_baseline_lets_nothing_pass_by_its_answers_but_a_drop_fails_all_t
 def test_suspected_layers_are_named():
     layers = [Layer("good", 4, 0.1, None, None, False), Layer("bad", 4, 1.4, None, None, True)]
     finding = judged(Gates(), layers=layers).findings[-1]
-    assert finding.startswith("Layer bad: its weights are 1.40")
+    assert finding.startswith("Layer bad may be damaged: its relative weight error is 1.40")

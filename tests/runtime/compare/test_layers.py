@@ -1,4 +1,4 @@
-"""Errors of single layers, and how a damaged one is found."""
+"""Errors of single layers, and detection of damaged ones."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from console.errors import InputError
-from runtime.compare.layers import list_layers, require_listable
+from runtime.compare.layers import check_layers, list_layers
 from runtime.ort.manifest import load_manifest
 from runtime.weights import Weights
 
@@ -81,10 +81,10 @@ def test_folders_of_two_models_and_broken_reports(baseline, exported, copied):
     save_file({**tensors, f"{DOWN}.weight": torch.zeros(3, 5)}, copied / "model.safetensors")
     manifest = load_manifest(exported("fp16"))
     with pytest.raises(InputError, match=r"down_proj: \[3, 5\] weights, the baseline has \[256, 768\]"):
-        require_listable(copied, manifest, baseline)
+        check_layers(copied, manifest, baseline)
     (copied / "quantization_report.json").write_text("{}")
-    with pytest.raises(InputError, match=r"quantization_report\.json: is not a report"):
-        require_listable(copied, manifest, None)
+    with pytest.raises(InputError, match=r"quantization_report\.json: not a report"):
+        check_layers(copied, manifest, None)
     edit_json(copied / "quantization_report.json", linears=[])
     assert list_layers(copied, manifest, None)
 

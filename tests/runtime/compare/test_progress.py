@@ -1,4 +1,4 @@
-"""What is kept of a comparison, and what of it is taken up again."""
+"""What a comparison keeps on disk, and what it resumes from."""
 
 import json
 from dataclasses import replace
@@ -8,8 +8,8 @@ from PIL import Image
 
 from calib_data.document import Document
 from console.errors import InputError
-from runtime.compare.measure import Measured, Reading
 from runtime.compare.progress import PROGRESS, Progress
+from runtime.compare.result import DocumentResult, ModelResult
 
 SETTINGS = {"count": 2}
 FIRST = Document(Image.new("RGB", (4, 4)), "What is it?", "one", "first.png")
@@ -17,7 +17,7 @@ SECOND = Document(Image.new("RGB", (4, 4), "red"), "What is it?", "two\u2028\x85
 
 
 def measured(document):
-    return Measured(document.name, document.prompt, document.answer, Reading(None, [-0.5, None]), [], [])
+    return DocumentResult(document.name, document.prompt, document.answer, ModelResult(None, [-0.5, None]), [], [])
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def test_a_line_that_was_being_written_is_measured_again(cut, kept):
     assert (kept / PROGRESS).read_bytes() == content
 
 
-def test_folders_that_do_not_serve(kept, tmp_path):
+def test_folders_that_are_refused(kept, tmp_path):
     with pytest.raises(InputError, match="holds a comparison of other models or documents"):
         Progress(kept, {"count": 3})
     with (kept / PROGRESS).open("ab") as file:

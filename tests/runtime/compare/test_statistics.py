@@ -1,4 +1,4 @@
-"""Intervals against the normal approximation, McNemar's test against all tosses of a coin."""
+"""Intervals against the normal approximation, McNemar's test against all outcomes of coin tosses."""
 
 import itertools
 
@@ -25,9 +25,9 @@ def test_an_interval_covers_the_truth_nineteen_times_of_twenty(documents):
     assert (0.85 if documents < 5 else 0.92) < np.mean(covered) < 0.99
 
 
-def test_one_document_tells_nothing_of_others():
+def test_one_document_gives_an_interval_to_zero():
     assert bootstrap([-0.08]) == Interval(-0.08, -0.08, 0.0)
-    assert bootstrap([0.08]).is_zero_possible
+    assert bootstrap([0.08]).contains_zero
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_a_ratio_weighs_documents_by_their_tokens():
     ("interval", "possible"), [((0, -1, 1), True), ((0, 0, 0), True), ((2, 1, 3), False), ((-2, -3, -1), False)]
 )
 def test_zero_in_an_interval(interval, possible):
-    assert Interval(*interval).is_zero_possible == possible
+    assert Interval(*interval).contains_zero == possible
 
 
 @pytest.mark.parametrize(("lost", "gained"), [(0, 0), (1, 0), (5, 1), (1, 5), (4, 4), (8, 2)])

@@ -11,11 +11,10 @@ import pytest
 from PIL import Image
 
 from runtime.compare.gate import Gates
-from runtime.compare.layers import Layer
-from runtime.compare.measure import Difference
-from runtime.compare.report.page import WORST, headline, render, tone, worst, write_report
+from runtime.compare.report.page import WORST, headline, overall_outcome, render, worst, write_report
 from runtime.compare.report.plots import mean_kl
 from runtime.compare.report.table import short_names
+from runtime.compare.result import Difference, Layer
 
 from ..pages import LAYERS, Page, comparison, measured, pictures
 
@@ -63,10 +62,10 @@ def test_table_has_every_number(two):
     assert anls[2] == "0.8571−0.1429 (−0.1429 to −0.1429)▼ significant loss"
     assert rows["Exact matchmore is better"][2].startswith("0.0000−1.0000")
     assert rows["Answers changedof 10"] == ["–", "0", "10from token 7 on (median)"]
-    assert rows["KL from the baselinenats a token"][1] == "0.001000.00100 to 0.00100"
+    assert rows["KL divergencenats per token"][1] == "0.001000.00100 to 0.00100"
     assert rows["Perplexityof the true answers"] == ["1.1052", *["1.2214× 1.1052 (1.1052 to 1.1052)"] * 2]
     assert rows["WeightsMiB"] == ["4.0"] * 3
-    assert rows["Speedtokens a second, picture included"] == ["14"] * 3  # 7 tokens in half a second
+    assert rows["Speedtokens per second, image included"] == ["14"] * 3  # 7 tokens in half a second
 
 
 def test_what_was_compared_is_said(two):
@@ -170,7 +169,7 @@ def test_suspects_are_named_in_plot_and_caption():
     figure = next(one for one in root.find("figure") if one.find("h3")[0].text == "Error by layer")
     assert figure.find("svg")[0].text.count("layers.3.mlp.up_proj +1") == 2
     suspects = "model.layers.3.mlp.up_proj (1.414), model.layers.4.mlp.up_proj (0.900)"
-    assert f"w4, far above others of as many bits: {suspects}" in figure.text
+    assert f"w4, far above other layers of the same bit width: {suspects}" in figure.text
     assert "layers.1.mlp" not in figure.text
 
 
@@ -181,11 +180,11 @@ def test_a_reference_has_no_answers_and_the_page_says_so():
     root = Page(render(result, documents, pictures(documents))).root
     assert root.find("h1")[0].text == "? Not judged: no gate could be checked"
     assert [one.text for one in root.find("span", "badge")] == ["not judged"]
-    assert "scores of answers are not available" in root.find("header")[0].text
+    assert "differences of scores are not available" in root.find("header")[0].text
     figures = {one.find("h3")[0].text: one for one in root.find("figure")}
     assert not figures["Score differences"].find("svg")
     assert "Not available" in figures["Score differences"].find("figcaption")[0].text
-    assert "what quantize reported" in figures["Error by layer"].find("figcaption")[0].text
+    assert "that quantize reported" in figures["Error by layer"].find("figcaption")[0].text
     document = root.find("article", "document")[0]
     assert [one.text for one in document.find("dd", "same")] == ["not available"]
     assert ([one.text for one in document.find("del")], [one.text for one in document.find("ins")]) == (["c"], ["d"])
@@ -197,7 +196,7 @@ def test_a_weak_baseline_is_said_first_and_once():
     html = render(result, documents, pictures(documents))
     header = Page(html).root.find("header")[0]
     assert header.find("h1")[0].text == "? Not judged: the baseline is too weak"
-    assert "too weak to judge by: it reads too little of these documents (ANLS 0.000)" in header.text
+    assert "too weak to judge by: its ANLS on these documents is 0.000, below 0.5" in header.text
     assert html.count("too weak to judge by") == 1
     assert {one.text for one in Page(html).root.find("span", "badge")} == {"not judged"}
     # KL tells models apart on such documents too.
@@ -213,7 +212,7 @@ def test_headlines(wrong, expected):
     documents = [measured("x", "abcdef", "abcdef", *answers)]
     result = comparison(documents, "m0", "m1", "m2")
     assert headline(["m0", "m1", "m2"], result) == expected
-    assert tone(result) == ("fail" if wrong else "pass")
+    assert overall_outcome(result) == ("fail" if wrong else "pass")
 
 
 @pytest.mark.parametrize(

@@ -11,9 +11,9 @@ from jsonschema import Draft202012Validator
 from rich.console import Console
 
 from runtime.compare.gate import Gates
-from runtime.compare.measure import Reading
 from runtime.compare.report.page import render
 from runtime.compare.report.screen import print_comparison
+from runtime.compare.result import ModelResult
 
 from ..pages import LAYERS, Page, comparison, measured, pictures
 
@@ -67,7 +67,7 @@ def test_a_candidate_that_gives_the_truth_no_chance_is_summed_up():
     documents = [measured(str(n), "abc", "abc", "xyz") for n in range(4)]
     for place in (0, 2):
         scored = documents[place].candidates[0].scored
-        documents[place] = replace(documents[place], candidates=[Reading(scored, [-1500.0] * 4)])
+        documents[place] = replace(documents[place], candidates=[ModelResult(scored, [-1500.0] * 4)])
     result = comparison(documents, "broken")
     content = json.loads(json.dumps(result.to_json(documents), allow_nan=False))
     assert errors(content) == []

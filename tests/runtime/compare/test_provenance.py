@@ -1,11 +1,11 @@
-"""What makes a folder another one than it was, and what does not."""
+"""Which changes of a folder change its fingerprint, and which do not."""
 
 import json
+import shutil
 
 import pytest
 
-from export import export
-from runtime.compare.fingerprint import fingerprint
+from runtime.compare.provenance import fingerprint
 
 from ..damage import edit_json
 
@@ -25,14 +25,14 @@ from ..damage import edit_json
         "vision.cpu.onnx",
     ],
 )
-def test_whatever_is_read_makes_it_another(copied, name):
+def test_every_file_that_is_read_changes_it(copied, name):
     before = fingerprint(copied, "cpu")
     with (copied / name).open("ab") as file:
         file.write(b" ")
     assert fingerprint(copied, "cpu") != before
 
 
-def test_its_description_makes_it_another(copied):
+def test_its_manifest_changes_it(copied):
     path = copied / "runtime.json"
     before, described = fingerprint(copied, "cpu"), json.loads(path.read_text())
     edit_json(path, text=described["text"] | {"context": 64})
@@ -41,17 +41,21 @@ def test_its_description_makes_it_another(copied):
     assert len({before, other, fingerprint(copied, "cpu")}) == 3
 
 
-def test_what_another_device_has_does_not(untraced, copied):
-    before = fingerprint(copied, "cpu")
-    export(copied, "cuda")
+def test_graphs_for_another_device_do_not(copied):
+    path = copied / "runtime.json"
+    before, targets = fingerprint(copied, "cpu"), json.loads(path.read_text())["targets"]
+    for part in ("decoder", "vision"):
+        shutil.copy(copied / f"{part}.cpu.onnx", copied / f"{part}.cuda.onnx")
+    cuda = targets["cpu"] | {"dtype": "float16", "decoder": "decoder.cuda.onnx", "vision": "vision.cuda.onnx"}
+    edit_json(path, targets=targets | {"cuda": cuda})
     assert set(json.loads((copied / "runtime.json").read_text())["targets"]) == {"cpu", "cuda"}
     assert fingerprint(copied, "cpu") == before
     assert fingerprint(copied, "cuda") != before
 
 
-def test_a_comparison_in_a_candidates_own_folder_goes_on(command, exported, copied):
+def test_a_comparison_in_a_candidates_own_folder_resumes(command, exported, copied):
     arguments = "--baseline", exported("fp16"), "--model", copied, "--count", 1, "--max-drop-anls", 1
     assert command("compare", *arguments, "--output", copied)[0] == 0
     assert (copied / "compare.json").is_file()
     code, _, err = command("compare", *arguments, "--output", copied)
-    assert (code, err) == (0, "1 of 1 documents are done, going on\n")
+    assert (code, err) == (0, "resumed: 1 of 1 documents are done\n")

@@ -1,4 +1,4 @@
-"""What is refused before anything is measured, and what is not: a tokenizer that was only saved again."""
+"""Models and documents that are refused before anything is measured, and a re-saved tokenizer that is accepted."""
 
 import json
 import struct
@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from calib_data.sources import open_documents
-from runtime.compare.measure import token_ids
+from runtime.compare.predictions import token_ids
 from runtime.ort.manifest import describe_header
 
 from ..damage import WEIGHTS, edit_json, set_context
@@ -17,7 +17,7 @@ DOWN = "model.language_model.layers.1.mlp.down_proj.weight"
 
 @pytest.fixture
 def refused(command, exported, copied, tmp_path):
-    """The error of comparing a changed folder; it leaves nothing."""
+    """The error of comparing a changed folder; no output folder is left."""
 
     def run(*arguments):
         output = tmp_path / "out"
@@ -66,7 +66,7 @@ def test_a_document_that_does_not_fit_is_found_first(refused, reader, copied):
 
 def test_linears_of_other_widths_and_broken_reports_are_found_at_once(refused, copied):
     (copied / "quantization_report.json").write_text("{}")
-    assert "quantization_report.json: is not a report" in refused("--count", 1)
+    assert "quantization_report.json: not a report" in refused("--count", 1)
     (copied / "quantization_report.json").unlink()
     path = copied / WEIGHTS
     content = bytearray(path.read_bytes())
