@@ -10,7 +10,7 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from console.errors import CannotGoOnError, InputError
+from console.errors import CannotResumeError, InputError
 from console.locks import LOCK, lock
 from quantize.calibration.hidden_states import ACTIVATIONS
 from quantize.calibration.kv_ranges import KV_SCALES
@@ -81,7 +81,7 @@ def _failures(folder: Path, journal: Journal) -> Iterator[None]:
     """Remove a folder in which nothing is finished when the input is wrong; say so where the disk is full."""
     try:
         yield
-    except CannotGoOnError:  # says itself what to do with the folder, which is the user's to remove
+    except CannotResumeError:  # says itself what to do with the folder, which is the user's to remove
         raise
     except InputError as error:
         if journal.steps:  # hours, perhaps, and what is wrong may be a folder that is not mounted

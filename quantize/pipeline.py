@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from calib_data.sources import shortfall
-from console.errors import CannotGoOnError, EmptySplitError, InputError
+from console.errors import CannotResumeError, EmptySplitError, InputError
 from console.progress import say, track
 from quantize.calibration.documents import Documents
 from quantize.calibration.hidden_states import keep_only
@@ -119,7 +119,7 @@ class Walk:
         digests = self.read_documents(new=not journal.steps)
         if journal.steps and digests != journal.documents:
             source = self.settings.documents
-            raise CannotGoOnError(
+            raise CannotResumeError(
                 f"the documents of {source} have changed since this run began; restore them, or give another --output "
                 f"or remove {folder}"
             )

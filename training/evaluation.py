@@ -15,7 +15,8 @@ import typer
 from safetensors.torch import load_file
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
 
-from calib_data import READER, fonts, render
+from calib_data import READER
+from calib_data.rendered import fonts, render
 from calib_data.scores import character_error_rate, exact_match
 from console.errors import InputError, run_command
 from training.architecture import CONFIG

@@ -14,14 +14,15 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from calib_data import READER, content, render, vocabulary
+from calib_data import READER
+from calib_data.rendered import content, render, vocabulary
 from training.architecture import CONFIG, PROCESSOR
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-    from calib_data.draw import CharBox
+    from calib_data.rendered.draw import CharBox
 
 SLOTS = 6  # characters a merged token may be asked for
 CLASSES = {char: index + 1 for index, char in enumerate(vocabulary.ALPHABET)}  # class 0: no character

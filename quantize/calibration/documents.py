@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig, PreTrainedModel
 
-    from calib_data.content import Split
     from calib_data.document import Document
+    from calib_data.splits import Split
     from quantize.journal import Journal
     from quantize.model.families import Family
     from quantize.settings import Settings

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from console.errors import CannotGoOnError, InputError
+from console.errors import CannotResumeError, InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,7 +40,7 @@ class Activations:
     def __init__(self, folder: Path, layout: Layout, dtype: torch.dtype, new: bool = False) -> None:
         """Map a file, or make a new one of its full size.
 
-        Raises CannotGoOnError where the file is not what was written, OSError where the disk is too full for a new one.
+        Raises CannotResumeError where the file is not what was written, OSError where the disk is full.
         """
         self.layout, self._path = layout, folder / layout.file
         size = sum(layout.lengths) * layout.width
@@ -48,7 +48,7 @@ class Activations:
         if new:
             _allocate(self._path, length)
         elif not self._path.is_file() or self._path.stat().st_size != length:  # a map would be filled up with zeros
-            raise CannotGoOnError(f"{self._path} is missing or cut; remove {folder} and begin again")
+            raise CannotResumeError(f"{self._path} is missing or cut; remove {folder} and begin again")
         self._all = torch.from_file(str(self._path), shared=True, size=size, dtype=dtype).view(-1, layout.width)
         self._edges = [0, *itertools.accumulate(layout.lengths)]
 

@@ -48,10 +48,10 @@ def strip(path):
 IMAGES = {
     "missing": (lambda path: None, "no such file"),
     "text": (text_file, "is not an image"),
-    "empty": (lambda path: path.touch(), "is empty"),
-    "truncated": (truncated_jpeg, "may be damaged"),
-    "folder": (lambda path: path.mkdir(), "is not a file"),
-    "bomb": (bomb, "more than 89 million pixels"),
+    "empty": (lambda path: path.touch(), "is not an image"),
+    "truncated": (truncated_jpeg, "cannot be read as an image"),
+    "folder": (lambda path: path.mkdir(), "is a directory"),
+    "bomb": (bomb, "exceeds limit of 89478485 pixels"),
     "strip": (strip, "3000 x 5 pixels, one side is more than 200 times the other"),
 }
 

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
 
-from calib_data import READER, fonts, render, vocabulary
+from calib_data import READER
+from calib_data.rendered import fonts, render, vocabulary
 from calib_data.scores import character_error_rate, exact_match
 from training import architecture
 from training.evaluation import answers
