@@ -87,8 +87,14 @@ def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path):
         "@app.command()\ndef wait():\n    print('ready', flush=True)\n    time.sleep(60)\nrun_command(app)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, script], env=environment, **pipes) as running:
+    with subprocess.Popen(
+        [sys.executable, script],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell that runs the tests in the background has its children ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as running:
         assert running.stdout.readline() == b"ready\n"
         running.send_signal(signal.SIGINT)
         assert running.communicate(timeout=30) == (b"", b"interrupted\n")

@@ -204,9 +204,9 @@ def test_bad_files_and_options_end_a_process_in_one_line(exported, asked):
     (folder / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     cases = {
         ("nowhere.jsonl",): "nowhere.jsonl: no such file",
-        ("pages",): "pages: cannot be read as UTF-8 text",
+        ("pages",): "pages: cannot be read (Is a directory)",
         ("empty.jsonl",): "empty.jsonl: holds no questions",
-        ("binary.jsonl",): "binary.jsonl: cannot be read as UTF-8 text",
+        ("binary.jsonl",): "binary.jsonl: cannot be read ('utf-8' codec",
         ("questions.jsonl", "--prompt", "Hello"): "leave out --prompt, --image and --video",
         ("questions.jsonl", "--image", "pages/0.png"): "leave out --prompt, --image and --video",
         ("questions.jsonl", "--video", "pages"): "leave out --prompt, --image and --video",
