@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -22,12 +23,11 @@ from training.state import committed_state, export, load, new_state, save
 from training.train import MTP_FROM, WARM_UP, Gradients, learning_rate, split, update
 
 
+@cache
 def lines(number):
     batch = Batches((Stage(10**9, glyphs=0.0, lines=1.0, thinking=0.0),), 0)[number]
-    parts = {
-        name: getattr(batch, name)[:4] for name in ("patches", "characters", "tokens", "answer", "attention_target")
-    }
-    return replace(batch, **parts)
+    names = ("patches", "characters", "tokens", "answer", "attention_target")
+    return replace(batch, **{name: getattr(batch, name)[:4] for name in names})
 
 
 def step(state, batch):
@@ -74,7 +74,7 @@ def test_gptqs_error_is_the_variance_of_a_channel_given_those_after_it():
 def test_regularization_lowers_gptqs_error_and_spares_the_vision_tower():
     state, batch = new_state(READER / "model.safetensors", 0), lines(0)
     reports = []
-    for _ in range(6):
+    for _ in range(4):
         loss, report = losses(state.module, batch, with_mtp=False, regularized=2)
         state.module.zero_grad()
         loss.backward()
@@ -156,14 +156,14 @@ def test_training_resumes_from_the_committed_weights():
 
 def test_the_command_resumes_from_its_checkpoint(tmp_path):
     state = new_state(READER / "model.safetensors", 0)
-    state.step, state.seconds = 4321, 600.0
+    state.step, state.seconds = 21, 600.0  # glyph pages, the quickest
     save(state, tmp_path / "checkpoint.pt")
     command = [sys.executable, "-m", "training", "train", "--output", str(tmp_path), "--minutes", "0.001"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("resumed at step 4321, 10.0 minutes")
+    assert result.stdout.startswith("resumed at step 21, 10.0 minutes")
     load(state, tmp_path / "checkpoint.pt")
-    assert state.step > 4321
+    assert state.step > 21
 
 
 def run(monkeypatch, *arguments):

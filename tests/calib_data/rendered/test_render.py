@@ -6,7 +6,7 @@ import pytest
 from calib_data import splits
 from calib_data.rendered import fonts, render, vocabulary
 
-COUNT = 150
+COUNT = 60
 
 
 @pytest.fixture(scope="module")
