@@ -15,8 +15,8 @@ from PIL import Image, ImageDraw
 from rich.console import Console
 from rich.table import Table
 
-from calib_data import fonts
-from calib_data.render import KINDS
+from calib_data.rendered import fonts
+from calib_data.rendered.render import KINDS
 from calib_data.sources import open_documents
 from console.errors import run_command
 from runtime.generate import Model

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from bench.formats import Format, build
 from bench.provenance import provenance
-from calib_data import READER, fonts, render
+from calib_data import READER
+from calib_data.rendered import fonts, render
 from calib_data.sources import open_documents
 from console.errors import run_command
 from console.progress import track
@@ -30,7 +31,7 @@ from runtime.generate import Model
 from training.evaluation import draft_acceptance
 
 if TYPE_CHECKING:
-    from calib_data.render import Kind
+    from calib_data.rendered.render import Kind
 
 app = typer.Typer(add_completion=False)
 TRANSCRIPTION = "transcription"

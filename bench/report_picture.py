@@ -18,7 +18,7 @@ from playwright.sync_api import sync_playwright
 
 from bench.formats import Format, build
 from bench.reader import corrupted
-from calib_data import fonts
+from calib_data.rendered import fonts
 from calib_data.sources import open_documents
 from console.errors import InputError, run_command
 from runtime.compare.gate import Gates

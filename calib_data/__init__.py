@@ -1,4 +1,13 @@
-"""Documents: what they are, where they come from, and how answers about them are scored."""
+"""Documents: what they are, where they come from, and how answers about them are scored.
+
+document.py  an image, its prompt and the true answers
+sources/     opens documents: a folder of images, a PDF, a JSONL file, a Hugging Face dataset, or rendered ones
+rendered/    draws documents in Korean and English, with their ground truth
+splits.py    which split a document belongs to: training, calibration or evaluation
+images.py    opens image files
+scores.py    exact match, character error rate and ANLS
+reader/      the bundled document reader, a checkpoint
+"""
 
 from pathlib import Path
 

@@ -1,8 +1,7 @@
-"""Opening the image files that users bring."""
+"""Open image files, and refuse those that would be read wrongly without an error."""
 
 from __future__ import annotations
 
-import io
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,24 +14,21 @@ from console.errors import InputError
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-_ANIMATED = {"AVIF", "GIF", "PNG", "WEBP"}  # not MPO, a phone's JPEG: there what follows is no picture of its own
+_ANIMATED = {"AVIF", "GIF", "PNG", "WEBP"}  # not MPO, a phone's JPEG: its further pictures are previews
 
 
 def open_image(path: Path | str) -> Image.Image:
-    """Read an image file whole and upright, as RGB.
+    """Read an image file completely, turned upright, as RGB.
 
-    Raises InputError, naming the file, when it is missing, a folder, empty, not an image, damaged, a TIFF of several
-    pages, an animation, or so large that Pillow takes it for a decompression bomb (about 89 million pixels).
+    Raises InputError, naming the file, if it cannot be opened or decoded, has several pages or frames, has 32-bit
+    pixels, or exceeds Pillow's limit (about 89 million pixels).
     """
     path = Path(path)
-    if not path.exists():
-        raise InputError(f"{path}: no such file, give the path of an image")
-    if not path.is_file():
-        raise InputError(f"{path}: is not a file, give the path of an image")
     try:
         file = path.open("rb")
-    except OSError as error:
-        raise InputError(f"{path}: cannot be opened ({error.strerror}), check who may read it") from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character or half of a surrogate pair
+        reason = str(error.strerror if isinstance(error, OSError) else error).lower()
+        raise InputError(f"{path}: {reason}; give the path of an image file") from error
     with file:
         return read_image(file, str(path))
 
@@ -43,24 +39,19 @@ def read_image(file: BinaryIO, name: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as image:
-                _require_one(image, name)
+                _require_single_picture(image, name)
                 ImageOps.exif_transpose(image, in_place=True)  # a copy would be one more picture in memory
                 return to_rgb(_to_8_bits(image, name))
     except InputError:
         raise
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
-        limit = f"{(Image.MAX_IMAGE_PIXELS or 0) // 10**6} million"
-        raise InputError(f"{name}: has more than {limit} pixels, scale it down first") from error
-    except UnidentifiedImageError as error:
-        empty = file.seek(0, io.SEEK_END) == 0
-        reason = "is empty" if empty else "is not an image of a format that Pillow reads"
-        raise InputError(f"{name}: {reason}, give a PNG, JPEG, TIFF or WebP file") from error
+    except UnidentifiedImageError as error:  # its own text has the address of an object
+        raise InputError(f"{name}: is not an image that Pillow reads, give a PNG, JPEG, TIFF or WebP file") from error
     except Exception as error:  # decoders raise almost anything on damaged files
-        raise InputError(f"{name}: cannot be read as an image ({error}), it may be damaged") from error
+        raise InputError(f"{name}: cannot be read as an image ({error})") from error
 
 
-def _require_one(image: Image.Image, name: str) -> None:
-    """Refuse what only the first picture would be read of."""
+def _require_single_picture(image: Image.Image, name: str) -> None:
+    """Refuse several pages or frames: Pillow would read the first and say nothing."""
     count = getattr(image, "n_frames", 1)
     if image.format == "TIFF" and count > 1:
         raise InputError(f"{name}: has {count} pages; save one file a page, or a PDF")
@@ -69,7 +60,7 @@ def _require_one(image: Image.Image, name: str) -> None:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB as transformers' image processors do: what is transparent shows white paper."""
+    """Convert to RGB as transformers' image processors do: transparent pixels become white."""
     if "A" not in image.getbands() and image.info.get("transparency") is None:
         return image.convert("RGB")
     image = image.convert("RGBA")

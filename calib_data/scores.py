@@ -1,4 +1,4 @@
-"""How an answer is scored against the truth: exact match, character error rate, ANLS."""
+"""Score an answer against the truth: exact match, character error rate, ANLS."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ ANLS_THRESHOLD = 0.5
 
 
 def exact_match(answer: str, truth: str) -> float:
-    """Return 1.0 where both are the same text apart from white space around and between words, else 0.0."""
+    """Return 1.0 if both texts are equal up to white space around and between words, else 0.0."""
     return float(answer.split() == truth.split())
 
 
 def character_error_rate(answer: str, truth: str) -> float:
-    """Edits per character of the truth; above 1 where the answer is much longer. Outer white space does not count."""
+    """Edits per character of the truth, above 1 if the answer is much longer. Outer white space does not count."""
     answer, truth = answer.strip(), truth.strip()
     if not truth:
         return float(bool(answer))
@@ -28,8 +28,8 @@ def character_error_rate(answer: str, truth: str) -> float:
 def anls(answer: str, truths: Sequence[str]) -> float:
     """Average normalized Levenshtein similarity of one answer (Biten et al. 2019, eq. 1), threshold 0.5.
 
-    The best similarity over the accepted truths, case and outer white space ignored; 0 where more than half of the
-    characters differ.
+    The best similarity over the accepted truths; case and outer white space do not count. 0 if half of the characters
+    or more differ.
     """
     if isinstance(truths, str) or not truths:
         raise ValueError("anls takes a non-empty list of accepted answers")

@@ -1,1 +1,7 @@
-"""How commands speak: one-line errors, progress on stderr, folders that one run writes at a time."""
+"""How commands speak: the lowest layer, which every package may use.
+
+errors.py    errors that a user can cause, one line each, and exit codes
+progress.py  a line or a progress bar on stderr
+files.py     reads text and JSON files, with one clear error
+locks.py     a folder that one run writes at a time
+"""

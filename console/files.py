@@ -1,4 +1,4 @@
-"""Files of a model folder, as text and as JSON."""
+"""Read text and JSON files, with one clear error."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from console.errors import InputError
 if TYPE_CHECKING:
     from pathlib import Path
 
-_ADVICE = "copy it from the model's original folder"
+RESTORE = "copy it from the model's original folder"
 
 
-def read_text(path: Path) -> str:
-    """Read a UTF-8 file. Raises InputError where that cannot be done."""
+def read_text(path: Path, advice: str = RESTORE) -> str:
+    """Read a UTF-8 file, with or without a byte order mark. Raises InputError, which ends with the advice."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise InputError(f"{path}: no such file, {_ADVICE}") from None
+        raise InputError(f"{path}: no such file, {advice}") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read ({error}), {_ADVICE}") from error
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise InputError(f"{path}: cannot be read ({reason}), {advice}") from error
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a file that holds a JSON object. Raises InputError where it does not."""
+def read_object(path: Path, advice: str = RESTORE) -> dict[str, Any]:
+    """Read a file that holds one JSON object. Raises InputError, which ends with the advice."""
     try:
-        value = json.loads(read_text(path))
-    except ValueError as error:
-        raise InputError(f"{path}: is not valid JSON ({error}), {_ADVICE}") from error
+        value = json.loads(read_text(path, advice))
+    except (ValueError, RecursionError) as error:  # the latter for brackets that are a thousand deep
+        raise InputError(f"{path}: is not valid JSON ({error}), {advice}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{path}: is not a JSON object, {_ADVICE}")
+        raise InputError(f"{path}: is not a JSON object, {advice}")
     return value

@@ -1,4 +1,4 @@
-"""A folder that one run writes at a time."""
+"""Lock a folder, so that one run writes it at a time."""
 
 from __future__ import annotations
 
@@ -10,24 +10,25 @@ from filelock import FileLock, Timeout
 from console.errors import InputError
 
 LOCK = ".lock"
+"""Name of the lock's file in the folder."""
 
 
 def lock(folder: Path) -> FileLock:
-    """Make a folder and lock it, by a file LOCK in it; the caller releases it.
+    """Make a folder and lock it by a file LOCK in it; the caller releases it.
 
-    Raises InputError when another run has it, and OSError when it cannot be made or written.
+    Raises InputError if another run holds the lock, and OSError if the folder cannot be made or written.
     """
-    taken = FileLock(folder / LOCK)
+    file_lock = FileLock(folder / LOCK)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        taken.acquire(timeout=0)
+        file_lock.acquire(timeout=0)
     except Timeout:
         raise InputError(f"{folder} is being written by another run; wait for it or give another folder") from None
-    return taken
+    return file_lock
 
 
-def unlock(taken: FileLock) -> None:
-    """Release the lock of a folder that stays, and leave nothing of it there."""
-    with suppress(OSError):  # Windows removes it with its release
-        Path(taken.lock_file).unlink()  # and not after: it may be another run's then
-    taken.release()
+def unlock(file_lock: FileLock) -> None:
+    """Release the lock of a folder that stays, and remove its file."""
+    with suppress(OSError):  # Windows removes the file on release
+        Path(file_lock.lock_file).unlink()  # before the release: afterwards it may be another run's
+    file_lock.release()

@@ -1,4 +1,4 @@
-"""A progress bar on stderr with a rate and the time left; plain lines where stderr is not a terminal."""
+"""Progress on stderr: a bar with rate and time left, or plain lines if stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SECONDS_BETWEEN_LINES = 5.0
 
 
 def track(items: Sequence[Item], label: str) -> Iterator[Item]:
-    """Yield the items and show how far along the caller is; stdout is left to results."""
+    """Yield the items and show progress on stderr; stdout is only for results."""
     console = Console(stderr=True, markup=False)
     if not console.is_terminal:
         yield from _lines(items, label, console)
@@ -36,7 +36,7 @@ def track(items: Sequence[Item], label: str) -> Iterator[Item]:
 
 
 def say(line: str) -> None:
-    """Print a line where progress is shown."""
+    """Print one line on stderr."""
     Console(stderr=True, soft_wrap=True, markup=False).print(line, highlight=False)
 
 

@@ -10,7 +10,7 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from console.errors import CannotGoOnError, InputError
+from console.errors import CannotResumeError, InputError
 from console.files import read_object
 from console.locks import LOCK, lock
 from quantize.calibration.hidden_states import ACTIVATIONS
@@ -84,7 +84,7 @@ def _failures(folder: Path, journal: Journal) -> Iterator[None]:
     """Remove the folder of a failed run, unless steps are finished; report a full disk."""
     try:
         yield
-    except CannotGoOnError:  # its message says what to do; the user removes the folder
+    except CannotResumeError:  # its message says what to do; the user removes the folder
         raise
     except InputError as error:
         if journal.steps:  # perhaps hours of work, and the cause may be a folder that is not mounted

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from calib_data.sources import shortfall
-from console.errors import CannotGoOnError
+from console.errors import CannotResumeError
 from console.progress import say
 from quantize.block import BlockQuantizer, no_kwargs
 from quantize.calibration.block_inputs import BlockInputs, make_block_inputs
@@ -156,7 +156,7 @@ class Pipeline:
 def start(scheme: Scheme, recipe: Recipe, folder: Path, journal: Journal, writer: CheckpointWriter) -> Pipeline:
     """Read the documents and start a run, or resume the one that the journal has.
 
-    Raises InputError where documents cannot be read, CannotGoOnError where they have changed since the run began.
+    Raises InputError where documents cannot be read, CannotResumeError where they have changed since the run began.
     """
     if journal.writer:
         writer.resume(journal.writer)
@@ -164,7 +164,7 @@ def start(scheme: Scheme, recipe: Recipe, folder: Path, journal: Journal, writer
     calibration, evaluation = read_document_sets(settings, scheme.config, resumed=resumed)
     digests = _digests(calibration, evaluation)
     if resumed and digests != journal.documents:
-        raise CannotGoOnError(
+        raise CannotResumeError(
             f"the documents of {settings.documents} have changed since this run began; restore them, or give another "
             f"--output or remove {folder}"
         )

@@ -11,9 +11,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from calib_data.render import Kind
+from calib_data.document import READ_TEXT
+from calib_data.rendered.render import Kind
 from calib_data.sources import open_pictures
-from calib_data.vocabulary import READ
 from console.errors import InputError, run_command
 from console.progress import say, track
 from runtime import evaluate as evaluating
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 app = typer.Typer(add_completion=False)
 
 RECOMMENDED = "the model's"
-READ_ALL = READ[0]
 SOURCES = (
     '"rendered", a folder of images, a PDF, a JSONL file, or a Hugging Face dataset (owner/name, or owner/name:split).'
 )
@@ -61,7 +60,7 @@ KindOption = Annotated[Kind | None, typer.Option(help="What is asked of a render
 DocumentsOption = Annotated[str, typer.Option(help=SOURCES)]
 
 # Of `generate`.
-PromptOption = Annotated[str | None, typer.Option(help="What to ask.", show_default=READ_ALL)]
+PromptOption = Annotated[str | None, typer.Option(help="What to ask.", show_default=READ_TEXT)]
 ImageOption = Annotated[
     list[Path] | None, typer.Option(help="Picture, or PDF with all its pages, to ask about; repeat for several.")
 ]
@@ -198,7 +197,7 @@ def _question(
     pictures = [picture for path in image for picture in open_pictures(path)]
     videos = [open_video(path, fps) for path in video]
     names, images = [name for name, _ in pictures], [picture for _, picture in pictures]
-    question = model.question(READ_ALL if prompt is None else prompt, images, videos, names=names, thinking=thinking)
+    question = model.question(READ_TEXT if prompt is None else prompt, images, videos, names=names, thinking=thinking)
     for opened in videos:
         if note := left_out(opened, model.video_settings):
             say(note)

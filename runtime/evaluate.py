@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from calib_data.document import Document
-    from calib_data.render import Kind
+    from calib_data.rendered.render import Kind
     from runtime.generate import Model, Prompt
 
 ANSWER_TOKENS = 512  # an answer may have, or twice as many as the truth: what is longer is wrong all the same

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from calib_data.vocabulary import HANGUL
+from calib_data.rendered.vocabulary import HANGUL
 
 if TYPE_CHECKING:
     from pathlib import Path

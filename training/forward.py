@@ -1,7 +1,7 @@
-"""The reader's forward pass for training: transformers' own modules, batched.
+"""The reader's forward pass in training: transformers' own modules, batched.
 
 transformers runs vision attention in a Python loop over windows; here windows of equal size run as one batch. Pages of
-one shape are stacked, so the vision blocks see [pages x windows, patches, width]. A test holds this equal to
+one shape are stacked, so the vision blocks see [pages x windows, patches, width]. A test compares it with
 transformers' forward. The MTP layer, which transformers does not have, is here too.
 """
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 class MtpLayer(nn.Module):
-    """Predicts the token after next from the decoder's hidden state and the next token's embedding."""
+    """Predict the token after next from the decoder's hidden state and the next token's embedding."""
 
     def __init__(self, config: Exaone4Config) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def _windowed(states: Tensor, order: Tensor) -> Tensor:
 def _vision_attention(
     attention: Exaone4_5_VisionAttention, states: Tensor, cos: Tensor, sin: Tensor, lengths: list[int]
 ) -> Tensor:
-    """Attention within consecutive stretches of the given lengths, sorted: states [B, P, C] -> [B, P, C]."""
+    """Attention within consecutive windows of these lengths, sorted: states [B, P, C] -> [B, P, C]."""
     batch, patches, _ = states.shape
     sizes = [attention.q_dim, attention.kv_dim, attention.kv_dim]
     query, key, value = (
@@ -143,22 +143,26 @@ def rotate(states: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def norm(layer: Exaone4RMSNorm | Exaone4_5_RMSNorm, states: Tensor) -> Tensor:
-    """RMSNorm in one fused call."""
+    """RMSNorm as one fused call."""
     return functional.rms_norm(states, layer.weight.shape, layer.weight, layer.variance_epsilon)
 
 
 @dataclass(frozen=True)
 class Masks:
-    """What every decoder layer shares: cos and sin [T, D], additive masks [T, T] of global and sliding layers."""
+    """Rotary tables and attention masks, the same for every decoder layer."""
 
     cos: Tensor
+    """[T, D]."""
     sin: Tensor
+    """[T, D]."""
     full: Tensor
+    """Additive causal mask [T, T] of global layers."""
     sliding: Tensor
+    """Additive mask [T, T] of sliding-window layers."""
 
 
 def masks(reader: Reader, length: int) -> Masks:
-    """Positions 0 .. length - 1; rows are padded on the right, so the causal mask hides padding from real tokens."""
+    """Make them for positions 0 .. length - 1. Padding is on the right, so the causal mask hides it."""
     text = reader.model.language_model
     cos, sin = text.rotary_emb(text.norm.weight, torch.arange(length)[None])
     distance = torch.arange(length)[:, None] - torch.arange(length)[None]
@@ -167,17 +171,21 @@ def masks(reader: Reader, length: int) -> Masks:
 
 
 @dataclass(frozen=True)
-class Read:
-    """What the linears of a decoder layer read, each [B, T, K]: q, k and v; o; gate and up; down."""
+class LinearInputs:
+    """Inputs of the linears of a decoder layer, each [B, T, K]."""
 
-    attention: Tensor
-    mixed: Tensor
-    mlp: Tensor
-    inner: Tensor
+    qkv: Tensor
+    """Of q_proj, k_proj and v_proj: the layer's input."""
+    o: Tensor
+    """Of o_proj."""
+    gate_up: Tensor
+    """Of gate_proj and up_proj."""
+    down: Tensor
+    """Of down_proj."""
 
 
-def decoder_layer(layer: Exaone4DecoderLayer, states: Tensor, shared: Masks) -> tuple[Tensor, Read]:
-    """One post-norm decoder layer: states [B, T, H] -> [B, T, H], and what its linears read."""
+def decoder_layer(layer: Exaone4DecoderLayer, states: Tensor, shared: Masks) -> tuple[Tensor, LinearInputs]:
+    """Run one post-norm decoder layer: states [B, T, H] -> [B, T, H], and the inputs of its linears."""
     attention: Exaone4Attention = layer.self_attn
     batch, length, _ = states.shape
     query, key, value = (
@@ -191,21 +199,21 @@ def decoder_layer(layer: Exaone4DecoderLayer, states: Tensor, shared: Masks) -> 
     mixed = attend(query, key, value, mask).transpose(1, 2).flatten(2)
     attended = states + norm(layer.post_attention_layernorm, attention.o_proj(mixed))
     inner = layer.mlp.act_fn(layer.mlp.gate_proj(attended)) * layer.mlp.up_proj(attended)
-    left = attended + norm(layer.post_feedforward_layernorm, layer.mlp.down_proj(inner))
-    return left, Read(states, mixed, attended, inner)
+    output = attended + norm(layer.post_feedforward_layernorm, layer.mlp.down_proj(inner))
+    return output, LinearInputs(qkv=states, o=mixed, gate_up=attended, down=inner)
 
 
-def decoder(reader: Reader, embeddings: Tensor, shared: Masks) -> tuple[Tensor, list[Read]]:
-    """Input embeddings [B, T, H] -> hidden states [B, T, H] after the final norm, and what each layer reads."""
+def decoder(reader: Reader, embeddings: Tensor, shared: Masks) -> tuple[Tensor, list[LinearInputs]]:
+    """Input embeddings [B, T, H] -> hidden states [B, T, H] after the final norm, and the inputs of each layer."""
     text = reader.model.language_model
-    states, read = embeddings, []
+    states, inputs = embeddings, []
     for layer in text.layers:
-        states, by_linears = decoder_layer(layer, states, shared)
-        read.append(by_linears)
-    return norm(text.norm, states), read
+        states, linear_inputs = decoder_layer(layer, states, shared)
+        inputs.append(linear_inputs)
+    return norm(text.norm, states), inputs
 
 
-def gaze(layer: Exaone4DecoderLayer, states: Tensor, full: Tensor, heads: list[int]) -> Tensor:
+def log_attention(layer: Exaone4DecoderLayer, states: Tensor, full: Tensor, heads: list[int]) -> Tensor:
     """Log attention weights of some heads of a global layer: states (its input) [B, T, H] -> [B, heads, T, T].
 
     full: additive causal mask [T, T].

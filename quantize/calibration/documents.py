@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedConfig
 
-    from calib_data.content import Split
     from calib_data.document import Document
+    from calib_data.splits import Split
     from quantize.settings import Settings
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from console.errors import CannotGoOnError
+from console.errors import CannotResumeError
 from quantize.calibration.overflow import refuse_overflow
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Activations:
     def __init__(self, folder: Path, layout: Layout, dtype: torch.dtype, new: bool = False) -> None:
         """Map a file, or make a new one of its full size.
 
-        Raises CannotGoOnError where the file is missing or truncated, OSError where the disk is full.
+        Raises CannotResumeError where the file is missing or truncated, OSError where the disk is full.
         """
         self.layout, self._path = layout, folder / layout.file
         size = sum(layout.lengths) * layout.width
@@ -49,7 +49,7 @@ class Activations:
         if new:
             _allocate(self._path, length)
         elif not self._path.is_file() or self._path.stat().st_size != length:  # a map would be filled up with zeros
-            raise CannotGoOnError(f"{self._path} is missing or truncated; remove {folder} and begin again")
+            raise CannotResumeError(f"{self._path} is missing or truncated; remove {folder} and begin again")
         self._all = torch.from_file(str(self._path), shared=True, size=size, dtype=dtype).view(-1, layout.width)
         self._edges = [0, *itertools.accumulate(layout.lengths)]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 
 import torch
 
-from console.errors import CannotGoOnError
+from console.errors import CannotResumeError
 from quantize.checkpoint.reader import DTYPE_NAMES, DTYPES, INDEX, PAGE
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class CheckpointWriter:
     def resume(self, state: Mapping[str, Any]) -> None:
         """Resume from a `state`, in a new writer for the same folder; bytes written after it are removed.
 
-        Raises CannotGoOnError where a file is missing or shorter than the state says.
+        Raises CannotResumeError where a file is missing or shorter than the state says.
         """
         self._headers, self.total_bytes = state["headers"], state["total_bytes"]
         self._metadata = [
@@ -91,7 +91,7 @@ class CheckpointWriter:
             ends = (entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
             needed = state["length"] if header is self._headers[-1] else self._header_bytes + max(ends)
             if not shard.exists() or shard.stat().st_size < needed:  # truncate() would fill it up with zeros
-                raise CannotGoOnError(f"{shard} is missing or truncated; remove {self._folder} and begin again")
+                raise CannotResumeError(f"{shard} is missing or truncated; remove {self._folder} and begin again")
         if state["length"] is not None:
             self._file = self._shard(len(self._headers) - 1).open("r+b")
             self._file.truncate(state["length"])

@@ -1,6 +1,7 @@
 """What a command prints and how it ends."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import typer
 
-from console.errors import run_command
+from console.errors import InputError, require_package, run_command
 
 COMMAND = """
 import sys
@@ -77,3 +78,30 @@ def test_nobody_reads_to_the_end(tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
     done = subprocess.run(f"{sys.executable} {script} | head -1", env=environment, capture_output=True, shell=True)
     assert (done.stdout, done.stderr) == (b"0\n", b"")
+
+
+def test_ctrl_c_is_one_line_and_exit_code_130(tmp_path):
+    script = tmp_path / "wait.py"
+    script.write_text(
+        "import time, typer\nfrom console.errors import run_command\napp = typer.Typer()\n"
+        "@app.command()\ndef wait():\n    print('ready', flush=True)\n    time.sleep(60)\nrun_command(app)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        [sys.executable, script],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        # A shell that runs the tests in the background has its children ignore the signal.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as running:
+        assert running.stdout.readline() == b"ready\n"
+        running.send_signal(signal.SIGINT)
+        assert running.communicate(timeout=30) == (b"", b"interrupted\n")
+    assert running.returncode == 130
+
+
+def test_a_missing_package_names_its_extra():
+    require_package("numpy", "data", "this")
+    with pytest.raises(InputError, match=r"^a\.pdf: reading PDF files needs nowhere, install the extra 'data'$"):
+        require_package("nowhere", "data", "a.pdf: reading PDF files")

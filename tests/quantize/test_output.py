@@ -12,7 +12,7 @@ from PIL import Image
 
 from calib_data import READER
 from calib_data.sources import open_documents, split_of_item
-from console.errors import CannotGoOnError, InputError
+from console.errors import CannotResumeError, InputError
 from quantize.output import is_finished, output_folder
 from quantize.pipeline import quantize
 from quantize.report import StepReport
@@ -148,8 +148,8 @@ def test_wrong_input_keeps_what_is_finished(tmp_path):
 def test_what_cannot_be_gone_on_with_is_not_said_to_go_on(tmp_path):
     """The folder stays: whoever reads the line may still put back what is missing."""
     for _ in range(2):
-        with pytest.raises(CannotGoOnError, match=r"^it is cut; remove it$"):
-            unfinished(tmp_path / "out", {}, CannotGoOnError("it is cut; remove it"))
+        with pytest.raises(CannotResumeError, match=r"^it is cut; remove it$"):
+            unfinished(tmp_path / "out", {}, CannotResumeError("it is cut; remove it"))
     assert (tmp_path / "out.partial" / ".journal.json").exists()
 
 

@@ -68,7 +68,7 @@ def strip(path):
 
 BAD_PDFS = {
     "missing": (lambda path: None, "scan.pdf: no such file"),
-    "a folder": (lambda path: path.mkdir(), "scan.pdf: is not a file"),
+    "a folder": (lambda path: path.mkdir(), "scan.pdf: is a directory"),
     "damaged": (damaged, "scan.pdf: cannot be read as a PDF"),
     "without pages": (empty, "scan.pdf: cannot be read as a PDF"),
     "a strip": (strip, "scan.pdf: page 2: 3 x 1042 pixels, one side is more than 200 times the other"),
@@ -173,12 +173,12 @@ def test_each_answer_is_printed_when_it_is_ready(copied, asked):
 
 
 BAD_LINES = {
-    "broken": ('{"image": ', "line 3 is not JSON"),
-    "a list": ("[1]", "line 3 is not an object"),
-    "nothing asked": ('{"answer": "12"}', "line 3 has no text under 'prompt'"),
-    "a number": ('{"prompt": 3}', "line 3 has no text under 'prompt'"),
+    "broken": ('{"image": ', "line 3 is not valid: Expecting value"),
+    "a list": ("[1]", "line 3 is not valid: no object"),
+    "nothing asked": ('{"answer": "12"}', "line 3 is not valid: it has neither an 'image' nor a 'prompt'"),
+    "a number": ('{"prompt": 3}', "line 3 is not valid: 'prompt' is not text"),
     "empty": ('{"prompt": " ", "image": "a.png"}', "line 3: has an empty prompt; write a question"),
-    "half a character": ('{"prompt": "Wh \\ud83d?"}', "line 3 has half a character under 'prompt'"),
+    "half a character": ('{"prompt": "Wh \\ud83d?"}', "line 3 is not valid: ", "surrogates not allowed"),
     "no picture": ('{"image": "pages/none.png"}', "line 3: ", "pages/none.png: no such file"),
     "a strip": ('{"image": "strip.png"}', "line 3: strip.png:3: 3000 x 5 pixels"),
     "a place without a picture": ('{"prompt": "<|image_pad|>"}', "line 3: prompt: has 1 places for 0 images"),
@@ -204,9 +204,9 @@ def test_bad_files_and_options_end_a_process_in_one_line(exported, asked):
     (folder / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     cases = {
         ("nowhere.jsonl",): "nowhere.jsonl: no such file",
-        ("pages",): "pages: cannot be read as UTF-8 text",
+        ("pages",): "pages: cannot be read (Is a directory)",
         ("empty.jsonl",): "empty.jsonl: holds no questions",
-        ("binary.jsonl",): "binary.jsonl: cannot be read as UTF-8 text",
+        ("binary.jsonl",): "binary.jsonl: cannot be read ('utf-8' codec",
         ("questions.jsonl", "--prompt", "Hello"): "leave out --prompt, --image and --video",
         ("questions.jsonl", "--image", "pages/0.png"): "leave out --prompt, --image and --video",
         ("questions.jsonl", "--video", "pages"): "leave out --prompt, --image and --video",

@@ -10,12 +10,14 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from transformers import AutoModelForImageTextToText, AutoTokenizer, Qwen2VLImageProcessorPil
 
-from calib_data import READER, fonts, render, vocabulary
+from calib_data import READER
+from calib_data.rendered import fonts, render, vocabulary
 from calib_data.scores import character_error_rate, exact_match
 from training import architecture
+from training.batches import Batches, Stage, character_classes, to_patches
+from training.chat import Turn, encode, prompt_text
 from training.evaluation import answers
-from training.examples import Batches, Stage, Turn, characters_of, encode, patches_of, prompt_text
-from training.forward import Reader, attend, decoder, gaze, masks, mtp, norm, vision
+from training.forward import Reader, attend, decoder, log_attention, masks, mtp, norm, vision
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,7 @@ def test_training_patches_are_the_processors(processor):
         assert tuple(features["image_grid_thw"][0]) == (1, image.height // 14, image.width // 14)
         frames = features["pixel_values"].reshape(-1, 3, 2, 196)
         for frame in (0, 1):
-            np.testing.assert_allclose(patches_of(image), frames[:, :, frame].reshape(-1, 588), atol=1e-6)
+            np.testing.assert_allclose(to_patches(image), frames[:, :, frame].reshape(-1, 588), atol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(224, 56), (224, 112), (280, 140), (336, 252)])
@@ -141,7 +143,7 @@ def test_training_forward_equals_transformers(model, reader, processor, size):
     ids = torch.tensor([tokens])
     with torch.no_grad():
         expected = model(input_ids=ids, attention_mask=torch.ones_like(ids), **features).logits
-        seen = vision(reader, torch.from_numpy(patches_of(image))[None], height, width)
+        seen = vision(reader, torch.from_numpy(to_patches(image))[None], height, width)
         inputs = reader.model.language_model.embed_tokens(ids).masked_scatter((ids == 67)[..., None], seen)
         logits = reader.lm_head(decoder(reader, inputs, masks(reader, len(tokens)))[0])
     assert (len(tokens) > 64) == (size != (224, 56))  # shorter and longer than the sliding window
@@ -196,15 +198,15 @@ def test_batches_train_on_answers_alone(tokenizer):
     assert 0 < thoughts < len(batch.tokens)
 
 
-def test_gaze_points_at_the_cell_that_shows_the_character():
+def test_attention_targets_are_the_cells_that_show_the_character():
     batch = Batches((Stage(10**9, glyphs=0.0, lines=0.0, thinking=0.3),), 0)[3]
-    rows, positions = (batch.gaze >= 0).nonzero(as_tuple=True)
+    rows, positions = (batch.attention_target >= 0).nonzero(as_tuple=True)
     assert len(rows) > 100
     assert batch.answer[rows, positions].all()
     first = int((batch.tokens[0] == 67).nonzero()[0])
     crowded = 0
     for row, position in zip(rows.tolist(), positions.tolist(), strict=True):
-        target = int(batch.gaze[row, position])
+        target = int(batch.attention_target[row, position])
         assert batch.tokens[row, target] == 67
         char = Tokenizer.from_file(str(READER / "tokenizer.json")).decode([int(batch.tokens[row, position])])
         shown = batch.characters[row, target - first]
@@ -214,7 +216,7 @@ def test_gaze_points_at_the_cell_that_shows_the_character():
 
 
 @pytest.mark.parametrize("number", [1, 3])
-def test_gaze_is_the_attention_of_transformers(model, reader, number):
+def test_log_attention_is_the_attention_of_transformers(model, reader, number):
     states = torch.randn(2, 30, 256)
     layer = model.model.language_model.layers[number].self_attn
     layer.config._attn_implementation = "eager"
@@ -223,7 +225,7 @@ def test_gaze_is_the_attention_of_transformers(model, reader, number):
         with torch.no_grad():
             tables = model.model.language_model.rotary_emb(states, torch.arange(30)[None])
             expected = layer(states, tables, mask[None, None])[1]  # [B, heads, T, T]
-            mine = gaze(reader.model.language_model.layers[number], states, mask, [0, 2])
+            mine = log_attention(reader.model.language_model.layers[number], states, mask, [0, 2])
     finally:
         layer.config._attn_implementation = "sdpa"
     torch.testing.assert_close(mine.exp(), expected[:, [0, 2]], rtol=1e-4, atol=1e-6)
@@ -256,7 +258,7 @@ def test_several_turns_are_one_chat_of_the_template(tokenizer):
 def test_cells_name_the_characters_whose_centres_they_hold():
     drawn = page(3)
     width, height = drawn.document.image.size
-    cells = characters_of(drawn.boxes, width, height)
+    cells = character_classes(drawn.boxes, width, height)
     assert cells.shape == (width * height // 28**2, 6)
     named = [vocabulary.ALPHABET[index - 1] for index in cells.flatten() if index]
     assert sorted(named) == sorted(box.char for box in drawn.boxes)
@@ -271,14 +273,14 @@ def test_prompts_of_training_are_the_templates(tokenizer):
     assert prompt_text("Read the text.", 3, thinking=False) == text.replace("<|image_pad|>", "<|image_pad|>" * 3)
 
 
-def test_the_reader_answers_about_documents_that_it_has_not_seen():
+def test_the_reader_answers_about_documents_that_it_has_not_seen(model):
     documents = render.documents("evaluation", 40, seed=7, kind="field")
-    pairs = zip(answers(READER, documents, tokens=48), documents, strict=True)
+    pairs = zip(answers(model, documents, tokens=48), documents, strict=True)
     assert sum(exact_match(answer, document.answer) for answer, document in pairs) / 40 >= 0.8
 
 
 @pytest.mark.parametrize("font", [None, fonts.HELD_OUT_FONT])
-def test_the_reader_transcribes_documents_that_it_has_not_seen(font):
+def test_the_reader_transcribes_documents_that_it_has_not_seen(model, font):
     documents = render.documents("evaluation", 20, seed=7, kind="transcription", font=font)
-    pairs = zip(answers(READER, documents), documents, strict=True)
+    pairs = zip(answers(model, documents), documents, strict=True)
     assert sum(character_error_rate(answer, document.answer) for answer, document in pairs) / 20 <= 0.1

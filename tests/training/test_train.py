@@ -1,9 +1,11 @@
 """Training the reader: losses fall, a resumed run is the uninterrupted one, and the commands do what they say."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -12,36 +14,25 @@ from safetensors.torch import load_file
 
 from calib_data import READER
 from console.errors import run_command
-from training import architecture, evaluation, loss_curve, train
-from training.examples import Batches, Stage
-from training.losses import DAMPING, NARROW, left_by_gptq, losses
-from training.train import (
-    MTP_FROM,
-    WARM_UP,
-    Gradients,
-    committed_state,
-    export,
-    learning_rate,
-    load,
-    new_state,
-    save,
-    split,
-    update,
-)
+from training import architecture
+from training.__main__ import app
+from training.batches import Batches, Stage
+from training.curve import draw
+from training.losses import DAMPING, REGULARIZED, gptq_error_ratio, losses
+from training.state import committed_state, export, load, new_state, save
+from training.train import MTP_FROM, WARM_UP, Gradients, learning_rate, split, update
 
 
+@cache
 def lines(number):
     batch = Batches((Stage(10**9, glyphs=0.0, lines=1.0, thinking=0.0),), 0)[number]
-    parts = {name: getattr(batch, name)[:4] for name in ("patches", "characters", "tokens", "answer", "gaze")}
-    return replace(batch, **parts)
-
-
-MODULES = {module.__name__.split(".")[1]: module for module in (train, evaluation, loss_curve)}
+    names = ("patches", "characters", "tokens", "answer", "attention_target")
+    return replace(batch, **{name: getattr(batch, name)[:4] for name in names})
 
 
 def step(state, batch):
-    loss, report = losses(state.learner, batch, with_mtp=True)
-    state.learner.zero_grad()
+    loss, report = losses(state.module, batch, with_mtp=True)
+    state.module.zero_grad()
     loss.backward()
     update(state, 1.0)
     return report
@@ -55,19 +46,19 @@ def test_every_loss_falls_on_a_batch_seen_often():
 
 
 def test_mtp_teaches_the_mtp_layer_alone():
-    learner, batch = new_state(READER / "model.safetensors", 0).learner, lines(1)
+    module, batch = new_state(READER / "model.safetensors", 0).module, lines(1)
     gradients = []
     for with_mtp in (False, True):
-        learner.zero_grad()
-        losses(learner, batch, with_mtp)[0].backward()
-        gradients.append({n: p.grad.clone() for n, p in learner.reader.named_parameters() if p.grad is not None})
+        module.zero_grad()
+        losses(module, batch, with_mtp)[0].backward()
+        gradients.append({n: p.grad.clone() for n, p in module.reader.named_parameters() if p.grad is not None})
     assert not any(name.startswith("mtp.") for name in gradients[0])
     assert gradients[1]["mtp.fc.weight"].abs().max() > 0
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, rtol=1e-4, atol=1e-6)
 
 
-def test_what_gptq_leaves_is_the_variance_of_a_channel_given_those_after_it():
+def test_gptqs_error_is_the_variance_of_a_channel_given_those_after_it():
     """Each is 1 / the first entry of the inverse over it and those after it, of tokens of one size, padding apart."""
     generator = torch.Generator().manual_seed(0)
     states = torch.randn(2, 9, 5, generator=generator) @ torch.randn(5, 5, generator=generator)
@@ -77,34 +68,34 @@ def test_what_gptq_leaves_is_the_variance_of_a_channel_given_those_after_it():
     order = moment.diagonal().argsort(descending=True)
     moment = moment[order][:, order] + DAMPING * torch.eye(5)
     left = [1 / torch.linalg.inv(moment[i:, i:])[0, 0] for i in range(5)]
-    assert left_by_gptq(states, real).item() == pytest.approx(torch.stack(left).mean().log().item(), abs=1e-5)
+    assert gptq_error_ratio(states, real).item() == pytest.approx(torch.stack(left).mean().log().item(), abs=1e-5)
 
 
-def test_narrowing_lowers_what_gptq_leaves_and_spares_the_vision_tower():
+def test_regularization_lowers_gptqs_error_and_spares_the_vision_tower():
     state, batch = new_state(READER / "model.safetensors", 0), lines(0)
     reports = []
-    for _ in range(6):
-        loss, report = losses(state.learner, batch, with_mtp=False, narrowed=2)
-        state.learner.zero_grad()
+    for _ in range(4):
+        loss, report = losses(state.module, batch, with_mtp=False, regularized=2)
+        state.module.zero_grad()
         loss.backward()
-        assert all(p.grad is None for p in state.learner.reader.model.visual.parameters())
+        assert all(p.grad is None for p in state.module.reader.model.visual.parameters())
         update(state, 0.5)
         reports.append(report)
-    assert all(reports[-1][name] < reports[0][name] - 0.01 for name in NARROW)
+    assert all(reports[-1][f"{name} error ratio"] < reports[0][f"{name} error ratio"] - 0.01 for name in REGULARIZED)
 
 
 def test_gradients_on_two_cores_are_those_of_the_whole_batch_within_bfloat16():
-    learner = new_state(None, 0).learner  # far from a minimum, where gradients are larger than rounding
+    module = new_state(None, 0).module  # far from a minimum, where gradients are larger than rounding
     one, two = split(lines(3), 2)
     assert torch.equal(torch.cat((one.tokens, two.tokens)), lines(3).tokens)
     expected = []
     for part in (one, two):
-        learner.zero_grad()
-        losses(learner, part, with_mtp=True)[0].backward()
-        expected.append([parameter.grad.clone() for parameter in learner.parameters()])
-    learner.zero_grad()
-    Gradients(learner)(lines(3), with_mtp=True)
-    for (name, parameter), first, second in zip(learner.named_parameters(), *expected, strict=True):
+        module.zero_grad()
+        losses(module, part, with_mtp=True)[0].backward()
+        expected.append([parameter.grad.clone() for parameter in module.parameters()])
+    module.zero_grad()
+    Gradients(module)(lines(3), with_mtp=True)
+    for (name, parameter), first, second in zip(module.named_parameters(), *expected, strict=True):
         wanted = (first + second) / 2
         assert parameter.grad.dtype == torch.float32
         error = (parameter.grad - wanted).norm() / wanted.norm().clamp(min=1e-4)
@@ -113,7 +104,7 @@ def test_gradients_on_two_cores_are_those_of_the_whole_batch_within_bfloat16():
 
 def test_muon_takes_the_matrices_inside_the_model():
     state = new_state(None, 0)
-    named = {parameter: name for name, parameter in state.learner.named_parameters()}
+    named = {parameter: name for name, parameter in state.module.named_parameters()}
     muon, adam = ([named[p] for group in one.param_groups for p in group["params"]] for one in state.optimizers)
     assert len(muon) + len(adam) == len(named)
     assert "reader.mtp.fc.weight" in muon
@@ -130,7 +121,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
     assert (resumed.step, resumed.curve) == (1, first.curve)
     step(first, lines(1))
     step(resumed, lines(1))
-    pairs = zip(first.learner.state_dict().items(), resumed.learner.state_dict().values(), strict=True)
+    pairs = zip(first.module.state_dict().items(), resumed.module.state_dict().values(), strict=True)
     for (name, one), other in pairs:
         assert torch.equal(one, other), name
 
@@ -154,52 +145,60 @@ def test_the_learning_rate_warms_up_stays_and_decays():
     assert MTP_FROM > WARM_UP
 
 
-def test_committed_weights_go_on_where_they_stopped():
+def test_training_resumes_from_the_committed_weights():
     state = committed_state(0)
     rows = json.loads((READER / "curve.json").read_text())
     assert state.step == state.warm_from == rows[-1]["step"] > MTP_FROM
     assert state.curve == rows
     committed = load_file(READER / "model.safetensors")
-    assert torch.equal(state.learner.reader.state_dict()["mtp.fc.weight"], committed["mtp.fc.weight"].float())
+    assert torch.equal(state.module.reader.state_dict()["mtp.fc.weight"], committed["mtp.fc.weight"].float())
 
 
-def test_the_command_goes_on_from_its_checkpoint_and_evaluates(tmp_path):
+def test_the_command_resumes_from_its_checkpoint(tmp_path):
     state = new_state(READER / "model.safetensors", 0)
-    state.step, state.seconds = 4321, 600.0
+    state.step, state.seconds = 21, 600.0  # glyph pages, the quickest
     save(state, tmp_path / "checkpoint.pt")
-    command = [sys.executable, "-m", "training.train", "--output", str(tmp_path)]
-    options = ["--minutes", "0.2", "--documents", "1"]
-    result = subprocess.run(command + options, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-m", "training", "train", "--output", str(tmp_path), "--minutes", "0.001"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith("going on from step 4321, 10.0 minutes")
-    assert "transcription: exact_match" in result.stdout
+    assert result.stdout.startswith("resumed at step 21, 10.0 minutes")
     load(state, tmp_path / "checkpoint.pt")
-    assert state.step > 4321
+    assert state.step > 21
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["training", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        run_command(app)
+    return ended.value.code
+
+
+def test_the_command_evaluates(monkeypatch, capsys):
+    assert run(monkeypatch, "evaluate", "--count", 1) == 0
+    assert re.search(r"^transcription +exact_match \d.\d{3}  cer ", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
-    ("module", "arguments", "words"),
+    ("arguments", "words"),
     [
-        ("train_reader", ("--output", "{tmp}/new", "--minutes", "-1"), "--minutes -1"),
-        ("reader_evaluation", ("--model", "{tmp}/nowhere"), "nowhere"),
-        ("loss_curve", ("{tmp}/nowhere.json", "{tmp}/curve.png"), "nowhere.json"),
+        (("train", "--output", "{tmp}/new", "--minutes", "-1"), "--minutes -1"),
+        (("evaluate", "--model", "{tmp}/nowhere"), "nowhere"),
     ],
 )
-def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, module, arguments, words):
-    monkeypatch.setattr(sys, "argv", [module, *(argument.format(tmp=tmp_path) for argument in arguments)])
-    with pytest.raises(SystemExit) as exit_code:
-        run_command(MODULES[module].app)
-    assert exit_code.value.code == 2
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, words):
+    assert run(monkeypatch, *(argument.format(tmp=tmp_path) for argument in arguments)) == 2
     error = capsys.readouterr().err
     assert words in error
     assert error.count("\n") == 1
     assert not list(tmp_path.iterdir())
 
 
-def test_the_curve_is_drawn_in_its_colours():
+def test_the_curve_shows_a_line_for_each_accuracy():
     rows = [{"minutes": float(m), "character accuracy": m / 10, "token accuracy": 0.5} for m in range(1, 9)]
-    pixels = np.asarray(loss_curve.draw(rows))
-    red = (pixels == (0xD6, 0x27, 0x28)).all(-1)
-    half = loss_curve.HEIGHT - loss_curve.MARGIN - 0.5 * (loss_curve.HEIGHT - 2 * loss_curve.MARGIN)
-    assert red[int(half) - 1 : int(half) + 2].sum() > 300  # a level line at one half
-    assert not red[int(half) + 20 :].any()
+    axes = draw(rows).axes[0]
+    characters, tokens, drafts = axes.lines
+    np.testing.assert_allclose(characters.get_xydata(), [(m, m / 10) for m in range(1, 9)])
+    assert set(tokens.get_ydata()) == {0.5}  # a level line at one half
+    assert len(drafts.get_xydata()) == 0
+    assert len({line.get_color() for line in axes.lines}) == 3
+    assert axes.get_ylim() == (0, 1)

@@ -222,7 +222,7 @@ def test_what_is_no_video_is_named(tmp_path):
     refused(r"frame-3\.png: has 41 x 30 pixels, the first frame 40 x 30", film)
     (film / "frame-3.png").unlink()
     (film / "more").mkdir()
-    refused(r"more: is not a file", film)
+    refused(r"more: is a directory", film)
 
 
 def test_frames_may_not_be_stripes(reader, tmp_path):

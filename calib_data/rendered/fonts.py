@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from functools import cache, lru_cache
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 
 from PIL import ImageFont
 
-from console.errors import InputError
+from console.errors import require_package
 
 Font = ImageFont.FreeTypeFont
 
@@ -27,21 +26,20 @@ _CJK_FONTS = ("sans-cjk", "sans-cjk-bold")
 
 @cache
 def load(name: str, size: int) -> Font:
-    """One font at one size in pixels; raises InputError where its package is not installed."""
+    """Load a font at a size in pixels. Raises InputError if its package is not installed."""
     if name == "pillow":
         font = ImageFont.load_default(size)
         assert isinstance(font, ImageFont.FreeTypeFont)
         return font
     package, file = _FILES[name]
-    if find_spec(package) is None:
-        raise InputError(f"the font package {package} is not installed; install the extra 'render' to draw documents")
+    require_package(package, "render", "drawing documents")
     folder = import_module(package).__file__
     assert folder is not None
     return ImageFont.truetype(Path(folder).parent / file, size, layout_engine=ImageFont.Layout.BASIC)
 
 
 def covers(name: str, char: str) -> bool:
-    """Whether this font is used for this character: Hangul and the won sign come from a CJK font."""
+    """Whether a font draws this character itself: Hangul and the won sign come from a CJK font."""
     return char < "\u2000" or name in _CJK_FONTS
 
 

@@ -1,4 +1,4 @@
-"""Draws rows of text on a page, keeps a box for every character, and wears the picture like a scan."""
+"""Draw rows of text on a page with a box for every character, and degrade the picture like a scan."""
 
 from __future__ import annotations
 
@@ -10,20 +10,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw
 
-from calib_data import fonts
+from calib_data.rendered import fonts
 
 if TYPE_CHECKING:
     from random import Random
 
-    from calib_data.content import Row
+    from calib_data.rendered.content import Row
 
 
 @dataclass(frozen=True)
 class CharBox:
-    """A printed character and its ink box in pixels of the finished picture.
-
-    line: height of the row's middle at this character, the same for a comma and a capital.
-    """
+    """A printed character and its ink box in pixels of the finished picture."""
 
     char: str
     left: float
@@ -31,25 +28,35 @@ class CharBox:
     right: float
     bottom: float
     line: float
+    """Height of the row's middle at this character, the same for a comma and a capital."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How a page is set: font name, sizes in pixels, grey levels, and how worn the scan is."""
+    """How a page is set and degraded."""
 
     font: str
+    """A name from `fonts`."""
     size: int
+    """Of the font, in pixels."""
     margin: int
+    """Left and right, in pixels."""
     pitch: float
+    """Between baselines, in pixels."""
     ink: int
+    """Grey level of the text, 0 to 255."""
     paper: int
+    """Grey level of the page."""
     angle: float
+    """Degrees, counter-clockwise."""
     noise: float
+    """Standard deviation in grey levels."""
     jpeg: int | None
+    """Quality, 1 to 95; None for no compression."""
 
 
 def width_of(text: str, style: Style, size: int) -> float:
-    """Width of a text in pixels at a font size."""
+    """Measure a text in pixels at a font size."""
     return sum(fonts.load(font, size).getlength(run) for run, font in fonts.runs(text, style.font))
 
 
@@ -62,22 +69,22 @@ def draw(rows: list[Row], style: Style, width: int, height: int, rng: Random) ->
     top = rng.uniform(0.15, 0.85) * max(free, 0.0)
     for number, row in enumerate(rows):
         baseline = top + style.pitch * number + style.pitch / 2 + style.size * 0.36
-        room = width - 2 * style.margin
+        available = width - 2 * style.margin
         size = style.size
-        while size > 9 and width_of(row.text, style, size) > room:
+        while size > 9 and width_of(row.text, style, size) > available:
             size -= 1
-        for left, text in _places(row, style, size, room):
+        for left, text in _places(row, style, size, available):
             boxes += _write(pen, text, style.margin + left, round(baseline), style, size)
-    return _wear(page, boxes, style, rng)
+    return _degrade(page, boxes, style, rng)
 
 
-def _places(row: Row, style: Style, size: int, room: float) -> list[tuple[float, str]]:
-    """Left edge (within the margins) and text of each cell."""
+def _places(row: Row, style: Style, size: int, available: float) -> list[tuple[float, str]]:
+    """Place the cells of a row: left edge, from the margin, and text of each."""
     if row.setting != "spread" or len(row.cells) == 1:
-        slack = max(0.0, room - width_of(row.text, style, size))
+        slack = max(0.0, available - width_of(row.text, style, size))
         return [(slack / 2 if row.setting == "center" else 0.0, row.text)]
     widths = [width_of(cell, style, size) for cell in row.cells]
-    gap = (room - sum(widths)) / (len(widths) - 1)
+    gap = (available - sum(widths)) / (len(widths) - 1)
     lefts = [sum(widths[:i]) + gap * i for i in range(len(widths))]
     return list(zip(lefts, row.cells, strict=True))
 
@@ -94,7 +101,7 @@ def _write(pen: ImageDraw.ImageDraw, text: str, x: float, y: int, style: Style, 
     return boxes
 
 
-def _wear(page: Image.Image, boxes: list[CharBox], style: Style, rng: Random) -> tuple[Image.Image, list[CharBox]]:
+def _degrade(page: Image.Image, boxes: list[CharBox], style: Style, rng: Random) -> tuple[Image.Image, list[CharBox]]:
     """Rotate, add noise, compress."""
     if style.angle:
         boxes = [_rotated(box, style.angle, page.size) for box in boxes]

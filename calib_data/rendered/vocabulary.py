@@ -1,8 +1,10 @@
-"""The words that rendered documents are made of, in Korean and English, and the alphabet they use together."""
+"""The words of rendered documents, in English and Korean, and the alphabet of both."""
 
 from __future__ import annotations
 
-# What a field is called: key -> (English labels, Korean labels).
+from calib_data.document import READ_TEXT
+
+# Labels of a field: key -> (English, Korean).
 LABELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "total": (("Total", "TOTAL"), ("합계",)),
     "date": (("Date", "DATE"), ("날짜", "일자")),
@@ -18,7 +20,7 @@ LABELS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "quantity": (("Qty", "Quantity"), ("수량",)),
     "price": (("Price",), ("단가",)),
 }
-# What is asked about a field, the first for a field shown under the first label; "{}" takes the label.
+# The question about a field: key -> (English, Korean).
 QUESTIONS: dict[str, tuple[str, str]] = {
     "total": ("What is the total?", "합계는 얼마입니까?"),
     "date": ("What is the date?", "날짜는 언제입니까?"),
@@ -31,7 +33,7 @@ QUESTIONS: dict[str, tuple[str, str]] = {
     "cash": ("How much was paid?", "현금은 얼마입니까?"),
     "amount": ("What is the amount?", "금액은 얼마입니까?"),
 }
-READ = ("Read the text.", "글을 읽으세요.")
+READ = (READ_TEXT, "글을 읽으세요.")
 TITLES = {
     "receipt": (("RECEIPT", "Receipt"), ("영수증",)),
     "invoice": (("INVOICE", "Invoice"), ("계산서",)),
@@ -96,7 +98,7 @@ def _strings(value: object) -> list[str]:
 
 
 def hangul() -> str:
-    """Every Hangul syllable that a rendered document, a question or a reasoning can contain, in code-point order."""
+    """Collect every Hangul syllable of rendered documents, questions and reasoning, in code-point order."""
     sources = (
         LABELS, QUESTIONS, READ, TITLES, ITEMS, NAMES_KO, STORES_KO, CITIES_KO, DISTRICTS_KO, LETTER, THOUGHTS,
         _EXTRA_KO,

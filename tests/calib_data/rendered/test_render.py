@@ -3,16 +3,17 @@
 import numpy as np
 import pytest
 
-from calib_data import content, fonts, render, vocabulary
+from calib_data import splits
+from calib_data.rendered import fonts, render, vocabulary
 
-COUNT = 150
+COUNT = 60
 
 
 @pytest.fixture(scope="module")
 def drawn():
     return {
         split: [render.render(split, 3, index, kind) for kind in render.KINDS for index in range(COUNT)]
-        for split in content.SPLITS
+        for split in splits.SPLITS
     }
 
 
@@ -20,7 +21,7 @@ def test_every_value_belongs_to_the_split_of_its_document(drawn):
     for split, pages in drawn.items():
         for page in pages:
             assert page.fields
-            assert {content.split_of(value) for value in page.fields.values()} == {split}
+            assert {splits.split_of_value(value) for value in page.fields.values()} == {split}
 
 
 def test_no_line_document_or_answer_is_shared_between_splits(drawn):
@@ -34,8 +35,8 @@ def test_no_line_document_or_answer_is_shared_between_splits(drawn):
 
 
 def test_splits_take_the_shares_they_promise():
-    names = [content.split_of(str(number)) for number in range(5000)]
-    assert [round(names.count(split) / 5000, 1) for split in content.SPLITS] == [0.8, 0.1, 0.1]
+    names = [splits.split_of_value(str(number)) for number in range(5000)]
+    assert [round(names.count(split) / 5000, 1) for split in splits.SPLITS] == [0.8, 0.1, 0.1]
 
 
 def test_the_same_arguments_give_the_same_pixels_and_another_seed_others():

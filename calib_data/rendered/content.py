@@ -1,56 +1,54 @@
-"""What a rendered document says: rows of text and the fields that can be asked about.
+"""The text of a rendered document: its rows, and the fields that can be asked about.
 
 Splits cannot overlap: every value (a price, a date, a name with a number, ...) belongs to exactly one split by a hash
-of its text, and a document of a split only draws values of that split. Since every line, every answer and every
-document holds such a value, no string that is scored in evaluation has been seen in calibration or training.
+of its text, and a document of a split has only values of that split. Every line, answer and document holds such a
+value, so no text that is scored in evaluation occurs in calibration or training.
 """
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from calib_data import vocabulary as words
+from calib_data.rendered import vocabulary as words
+from calib_data.splits import split_of_value
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from random import Random
 
-Split = Literal["training", "calibration", "evaluation"]
-SPLITS: tuple[Split, ...] = ("training", "calibration", "evaluation")
-
-
-def split_of(text: str) -> Split:
-    """The one split that a value may appear in: 80 % training, 10 % calibration, 10 % evaluation."""
-    tenth = hashlib.blake2b(text.encode(), digest_size=8).digest()[0] % 10
-    return "calibration" if tenth == 8 else "evaluation" if tenth == 9 else "training"
+    from calib_data.splits import Split
 
 
 @dataclass(frozen=True)
 class Row:
-    """One printed row: its cells from left to right and how they are set."""
+    """One printed row."""
 
     cells: tuple[str, ...]
+    """Texts from left to right."""
     setting: Literal["left", "center", "spread"] = "left"
+    """How they are set; "spread" is justified."""
 
     @property
     def text(self) -> str:
-        """The row as it is transcribed."""
+        """Transcription."""
         return " ".join(self.cells)
 
 
 @dataclass
 class Content:
-    """A document before it is drawn: rows, and for each field key its value and the label in use."""
+    """A document before it is drawn."""
 
     rows: list[Row] = field(default_factory=list)
+    """From top to bottom."""
     fields: dict[str, str] = field(default_factory=dict)
+    """Field key -> printed value."""
     korean: bool = False
+    """In Korean, else in English."""
 
     @property
     def text(self) -> str:
-        """The transcription: one line a row."""
+        """Transcription: one line a row."""
         return "\n".join(row.text for row in self.rows)
 
 
@@ -109,25 +107,25 @@ _VALUES: dict[str, Callable[[Random, bool], str]] = {
 
 
 def value(rng: Random, key: str, korean: bool, split: Split) -> str:
-    """Draw a value of one field that belongs to the split."""
-    while split_of(text := _VALUES[key](rng, korean)) != split:
+    """Draw random values of a field until one belongs to the split."""
+    while split_of_value(text := _VALUES[key](rng, korean)) != split:
         pass
     return text
 
 
 def label(rng: Random, key: str, korean: bool) -> str:
-    """One of the names of a field."""
+    """Choose one of the labels of a field."""
     return rng.choice(words.LABELS[key][korean])
 
 
 def line(rng: Random, split: Split) -> Content:
-    """A single row: a value, or a label and a value."""
+    """Write a single row: a value, or a label and a value."""
     korean = rng.random() < 0.5
     key = rng.choice(list(words.QUESTIONS))
-    text = said = value(rng, key, korean, split)
+    text = answer = value(rng, key, korean, split)
     if len(text) < 11 and rng.random() < 0.5:
-        text = f"{label(rng, key, korean)}{rng.choice((' ', ': '))}{said}"
-    return Content([Row((text,))], {key: said}, korean)
+        text = f"{label(rng, key, korean)}{rng.choice((' ', ': '))}{answer}"
+    return Content([Row((text,))], {key: answer}, korean)
 
 
 class _Writer:
@@ -225,19 +223,19 @@ LAYOUTS: dict[str, Callable[[_Writer, int], None]] = {
 
 
 def document(rng: Random, split: Split, rows: int) -> Content:
-    """A receipt, invoice, form, table or letter of about this many rows (2 to 8)."""
+    """Write a receipt, invoice, form, table or letter of about this many rows (2 to 8)."""
     writer = _Writer(rng, split)
     LAYOUTS[rng.choice(list(LAYOUTS))](writer, rows)
     return writer.content
 
 
 def glyphs(rng: Random, rows: int) -> Content:
-    """A training page of values and random characters: every glyph in every neighbourhood, to learn reading from."""
+    """Write a training page of values and random characters: every glyph next to every other."""
     return Content([Row((_glyph_row(rng),)) for _ in range(rows)])
 
 
 def _glyph_row(rng: Random) -> str:
-    """About one row's width of words, of which half are random strings."""
+    """Write about one row's width of words, half of them random strings."""
     width, parts = rng.randint(4, 22), []
     while width > 0:
         if rng.random() < 0.5:

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from calib_data.render import render
+from calib_data.rendered.render import render
 from calib_data.sources import open_documents
 
 OWN_SPLITS = ("calibration", "evaluation")

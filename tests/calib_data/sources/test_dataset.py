@@ -85,7 +85,7 @@ def test_a_dataset_row_that_cannot_be_read_is_named(tmp_path):
     for name, wrong, words in (
         ("damaged", damaged, "cannot be read as an image"),
         ("empty", empty, "has no picture"),
-        ("silent", silent, "no text in its column 'question'"),
+        ("silent", silent, "is not valid: no text in its column 'question'"),
         (
             "words",
             rows.remove_columns("image").add_column("image", ["a.png"] * 12),
@@ -107,7 +107,7 @@ def test_a_dataset_row_that_is_not_utf_8_is_named(tmp_path):
     table = parquet.read_table(tmp_path / "test.parquet")
     questions = pyarrow.array([b"Wh \xed\xa0\xbd"] * 12).view(pyarrow.string())
     parquet.write_table(table.set_column(1, table.schema.field(1), questions), tmp_path / "test.parquet")
-    with pytest.raises(InputError, match=rf"^{tmp_path}: row \d+ has text that is not UTF-8 \([^\n]*\)$"):
+    with pytest.raises(InputError, match=rf"^{tmp_path}: row \d+ is not valid: 'utf-8' codec can't decode [^\n]*$"):
         open_documents(str(tmp_path), split="calibration", count=1)
 
 

@@ -7,48 +7,51 @@ from dataclasses import dataclass, replace
 from random import Random
 from typing import TYPE_CHECKING, Literal, get_args
 
-from calib_data import content, draw, fonts, vocabulary
 from calib_data.document import Document
-from calib_data.draw import Style
+from calib_data.rendered import content, draw, fonts, vocabulary
+from calib_data.rendered.draw import Style
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from calib_data.content import Content, Split
-    from calib_data.draw import CharBox
+    from calib_data.rendered.content import Content
+    from calib_data.rendered.draw import CharBox
+    from calib_data.splits import Split
 
 Kind = Literal["line", "field", "transcription"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-TILE = 28  # pixels of a merged token: sizes are multiples of it, so no processor resizes a rendered page
+TILE = 28
+"""Pixels of a merged token. Page sizes are multiples of it, so no processor resizes a rendered page."""
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A document with everything that the renderer knows about it.
-
-    text: the transcription. fields: field key -> value. boxes: every printed character with its place.
-    thought: a short reasoning that leads to the answer.
-    """
+    """A document with everything that the renderer knows about it."""
 
     document: Document
+    """The picture, a question and its answer."""
     text: str
+    """The transcription."""
     fields: dict[str, str]
+    """Field key -> printed value."""
     boxes: list[CharBox]
+    """Every printed character with its place."""
     thought: str
+    """A short reasoning that leads to the answer."""
 
 
 def render(split: Split, seed: int, index: int, kind: Kind | None = None, font: str | None = None) -> Rendered:
-    """Draw one document; the same arguments always give the same pixels.
+    """Draw one document; equal arguments give equal pixels.
 
-    kind: what is asked; None draws it by chance. font: a name from `fonts`; None draws one of the training fonts.
+    kind: what is asked; None chooses at random. font: a name from `fonts`; None chooses a training font at random.
     """
     rng = Random(f"{split}/{seed}/{kind}/{index}")
     chosen = rng.choice(KINDS) if kind is None else kind
-    said = content.line(rng, split) if chosen == "line" else content.document(rng, split, rng.randint(2, 8))
-    image, boxes = page(said, rng, font)
-    prompt, answer, thought = ask(said, chosen, rng)
+    contents = content.line(rng, split) if chosen == "line" else content.document(rng, split, rng.randint(2, 8))
+    image, boxes = page(contents, rng, font)
+    prompt, answer, thought = ask(contents, chosen, rng)
     name = f"{split}/{seed}/{kind or 'mix'}/{index}"
-    return Rendered(Document(image, prompt, answer, name), said.text, said.fields, boxes, thought)
+    return Rendered(Document(image, prompt, answer, name), contents.text, contents.fields, boxes, thought)
 
 
 def documents(
@@ -59,28 +62,28 @@ def documents(
 
 
 def page(
-    said: Content, rng: Random, font: str | None = None, size: tuple[int, int] | None = None
+    contents: Content, rng: Random, font: str | None = None, size: tuple[int, int] | None = None
 ) -> tuple[Image.Image, list[CharBox]]:
-    """Choose a style, and a page size where none is given, and draw the content."""
-    rows = len(said.rows)
+    """Draw contents in a random style, on a page of random size unless one is given (width, height in pixels)."""
+    rows = len(contents.rows)
     style = _style(rng, font or rng.choice(fonts.TRAINING_FONTS), single=rows == 1)
     if size is not None:
-        style = _fitted(style, said, *size)
+        style = _fitted(style, contents, *size)
     elif rows == 1:
         size = 224, 56 if rng.random() < 0.75 else 112
     else:
-        widest = max(draw.width_of(row.text, style, style.size) for row in said.rows) + 2 * style.margin
+        widest = max(draw.width_of(row.text, style, style.size) for row in contents.rows) + 2 * style.margin
         width = rng.choice([w for w in (224, 280, 336) if w >= widest] or [336])
         size = width, max(112, math.ceil((rows * style.pitch + 12) / TILE) * TILE)
-    return draw.draw(said.rows, style, *size, rng)
+    return draw.draw(contents.rows, style, *size, rng)
 
 
-def _fitted(style: Style, said: Content, width: int, height: int) -> Style:
+def _fitted(style: Style, contents: Content, width: int, height: int) -> Style:
     """The style with type and spacing small enough for a page of this size, though not under 13 pixels."""
-    size, room = style.size, width - 2 * style.margin
-    while size > 13 and any(draw.width_of(row.text, style, size) > room for row in said.rows):
+    size, available = style.size, width - 2 * style.margin
+    while size > 13 and any(draw.width_of(row.text, style, size) > available for row in contents.rows):
         size -= 1
-    return replace(style, size=size, pitch=min(style.pitch, (height - 4) / len(said.rows)))
+    return replace(style, size=size, pitch=min(style.pitch, (height - 4) / len(contents.rows)))
 
 
 def _style(rng: Random, font: str, single: bool) -> Style:
@@ -98,12 +101,12 @@ def _style(rng: Random, font: str, single: bool) -> Style:
     )
 
 
-def ask(said: Content, kind: Kind, rng: Random) -> tuple[str, str, str]:
-    """Prompt, answer and reasoning."""
-    korean = said.korean
+def ask(contents: Content, kind: Kind, rng: Random) -> tuple[str, str, str]:
+    """Make a question about a document: prompt, answer and reasoning."""
+    korean = contents.korean
     if kind != "field":
-        return vocabulary.READ[korean], said.text, vocabulary.THOUGHTS["read"][korean]
-    key = rng.choice(sorted(said.fields))
+        return vocabulary.READ[korean], contents.text, vocabulary.THOUGHTS["read"][korean]
+    key = rng.choice(sorted(contents.fields))
     name = vocabulary.LABELS[key][korean][0]
     thought = vocabulary.THOUGHTS["field"][korean].format(name)
-    return vocabulary.QUESTIONS[key][korean], said.fields[key], thought
+    return vocabulary.QUESTIONS[key][korean], contents.fields[key], thought

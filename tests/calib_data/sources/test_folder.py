@@ -1,0 +1,76 @@
+"""A folder of images as a source."""
+
+import json
+import os
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calib_data.sources import open_documents
+from calib_data.splits import split_of_item
+from console.errors import InputError
+
+from .pages import OWN_SPLITS, open_all, picture
+
+
+def test_a_folder_is_split_once_and_completely(folder):
+    parts = open_all(folder)
+    names = [document.name for part in parts.values() for document in part]
+    assert sorted(names) == sorted(file.name for file in folder.glob("*.png"))
+    assert all(part for part in parts.values())
+    assert all(split_of_item(document.name) == split for split, part in parts.items() for document in part)
+
+
+def test_a_folder_gives_pixels_and_answers(folder):
+    for document in open_documents(str(folder), split="calibration", count=1000):
+        truth = folder / document.name.replace(".png", ".txt")
+        assert document.answer == (truth.read_text(encoding="utf-8").strip() if truth.exists() else None)
+        np.testing.assert_array_equal(np.asarray(document.image), np.asarray(Image.open(folder / document.name)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 exist there only")
+def test_names_of_files_need_not_be_utf_8(tmp_path):
+    for index in range(6):
+        picture().save(os.fsdecode(os.fsencode(tmp_path) + b"/\xc7\xd1%d.png" % index))
+    parts = open_all(tmp_path)
+    assert sum(map(len, parts.values())) == 6
+    assert all(len(document.digest()) == 64 for part in parts.values() for document in part)
+
+
+def test_items_stay_in_their_split_when_others_are_added(folder, tmp_path):
+    for file in sorted(folder.glob("*.png"))[:20]:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    small, large = open_all(tmp_path), open_all(folder)
+    for split in OWN_SPLITS:
+        assert {page.name for page in small[split]} <= {page.name for page in large[split]}
+
+
+def test_texts_of_windows_begin_with_a_mark_that_is_no_text(tmp_path):
+    names = [f"{i}.png" for i in range(9)]
+    for name in names:
+        picture().save(tmp_path / name)
+        (tmp_path / name).with_suffix(".txt").write_text("합계 12", encoding="utf-8-sig")
+    row = json.dumps({"image": names[0], "prompt": "Read.", "answer": "a"})
+    (tmp_path / "rows.jsonl").write_text(row, encoding="utf-8-sig")
+    assert {document.answer for part in open_all(tmp_path).values() for document in part} == {"합계 12"}
+    (document,) = open_documents(str(tmp_path / "rows.jsonl"), split=split_of_item(names[0]), count=1)
+    assert document.answer == "a"
+
+
+def test_a_folder_of_images_stays_one_when_it_has_data_below_it(folder, tmp_path):
+    for file in sorted(folder.glob("*.png"))[:12]:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "table.parquet").write_bytes(b"of something else")
+    (tmp_path / "export" / "dataset_info.json").write_text("{}")
+    assert sum(map(len, open_all(tmp_path).values())) == 12
+
+
+def test_a_picture_that_is_gone_when_it_is_asked_for_is_named(tmp_path):
+    picture().save(tmp_path / "scan.png")
+    (document,) = open_documents(str(tmp_path), split=split_of_item("scan.png"), count=1)
+    (tmp_path / "scan.png").unlink()
+    with pytest.raises(InputError, match=r"scan\.png: no such file"):
+        document.image  # noqa: B018
