@@ -2,63 +2,80 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, Exaone4Config
 
 from calib_data import READER
+from quantize.output import REPORT
 from quantize.pipeline import quantize
+from quantize.report import LinearReport, Report
 from quantize.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from quantize.report import Report
-
 
 @dataclass(frozen=True)
 class Quantized:
+    """A finished quantization. Not to be written to."""
+
     settings: Settings
-    report: Report
 
     @property
     def folder(self) -> Path:
         return self.settings.folder
 
-
-def _quantized(tmp_path_factory, name, **options):
-    torch.set_num_threads(1)
-    settings = Settings(READER, tmp_path_factory.mktemp("quantized") / name, count=12, reference=8, **options)
-    report = quantize(settings)
-    assert report is not None
-    return Quantized(settings, report)
+    @property
+    def report(self) -> Report:
+        """The report, read back from the folder: another process may have quantized it."""
+        report = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
+        linears = [LinearReport(**linear) for linear in report["linears"]]
+        return Report(report["settings"], linears, **{k: v for k, v in report["totals"].items() if k != "linears"})
 
 
 @pytest.fixture(scope="session")
-def w4(tmp_path_factory):
+def quantized_once(shared):
+    """Quantizes the reader once per name, in however many processes the tests run."""
+
+    def once(name, **options):
+        torch.set_num_threads(1)
+        settings = Settings(READER, shared / "quantize" / name, count=8, reference=4, **options)
+        settings.folder.parent.mkdir(exist_ok=True)
+        with FileLock(shared / f"quantize-{name}.lock"):
+            quantize(settings)  # once: then it is there
+        return Quantized(settings)
+
+    return once
+
+
+@pytest.fixture(scope="session")
+def w4(quantized_once):
     """4-bit decoder, 8-bit vision and head: the defaults."""
-    return _quantized(tmp_path_factory, "w4")
+    return quantized_once("w4")
 
 
 @pytest.fixture(scope="session")
-def w8(tmp_path_factory):
+def w8(quantized_once):
     """8-bit decoder, 16-bit vision, 4-bit head, groups of 32, bfloat16."""
-    return _quantized(tmp_path_factory, "w8", bits=8, vision_bits=16, head_bits=4, group_size=32, dtype="bfloat16")
+    return quantized_once("w8", bits=8, vision_bits=16, head_bits=4, group_size=32, dtype="bfloat16")
 
 
 @pytest.fixture(scope="session")
-def nf4(tmp_path_factory):
+def nf4(quantized_once):
     """The NF4 defaults."""
-    return _quantized(tmp_path_factory, "nf4", quant_type="nf4")
+    return quantized_once("nf4", quant_type="nf4")
 
 
 @pytest.fixture(scope="session")
-def nf4_all(tmp_path_factory):
-    """NF4 everywhere, each weight as bitsandbytes rounds it."""
-    return _quantized(tmp_path_factory, "nf4_all", quant_type="nf4", vision_bits=4, head_bits=4, solver="rtn")
+def nf4_all(quantized_once):
+    """NF4 everywhere, by RTN: each weight as bitsandbytes rounds it."""
+    return quantized_once("nf4_all", quant_type="nf4", vision_bits=4, head_bits=4, solver="rtn")
 
 
 @pytest.fixture(scope="session")

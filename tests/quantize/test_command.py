@@ -28,6 +28,8 @@ from quantize.output import TIMES
 from quantize.pipeline import quantize
 from quantize.settings import Settings
 
+from .half_reader import half_of_the_reader
+
 
 def command(*arguments, cwd):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}
@@ -307,14 +309,15 @@ def contents(folder):
 
 def test_a_run_killed_again_and_again_makes_the_same_folder(tmp_path):
     """SIGKILL to the real command when it has done a few more steps, and some part of the next: solving, writing."""
-    options, chance = ["--count", "2", "--reference", "2", "--vision-bits", "16", "--model", READER], random.Random(0)
+    model, chance = half_of_the_reader(tmp_path / "model"), random.Random(0)
+    options = ["--count", "2", "--reference", "2", "--vision-bits", "16", "--model", model]
     whole = command(*options, "--output", "whole", cwd=tmp_path)
     assert whole.returncode == 0, whole.stderr
     seconds = [step["seconds"] for step in json.loads((tmp_path / "whole" / TIMES).read_text())["steps"]]
     partial, done, kills = tmp_path / "out.partial", 0, 0
     arguments = [sys.executable, "-m", "quantize", *map(str, options), "--output", "out"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for wanted in (1, 5, 11):  # of 16 steps: the last kill must come before the folder has its name
+    for wanted in (1, 4, 8):  # of 12 steps: the last kill must come before the folder has its name
         process = subprocess.Popen(arguments, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
         while process.poll() is None and done < wanted:
             time.sleep(0.005)
@@ -328,7 +331,7 @@ def test_a_run_killed_again_and_again_makes_the_same_folder(tmp_path):
     assert last.returncode == 0, last.stderr
     assert "steps are done, resuming" in last.stderr
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "whole"]
 
 
 def test_a_full_disk_while_hidden_states_are_laid_out(tmp_path, monkeypatch):

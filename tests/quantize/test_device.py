@@ -1,23 +1,21 @@
 """`--device cuda` without a card: on a stand-in, every tensor is where the operator that reads it runs."""
 
 import json
-import re
-import shutil
 from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from bench.dequantized import dequantized
-from calib_data import READER
 from console.errors import InputError
 from quantize.pipeline import quantize
 from quantize.settings import Settings
+from quantize.solver.solve import Recipe
 
 from .card import CARD, NAME, Card
+from .half_reader import half_of_the_reader
 
 
 def test_the_stand_in_refuses_what_cuda_refuses():
@@ -41,7 +39,7 @@ def test_quantizing_on_a_card_is_quantizing_on_the_cpu(tmp_path, monkeypatch):
     half = half_of_the_reader(tmp_path / "half")
     for device, where in (("cpu", nullcontext()), (NAME, Card())):
         with where:
-            quantize(Settings(half, tmp_path / device, count=1, reference=1, device=device))
+            quantize(Settings(half, tmp_path / device, count=1, reference=1, device=device), Recipe(sweeps=1))
     kept = [np.load(tmp_path / device / "reference.npz") for device in ("cpu", NAME)]
     np.testing.assert_allclose(kept[1]["top_logits"], kept[0]["top_logits"], rtol=1e-4, atol=1e-4)
     cpu, card = (dequantized(tmp_path / device) for device in ("cpu", NAME))
@@ -61,20 +59,6 @@ def test_a_step_that_does_not_fit_on_the_card_is_named(tmp_path, monkeypatch):
     says = r"out of memory at step \S+; free the GPU, or give --device cpu \(.*out.partial keeps what is finished"
     with Card(), pytest.raises(InputError, match=says):
         quantize(Settings(half, tmp_path / "out", count=1, reference=0, solver="rtn", device=NAME))
-
-
-def half_of_the_reader(folder: Path) -> Path:
-    """A sliding and a global layer, a vision block with windows and one without, and the MTP layer."""
-    shutil.copytree(READER, folder)
-    config = json.loads((folder / "config.json").read_text())
-    text, vision = config["text_config"], config["vision_config"]
-    text |= {"num_hidden_layers": 2, "layer_types": text["layer_types"][:2]}
-    vision |= {"depth": 2, "fullatt_block_indexes": [1]}
-    (folder / "config.json").write_text(json.dumps(config))
-    weights = load_file(folder / "model.safetensors")
-    kept = {name: weight for name, weight in weights.items() if not re.search(r"l\.(blocks|layers)\.[23]\.", name)}
-    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
-    return folder
 
 
 def report_errors(folder: Path) -> list[float]:

@@ -32,7 +32,7 @@ def cost(settings, divergence, tmp_path):
 
 @pytest.mark.parametrize("grid", ["int", "nf4"])
 def test_solving_leaves_less_than_two_fifths_of_what_rounding_costs(divergence, tmp_path, grid):
-    settings = Settings(READER, quant_type=grid, count=48)
+    settings = Settings(READER, quant_type=grid, count=24)
     rounded = cost(dataclasses.replace(settings, solver="rtn", count=1), divergence, tmp_path / "rtn")
     solved = cost(settings, divergence, tmp_path / "gptq")
     assert 0 < solved < 0.4 * rounded
