@@ -135,7 +135,8 @@ class BlockQuantizer:
     def _solve(self, path: str, groups: Linears, kwargs: Kwargs, last: bool) -> dict[str, Solved]:
         """Solve the linears of a loaded block and put the quantized weights into it."""
         model, settings = self.scheme.model, self.scheme.settings
-        to_solve = {group: found for group in groups if (found := self.scheme.quantizers[group[0]]) is not None}
+        quantizers = ((group, self.scheme.quantizers[group[0]]) for group in groups)
+        to_solve = {group: quantizer for group, quantizer in quantizers if quantizer is not None}
         if not to_solve and not last:  # the last block runs even so, to check that the new dtype holds its values
             return {}
         solved: dict[str, Solved] = {}

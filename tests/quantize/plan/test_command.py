@@ -145,6 +145,6 @@ def test_help_names_both(capsys):
     below = capsys.readouterr().out
     assert "--bits" in top
     assert "plan" in top
-    assert "Say what fits on a card" in top
+    assert "Estimate the GPU memory" in top
     assert "--vram" in below
     assert "--bits" not in below
