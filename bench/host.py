@@ -25,7 +25,8 @@ from console.files import read_object
 from runtime.chat import Chat
 from runtime.generate import look_up
 from runtime.inputs.images import ImageSettings, image_grid, preprocess
-from runtime.inputs.windows import VisionSettings, vision_index
+from runtime.inputs.windows import vision_index
+from runtime.ort.manifest import VisionSettings
 from runtime.ort.sessions import HOST, Buffer
 from runtime.sampling import Sampling
 

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from console.errors import InputError
-from export.config import head_dim, mtp_windows, rope, windows
 from export.formats import require_float
 from export.modules.weights import byte_ranges
 from quantize.checkpoint.reader import DTYPES
+from quantize.model.text_config import head_dim, mtp_windows, rope, windows
 from quantize.scheme import has_mtp
-from runtime.inputs.windows import VisionSettings
 from runtime.ort import manifest
+from runtime.ort.manifest import VisionSettings
 from runtime.ort.rope import inverse_frequencies
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from export.modules.weights import Source
     from quantize.checkpoint.reader import Checkpoint
     from quantize.model.families import Family
+    from runtime.sizes import KvLayout
 
 _NUMPY_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -75,7 +76,7 @@ def describe_target(
     device: str,
     *,
     kv_bits: int,
-    kv_layout: manifest.KvLayout,
+    kv_layout: KvLayout,
 ) -> manifest.Target:
     """Describe the graphs of a device before they are written: without the head's weights and the rewind graphs.
 

@@ -13,7 +13,8 @@ from export.graphs import write_graphs
 from export.modules.weights import Source
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family, model_config
-from runtime.ort.manifest import FILE, KvLayout, Manifest, Target, load_manifest
+from runtime.ort.manifest import FILE, Manifest, Target, load_manifest
+from runtime.sizes import KvLayout
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

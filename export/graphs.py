@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from export.config import head_dim, mtp_windows, windows
 from export.describe import describe_head
 from export.kv_scales import read_kv_scales
 from export.modules.decoder import Decoder
@@ -16,7 +15,8 @@ from export.modules.vision import VisionEncoder
 from export.onnx_graph import save
 from export.rewind import save_rewind
 from export.trace import trace_decoder, trace_vision
-from runtime.ort import manifest
+from quantize.model.text_config import head_dim, mtp_windows, windows
+from runtime.sizes import buffer_limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from export.modules.weights import Source
     from quantize.model.families import Family
+    from runtime.ort import manifest
 
 
 def write_graphs(
@@ -71,7 +72,7 @@ def _write_rewinds(
     text, names = config.get_text_config(), {}
     caches = {"rewind": (windows(config), target.kv_dtype), "mtp_rewind": (mtp_windows(config), target.dtype)}
     for name, (limits, dtype) in caches.items():
-        limits = manifest.buffer_limits(limits, target.kv_layout)
+        limits = buffer_limits(limits, target.kv_layout)
         if any(limits):
             names[name] = f"{name}.{device}.onnx"
             save_rewind(limits, text.num_key_value_heads, head_dim(text), dtype, new_path(names[name]))

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from console.errors import InputError
-from export.config import head_dim
 from quantize.calibration.kv_ranges import KV_SCALES
+from quantize.model.text_config import head_dim
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from export.config import head_dim, mtp_windows, windows
 from export.modules.decoder import Decoder
 from export.modules.mtp import Mtp
 from export.onnx_graph import Axes, trace
-from runtime.ort import graph_io, manifest
+from quantize.model.text_config import head_dim, mtp_windows, windows
+from runtime.ort import graph_io
+from runtime.sizes import KvLayout, buffer_limits
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -62,10 +63,10 @@ def _past(decoder: Decoder | Mtp, config: PreTrainedConfig, dtype: torch.dtype) 
     text = config.get_text_config()
     if isinstance(decoder, Decoder) and decoder.kv_scales:
         dtype = torch.int8
-    layout: manifest.KvLayout = "full" if decoder.full_buffers else "window"
+    layout: KvLayout = "full" if decoder.full_buffers else "window"
     tensors: list[Tensor] = []
     axes: list[Axes] = []
-    for limit in manifest.buffer_limits(mtp_windows(config) if isinstance(decoder, Mtp) else windows(config), layout):
+    for limit in buffer_limits(mtp_windows(config) if isinstance(decoder, Mtp) else windows(config), layout):
         capacity, name = (_CAPACITY, "capacity") if limit is None else (_WINDOW_CAPACITY, "window_capacity")
         for _ in ("key", "value"):
             tensors.append(torch.zeros(_BATCH, text.num_key_value_heads, capacity, head_dim(text), dtype=dtype))

@@ -18,9 +18,10 @@ from runtime.inputs.images import ImageSettings, image_grid, preprocess
 from runtime.inputs.video import VideoSettings, video_grid, video_patches
 from runtime.inputs.vision_inputs import vision_feeds
 from runtime.ort.decoder import DecoderSession, load_head
-from runtime.ort.manifest import buffer_limits, load_manifest
-from runtime.ort.prompt_chunks import CHUNKINGS, prompt_calls
+from runtime.ort.manifest import load_manifest
+from runtime.ort.prompt_chunks import prompt_calls
 from runtime.ort.sessions import Device, Options, VisionSession, map_stored, open_session, require_device
+from runtime.sizes import CHUNKINGS, buffer_limits
 from runtime.speculative import Drafter, Rewinder, speculate
 
 if TYPE_CHECKING:

@@ -25,9 +25,9 @@ from quantize.checkpoint.reader import open_checkpoint
 from quantize.plan.plan import make_plan
 from quantize.plan.sizes import read_architecture
 from runtime.generate import Model, Prompt
-from runtime.ort.prompt_chunks import Chunking
 from runtime.ort.sessions import Options
 from runtime.sampling import greedy
+from runtime.sizes import Chunking
 from runtime.speculative import Drafts
 
 if TYPE_CHECKING:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name everybody knows
 
 from console.errors import InputError
-from export.config import head_dim
 from export.modules.basic_ops import reshape, select_positions
 from export.modules.cached_attention import cached_attention
 from export.modules.linear import Linear, RMSNorm
+from quantize.model.text_config import head_dim
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -1,7 +1,7 @@
 """What a card holds beside the weights: the KV cache and the workspace of both graphs.
 
-This restates what `runtime.ort.cache`, `runtime.ort.sessions` and `export` allocate, because quantize imports neither.
-Sizes are in bytes; they grow linearly with the context, or not at all.
+KV cache, RoPE tables and prompt chunks have the sizes of `runtime.sizes`, from which the runtime allocates. The rest is
+what ONNX Runtime's kernels need. Sizes are in bytes; they grow linearly with the context, or not at all.
 """
 
 from __future__ import annotations
@@ -11,15 +11,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from quantize.model.families import full_paths
+from quantize.model.text_config import head_dim, mtp_windows, windows
 from quantize.plan.sizes import HALF
+from runtime.sizes import CHUNKINGS, buffer_limits, rope_shape
+from runtime.sizes import kv_bytes as kv_bytes_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from quantize.plan.sizes import Architecture
     from quantize.scheme import Quantizers
+    from runtime.sizes import KvLayout
 
-PROMPT_CHUNK = 4096  # prompt tokens a call on a GPU, as `runtime.ort.prompt_chunks` cuts them
 LARGEST_IMAGE = 16384  # patches of 3211264 pixels, the most that EXAONE 4.5's image processor gives
 FLOAT = 4  # bytes of float32
 
@@ -38,10 +41,7 @@ def kv_bytes(model: Architecture, context: int, itemsize: int, *, full_buffers: 
 
     full_buffers: sliding layers keep all tokens too.
     """
-    text = model.text
-    limited = [kind == "sliding_attention" and not full_buffers for kind in text.layer_types]
-    rows = [text.sliding_window if window else context for window in limited]
-    return sum(_layer_kv_bytes(model, row, itemsize) for row in rows)
+    return _kv_bytes(model, buffer_limits(windows(model.config), _layout(full_buffers)), context, itemsize)
 
 
 def workspace(
@@ -55,23 +55,25 @@ def workspace(
     takes them beside the cache. Attention is flash, so nothing is quadratic.
     """
     family, text = model.family, model.text
-    hidden, mlp, half_head = text.hidden_size, text.intermediate_size, _head_dim(model) // 2
+    hidden, mlp, chunk = text.hidden_size, text.intermediate_size, CHUNKINGS["cuda"].longest
+    table = rope_shape(head_dim(text), context)
     decoder = [full_paths(path, family.decoder_linears) for path in family.decoder_blocks(model.config)]
     lines = [
         Line(
-            f"prompt chunk, {PROMPT_CHUNK} tokens",
+            f"prompt chunk, {chunk} tokens",
             # Input and residual; gate and up side by side, and split.
-            f"[{PROMPT_CHUNK}, 2 x {hidden} + 4 x {mlp}] in 16 bits: hidden states and MLP",
-            PROMPT_CHUNK * (2 * hidden + 4 * mlp) * HALF,
+            f"[{chunk}, 2 x {hidden} + 4 x {mlp}] in 16 bits: hidden states and MLP",
+            chunk * (2 * hidden + 4 * mlp) * HALF,
         ),
         _unpacked("decoder weight, unpacked", model, quantizers, sum(decoder, ())),
         Line("logits", f"[1, {text.vocab_size}] in 16 bits and in float32", text.vocab_size * (HALF + FLOAT)),
-        Line("RoPE tables", f"2 x [{context}, {half_head}] in 16 bits", 2 * context * half_head * HALF),
+        Line("RoPE tables", f"2 x {list(table)} in 16 bits", 2 * math.prod(table) * HALF),
     ]
     if with_mtp:
-        layers, rows = model.mtp_layers, context if full_buffers else text.sliding_window or context
-        tensors = f"{layers} x 2 x [{text.num_key_value_heads}, {rows}, {2 * half_head}] in 16 bits"
-        lines.append(Line("MTP ring", tensors, layers * _layer_kv_bytes(model, rows, HALF)))
+        limits = buffer_limits(mtp_windows(model.config), _layout(full_buffers)) * model.mtp_layers
+        shape = f"[{text.num_key_value_heads}, {limits[0] or context}, {head_dim(text)}]"
+        tensors = f"{model.mtp_layers} x 2 x {shape} in 16 bits"
+        lines.append(Line("MTP ring", tensors, _kv_bytes(model, limits, context, HALF)))
     return lines + (_vision_workspace(model, quantizers) if family.vision else [])
 
 
@@ -85,8 +87,8 @@ def kv_workspace(model: Architecture, context: int, itemsize: int, *, full_buffe
     name = "int8 KV layer, unpacked"
     if itemsize == HALF:
         return Line(name, "none is packed", 0)
-    tensors = f"2 x [{text.num_key_value_heads}, {rows}, {_head_dim(model)}] in 16 bits"
-    return Line(name, tensors, _layer_kv_bytes(model, rows, HALF))
+    tensors = f"2 x [{text.num_key_value_heads}, {rows}, {head_dim(text)}] in 16 bits"
+    return Line(name, tensors, _kv_bytes(model, [rows], context, HALF))
 
 
 def _vision_workspace(model: Architecture, quantizers: Quantizers) -> list[Line]:
@@ -118,10 +120,9 @@ def _unpacked(name: str, model: Architecture, quantizers: Quantizers, groups: It
     return Line(name, f"[{rows}, {width}] in 16 bits" if fused else "none is packed", rows * width * HALF)
 
 
-def _layer_kv_bytes(model: Architecture, rows: int, itemsize: int) -> int:
-    heads = int(model.text.num_key_value_heads)
-    return 2 * heads * rows * _head_dim(model) * itemsize
+def _kv_bytes(model: Architecture, limits: list[int | None], context: int, itemsize: int) -> int:
+    return kv_bytes_of(limits, model.text.num_key_value_heads, head_dim(model.text), context, itemsize)
 
 
-def _head_dim(model: Architecture) -> int:
-    return int(getattr(model.text, "head_dim", None) or model.text.hidden_size // model.text.num_attention_heads)
+def _layout(full_buffers: bool) -> KvLayout:
+    return "full" if full_buffers else "window"

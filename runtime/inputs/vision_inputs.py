@@ -6,13 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from runtime.inputs.windows import VisionSettings, vision_index
+from runtime.inputs.windows import vision_index
 from runtime.ort import graph_io
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
+
+    from runtime.ort.manifest import VisionSettings
 
 
 def vision_feeds(

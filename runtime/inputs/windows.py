@@ -25,28 +25,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from runtime.ort.manifest import VisionSettings
+
     Grid = tuple[int, int, int]
-
-
-@dataclass(frozen=True)
-class VisionSettings:
-    """What the index work needs to know of a vision encoder. Sizes are in pixels, except merge_size in patches."""
-
-    head_dim: int
-    patch_size: int = 14
-    merge_size: int = 2
-    window_size: int = 112
-    rope_theta: float = 10000.0
-
-    @property
-    def window_tokens(self) -> int:
-        """Merged tokens along one side of a window."""
-        return self.window_size // self.merge_size // self.patch_size
-
-    @property
-    def window_patches(self) -> int:
-        """Patches of a full window."""
-        return (self.window_tokens * self.merge_size) ** 2
 
 
 @dataclass(frozen=True)

@@ -4,32 +4,22 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from runtime.ort.rope import rope_tables
 from runtime.ort.sessions import Buffer
+from runtime.sizes import kv_bytes, kv_shapes
 
 if TYPE_CHECKING:
     from runtime.ort.manifest import Text
     from runtime.ort.sessions import Device
 
-Shape = tuple[int, int, int, int]
-
-
-def buffer_shapes(text: Text, batch: int, capacity: int) -> list[Shape]:
-    """Shape [batch, kv_heads, rows, head_dim] of each layer's key buffer, and of its value buffer alike.
-
-    capacity: tokens the sequence may grow to. A sliding layer never needs more rows than its window, and CUDA's kernel
-    demands exactly that many.
-    """
-    return [(batch, text.kv_heads, capacity if window is None else window, text.head_dim) for window in text.windows]
-
 
 def cache_bytes(text: Text, batch: int, capacity: int, itemsize: int) -> int:
-    """Bytes of all key and value buffers."""
-    return sum(2 * itemsize * math.prod(shape) for shape in buffer_shapes(text, batch, capacity))
+    """Bytes of all key and value buffers of a cache."""
+    return kv_bytes(text.windows, text.kv_heads, text.head_dim, capacity, itemsize, batch)
 
 
 class KVCache:
@@ -45,16 +35,14 @@ class KVCache:
         self.lengths = np.zeros(batch, np.int32)
         self.buffers = [
             Buffer.zeros(shape, kv_dtype, device)
-            for shape in buffer_shapes(text, batch, capacity)
+            for shape in kv_shapes(text.windows, text.kv_heads, text.head_dim, capacity, batch)
             for _ in ("key", "value")
         ]
-        self.calls: dict[tuple[int, ...], Any] = {}  # what `runtime.ort.decoder` has bound to these buffers
         self.rope_cos, self.rope_sin = (Buffer.of(table, dtype, device) for table in rope_tables(text.rope, capacity))
 
     def row(self, number: int) -> KVCache:
         """One sequence of the batch as a cache of its own, in the same memory."""
         row = copy.copy(self)
-        row.calls = {}
         row.lengths = self.lengths[number : number + 1]
         row.buffers = []
         for buffer in self.buffers:

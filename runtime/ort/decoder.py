@@ -10,14 +10,16 @@ import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import onnxruntime as ort
 
-from runtime.ort import graph_io, manifest
+from runtime.ort import graph_io
 from runtime.ort.cache import KVCache, cache_bytes
 from runtime.ort.huge_pages import HUGE, use_huge_pages
 from runtime.ort.sessions import HOST, Buffer, Device, itemsize, map_stored, memory_for
+from runtime.sizes import buffer_limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -91,6 +93,8 @@ class DecoderSession:
         self._text, self._dtype, self._kv_dtype, self._device = text, dtype, kv_dtype, device
         self._weights, self._capture = weights, capture
         self._spare: KVCache | None = None
+        # Bindings to a cache's buffers; they go when the cache goes. None of them may hold on to the cache itself.
+        self._calls: WeakKeyDictionary[KVCache, dict[tuple[int, int], _Call]] = WeakKeyDictionary()
         self._has_hidden = graph_io.HIDDEN in {output.name for output in session.get_outputs()}
 
     @classmethod
@@ -108,7 +112,7 @@ class DecoderSession:
         """The session of a target's decoder, or of its MTP layer, whose cache is never int8. head: of `load_head`."""
         kv_dtype = target.dtype if mtp else target.kv_dtype
         windows = text.mtp_windows if mtp else text.windows
-        shape = replace(text, windows=manifest.buffer_limits(windows, target.kv_layout))
+        shape = replace(text, windows=buffer_limits(windows, target.kv_layout))
         return cls(session, shape, target.dtype, kv_dtype, device, head, capture=capture)
 
     def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
@@ -197,12 +201,12 @@ class DecoderSession:
         return Decoded(np.asarray(call.logits.read(), np.float32), call.hidden)
 
     def _call(self, cache: KVCache, tokens: int, selected: int) -> _Call:
-        key = (id(self), tokens, selected)
-        if key in cache.calls:
-            return cache.calls[key]  # type: ignore[no-any-return]
+        calls = self._calls.setdefault(cache, {})
+        if (tokens, selected) in calls:
+            return calls[tokens, selected]
         call = self._prepare(cache, tokens, selected)
         if tokens <= _KEPT:
-            cache.calls[key] = call
+            calls[tokens, selected] = call
         return call
 
     def _prepare(self, cache: KVCache, tokens: int, selected: int) -> _Call:

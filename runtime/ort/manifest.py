@@ -8,89 +8,112 @@ import json
 import struct
 import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError
-from runtime.inputs.windows import VisionSettings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from runtime.sizes import KvLayout
+
 FILE = "runtime.json"
 FORMAT = 5
-KvLayout = Literal["window", "full"]
 HEADER_PREFIX = 8  # bytes of a .safetensors file that say how long its header is
 _PIECE = 1 << 22  # bytes of a file read at once
 
 
-def buffer_limits(windows: list[int | None], layout: KvLayout) -> list[int | None]:
-    """Rows that the KV buffers of each layer are limited to; None for all that a cache has capacity for."""
-    return windows if layout == "window" else [None] * len(windows)
-
-
 @dataclass(frozen=True)
 class StoredArray:
-    """A tensor inside a .safetensors file of the folder: row-major, `dtype` as numpy or "bfloat16" names it."""
+    """A row-major tensor inside a .safetensors file of the folder."""
 
     file: str
     offset: int
+    """Bytes from the start of the file."""
     dtype: str
+    """As numpy names it, or "bfloat16"."""
     shape: list[int]
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """What a weights file looked like when the graphs were made: their offsets hold only for these bytes.
-
-    crc32: of the whole file, for `python -m export verify`; to load it, the other two are enough.
-    """
+    """State of a weights file at export. The graphs' offsets hold only for these bytes."""
 
     bytes: int
     header_sha256: str
+    """Checked with the size whenever the folder is loaded: the header holds every offset."""
     crc32: int
+    """Of the whole file; only `python -m export verify` checks it."""
 
 
 @dataclass(frozen=True)
 class Text:
-    """Shape of the decoder.
-
-    windows: per layer, how many keys a token sees; None for all of them. mtp_windows: the same of the MTP layer; empty
-    without one.
-    """
+    """Shape of the decoder."""
 
     hidden_size: int
     vocab_size: int
     kv_heads: int
     head_dim: int
     context: int
+    """The longest sequence, in tokens."""
     windows: list[int | None]
+    """Keys that a token sees, by layer; None: all of them."""
     mtp_windows: list[int | None]
+    """The same for the MTP layer; empty without one."""
     rope: dict[str, Any]
+    """What `runtime.ort.rope` reads of config.json."""
+
+
+@dataclass(frozen=True)
+class VisionSettings:
+    """Shape of the vision encoder, as far as the host's index work needs it."""
+
+    head_dim: int
+    patch_size: int = 14
+    """Pixels along a patch."""
+    merge_size: int = 2
+    """Patches along the block that becomes one image token."""
+    window_size: int = 112
+    """Pixels along an attention window."""
+    rope_theta: float = 10000.0
+
+    @property
+    def window_tokens(self) -> int:
+        """Merged tokens along one side of a window."""
+        return self.window_size // self.merge_size // self.patch_size
+
+    @property
+    def window_patches(self) -> int:
+        """Patches of a full window."""
+        return (self.window_tokens * self.merge_size) ** 2
 
 
 @dataclass(frozen=True)
 class Target:
-    """The graphs of one kind of device.
-
-    dtype: of activations. kv_dtype: of the decoder's KV cache; that of the MTP layer has the activations'. kv_layout:
-    "full" where buffers of sliding layers are as long as all others, see `buffer_limits`. exact: no int8 activations.
-    block_size: 32 where packed weights are in such blocks, None where they are as stored. rewind, mtp_rewind: take back
-    drafts where buffers are windows. head: weights that are inputs of the decoder and of the MTP layer, so that a card
-    holds one copy; elsewhere they are initializers of both.
-    """
+    """The graphs for one kind of device."""
 
     dtype: str
+    """Of activations."""
     kv_dtype: str
+    """Of the decoder's KV cache. The MTP layer's has the dtype of activations."""
     kv_layout: KvLayout
+    """See `runtime.sizes.buffer_limits`."""
     exact: bool
+    """No int8 activations."""
     block_size: int | None
+    """32 where packed weights are in blocks of 32; None: as stored."""
     decoder: str
+    """File name, as of the graphs below."""
     vision: str | None
     mtp: str | None
     rewind: str | None
+    """Rolls the decoder's KV cache back; None where no buffer is a window."""
     mtp_rewind: str | None
+    """Rolls the MTP layer's back."""
     head: dict[str, StoredArray]
+    """Weights that the decoder and the MTP layer take as inputs, so that a GPU holds one copy; else empty."""
     versions: dict[str, str]
+    """Of the packages that made the graphs."""
 
 
 @dataclass(frozen=True)

@@ -7,25 +7,12 @@ empty, and is padded: rows of padding lie behind the prompt so far, where the ne
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
-@dataclass(frozen=True)
-class Chunking:
-    """Lengths of calls, in tokens."""
-
-    longest: int
-    """Bounds the activations, which are widest inside the MLP."""
-    multiple: int
-    """What a shorter call is padded to a multiple of."""
-
-
-# A GPU unpacks every weight once a call: of 4096 tokens that is a quarter of what it is of 1024.
-CHUNKINGS = {"cpu": Chunking(1024, 1), "cuda": Chunking(4096, 256)}
+    from runtime.sizes import Chunking
 
 
 class Call(NamedTuple):

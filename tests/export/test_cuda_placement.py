@@ -137,7 +137,7 @@ elsewhere("prompt", embeds, np.array([9]))
 model.decode(cache, embeds[:1], np.array([0]))
 elsewhere("step", embeds[:1], np.array([0]))
 said["length"] = int(cache.lengths[0])
-said["totals"] = {tokens: int(call.total.read()) for (_, tokens, _), call in cache.calls.items()}
+said["totals"] = {tokens: int(call.total.read()) for (tokens, _), call in model.decoder._calls[cache].items()}
 print(json.dumps(said))
 """
 

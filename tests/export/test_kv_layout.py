@@ -7,8 +7,9 @@ import pytest
 from calib_data.sources import open_documents
 from export import verify
 from runtime.generate import Model, Prompt
-from runtime.ort.manifest import buffer_limits, load_manifest
+from runtime.ort.manifest import load_manifest
 from runtime.sampling import greedy
+from runtime.sizes import buffer_limits
 from runtime.speculative import Drafts
 
 SAME = 2e-6  # relative to the largest logit: sums over keys in another order

@@ -12,8 +12,9 @@ from safetensors.numpy import load_file
 from calib_data.sources import open_documents
 from console.errors import InputError
 from runtime.generate import ANSWER_CHUNK, Model, Prompt
-from runtime.ort.prompt_chunks import CHUNKINGS, Chunking, prompt_calls
+from runtime.ort.prompt_chunks import prompt_calls
 from runtime.sampling import greedy
+from runtime.sizes import CHUNKINGS, Chunking
 from runtime.speculative import Drafts
 
 from .damage import WEIGHTS, change_tensor, edit_json, set_context

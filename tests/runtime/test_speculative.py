@@ -8,8 +8,8 @@ from console.errors import InputError
 from runtime import speculative
 from runtime.draft_policy import MOST, DraftPolicy
 from runtime.generate import Model, Prompt
-from runtime.ort.prompt_chunks import CHUNKINGS
 from runtime.sampling import Sampling, greedy
+from runtime.sizes import CHUNKINGS
 from runtime.speculative import Drafts
 
 from .damage import edit_json, set_context

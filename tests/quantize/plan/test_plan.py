@@ -9,10 +9,9 @@ import pytest
 
 from calib_data import READER
 from console.errors import InputError
-from export.config import windows
 from quantize.checkpoint.reader import open_checkpoint
+from quantize.model.text_config import windows
 from quantize.pipeline import quantize
-from quantize.plan import memory
 from quantize.plan.memory import kv_bytes, kv_workspace, workspace
 from quantize.plan.plan import CHOICES, make_plan, parse_bytes, quantizers_of
 from quantize.plan.sizes import PARTS, read_architecture, repeated_scales, stored_bytes
@@ -21,7 +20,6 @@ from quantize.settings import Settings
 from quantize.solver.quantizers import UniformQuantizer
 from runtime.ort.cache import cache_bytes
 from runtime.ort.manifest import Text
-from runtime.ort.prompt_chunks import CHUNKINGS
 from runtime.ort.rope import rope_tables
 
 RELEASED = Path(__file__).parents[2] / "data" / "exaone-4.5-33b.config.json"
@@ -236,7 +234,6 @@ def test_the_longest_context_fits_and_one_more_token_does_not(plan, kind):
 
 
 def test_the_runtime_allocates_what_is_planned(plan, released):
-    """quantize may not import the runtime, so this is where both are held together."""
     text = released.text
     shape = Text(text.hidden_size, text.vocab_size, 8, 128, 262144, windows(released.config), [], {})
     for tokens, sizes in plan.kv.items():
@@ -244,7 +241,7 @@ def test_the_runtime_allocates_what_is_planned(plan, released):
     lines = {line.name: line for line in by_name(plan)["4-bit"].workspace}
     tables = rope_tables({"head_dim": 128, "rope_parameters": dict(text.rope_parameters)}, plan.context)
     assert lines["RoPE tables"].bytes == sum(table.size for table in tables) * 2
-    assert CHUNKINGS["cuda"].longest == memory.PROMPT_CHUNK
+    assert "prompt chunk, 4096 tokens" in lines
 
 
 def test_the_longest_context_ends_at_nothing_and_at_the_models_limit(plan):

@@ -9,7 +9,8 @@ from transformers.models.exaone4_5.configuration_exaone4_5 import Exaone4_5_Visi
 from transformers.models.exaone4_5.modeling_exaone4_5 import Exaone4_5_VisionRotaryEmbedding
 from transformers.vision_utils import get_vision_cu_seqlens, get_vision_position_ids, get_vision_window_index
 
-from runtime.inputs.windows import VisionSettings, vision_index
+from runtime.inputs.windows import vision_index
+from runtime.ort.manifest import VisionSettings
 
 SETTINGS = VisionSettings(head_dim=32)
 WIDE = VisionSettings(head_dim=64, window_size=84)  # 3 x 3 merged tokens
