@@ -28,9 +28,11 @@ from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
 from runtime.compare.measure import measure
 from runtime.compare.summary import summarize_candidate
-from runtime.generate import Model, Prompt
-from runtime.sampling import greedy
-from runtime.speculative import Drafts
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
+from runtime.decoding.speculative import Drafts
+from runtime.model import Model
+from runtime.prompt import Prompt, build_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -47,10 +49,10 @@ BEHIND = (300, 4352)  # tokens in the cache; windows of 4096 are full behind the
 
 def drafting(activations: str, model: Model, drawn: list[Document]) -> Iterator[str]:
     """Rows of a model: answers that differ from those without drafts, tokens a call, drafts that stood, speed."""
-    prompts = [model.prompt(document.prompt, [document.image]) for document in drawn]
-    model.load(drafts=True)
+    prompts = [build_prompt(model, document.prompt, [document.image]) for document in drawn]
+    model.open_sessions(drafts=True)
     start = perf_counter()
-    plain = [list(model.generate(prompt, greedy, LONGEST)) for prompt in track(prompts, f"{activations}, no drafts")]
+    plain = [list(generate(model, prompt, greedy, LONGEST)) for prompt in track(prompts, f"{activations}, no drafts")]
     seconds = perf_counter() - start
     for count in COUNTS:
         yield f"| {activations} " + with_drafts(model, count, prompts, plain, seconds)
@@ -60,7 +62,7 @@ def with_drafts(model: Model, count: int, prompts: list[Prompt], plain: list[lis
     """One of these rows, but for its first cell."""
     changed, tokens, drafts, start = 0, 0, Drafts(count), perf_counter()
     for prompt, expected in zip(prompts, plain, strict=True):
-        answer = list(model.generate(prompt, greedy, LONGEST, drafts))
+        answer = list(generate(model, prompt, greedy, LONGEST, drafts))
         changed += answer != expected
         tokens += len(answer)
     speed = seconds / (perf_counter() - start)

@@ -19,8 +19,10 @@ from calib_data.rendered import fonts
 from calib_data.rendered.render import KINDS
 from calib_data.sources import open_documents
 from console.errors import run_command
-from runtime.generate import Model
-from runtime.sampling import greedy
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
+from runtime.model import Model
+from runtime.prompt import build_prompt
 
 if TYPE_CHECKING:
     from calib_data.document import Document
@@ -50,7 +52,7 @@ class Read:
 
 def answer(model: Model, document: Document) -> str:
     """The model's greedy answer."""
-    tokens = list(model.generate(model.prompt(document.prompt, [document.image]), greedy, 256))
+    tokens = list(generate(model, build_prompt(model, document.prompt, [document.image]), greedy, 256))
     return model.chat.decode_answer(tokens, thinking=False).text
 
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from runtime.generate import Model
+    from runtime.model import Model
     from runtime.ort.cache import KVCache
 
 COUNTS = (1, 2, 3)
@@ -150,7 +150,7 @@ class _Bench:
         self._embeds = model.embed_tokens(random.integers(0, model.manifest.text.vocab_size, max(COUNTS) + 1))
         self._hidden = Buffer.of(random.normal(size=(1, 1, width)), model.target.dtype, model.device)
         self.reset()
-        self._kept = {n: drafter.decoder_rewinder.keep(self._cache, n + 1) for n in COUNTS}
+        self._kept = {n: drafter.decoder_rollback.save(self._cache, n + 1) for n in COUNTS}
         # In the order of an answer, as what ran before decides what the processor's cache holds: a step follows a step.
         kinds = {"draft": self._draft, "keep": self._keep, "check": self._check, "rewind": self._rewind}
         self.calls = {(kind, n): partial(call, n) for n in COUNTS for kind, call in kinds.items()}
@@ -173,11 +173,11 @@ class _Bench:
         self._model.decoder.run(self._cache, self._embeds[None, : drafts + 1], np.arange(drafts + 1)[None])
 
     def _keep(self, drafts: int) -> None:
-        self._model.drafter.decoder_rewinder.keep(self._cache, drafts + 1)
+        self._model.drafter.decoder_rollback.save(self._cache, drafts + 1)
 
     def _rewind(self, drafts: int) -> None:
         self._cache.lengths += np.int32(drafts + 1)  # as if they had been read
-        self._model.drafter.decoder_rewinder.rewind(self._cache, self._kept[drafts], drafts)
+        self._model.drafter.decoder_rollback.roll_back(self._cache, self._kept[drafts], drafts)
 
 
 def _calls(times: dict[tuple[str, int], NDArray[np.float64]]) -> Calls:

@@ -27,7 +27,7 @@ from runtime.compare.gate import Gates
 from runtime.compare.measure import measure
 from runtime.compare.summary import summarize_candidate
 from runtime.evaluate import summary
-from runtime.generate import Model
+from runtime.model import Model
 
 if TYPE_CHECKING:
     from runtime.compare.result import DocumentResult
@@ -63,7 +63,7 @@ def build(row: Format, folder: Path, seed: int, samples: int) -> Model:
         quantize(Settings(READER, folder, seed=seed, count=samples, reference=0, **row.settings))
     export(folder, "cpu", exact=row.exact)
     model = Model(folder, "cpu")
-    model.load()  # not in the time of the first document
+    model.open_sessions()  # not in the time of the first document
     return model
 
 

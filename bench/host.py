@@ -23,12 +23,12 @@ from calib_data import READER
 from console.errors import run_command
 from console.files import read_object
 from runtime.chat import Chat
-from runtime.generate import look_up
+from runtime.decoding.sampling import Sampling
+from runtime.exported import look_up
 from runtime.inputs.images import ImageSettings, image_grid, preprocess
 from runtime.inputs.windows import vision_index
 from runtime.ort.manifest import VisionSettings
 from runtime.ort.sessions import HOST, Buffer
-from runtime.sampling import Sampling
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -27,7 +27,7 @@ from runtime.compare.gate import Gates
 from runtime.compare.measure import measure
 from runtime.compare.summary import summarize_candidate
 from runtime.evaluate import Scored, score, summary
-from runtime.generate import Model
+from runtime.model import Model
 from training.evaluation import draft_acceptance
 
 if TYPE_CHECKING:

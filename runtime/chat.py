@@ -1,4 +1,4 @@
-"""From a user's question to token ids, and from generated ids back to text."""
+"""Chat template and tokenizer: from a question to token ids, and from generated ids to text."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ VIDEO_TOKEN = "<|video_pad|>"
 THINK_END = "</think>"
 
 
-class Answer(NamedTuple):
-    """Generated text in its two parts; either may be empty."""
+class AnswerText(NamedTuple):
+    """Generated text in two parts; either may be empty."""
 
     reasoning: str
+    """Text before `</think>`."""
     text: str
+    """Text after it."""
 
 
 class Chat:
-    """The tokenizer and chat template of a model folder.
-
-    image_token_id, video_token_id: the ids that stand for one merged token of an image or of a video; None for a model
-    that takes none.
-    think_end_id: the id that ends the reasoning; None where that mark is not a single token.
-    """
+    """The tokenizer and chat template of a model folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Read tokenizer.json, chat_template.jinja and tokenizer_config.json (where there is one) of `folder`."""
+        """Read tokenizer.json, chat_template.jinja and, if there is one, tokenizer_config.json."""
         self._folder = folder
         self._tokenizer = _load_tokenizer(folder / "tokenizer.json")
         self._template = _load_template(folder / "chat_template.jinja")
         self._special_tokens = _load_special_tokens(folder / "tokenizer_config.json")
         self.image_token_id: int | None = self._tokenizer.token_to_id(IMAGE_TOKEN)
+        """Placeholder of one image embedding; None for a model without images."""
         self.video_token_id: int | None = self._tokenizer.token_to_id(VIDEO_TOKEN)
+        """Placeholder of one video embedding; None for a model without videos."""
         self.think_end_id: int | None = self._tokenizer.token_to_id(THINK_END)
+        """Token that ends the reasoning; None where `</think>` is not a single token."""
 
     def render(self, text: str, images: int = 0, videos: int = 0, *, thinking: bool = False) -> str:
-        """Write one user turn, its pictures and then its videos before its text, up to where the answer begins."""
-        # Plain strings where they will do: templates of text-only models know nothing else.
+        """Render one user turn up to where the answer begins: images, then videos, then text."""
+        # A plain string without images: templates of text-only models support nothing else.
         content: str | list[dict[str, str]] = text
         if images or videos:
             content = [{"type": "image"}] * images + [{"type": "video"}] * videos + [{"type": "text", "text": text}]
@@ -62,7 +62,7 @@ class Chat:
             return self._template.render(
                 **self._special_tokens, messages=messages, add_generation_prompt=True, enable_thinking=thinking
             )
-        except Exception as error:  # the template is a program of the model's author, it may raise anything
+        except Exception as error:  # a template is code of the model's author and may raise anything
             raise InputError(f"{self._folder / 'chat_template.jinja'}: cannot be rendered ({error})") from error
 
     def encode(
@@ -73,69 +73,68 @@ class Chat:
         *,
         thinking: bool = False,
     ) -> NDArray[np.int64]:
-        """Token ids [T] int64 of one user turn; the i-th image takes up `image_tokens[i]` places, videos likewise.
+        """Token ids [T] int64 of one user turn, with `image_tokens[i]` placeholders for the i-th image, videos alike.
 
-        Raises InputError when the images or videos asked for and the places for them differ: the model takes none, or
-        the text itself contains the placeholder.
+        Raises InputError where the template has no placeholder for an image or video, or the text contains one.
         """
         if not _is_utf8(text):
             raise InputError(f"prompt: {text!r} is not valid UTF-8, check how the text is encoded")
         rendered = self.render(text, len(image_tokens), len(video_tokens), thinking=thinking)
         ids = np.array(self._tokenizer.encode(rendered, add_special_tokens=False).ids, np.int64)
         repeats = np.ones_like(ids)
-        for kind, mark, token_id, tokens in (
+        for kind, placeholder, token_id, tokens in (
             ("image", IMAGE_TOKEN, self.image_token_id, image_tokens),
             ("video", VIDEO_TOKEN, self.video_token_id, video_tokens),
         ):
-            is_place = ids == (-1 if token_id is None else token_id)
-            places = int(is_place.sum())
-            if tokens and not places:
+            is_placeholder = ids == (-1 if token_id is None else token_id)
+            count = int(is_placeholder.sum())
+            if tokens and not count:
+                raise InputError(f"{self._folder}: this model's chat template takes no {kind}s; ask without --{kind}")
+            if count != len(tokens):
                 raise InputError(
-                    f"{self._folder}: this model's chat template has no place for {kind}s, ask without --{kind}"
+                    f"prompt: has {count} placeholders for {len(tokens)} {kind}s, remove {placeholder} from the text"
                 )
-            if places != len(tokens):
-                raise InputError(f"prompt: has {places} places for {len(tokens)} {kind}s, remove {mark} from the text")
-            repeats[is_place] = tokens
+            repeats[is_placeholder] = tokens
         return np.repeat(ids, repeats)
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of plain text, such as an answer, without any chat markup."""
+        """Token ids of plain text, such as an answer, without chat template."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of generated ids, without special tokens."""
+        """Text of token ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
-    def decode_answer(self, ids: Sequence[int], *, thinking: bool) -> Answer:
-        """Separate the reasoning from the answer in generated ids.
+    def decode_answer(self, ids: Sequence[int], *, thinking: bool) -> AnswerText:
+        """Split generated ids into reasoning and answer.
 
-        With thinking on, the prompt ends inside an open <think>: everything up to </think> is reasoning, and all of it
-        is when that mark never came.
+        With thinking, the prompt ends after <think>: everything up to </think> is reasoning, and everything is where
+        </think> is missing.
         """
         ids = list(ids)
         if not thinking:
-            return Answer("", self.decode(ids).strip())
+            return AnswerText("", self.decode(ids).strip())
         if self.think_end_id is None:
             reasoning, _, answer = self.decode(ids).partition(THINK_END)
         else:
             end = ids.index(self.think_end_id) if self.think_end_id in ids else len(ids)
             reasoning, answer = self.decode(ids[:end]), self.decode(ids[end + 1 :])
-        return Answer(reasoning.strip(), answer.strip())
+        return AnswerText(reasoning.strip(), answer.strip())
 
     def stream(self) -> TextStream:
-        """Begin to decode ids one at a time."""
+        """A decoder of ids one at a time."""
         return TextStream(self._tokenizer)
 
     def stream_answer(self, *, thinking: bool) -> AnswerStream:
-        """Begin to decode the ids of an answer for the screen."""
+        """A decoder of the ids of an answer one at a time."""
         return AnswerStream(self, thinking)
 
 
 class TextStream:
-    """Decodes ids as they are generated; the pieces joined are the text that decoding all ids at once gives.
+    """Decodes ids one at a time; the pieces join to the text of `Chat.decode`.
 
-    A character may take several tokens (three for a Hangul syllable in bytes): its piece comes with the last of them.
+    A character may take several tokens, such as a Hangul syllable in three bytes: its piece comes with the last one.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -145,39 +144,39 @@ class TextStream:
         self._length = 0
 
     def push(self, token: int) -> str:
-        """Text that `token` completes, "" while a character is unfinished or for a special token."""
+        """Text that `token` completes; "" inside a character and for a special token."""
         self._ids.append(token)
         piece = self._stream.step(self._tokenizer, token) or ""
         self._length += len(piece)
         return piece
 
     def finish(self) -> str:
-        """Text held back at the end: bytes that never became a character, shown as U+FFFD."""
+        """Text left at the end: bytes of an incomplete character, shown as U+FFFD."""
         return self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._length :]
 
 
 class AnswerStream:
-    """Decodes an answer as it is generated: the pieces joined are the text of `Chat.decode_answer`.
+    """Decodes an answer one id at a time; the pieces join to the text of `Chat.decode_answer`.
 
-    With thinking on, the reasoning comes first and a line `</think>` ends it, be that mark a special token or not.
+    With thinking, the reasoning comes first and a line `</think>` ends it, special token or not.
     """
 
     def __init__(self, chat: Chat, thinking: bool) -> None:
         self._chat = chat
-        self._mark = chat.think_end_id if thinking else None
+        self._think_end = chat.think_end_id if thinking else None
         self._begin()
 
     def push(self, token: int) -> str:
-        """Text that `token` completes; white space waits for what follows it, as none may end an answer."""
-        if token != self._mark:
+        """Text that `token` completes; white space is held back until text follows, as an answer is stripped."""
+        if token != self._think_end:
             return self._strip(self._text.push(token))
         shown = self.finish()
-        self._mark = None
+        self._think_end = None
         self._begin()
         return f"{shown}\n{THINK_END}\n\n"
 
     def finish(self) -> str:
-        """Text held back at the end."""
+        """Text left at the end."""
         return self._strip(self._text.finish())
 
     def _begin(self) -> None:
@@ -197,7 +196,7 @@ def _load_tokenizer(path: Path) -> Tokenizer:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises plain Exception
         raise InputError(f"{path}: is not a tokenizer that can be read ({error})") from error
-    # The file may carry settings of training.
+    # The file may hold settings from training.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
@@ -218,7 +217,7 @@ def _load_template(path: Path) -> jinja2.Template:
 
 
 def _load_special_tokens(path: Path) -> dict[str, str]:
-    """Names such as bos_token and what they stand for, which templates may use."""
+    """Special tokens by name, such as bos_token, which templates may use."""
     if not path.exists():
         return {}
     tokens = {name: value for name, value in read_object(path).items() if name.endswith("_token")}
@@ -227,7 +226,7 @@ def _load_special_tokens(path: Path) -> dict[str, str]:
 
 
 def _is_utf8(text: str) -> bool:
-    """Bytes on a command line that are no UTF-8 arrive as lone surrogates, which no tokenizer takes."""
+    """False for lone surrogates: bytes of a command line that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -242,7 +241,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """Plain JSON: Jinja's own filter escapes HTML characters."""
+    """JSON without escaped HTML characters, unlike Jinja's own filter."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 

@@ -1,4 +1,4 @@
-"""How well one folder reads: its greedy answers on documents with known answers, scored."""
+"""Scores the greedy answers of one folder on documents with known answers."""
 
 from __future__ import annotations
 
@@ -12,40 +12,48 @@ from calib_data.scores import anls, character_error_rate, exact_match
 from calib_data.sources import open_documents, shortfall
 from console.errors import InputError
 from console.progress import say
-from runtime.sampling import greedy
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
+from runtime.prompt import build_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from calib_data.document import Document
     from calib_data.rendered.render import Kind
-    from runtime.generate import Model, Prompt
+    from runtime.exported import ExportedModel
+    from runtime.prompt import Prompt
 
-ANSWER_TOKENS = 512  # an answer may have, or twice as many as the truth: what is longer is wrong all the same
+ANSWER_TOKENS = 512  # longest answer, or twice the known answer if that is longer: beyond it an answer is wrong anyway
 SCORES = ("exact_match", "cer", "anls")
 
 
 @dataclass(frozen=True)
 class Scored:
-    """One document's answer, its scores, each 0 to 1 (the error rate may exceed 1), and its cost.
-
-    truth: the first, where several are. ids: tokens of the answer. seconds: from the picture to the whole answer.
-    """
+    """One document's answer, its scores and its time."""
 
     name: str
+    """Name of the document."""
     truth: str
+    """Known answer; the first of several."""
     answer: str
+    """Text of the answer."""
     ids: list[int]
+    """Tokens of the answer."""
     seconds: float
+    """Time of the answer, vision encoder and prompt included."""
     exact_match: float
+    """1 for the known answer, else 0."""
     cer: float
+    """Character error rate, 0 or more."""
     anls: float
+    """Average normalized Levenshtein similarity, 0 to 1."""
 
 
-def draw(source: str, count: int, seed: int, kind: Kind | None) -> list[Document]:
-    """At most `count` evaluation documents of a source, as `open_documents` opens them; fewer are said.
+def evaluation_documents(source: str, count: int, seed: int, kind: Kind | None) -> list[Document]:
+    """Open at most `count` held-out documents of a source; says on stderr where it has fewer.
 
-    Raises InputError where one has no known answer.
+    Raises InputError for a document without a known answer.
     """
     documents = open_documents(source, split="evaluation", count=count, seed=seed, kind=kind)
     for document in documents:
@@ -55,30 +63,32 @@ def draw(source: str, count: int, seed: int, kind: Kind | None) -> list[Document
     return documents
 
 
-def require_vision(model: Model) -> None:
-    """Raise InputError for a model that cannot see documents."""
+def require_vision(model: ExportedModel) -> None:
+    """Raise InputError for a model without a vision encoder."""
     if model.manifest.vision is None:
-        raise InputError(f"{model.folder}: this model reads text only, and documents are pictures; give one that sees")
+        raise InputError(
+            f"{model.folder}: this model reads text only, and documents are images; give a vision-language model"
+        )
 
 
 def truth_of(document: Document) -> str:
-    """The known answer of a document. Raises InputError where there is none."""
+    """Known answer of a document; the first of several. Raises InputError where there is none."""
     if document.answer is None:
         raise InputError(f"{document.name}: has no known answer, so it cannot be scored; add one")
     return document.answer
 
 
-def score(model: Model, document: Document) -> tuple[Scored, Prompt]:
-    """Answer a document greedily and compare with the truth; its embedded prompt comes too, for further questions.
+def score(model: ExportedModel, document: Document) -> tuple[Scored, Prompt]:
+    """Answer a document greedily and score the answer; each score is the best over all known answers.
 
-    Where several answers are true, each score is the best over them.
+    Returns the embedded prompt too, for further use.
     """
     truth, image = truth_of(document), document.image
     truths = (truth, *document.also)
     start = time.perf_counter()
-    prompt = model.prompt(document.prompt, [image], names=[document.name])
-    longest = 2 * max(len(model.chat.encode_text(one)) for one in truths)
-    tokens = list(model.generate(prompt, greedy, max(ANSWER_TOKENS, longest)))
+    prompt = build_prompt(model, document.prompt, [image], names=[document.name])
+    longest = 2 * max(len(model.chat.encode_text(text)) for text in truths)
+    tokens = list(generate(model, prompt, greedy, max(ANSWER_TOKENS, longest)))
     answer = model.chat.decode_answer(tokens, thinking=False).text
     scored = Scored(
         name=document.name,
@@ -86,16 +96,16 @@ def score(model: Model, document: Document) -> tuple[Scored, Prompt]:
         answer=answer,
         ids=tokens,
         seconds=time.perf_counter() - start,
-        exact_match=max(exact_match(answer, one) for one in truths),
-        cer=min(character_error_rate(answer, one) for one in truths),
+        exact_match=max(exact_match(answer, text) for text in truths),
+        cer=min(character_error_rate(answer, text) for text in truths),
         anls=anls(answer, truths),
     )
     return scored, prompt
 
 
 def summary(scored: Sequence[Scored]) -> dict[str, float]:
-    """Means over documents, and speed."""
-    rows = [asdict(one) for one in scored]
+    """Mean scores, total seconds, and tokens a second of all documents together."""
+    rows = [asdict(document) for document in scored]
     means = {name: float(np.mean([row[name] for row in rows])) for name in SCORES}
-    seconds, tokens = float(sum(one.seconds for one in scored)), sum(len(one.ids) for one in scored)
+    seconds, tokens = float(sum(document.seconds for document in scored)), sum(len(document.ids) for document in scored)
     return {"documents": len(rows), **means, "seconds": seconds, "tokens_per_second": tokens / seconds}

@@ -1,4 +1,4 @@
-"""Linear weights of a model folder as numbers, whatever format they are stored in."""
+"""Reads the linear weights of a model folder, dequantized from any of its formats."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _PACKED = ".weight_packed"
 
 
 class Weights:
-    """The weights of a folder's .safetensors files, read one linear at a time."""
+    """The linears of a folder's .safetensors files; each is read when it is asked for."""
 
     def __init__(self, folder: Path, files: Iterable[str]) -> None:
         self._tensors: dict[str, tuple[Path, int, str, tuple[int, ...]]] = {}
@@ -44,7 +44,7 @@ class Weights:
                     self._tensors[tensor] = (path, start, entry["dtype"], tuple(entry["shape"]))
 
     def linears(self) -> list[str]:
-        """Names of all linears, in alphabetical order: matrices, but for embeddings, and convolutions over patches."""
+        """Names of all linears, sorted: matrices other than embeddings, and the convolution over patches."""
         names = {name.removesuffix(_PACKED) for name in self._tensors if name.endswith(_PACKED)}
         names |= {name.removesuffix(NF4_STATE) for name in self._tensors if name.endswith(NF4_STATE)}
         for name, (*_, shape) in self._tensors.items():
@@ -53,7 +53,7 @@ class Weights:
         return sorted(names)
 
     def bits(self, linear: str) -> int:
-        """Bits of one weight."""
+        """Bits of one weight of a linear."""
         if linear + _PACKED in self._tensors:
             width = int(self._load(f"{linear}.weight_shape")[1])
             return self._tensors[linear + _PACKED][3][1] * 32 // width
@@ -62,7 +62,7 @@ class Weights:
         return 8 * int(np.dtype(_DTYPES[self._tensors[f"{linear}.weight"][2]]).itemsize)
 
     def shape(self, linear: str) -> tuple[int, int]:
-        """Rows and columns of a linear, convolutions over patches flattened."""
+        """Rows and columns of a linear; a convolution is flattened to [N, K]."""
         if linear + _PACKED in self._tensors:
             rows, width = self._load(f"{linear}.weight_shape").tolist()
         elif linear + NF4_STATE in self._tensors:
@@ -73,9 +73,9 @@ class Weights:
         return rows, width
 
     def load(self, linear: str, rows: slice = slice(None)) -> NDArray[np.float32]:
-        """The weight [N, K] of a linear, or some of its rows. Raises InputError where there is none of that name.
+        """Weight [N, K] of a linear, or some of its rows. Raises InputError for a name that is not there.
 
-        Of NF4, rows begin and end at multiples of 64, where blocks of any width do.
+        For NF4, rows must start and stop at multiples of 64, which are block boundaries for any K.
         """
         if linear + _PACKED in self._tensors:
             return self._unpack(linear, rows)
@@ -91,7 +91,7 @@ class Weights:
         return np.memmap(path, _DTYPES[dtype], "r", offset, shape)
 
     def _unpack(self, linear: str, rows: slice) -> NDArray[np.float32]:
-        """compressed-tensors `pack-quantized`: codes from the lowest bits up, zero in the middle."""
+        """Dequantize compressed-tensors `pack-quantized`: unsigned codes, zero point in the middle, low bits first."""
         packed, bits = np.ascontiguousarray(self._load(linear + _PACKED)[rows]).view(np.uint8), self.bits(linear)
         scales = self._load(f"{linear}.weight_scale")[rows].astype(np.float32)
         codes = packed if bits == 8 else np.stack((packed & 15, packed >> 4), -1)
@@ -100,7 +100,7 @@ class Weights:
         return values.reshape(len(scales), -1)
 
     def _unpack_nf4(self, linear: str, rows: slice) -> NDArray[np.float32]:
-        """bitsandbytes NF4 without double quantization: the higher half of a byte first."""
+        """Dequantize bitsandbytes NF4 without double quantization: high half of a byte first."""
         count, width = self.shape(linear)
         first, last, _ = rows.indices(count)
         packed, levels = self._load(f"{linear}.weight").ravel(), self._load(f"{linear}.weight.quant_map")

@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, StaticCache
 from bench.gpu.figures import WARM_UP, Figure, Timing, timed
 from bench.gpu.folders import FOUR_LAYERS, TINY, folder_of
 from quantize.model.families import model_config
-from runtime.generate import Model, Prompt
+from runtime.decoding.forward import prefill
+from runtime.model import Model
 from runtime.ort.sessions import Options
+from runtime.prompt import Prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,11 +37,13 @@ if sys.argv[4]:
     import torch  # and its cuDNN, which ONNX Runtime then finds
 import numpy as np
 from pathlib import Path
-from runtime.generate import Model, Prompt
+from runtime.decoding.generate import generate
+from runtime.model import Model
+from runtime.prompt import Prompt
 model = Model(Path(sys.argv[1]), sys.argv[2])
 tokens = int(sys.argv[3])
 prompt = Prompt(np.zeros(tokens, np.int64), model.embed_tokens(np.zeros(tokens, np.int64)))
-list(model.generate(prompt, lambda *_: 100, 3))
+list(generate(model, prompt, lambda *_: 100, 3))
 """
 
 
@@ -87,7 +91,7 @@ def _ours(bench: Bench, folder: Path, context: int) -> dict[str, Timing]:
 
     def read() -> None:
         cache.lengths[:] = 0
-        model.prefill(cache, prompt)
+        prefill(model, cache, prompt)
 
     return {"step": timed(step), "prompt": timed(read, least=3)}
 

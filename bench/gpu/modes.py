@@ -8,10 +8,13 @@ import numpy as np
 
 from bench.gpu.figures import Figure
 from calib_data.sources import open_documents
-from runtime.generate import Model, Prompt
+from runtime.decoding.forward import decode, prefill
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
+from runtime.decoding.speculative import Drafts
+from runtime.model import Model
 from runtime.ort.sessions import Options
-from runtime.sampling import greedy
-from runtime.speculative import Drafts
+from runtime.prompt import Prompt, build_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +34,7 @@ def modes(bench: Bench, folder: Path) -> Iterator[Figure]:
     """Each against the plain way on the same device."""
     model, count = Model(folder, bench.device), 2 if bench.tiny else 40
     documents = open_documents("rendered", split="evaluation", count=max(count, BATCH), seed=1)
-    prompts = [model.prompt(document.prompt, [document.image]) for document in documents]
+    prompts = [build_prompt(model, document.prompt, [document.image]) for document in documents]
     yield _batch(model, prompts[:BATCH])
     yield _poisoned(model, prompts[0])
     yield _overrun(model)
@@ -45,7 +48,7 @@ def modes(bench: Bench, folder: Path) -> Iterator[Figure]:
 
 
 def _answer(model: Model, prompt: Prompt, drafts: int = 0) -> list[int]:
-    return list(model.generate(prompt, greedy, LONGEST, Drafts(drafts) if drafts else None))
+    return list(generate(model, prompt, greedy, LONGEST, Drafts(drafts) if drafts else None))
 
 
 def _changed(name: str, plain: list[list[int]], found: list[list[int]]) -> Figure:
@@ -72,10 +75,10 @@ def _batch(model: Model, prompts: list[Prompt]) -> Figure:
     """Sequences together, each prompt read into its row, against each alone."""
     capacity = max(len(prompt.ids) for prompt in prompts) + STEPS
     together, alone = model.decoder.new_cache(capacity, len(prompts)), []
-    first = np.stack([model.prefill(together.row(i), prompt) for i, prompt in enumerate(prompts)])
+    first = np.stack([prefill(model, together.row(i), prompt) for i, prompt in enumerate(prompts)])
     for prompt in prompts:
         cache = model.decoder.new_cache(capacity)
-        alone.append(_steps(model, cache, model.prefill(cache, prompt)[None]))
+        alone.append(_steps(model, cache, prefill(model, cache, prompt)[None]))
     expected = np.concatenate(alone, axis=1)
     found = _steps(model, together, first)
     same = (found.argmax(-1) == expected.argmax(-1)).mean()
@@ -106,6 +109,6 @@ def _overrun(model: Model) -> Figure:
         cache = model.decoder.new_cache(tokens + STEPS)
         for start in range(0, tokens, piece):
             part = embeds[start : start + piece]
-            logits = model.decode(cache, part, np.array([len(part) - 1])).logits[0]
+            logits = decode(model, cache, part, np.array([len(part) - 1])).logits[0]
         found.append(_steps(model, cache, logits))
     return _difference(f"windows filled {WINDOWS} times: largest difference of logits", found[0], found[1])

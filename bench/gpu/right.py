@@ -23,7 +23,7 @@ from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
 from runtime.compare.measure import measure as compare
 from runtime.compare.summary import summarize_candidate
-from runtime.generate import Model
+from runtime.model import Model
 from runtime.ort.sessions import Options
 
 if TYPE_CHECKING:

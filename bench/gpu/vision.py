@@ -10,8 +10,8 @@ import numpy as np
 from bench.gpu.figures import Figure, timed
 from bench.gpu.folders import TINY, WHOLE, Variant, folder_of
 from bench.gpu.memory import PeakMemory
-from runtime.generate import Model
 from runtime.inputs.vision_inputs import vision_feeds
+from runtime.model import Model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

@@ -24,11 +24,14 @@ from console.files import read_object
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.plan.plan import make_plan
 from quantize.plan.sizes import read_architecture
-from runtime.generate import Model, Prompt
+from runtime.decoding.forward import prefill
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
+from runtime.decoding.speculative import Drafts
+from runtime.model import Model
 from runtime.ort.sessions import Options
-from runtime.sampling import greedy
+from runtime.prompt import Prompt
 from runtime.sizes import Chunking
-from runtime.speculative import Drafts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,12 +89,12 @@ def _first(bench: Bench, folder: Path, sizes: Sizes) -> Iterator[Figure]:
     model = Model(folder, bench.device)
     with PeakMemory(bench) as memory:
         started = time.perf_counter()
-        model.load(drafts=True)
+        model.open_sessions(drafts=True)
         yield Figure("load decoder and MTP layer", time.perf_counter() - started, "s")
         yield Figure("memory after loading", memory.bytes / GIB, "GiB")
         model.vision.run(picture(model, side, side))
         prompt = _prompt(model, context - ANSWER)
-        list(model.generate(prompt, greedy, ANSWER, Drafts(3)))
+        list(generate(model, prompt, greedy, ANSWER, Drafts(3)))
     note = f"picture of {side**2} patches, {context} tokens, three drafts"
     yield Figure("peak memory", memory.bytes / GIB, "GiB", note=note)
     if bench.on_gpu:
@@ -110,7 +113,7 @@ def measure_variant(bench: Bench, variant: Variant) -> Iterator[Figure]:
     sizes, folder = MINIATURE if bench.tiny else RELEASED, folder_of(bench, TINY if bench.tiny else WHOLE, variant)
     started = time.perf_counter()
     model = Model(folder, bench.device, Options(capture=bench.on_gpu))
-    model.load()
+    model.open_sessions()
     yield Figure(f"{variant}: load the decoder", time.perf_counter() - started, "s")
     name = f"{variant}, captured" if bench.on_gpu else variant
     yield from _batches(bench, model, name, sizes)
@@ -166,7 +169,7 @@ def _prompts(bench: Bench, model: Model, name: str, prompts: dict[int, tuple[int
 
 def _read(model: Model, cache: KVCache, prompt: Prompt) -> None:
     cache.lengths[:] = 0
-    model.prefill(cache, prompt)
+    prefill(model, cache, prompt)
 
 
 def _drafts(bench: Bench, model: Model, context: int) -> Iterator[Figure]:

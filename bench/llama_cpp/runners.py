@@ -15,9 +15,11 @@ import numpy as np
 from bench.llama_cpp.model import weight_bytes
 from bench.peers.environments import Peer, environment
 from console.errors import InputError
-from runtime.generate import Model, Prompt
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
+from runtime.model import Model
 from runtime.ort.sessions import Options
-from runtime.sampling import greedy
+from runtime.prompt import Prompt
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -63,7 +65,7 @@ class Runner(Protocol):
 
 
 class Ours:
-    """`Model.generate`, as the command runs it."""
+    """`runtime.decoding.generate`, as the command runs it."""
 
     def __init__(self, name: str, folder: Path, threads: int) -> None:
         self.name, self.weight_bytes = name, weight_bytes(folder)
@@ -73,7 +75,7 @@ class Ours:
     def turn(self, task: Task) -> Turn:
         """Do the task once."""
         start, ids = self._clock(), np.array(task.prompt)
-        tokens = self._model.generate(Prompt(ids, self._model.embed_tokens(ids)), self._sample, task.new_tokens)
+        tokens = generate(self._model, Prompt(ids, self._model.embed_tokens(ids)), self._sample, task.new_tokens)
         next(tokens)
         first = self._clock()
         if sum(1 for _ in tokens) != task.new_tokens - 1:

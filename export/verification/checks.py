@@ -20,8 +20,8 @@ from export.verification.tolerances import EXACT, tolerance
 from runtime.inputs.images import ImageSettings, preprocess
 from runtime.inputs.vision_inputs import vision_feeds
 from runtime.ort import graph_io
+from runtime.ort.cache_rollback import CacheRollback
 from runtime.ort.sessions import Buffer, VisionSession, placement
-from runtime.speculative import Rewinder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,7 +100,7 @@ def check_rewind(graphs: Graphs, *, mtp: bool = False) -> Check:
     length = max(window for window in windows if window) + STEPS
     decoder = graphs.decoder(graphs.open(graph, profile=False), mtp=mtp)
     session = graphs.open(rewind)
-    rewinder, cache = Rewinder(session, windows), decoder.new_cache(length + STEPS)
+    rollback, cache = CacheRollback(session, windows), decoder.new_cache(length + STEPS)
     random = np.random.default_rng(1)
     for buffer in cache.buffers:
         largest = 127 if buffer.dtype == "int8" else 1
@@ -108,9 +108,9 @@ def check_rewind(graphs: Graphs, *, mtp: bool = False) -> Check:
     cache.lengths[:] = length
     drafts, positions = graphs.embeds[None, :STEPS], np.arange(STEPS)[None]
     hidden = Buffer.of(random.normal(size=drafts.shape), target.dtype, graphs.device) if mtp else None
-    kept = rewinder.keep(cache, STEPS)
+    saved = rollback.save(cache, STEPS)
     first = decoder.run(cache, drafts, positions, hidden).logits
-    rewinder.rewind(cache, kept, STEPS)
+    rollback.roll_back(cache, saved, STEPS)
     again = decoder.run(cache, drafts, positions, hidden).logits
     return _check(graphs, rewind, session, relative_error(again, first), EXACT)
 

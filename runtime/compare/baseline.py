@@ -13,7 +13,7 @@ import numpy as np
 from calib_data.sources import open_documents
 from console.errors import InputError
 from runtime.compare.predictions import ModelOutput, Predictions, predict, token_ids
-from runtime.generate import answer_parts
+from runtime.decoding.forward import answer_parts
 from runtime.inputs.images import ImageSettings
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from calib_data.document import Document
-    from runtime.generate import Model
+    from runtime.model import Model
 
 _BROKEN_FILE = (zipfile.BadZipFile, zlib.error, OSError, EOFError)
 _BAD_CONTENT = (ValueError, KeyError, IndexError, TypeError, AttributeError)

@@ -18,8 +18,8 @@ from runtime.compare.models import check_documents
 from runtime.compare.predictions import answer_ids, kl_divergence, predict
 from runtime.compare.progress import changed_error
 from runtime.compare.result import Difference, DocumentResult, ModelResult
+from runtime.decoding.forward import answer_parts
 from runtime.evaluate import truth_of
-from runtime.generate import answer_parts
 from runtime.ort.sessions import Options
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from runtime.compare.predictions import ModelOutput, Predictions
     from runtime.compare.progress import Progress
     from runtime.evaluate import Scored
-    from runtime.generate import Model
+    from runtime.model import Model
 
 
 def measure_all(

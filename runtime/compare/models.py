@@ -15,7 +15,7 @@ from runtime.compare.layers import check_layers
 from runtime.compare.predictions import token_ids
 from runtime.compare.result import Cost
 from runtime.evaluate import require_vision
-from runtime.generate import Model
+from runtime.model import Model
 from runtime.ort.cache import cache_bytes
 from runtime.ort.sessions import itemsize
 from runtime.weights import Weights
@@ -88,14 +88,13 @@ class LoadedModels:
     def release(self) -> None:
         """Free the memory of all graphs; tokenizers and settings stay."""
         for model in self.folders:
-            for part in ("decoder", "vision", "_head"):
-                vars(model).pop(part, None)
+            model.unload()
 
 
 def _load_with_cost(path: Path, device: str, options: Options | None) -> tuple[Model, Cost]:
     before = _resident()
     model = Model(path, device, options)
-    model.load()  # its memory is part of the cost
+    model.open_sessions()  # its memory is part of the cost
     after = _resident()
     cache = cache_bytes(model.manifest.text, batch=1, capacity=4096, itemsize=itemsize(model.target.kv_dtype))
     return model, Cost(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from runtime.decoding.forward import teacher_forced
 from runtime.evaluate import Scored, score, truth_of
 from runtime.inputs.images import image_grid
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from calib_data.document import Document
-    from runtime.generate import Model
+    from runtime.model import Model
 
 
 class ModelOutput(NamedTuple):
@@ -32,7 +33,7 @@ class ModelOutput(NamedTuple):
 def predict(model: Model, document: Document, tokens: Sequence[int]) -> ModelOutput:
     """Answer a document greedily, and predict the tokens of its true answer."""
     scored, prompt = score(model, document)
-    return ModelOutput(scored, map(Predictions.from_logits, model.teacher_forced(prompt, tokens)))
+    return ModelOutput(scored, map(Predictions.from_logits, teacher_forced(model, prompt, tokens)))
 
 
 def token_ids(model: Model, document: Document) -> list[int]:

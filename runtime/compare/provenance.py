@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from runtime.compare.models import LoadedModels, Models
-    from runtime.generate import Model
+    from runtime.model import Model
 
 _PAGES, _PAGE = 64, 4096
 # All files that `Model` and `list_layers` read, apart from runtime.json. Others may come and go.

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bench.drafting import COUNTS, Calls, Cost, Spread, costs, deeper, table, time_calls
-from runtime.generate import Model
+from runtime.model import Model
 
 WINDOW = 64  # of the reader
 

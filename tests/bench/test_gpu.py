@@ -24,7 +24,9 @@ from bench.gpu.table import stage_lines
 from bench.released_widths import STD
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.solver.quantizers import NF4_VALUES
-from runtime.generate import Model
+from runtime.decoding.forward import prefill
+from runtime.model import Model
+from runtime.prompt import build_prompt
 from runtime.weights import Weights
 
 LINEAR = "model.language_model.layers.0.mlp.down_proj"
@@ -148,9 +150,9 @@ def test_folders_made_of_graphs_and_headers_answer(tmp_path):
     logits = []
     for folder in (plain, quantized):
         model = Model(folder, "cpu")
-        prompt = model.prompt("Hello")
+        prompt = build_prompt(model, "Hello")
         with model.decoder.borrow_cache(len(prompt.ids)) as cache:
-            logits.append(model.prefill(cache, prompt))
+            logits.append(prefill(model, cache, prompt))
     assert np.isfinite(logits).all()
     assert np.std(logits, axis=1).min() > 0.01
     assert not np.array_equal(*logits)

@@ -8,8 +8,11 @@ from bench.llama_cpp.model import config, weight_bytes
 from bench.llama_cpp.runners import Memory, Ours, Task, Turn, rates
 from console.errors import InputError
 from quantize.plan.sizes import read_architecture
-from runtime.generate import Model, Prompt
-from runtime.sampling import greedy
+from runtime.decoding.forward import prefill
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
+from runtime.model import Model
+from runtime.prompt import Prompt
 
 
 class Clockwork:
@@ -76,11 +79,11 @@ def test_our_turn_is_the_command_s_answer(exported):
     model = Model(folder, "cpu")
     ids = np.random.default_rng(3).integers(100, 500, 20)
     prompt = Prompt(ids, model.embed_tokens(ids))
-    length = len(list(model.generate(prompt, greedy, 6)))
+    length = len(list(generate(model, prompt, greedy, 6)))
     ours = Ours("ours", folder, 1)
     turn = ours.turn(Task(ids.tolist(), length))
     assert min(turn.prompt, turn.decode) > 0
-    logits = model.prefill(model.decoder.new_cache(len(prompt.ids)), prompt)
+    logits = prefill(model, model.decoder.new_cache(len(prompt.ids)), prompt)
     np.testing.assert_array_equal(ours.logits, logits)
     if length < 6:
         with pytest.raises(InputError, match="another --seed"):

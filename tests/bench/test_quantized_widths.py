@@ -18,8 +18,10 @@ from calib_data import READER
 from console.errors import InputError
 from export import export
 from quantize.checkpoint.reader import open_checkpoint
-from runtime.generate import Model
-from runtime.sampling import greedy
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
+from runtime.model import Model
+from runtime.prompt import build_prompt
 
 CONFIG = json.loads((READER / "config.json").read_text())
 SHARD = 1 << 20
@@ -63,7 +65,7 @@ def test_random_weights_answer(tmp_path):
         assert abs(float(weight.mean())) < 1e-3, name  # half a step below zero would be 2e-3
     export(tmp_path / "random", "cpu")
     model = Model(tmp_path / "random", "cpu")
-    tokens = list(model.generate(model.prompt("Read.", [Image.new("RGB", (112, 84), "red")]), greedy, 3))
+    tokens = list(generate(model, build_prompt(model, "Read.", [Image.new("RGB", (112, 84), "red")]), greedy, 3))
     assert 1 <= len(tokens) <= 3
 
 

@@ -14,8 +14,9 @@ from export.modules.products import EXACT
 from export.modules.weights import Source
 from export.onnx_graph import trace
 from quantize.checkpoint.reader import open_checkpoint
-from runtime.generate import Model
+from runtime.decoding.forward import decode
 from runtime.inputs.vision_inputs import vision_feeds
+from runtime.model import Model
 from runtime.ort.manifest import load_manifest
 
 from .test_graphs import external
@@ -77,8 +78,8 @@ def test_logits_and_embeddings_are_those_of_stored_groups(in_blocks, exported):
     for folder, values in ((in_blocks, found), (exported("w4"), expected)):
         model = Model(folder, "cpu")
         embeds, cache = model.embed_tokens(np.arange(100, 250)), model.decoder.new_cache(200)
-        values.append(model.decode(cache, embeds[:149], np.arange(149)).logits)
-        values.append(model.decode(cache, embeds[149:], np.array([0])).logits)
+        values.append(decode(model, cache, embeds[:149], np.arange(149)).logits)
+        values.append(decode(model, cache, embeds[149:], np.array([0])).logits)
         patches = np.random.default_rng(0).normal(size=(120, 1176)).astype(np.float32)
         values.append(model.vision.run(vision_feeds(patches, [(1, 12, 10)], model.manifest.vision)))
     for ours, theirs in zip(found, expected, strict=True):
@@ -131,12 +132,12 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from traffic import DeviceMemory
-from runtime.generate import Model
+from runtime.model import Model
 from runtime.ort.sessions import Options, placement
 
 model = Model(Path(sys.argv[1]), "cuda", Options(profile=Path(sys.argv[2])))
 with DeviceMemory() as loading:
-    model.load()
+    model.open_sessions()
 embeds, cache = model.embed_tokens(np.arange(100, 200)), model.decoder.new_cache(200)
 model.decoder.run(cache, embeds[None], np.array([[99]]))
 session = model.decoder._session

@@ -8,16 +8,18 @@ import pytest
 from PIL import Image
 
 from console.errors import InputError
-from runtime.generate import Model
+from runtime.model import Model
 
 from ..cuda_stub.build import CudaStub
 
 ANSWER = """
 import json, sys
 from pathlib import Path
-from runtime.generate import Model
+from runtime.decoding.generate import generate
+from runtime.prompt import build_prompt
+from runtime.model import Model
 model = Model(Path(sys.argv[1]), "cuda")
-print(json.dumps([model.target.dtype, len(list(model.generate(model.prompt("Hello"), lambda *_: 100, 3)))]))
+print(json.dumps([model.target.dtype, len(list(generate(model, build_prompt(model, "Hello"), lambda *_: 100, 3)))]))
 """
 
 
@@ -52,7 +54,7 @@ LOAD = """
 import json, sys
 from pathlib import Path
 from console.errors import InputError
-from runtime.generate import Model
+from runtime.model import Model
 try:
     Model(Path(sys.argv[1]), sys.argv[2])
 except InputError as error:

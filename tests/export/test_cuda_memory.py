@@ -13,7 +13,7 @@ ZEROED = """
 import json, sys
 from pathlib import Path
 from traffic import fill_memory
-from runtime.generate import Model
+from runtime.model import Model
 from runtime.ort.sessions import Buffer, Device
 
 model = Model(Path(sys.argv[1]), "cuda")
@@ -36,11 +36,11 @@ import json, sys
 from pathlib import Path
 from traffic import DeviceMemory
 from runtime.ort.cache import cache_bytes
-from runtime.generate import Model
+from runtime.model import Model
 
 with DeviceMemory() as loaded:
     model = Model(Path(sys.argv[1]), "cuda")
-    model.load()
+    model.open_sessions()
 sizes = {}
 for capacity in (30000, 31000):  # the second needs more than the first gave back
     with DeviceMemory() as memory:
@@ -71,7 +71,7 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from traffic import DeviceMemory
-from runtime.generate import Model
+from runtime.model import Model
 
 model, peaks = Model(Path(sys.argv[1]), "cuda"), []
 cache, embeds = model.decoder.new_cache(100_000), model.embed_tokens(np.arange(100, 228))
@@ -98,13 +98,15 @@ import json, sys
 from pathlib import Path
 from traffic import DeviceMemory
 from runtime.ort.cache import cache_bytes
-from runtime.generate import Model
+from runtime.decoding.generate import generate
+from runtime.prompt import build_prompt
+from runtime.model import Model
 
 model, held, capacity = Model(Path(sys.argv[1]), "cuda"), {}, 0
-prompt = model.prompt("Hello")
+prompt = build_prompt(model, "Hello")
 for longest in (50, 60, *range(200, 2000, 300), 100, 1900):
     with DeviceMemory() as memory:
-        next(model.generate(prompt, lambda *_: 100, longest))
+        next(generate(model, prompt, lambda *_: 100, longest))
     held[longest] = memory.kept
 text = model.manifest.text
 rope = 2 * 1024 * text.head_dim // 2 * 2
@@ -127,7 +129,7 @@ from pathlib import Path
 import numpy as np
 from traffic import leave_memory
 from console.errors import InputError
-from runtime.generate import Model
+from runtime.model import Model
 from runtime.inputs.vision_inputs import vision_feeds
 
 def said(size, work):
@@ -139,7 +141,7 @@ def said(size, work):
         return str(error)
 
 folder = Path(sys.argv[1])
-loading = [said(size, Model(folder, "cuda").load) for size in (1000, 1 << 20)]
+loading = [said(size, Model(folder, "cuda").open_sessions) for size in (1000, 1 << 20)]
 model = Model(folder, "cuda")
 feeds = vision_feeds(np.zeros((4096, 1176), np.float32), [(1, 64, 64)], model.manifest.vision)
 model.vision
@@ -171,21 +173,20 @@ WITHOUT_MEMORY = """
 import json, sys
 from pathlib import Path
 from traffic import leave_memory
-from runtime.answer import Answers
-from runtime.draft_policy import DraftPolicy
-from runtime.generate import Model
-from runtime.sampling import Sampling
+from runtime.answer import AnswerStream, answer_settings, open_answer_sessions
+from runtime.prompt import prompt_inputs
+from runtime.model import Model
 
 def answered(memory_to_load, memory_to_answer):
-    model, policy = Model(Path(sys.argv[1]), "cuda"), DraftPolicy()
-    answers = Answers(model, Sampling(), 5, False, policy)
-    model.load()
+    model = Model(Path(sys.argv[1]), "cuda")
+    settings = answer_settings(model, model.draft_policy, {"max_new_tokens": 5, "temperature": 0.0})
+    model.open_sessions()
     leave_memory(memory_to_load)
-    answers.load()
+    open_answer_sessions(model, settings)
     leave_memory(memory_to_answer)
-    said = answers.to_json(model.question("Hello"), 0)
+    answer = AnswerStream(model, prompt_inputs(model, "Hello"), settings).finish()
     leave_memory(PLENTY)
-    return len(said["tokens"]), policy.given_up, "decoder_calls" in said
+    return len(answer.tokens), model.draft_policy.disabled, answer.drafts is not None
 
 PLENTY = 1 << 40
 print(json.dumps([answered(*limits) for limits in ((PLENTY, PLENTY), (1 << 16, PLENTY), (PLENTY, 1 << 20))]))

@@ -11,10 +11,12 @@ import numpy as np, onnxruntime as ort
 from traffic import Traffic
 from runtime.ort.sessions import placement
 from runtime.ort import sessions
-from runtime.generate import Model
-from runtime.sampling import greedy
+from runtime.decoding.generate import generate
+from runtime.prompt import build_prompt
+from runtime.model import Model
+from runtime.decoding.sampling import greedy
 from runtime.ort.sessions import Buffer, Device, Options, VisionSession
-from runtime.speculative import Drafts, Rewinder
+from runtime.decoding.speculative import Drafts
 from runtime.inputs.vision_inputs import vision_feeds
 
 folder, prefix, capture = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "capture"
@@ -28,8 +30,8 @@ def profiled(path, device, options=None, give_back=False):
     return opened[path.stem]
 
 sessions.open_session(folder / "decoder.cuda.onnx", Device("cuda"))  # as the command opens it
-import runtime.generate
-runtime.generate.open_session = profiled
+import runtime.exported
+runtime.exported.open_session = profiled
 model = Model(folder, "cuda", Options(capture=capture))
 embeds = model.embed_tokens(np.arange(100, 200))
 cache = model.decoder.new_cache(200)
@@ -43,10 +45,10 @@ if not capture:
     with Traffic() as loading:
         model.drafter
     result["drafter_bytes"] = loading.counts["bytes_to_device"]
-    prompt = model.prompt("Hello")
+    prompt = build_prompt(model, "Hello")
     prompt.ids.resize(100, refcheck=False)
     prompt = type(prompt)(prompt.ids, embeds)  # longer than the window
-    result["tokens"] = len(list(model.generate(prompt, lambda logits, generated: 100, 5, Drafts(2))))
+    result["tokens"] = len(list(generate(model, prompt, lambda logits, generated: 100, 5, Drafts(2))))
     feeds = vision_feeds(np.zeros((120, 1176), np.float32), [(1, 12, 10)], model.manifest.vision)
     result["embeds"] = model.vision.run(feeds).shape
 print(json.dumps(result | {"placement": {name: placement(session) for name, session in opened.items()}}))
@@ -92,15 +94,16 @@ import json, sys
 from pathlib import Path
 import numpy as np
 from traffic import Traffic
-from runtime.generate import Model
+from runtime.decoding.forward import decode
+from runtime.model import Model
 from runtime.ort.sessions import Options
 
 model = Model(Path(sys.argv[1]), "cuda", Options(capture=True))
 row, embeds, launches = model.decoder.new_cache(200, batch=2).row(1), model.embed_tokens(np.arange(100, 200)), []
-model.decode(row, embeds, np.array([99]))
+decode(model, row, embeds, np.array([99]))
 for _ in range(2):
     with Traffic() as step:
-        model.decode(row, embeds[:1], np.array([0]))
+        decode(model, row, embeds[:1], np.array([0]))
     launches.append(step.counts["launches"])
 print(json.dumps(launches))
 """
@@ -116,7 +119,8 @@ CAPTURED = """
 import json, sys, threading
 from pathlib import Path
 import numpy as np
-from runtime.generate import Model
+from runtime.decoding.forward import decode
+from runtime.model import Model
 from runtime.ort.sessions import Options
 
 model, said = Model(Path(sys.argv[1]), "cuda", Options(capture=True)), {}
@@ -125,7 +129,7 @@ cache, embeds = model.decoder.new_cache(200), model.embed_tokens(np.arange(100, 
 def elsewhere(name, *call):
     def run():
         try:
-            model.decode(cache, *call)
+            decode(model, cache, *call)
             said[name] = "ran"
         except RuntimeError as error:
             said[name] = str(error)
@@ -134,7 +138,7 @@ def elsewhere(name, *call):
     thread.join()
 
 elsewhere("prompt", embeds, np.array([9]))
-model.decode(cache, embeds[:1], np.array([0]))
+decode(model, cache, embeds[:1], np.array([0]))
 elsewhere("step", embeds[:1], np.array([0]))
 said["length"] = int(cache.lengths[0])
 said["totals"] = {tokens: int(call.total.read()) for (tokens, _), call in model.decoder._calls[cache].items()}

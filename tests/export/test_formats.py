@@ -19,7 +19,9 @@ from calib_data.sources import open_documents
 from console.errors import InputError
 from export import export, verify
 from quantize.checkpoint.reader import INDEX, open_checkpoint
-from runtime.generate import Model
+from runtime.decoding.forward import teacher_forced
+from runtime.model import Model
+from runtime.prompt import build_prompt
 
 from ..tracing import traced_once
 
@@ -129,7 +131,7 @@ def test_it_reads_documents(foreign):
     model = Model(foreign, "cpu")
     (document,) = open_documents("rendered", split="evaluation", count=1, seed=3)
     answer = [*model.chat.encode_text(document.answer), 53]
-    logits = np.concatenate(list(model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)))
+    logits = np.concatenate(list(teacher_forced(model, build_prompt(model, document.prompt, [document.image]), answer)))
     assert (logits.argmax(-1) == answer).mean() > 0.8
 
 

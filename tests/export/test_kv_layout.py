@@ -6,11 +6,14 @@ import pytest
 
 from calib_data.sources import open_documents
 from export import verify
-from runtime.generate import Model, Prompt
+from runtime.decoding.forward import decode
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
+from runtime.decoding.speculative import Drafts
+from runtime.model import Model
 from runtime.ort.manifest import load_manifest
-from runtime.sampling import greedy
+from runtime.prompt import Prompt, build_prompt
 from runtime.sizes import buffer_limits
-from runtime.speculative import Drafts
 
 SAME = 2e-6  # relative to the largest logit: sums over keys in another order
 TOKENS = 210  # more than three windows of the reader
@@ -63,7 +66,7 @@ def test_logits_are_those_of_window_buffers(calls, both):
     for model, logits in zip(both, (found, expected), strict=True):
         embeds, cache, at = model.embed_tokens(np.arange(TOKENS) + 100), model.decoder.new_cache(TOKENS + 9), 0
         for tokens in calls:
-            logits.append(model.decode(cache, embeds[at : at + tokens], np.arange(tokens)).logits[0])
+            logits.append(decode(model, cache, embeds[at : at + tokens], np.arange(tokens)).logits[0])
             at += tokens
         assert at == TOKENS
     assert_same(np.concatenate(found), np.concatenate(expected))
@@ -74,7 +77,7 @@ def test_a_batch_of_sequences_of_unequal_length(both):
     for model, logits in zip(both, (found, expected), strict=True):
         embeds, cache = model.embed_tokens(np.arange(TOKENS) + 100), model.decoder.new_cache(TOKENS + 9, batch=3)
         for row, tokens in enumerate((20, TOKENS, 64)):
-            logits.append(model.decode(cache.row(row), embeds[:tokens], np.array([tokens - 1])).logits[0])
+            logits.append(decode(model, cache.row(row), embeds[:tokens], np.array([tokens - 1])).logits[0])
         for at in range(8):
             step = np.stack([embeds[at + row][None] for row in range(3)])
             logits.extend(model.decoder.run(cache, step, np.zeros((3, 1), np.int64)).logits)
@@ -84,13 +87,13 @@ def test_a_batch_of_sequences_of_unequal_length(both):
 def test_drafts_change_no_answer(both):
     """Rejected ones are forgotten by a smaller length."""
     full, window = both
-    assert full.drafter.decoder_rewinder.window is full.drafter.own_rewinder.window is None
+    assert full.drafter.decoder_rollback.window is full.drafter.mtp_rollback.window is None
     rejected = 0
     for document in open_documents("rendered", split="evaluation", count=3, seed=2):
-        prompt, drafts = full.prompt(document.prompt, [document.image]), Drafts(3)
-        expected = list(window.generate(prompt, greedy, 200))
-        assert list(full.generate(prompt, greedy, 200)) == expected
-        assert list(full.generate(prompt, greedy, 200, drafts)) == expected
+        prompt, drafts = build_prompt(full, document.prompt, [document.image]), Drafts(3)
+        expected = list(generate(window, prompt, greedy, 200))
+        assert list(generate(full, prompt, greedy, 200)) == expected
+        assert list(generate(full, prompt, greedy, 200, drafts)) == expected
         rejected += drafts.drafted - drafts.accepted
     assert rejected > 0
 
@@ -99,7 +102,7 @@ def test_an_answer_behind_three_windows(both):
     full, window = both
     ids = np.random.default_rng(0).integers(80, 500, TOKENS)
     prompt = Prompt(ids, full.embed_tokens(ids))
-    assert list(full.generate(prompt, greedy, 40, Drafts(3))) == list(window.generate(prompt, greedy, 40))
+    assert list(generate(full, prompt, greedy, 40, Drafts(3))) == list(generate(window, prompt, greedy, 40))
 
 
 def test_verify_knows_them_and_an_int8_cache(full_folder, exported):
@@ -121,14 +124,16 @@ ON_CUDA = """
 import json, sys
 from pathlib import Path
 import numpy as np
-from runtime.generate import Model, Prompt
+from runtime.decoding.generate import generate
+from runtime.model import Model
+from runtime.prompt import Prompt
 from runtime.ort.sessions import Options, placement
-from runtime.speculative import Drafts
+from runtime.decoding.speculative import Drafts
 
 model = Model(Path(sys.argv[1]), "cuda", Options(profile=Path(sys.argv[2])))
 ids = np.arange(100, 250)
 prompt = Prompt(ids, model.embed_tokens(ids))
-tokens = list(model.generate(prompt, lambda logits, generated: 100, 6, Drafts(2)))
+tokens = list(generate(model, prompt, lambda logits, generated: 100, 6, Drafts(2)))
 sessions = (model.decoder, model.drafter.session)
 rows = [sorted({buffer.shape[2] for buffer in session.new_cache(300).buffers}) for session in sessions]
 print(json.dumps([len(tokens), rows, [placement(session._session) for session in sessions]]))

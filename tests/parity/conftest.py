@@ -12,7 +12,7 @@ from transformers import (
 from calib_data import READER
 from calib_data.document import Document
 from calib_data.sources import open_documents
-from runtime.generate import Model
+from runtime.model import Model
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,8 @@ from export.modules.mtp import Mtp
 from export.modules.weights import Source
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family, model_config
-from runtime.generate import Model
+from runtime.decoding.forward import decode
+from runtime.model import Model
 from runtime.ort.decoder import DecoderSession
 from runtime.ort.rope import rope_tables
 from runtime.ort.sessions import Buffer, Device, open_session
@@ -42,7 +43,7 @@ def test_decoder_transformers_eager_onnx(reference, exported):
     embeds = model.embed_tokens(ids.numpy())
     in_eager = run_eager(eager(exported("fp16"))[0], model, torch.from_numpy(embeds))
     assert relative_error(in_eager, expected) < EAGER
-    logits = model.decode(model.decoder.new_cache(len(ids)), embeds, np.arange(len(ids))).logits[0]
+    logits = decode(model, model.decoder.new_cache(len(ids)), embeds, np.arange(len(ids))).logits[0]
     assert relative_error(logits, in_eager) < ONNX
 
 
@@ -55,7 +56,7 @@ def test_cached_is_uncached(steps, reference, exported):
         expected = reference(input_ids=torch.from_numpy(ids)[None]).logits[0]
     embeds, cache, start, logits = model.embed_tokens(ids), model.decoder.new_cache(len(ids)), 0, []
     for step in steps:
-        logits.append(model.decode(cache, embeds[start : start + step], np.arange(step)).logits[0])
+        logits.append(decode(model, cache, embeds[start : start + step], np.arange(step)).logits[0])
         start += step
     assert relative_error(np.concatenate(logits), expected) < CACHED
 
@@ -71,7 +72,7 @@ def test_ragged_batch_is_three_models(reference, exported):
         start = 0
         for tokens in chunks:
             embeds = model.embed_tokens(ids[row][start : start + tokens])
-            found[row].append(model.decode(cache.row(row), embeds, np.arange(tokens)).logits[0])
+            found[row].append(decode(model, cache.row(row), embeds, np.arange(tokens)).logits[0])
             start += tokens
     for step in range(steps):
         embeds = model.embed_tokens(np.array([row[len(row) - steps + step] for row in ids]))

@@ -21,9 +21,9 @@ from export.onnx_graph import save
 from export.trace import trace_vision
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family, model_config
-from runtime.generate import Model
 from runtime.inputs.images import preprocess
 from runtime.inputs.vision_inputs import vision_feeds
+from runtime.model import Model
 from runtime.ort import graph_io
 from runtime.ort.sessions import Device, VisionSession, open_session
 

@@ -16,9 +16,12 @@ from transformers import (
 
 from calib_data import READER
 from calib_data.document import Document
-from runtime.generate import Model
+from runtime.decoding.forward import teacher_forced
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
 from runtime.inputs.video import Video, VideoSettings, video_patches
-from runtime.sampling import greedy
+from runtime.model import Model
+from runtime.prompt import build_prompt
 
 from .references import INT8_ACTIVATIONS, ONNX, PACKED, relative_error, transformers_inputs, transformers_logits
 
@@ -26,7 +29,8 @@ from .references import INT8_ACTIVATIONS, ONNX, PACKED, relative_error, transfor
 def test_whole_model_on_documents(reference, answered, exported):
     model = Model(exported("fp16"), "cpu")
     for document, answer in answered:
-        logits = np.concatenate(list(model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)))
+        prompt = build_prompt(model, document.prompt, [document.image])
+        logits = np.concatenate(list(teacher_forced(model, prompt, answer)))
         assert relative_error(logits, transformers_logits(reference, document, answer)) < ONNX
 
 
@@ -36,7 +40,7 @@ def test_whole_model_on_a_video(reference, documents, answered, exported, monkey
     pages = [document.image.resize((140, 168)) for document in documents[:3]]
     video = Video("film", 3, 168, 140, None, None, lambda numbers: (pages[number] for number in numbers))
     document, answer = answered[0]
-    prompt = model.prompt(document.prompt, [document.image], [video])
+    prompt = build_prompt(model, document.prompt, [document.image], [video])
     settings = VideoSettings.from_folder(model.folder)
     ((patches, grid),) = video_patches(video, settings)
     assert grid == (2, 12, 10)
@@ -52,8 +56,8 @@ def test_whole_model_on_a_video(reference, documents, answered, exported, monkey
         expected = reference(**inputs).logits[0, len(prompt.ids) - 1 : -1].numpy()
     monkeypatch.setattr("runtime.inputs.video.CALL_PATCHES", 120)
     assert len(list(video_patches(video, settings))) == 2
-    prompt = model.prompt(document.prompt, [document.image], [video])
-    assert relative_error(np.concatenate(list(model.teacher_forced(prompt, answer))), expected) < ONNX
+    prompt = build_prompt(model, document.prompt, [document.image], [video])
+    assert relative_error(np.concatenate(list(teacher_forced(model, prompt, answer))), expected) < ONNX
 
 
 @pytest.mark.parametrize("name", ["w4", "w8"])
@@ -63,7 +67,8 @@ def test_packed_onnx_is_the_folder_in_transformers(name, answered, exported):
     ).eval()
     model = Model(exported(name), "cpu")
     for document, answer in answered:
-        logits = np.concatenate(list(model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)))
+        prompt = build_prompt(model, document.prompt, [document.image])
+        logits = np.concatenate(list(teacher_forced(model, prompt, answer)))
         assert relative_error(logits, transformers_logits(loaded, document, answer)) < PACKED
 
 
@@ -72,7 +77,8 @@ def test_nf4_onnx_is_bitsandbytes(answered, exported):
     model = Model(exported("nf4"), "cpu")
     filled = nf4_dequantized(exported("nf4"))
     for document, answer in answered:
-        logits = np.concatenate(list(model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)))
+        prompt = build_prompt(model, document.prompt, [document.image])
+        logits = np.concatenate(list(teacher_forced(model, prompt, answer)))
         assert relative_error(logits, transformers_logits(filled, document, answer)) < PACKED
 
 
@@ -104,7 +110,7 @@ def test_int8_activations_stay_near(answered, exported):
     assert not fast.target.exact
     for document, answer in answered:
         logits = [
-            np.concatenate(list(model.teacher_forced(model.prompt(document.prompt, [document.image]), answer)))
+            np.concatenate(list(teacher_forced(model, build_prompt(model, document.prompt, [document.image]), answer)))
             for model in (exact, fast)
         ]
         assert 0 < relative_error(logits[1], logits[0]) < INT8_ACTIVATIONS
@@ -119,8 +125,8 @@ def test_greedy_tokens_are_those_of_transformers(documents, reference, exported)
         inputs = transformers_inputs(document)
         with torch.no_grad():
             expected = reference.generate(**inputs, generation_config=config)[0, inputs["input_ids"].shape[1] :]
-        prompt = model.prompt(document.prompt, [document.image])
+        prompt = build_prompt(model, document.prompt, [document.image])
         assert prompt.ids.tolist() == inputs["input_ids"][0].tolist()
-        tokens = list(model.generate(prompt, greedy, 40))
+        tokens = list(generate(model, prompt, greedy, 40))
         assert tokens == [token for token in expected.tolist() if token != 53], document.name
     assert inputs["image_grid_thw"].tolist() == [[1, 12, 10]]

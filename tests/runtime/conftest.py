@@ -9,7 +9,7 @@ import pytest
 
 from console.errors import run_command
 from runtime.__main__ import app
-from runtime.generate import Model
+from runtime.model import Model
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -121,10 +121,11 @@ def test_template_filters_and_special_tokens(tmp_path):
 
 @pytest.mark.parametrize(("text", "images"), [("<|image_pad|>", []), ("see <|image_pad|> here", [4])])
 def test_the_text_cannot_bring_image_places(folder, text, images):
-    with pytest.raises(InputError, match=rf"{len(images) + 1} places for {len(images)} images, remove <\|image_pad\|>"):
+    counts = f"{len(images) + 1} placeholders for {len(images)}"
+    with pytest.raises(InputError, match=rf"{counts} images, remove <\|image_pad\|>"):
         Chat(folder).encode(text, images)
     text = text.replace("image", "video")
-    with pytest.raises(InputError, match=rf"{len(images) + 1} places for {len(images)} videos, remove <\|video_pad\|>"):
+    with pytest.raises(InputError, match=rf"{counts} videos, remove <\|video_pad\|>"):
         Chat(folder).encode(text, [], images)
 
 
@@ -132,9 +133,9 @@ def test_a_model_without_images_says_so(tmp_path):
     chat = Chat(write_folder(tmp_path, image_token=False, template="{{ messages[-1].content }}"))
     assert chat.image_token_id is chat.video_token_id is None
     assert len(chat.encode("Read the text.")) > 0
-    with pytest.raises(InputError, match="no place for images, ask without --image"):
+    with pytest.raises(InputError, match="takes no images; ask without --image"):
         chat.encode("Read the text.", [4])
-    with pytest.raises(InputError, match="no place for videos, ask without --video"):
+    with pytest.raises(InputError, match="takes no videos; ask without --video"):
         chat.encode("Read the text.", [], [4])
 
 

@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from calib_data.sources import open_documents
-from runtime.sampling import greedy
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
+from runtime.prompt import build_prompt
 
 from .commands import ENVIRONMENT, assert_one_line, generated, process
 from .damage import WEIGHTS, change_tensor, edit_json, set_context
@@ -69,9 +71,15 @@ ARGUMENTS = {
     ("--max-new-tokens", "0"): "--max-new-tokens",
     ("--device", "tpu"): '--device tpu: write "cpu"',
     ("--device", "cuda"): "not exported for cuda; run: python -m export --model",
-    ("--memory-limit", "20"): "--memory-limit: is for a card; give --device cuda too",
-    ("--cuda-graph",): "--cuda-graph: is for a card; give --device cuda too",
-    ("--device", "cuda", "--cuda-graph", "--draft-tokens", "2"): "--cuda-graph, --draft-tokens: drafts take no single",
+    ("--memory-limit", "20"): "--memory-limit: is for a GPU; give --device cuda too",
+    ("--cuda-graph",): "--cuda-graph: is for a GPU; give --device cuda too",
+    (
+        "--device",
+        "cuda",
+        "--cuda-graph",
+        "--draft-tokens",
+        "2",
+    ): "--cuda-graph, --draft-tokens: only single steps",
     ("--draft-tokens", "9"): "--draft-tokens 9: write auto, or a number from 0 to 8",
     ("--draft-tokens", "two"): "--draft-tokens two: write auto",
     ("--prompt", ""): "--prompt: is empty; write a question",
@@ -339,8 +347,8 @@ def test_streamed_text_is_that_of_json(images, thinking, command, exported, read
 
 def test_greedy_is_that_of_the_model(command, exported, reader, picture):
     with Image.open(picture) as image:
-        prompt = reader.prompt("Read the text.", [image])
-    expected = list(reader.generate(prompt, greedy, 20))
+        prompt = build_prompt(reader, "Read the text.", [image])
+    expected = list(generate(reader, prompt, greedy, 20))
     arguments = "--model", exported("fp16"), "--image", picture, "--max-new-tokens", 20, "--temperature", 0
     answer = generated(command, *arguments)
     assert answer["tokens"] == expected

@@ -8,9 +8,11 @@ import pytest
 from calib_data.document import Document
 from calib_data.sources import open_documents
 from console.errors import InputError
-from runtime.evaluate import ANSWER_TOKENS, Scored, draw, score, summary
-from runtime.generate import Model
-from runtime.sampling import greedy
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
+from runtime.evaluate import ANSWER_TOKENS, Scored, evaluation_documents, score, summary
+from runtime.model import Model
+from runtime.prompt import build_prompt
 
 from .damage import edit_json
 
@@ -27,7 +29,7 @@ def document() -> Document:
 
 @pytest.fixture(scope="module")
 def answer(document, reader) -> str:
-    tokens = list(reader.generate(reader.prompt(document.prompt, [document.image]), greedy, ANSWER_TOKENS))
+    tokens = list(generate(reader, build_prompt(reader, document.prompt, [document.image]), greedy, ANSWER_TOKENS))
     return reader.chat.decode(tokens).strip()
 
 
@@ -49,7 +51,7 @@ def test_the_models_own_answer_scores_full_marks(document, answer, reader):
     assert (scored.answer, scored.truth, scored.name) == (answer, answer, document.name)
     assert (scored.exact_match, scored.cer, scored.anls) == (1.0, 0.0, 1.0)
     assert scored.seconds > 0
-    assert prompt.ids.tolist() == reader.prompt(document.prompt, [document.image]).ids.tolist()
+    assert prompt.ids.tolist() == build_prompt(reader, document.prompt, [document.image]).ids.tolist()
 
 
 @pytest.mark.parametrize(("characters", "tokens"), [(10, ANSWER_TOKENS), (300, 600)])
@@ -82,21 +84,21 @@ def test_documents_without_an_answer_are_refused(document, tmp_path):
     for number in range(12):  # some of them fall into the evaluation split
         document.image.save(tmp_path / f"{number}.png")
         (tmp_path / f"{number}.txt").write_text(str(number))
-    drawn = draw(str(tmp_path), 12, 0, None)
+    drawn = evaluation_documents(str(tmp_path), 12, 0, None)
     assert [one.name for one in drawn] == [f"{one.answer}.png" for one in drawn]
     (tmp_path / drawn[-1].name).with_suffix(".txt").unlink()
     with pytest.raises(InputError, match=f"^{drawn[-1].name}: has no known answer"):
-        draw(str(tmp_path), 12, 0, None)
+        evaluation_documents(str(tmp_path), 12, 0, None)
 
 
 def test_fewer_documents_than_asked_for_are_said(document, tmp_path, capsys):
     for number in range(12):
         document.image.save(tmp_path / f"{number}.png")
         (tmp_path / f"{number}.txt").write_text("yes")
-    found = len(draw(str(tmp_path), 12, 0, None))
+    found = len(evaluation_documents(str(tmp_path), 12, 0, None))
     why = "has no more for evaluation, other pages are kept for calibration"
     assert capsys.readouterr().err == f"{found} documents instead of 12 ({tmp_path} {why})\n"
-    assert len(draw(str(tmp_path), found, 0, None)) == found
+    assert len(evaluation_documents(str(tmp_path), found, 0, None)) == found
     assert capsys.readouterr().err == ""
 
 

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from calib_data.sources import open_documents
-from runtime.sampling import greedy
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
+from runtime.prompt import build_prompt
 
-from .commands import ENVIRONMENT, assert_one_line, generated, process
+from .commands import ENVIRONMENT, assert_one_line, generated
 from .damage import edit_json, set_context
 
 pypdfium2 = pytest.importorskip("pypdfium2")
@@ -44,11 +46,11 @@ def test_a_pdf_is_its_pages_in_order(command, exported, reader, scan, pictures):
     answer = generated(command, *arguments, "--image", scan, "--image", scan.parent / "line.png")
     pages = drawn(scan)
     assert len({page.size for page in pages}) == 3
-    prompt = reader.prompt("Read the text.", [*pages, pictures[0]])
+    prompt = build_prompt(reader, "Read the text.", [*pages, pictures[0]])
     assert answer["prompt_tokens"] == len(prompt.ids)
-    assert answer["tokens"] == list(reader.generate(prompt, greedy, 20))
-    turned = reader.prompt("Read the text.", [*reversed(pages), pictures[0]])
-    assert answer["tokens"] != list(reader.generate(turned, greedy, 20))
+    assert answer["tokens"] == list(generate(reader, prompt, greedy, 20))
+    turned = build_prompt(reader, "Read the text.", [*reversed(pages), pictures[0]])
+    assert answer["tokens"] != list(generate(reader, turned, greedy, 20))
 
 
 def damaged(path):
@@ -181,7 +183,7 @@ BAD_LINES = {
     "half a character": ('{"prompt": "Wh \\ud83d?"}', "line 3 is not valid: ", "surrogates not allowed"),
     "no picture": ('{"image": "pages/none.png"}', "line 3: ", "pages/none.png: no such file"),
     "a strip": ('{"image": "strip.png"}', "line 3: strip.png:3: 3000 x 5 pixels"),
-    "a place without a picture": ('{"prompt": "<|image_pad|>"}', "line 3: prompt: has 1 places for 0 images"),
+    "a place without a picture": ('{"prompt": "<|image_pad|>"}', "line 3: prompt: has 1 placeholders for 0 images"),
     "too long": (json.dumps({"prompt": "Read the text. " * 99}), "line 3: prompt: ", "context is 300; shorten it"),
 }
 
@@ -198,8 +200,9 @@ def test_a_bad_line_is_named_before_weights_are_read(case, command, copied, tmp_
     assert_one_line(command("generate", "--model", copied, "--input", file), f"error: {file}: {says[0]}", *says)
 
 
-def test_bad_files_and_options_end_a_process_in_one_line(exported, asked):
+def test_bad_files_and_options_are_one_line(command, exported, asked, monkeypatch):
     folder = asked[0].parent
+    monkeypatch.chdir(folder)
     (folder / "empty.jsonl").write_text("\n")
     (folder / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     cases = {
@@ -210,9 +213,8 @@ def test_bad_files_and_options_end_a_process_in_one_line(exported, asked):
         ("questions.jsonl", "--prompt", "Hello"): "leave out --prompt, --image and --video",
         ("questions.jsonl", "--image", "pages/0.png"): "leave out --prompt, --image and --video",
         ("questions.jsonl", "--video", "pages"): "leave out --prompt, --image and --video",
-        ("questions.jsonl", "--fps", "1"): "--fps 1.0: is of a video",
+        ("questions.jsonl", "--fps", "1"): "--fps 1.0: has no effect without a video",
         ("questions.jsonl", "--temperature", "-1"): "--temperature -1.0: must be 0",
     }
     for arguments, says in cases.items():
-        done = process("generate", "--model", exported("fp16"), "--input", *arguments, cwd=folder)
-        assert_one_line((done.returncode, done.stdout, done.stderr), says)
+        assert_one_line(command("generate", "--model", exported("fp16"), "--input", *arguments), says)

@@ -19,7 +19,7 @@ from calib_data.sources import open_documents, split_of_item
 from runtime.compare.progress import Progress
 from runtime.compare.report.junit import write_junit
 from runtime.evaluate import score
-from runtime.generate import Model
+from runtime.model import Model
 from runtime.ort.manifest import load_manifest
 
 from ..commands import assert_one_line, process

@@ -15,7 +15,7 @@ from runtime.compare.measure import measure, measure_all
 from runtime.compare.models import Models
 from runtime.compare.predictions import ModelOutput
 from runtime.compare.progress import PROGRESS, Progress
-from runtime.generate import answer_parts
+from runtime.decoding.forward import answer_parts
 
 
 def test_processes_that_cannot_begin_say_why_and_the_first_models_are_given_back(exported, copied, capfd):

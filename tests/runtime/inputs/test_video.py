@@ -15,9 +15,11 @@ from PIL import Image
 
 from calib_data import READER
 from console.errors import InputError
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
 from runtime.inputs import video as videos
 from runtime.inputs.video import Video, VideoSettings, open_video, sample_frames, video_grid, video_patches
-from runtime.sampling import greedy
+from runtime.prompt import build_prompt, embed_video
 
 CONFIG = json.loads((READER / "preprocessor_config.json").read_text())
 OWN = {"size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28}}
@@ -149,10 +151,10 @@ def test_a_long_video_is_read_a_call_at_a_time(tmp_path, monkeypatch):
 
 def test_embeddings_do_not_depend_on_the_calls(reader, monkeypatch):
     video = video_of(pictures(9, 56, 84))
-    (whole,) = reader.embed_video(video)
+    (whole,) = embed_video(reader, video)
     assert whole.shape == (5 * 6, 256)
     monkeypatch.setattr(videos, "CALL_PATCHES", 1)  # one frame a call, at the least
-    frames = list(reader.embed_video(video))
+    frames = list(embed_video(reader, video))
     assert len(frames) == 5
     np.testing.assert_allclose(np.concatenate(frames), whole, rtol=0, atol=1e-5 * np.abs(whole).max())
 
@@ -227,7 +229,7 @@ def test_what_is_no_video_is_named(tmp_path):
 
 def test_frames_may_not_be_stripes(reader, tmp_path):
     with pytest.raises(InputError, match=r"^v: 1000 x 3 pixels, one side is more than 200 times"):
-        reader.prompt("Read the text.", videos=[video_of(pictures(2, 3, 1000))])
+        build_prompt(reader, "Read the text.", videos=[video_of(pictures(2, 3, 1000))])
 
 
 def test_a_file_without_pyav_says_what_to_install(tmp_path, monkeypatch):
@@ -354,13 +356,13 @@ def test_a_recording_that_says_no_length_is_read_as_far_as_it_goes(name, options
 def test_the_command_reads_a_folder(command, reader, exported, tmp_path):
     """Its answer is that of the model, its prompt has the video's tokens, and no picture's."""
     film = save_frames(tmp_path / "film", pictures(5, 56, 84))
-    prompt = reader.prompt("Read the text.", videos=[open_video(film)])
+    prompt = build_prompt(reader, "Read the text.", videos=[open_video(film)])
     assert ((prompt.ids == 68).sum(), (prompt.ids == 67).sum()) == (3 * 6, 0)
     arguments = "generate", "--model", exported("fp16"), "--video", film, "--temperature", 0, "--max-new-tokens", 8
     code, out, err = command(*arguments, "--json")
     assert (code, err) == (0, "")
     assert json.loads(out)["prompt_tokens"] == len(prompt.ids)
-    assert json.loads(out)["tokens"] == list(reader.generate(prompt, greedy, 8))
+    assert json.loads(out)["tokens"] == list(generate(reader, prompt, greedy, 8))
 
 
 def test_the_command_says_how_many_frames_of_a_folder_are_read(command, copied, tmp_path):
@@ -386,12 +388,13 @@ def test_the_command_reads_pictures_and_videos_together(command, exported, tmp_p
 
 def test_a_video_that_cannot_be_used_is_one_line(command, exported, tmp_path):
     (tmp_path / "film").mkdir()
+    remove = "remove <|video_pad|> from the text"
     for arguments, says in {
         ("--video", tmp_path / "film"): f"error: {tmp_path / 'film'}: is empty",
         ("--video", tmp_path / "gone"): f"error: {tmp_path / 'gone'}: no such file",
         ("--video", tmp_path / "film", "--fps", 0): "error: --fps 0.0: must be above 0",
-        ("--fps", 2): "error: --fps 2.0: is of a video, give one with --video",
-        ("--prompt", "<|video_pad|>"): "error: prompt: has 1 places for 0 videos, remove <|video_pad|> from the text",
+        ("--fps", 2): "error: --fps 2.0: has no effect without a video; give one with --video",
+        ("--prompt", "<|video_pad|>"): f"error: prompt: has 1 placeholders for 0 videos, {remove}",
     }.items():
         code, out, err = command("generate", "--model", exported("fp16"), *arguments)
         assert (code, out) == (2, "")

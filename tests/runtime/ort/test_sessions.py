@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from console.errors import InputError
-from runtime.generate import Model
+from runtime.decoding.forward import decode
+from runtime.model import Model
 from runtime.ort.sessions import Buffer, Device, Options, memory_for, provider
 
 CPU = Device("cpu")
@@ -59,7 +60,7 @@ def test_threads_rest_between_two_calls(exported):
     """They would take a core each from the graph that is called next: drafts cost half a step more so."""
     model = Model(exported("w4"), "cpu", Options(threads=2))
     cache, embeds = model.decoder.new_cache(100), model.embed_tokens(np.arange(100, 164))
-    model.decode(cache, embeds, np.array([63]))
+    decode(model, cache, embeds, np.array([63]))
     used = time.process_time()
     time.sleep(0.05)
     assert time.process_time() - used < 0.01

@@ -13,7 +13,7 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from console.errors import InputError
-from runtime.sampling import Sampling, candidates, draw, greedy, ignored, likelier, shortlist
+from runtime.decoding.sampling import Sampling, candidates, draw, greedy, ignored, likelier, shortlist
 
 from .sampling_oracle import distribution
 
@@ -184,15 +184,15 @@ COUNTED = [
 @pytest.mark.parametrize("size", [12, 700])
 @pytest.mark.parametrize("sampling", COUNTED, ids=str)
 def test_draws_follow_the_distribution(sampling, size):
-    """Pearson's chi-square over 20000 draws stays under the 99.9 % quantile (Wilson-Hilferty approximation).
+    """Pearson's chi-square over 5000 draws stays under the 99.9 % quantile (Wilson-Hilferty approximation).
 
     Of many tokens, neighbours are counted together, in a dozen groups.
     """
     logits = np.sort(logits_of(2, size))  # so that some blocks hold no token of the nucleus
     logits[size // 2 :: 5] = logits[size // 2]  # ties, some of them in the nucleus
-    expected = distribution(logits, [1, 4, 4], sampling) * 20000
+    expected = distribution(logits, [1, 4, 4], sampling) * 5000
     sample = sampling.sampler()
-    counts = np.bincount([sample(logits, [1, 4, 4]) for _ in range(20000)], minlength=size)
+    counts = np.bincount([sample(logits, [1, 4, 4]) for _ in range(5000)], minlength=size)
     assert counts[expected == 0].sum() == 0
     counts, expected = (np.add.reduceat(x, np.arange(0, size, size // 12)) for x in (counts, expected))
     rare = expected < 5  # are counted together

@@ -11,13 +11,17 @@ from safetensors.numpy import load_file
 
 from calib_data.sources import open_documents
 from console.errors import InputError
-from runtime.generate import ANSWER_CHUNK, Model, Prompt
+from runtime.decoding.forward import ANSWER_CHUNK, decode, prefill, teacher_forced
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import greedy
+from runtime.decoding.speculative import Drafts
+from runtime.model import Model
 from runtime.ort.prompt_chunks import prompt_calls
-from runtime.sampling import greedy
+from runtime.prompt import build_prompt, embed_image
 from runtime.sizes import CHUNKINGS, Chunking
-from runtime.speculative import Drafts
 
-from .damage import WEIGHTS, change_tensor, edit_json, set_context
+from ..damage import WEIGHTS, change_tensor, edit_json, set_context
+from .prompts import random_prompt
 
 CHUNKED = 1e-5  # relative to the largest logit: sums over keys in another order
 
@@ -36,11 +40,6 @@ def relative_error(value, reference):
 LONGEST = CHUNKINGS["cpu"].longest
 
 
-def random_prompt(reader, tokens):
-    ids = np.random.default_rng(tokens).integers(80, 500, tokens)
-    return Prompt(ids, reader.embed_tokens(ids))
-
-
 def forced(tokens, seen):
     """A sampler that notes the logits it is given and answers with the tokens it is told."""
 
@@ -55,13 +54,13 @@ def forced(tokens, seen):
 def test_a_long_prompt_in_chunks_is_one_in_a_piece(tokens, reader):
     prompt = random_prompt(reader, tokens)
     cache, whole = (reader.decoder.new_cache(tokens + 1) for _ in range(2))
-    logits = reader.prefill(cache, prompt)
-    expected = reader.decode(whole, prompt.embeds, np.array([tokens - 1])).logits[0, 0]
+    logits = prefill(reader, cache, prompt)
+    expected = decode(reader, whole, prompt.embeds, np.array([tokens - 1])).logits[0, 0]
     assert cache.lengths == whole.lengths == tokens
     assert relative_error(logits, expected) < CHUNKED
     # What is in the caches is the same too: it decides the next token.
     step = reader.embed_tokens(np.array([99])), np.array([0])
-    assert relative_error(reader.decode(cache, *step).logits, reader.decode(whole, *step).logits) < CHUNKED
+    assert relative_error(decode(reader, cache, *step).logits, decode(reader, whole, *step).logits) < CHUNKED
 
 
 @pytest.mark.parametrize("tokens", [1, 15, 16, 33, 64, 150, 300])
@@ -69,17 +68,17 @@ def test_a_padded_prompt_is_one_without_padding(tokens, reader, monkeypatch):
     """As on a GPU, but with chunks as long as the reader's window; what follows is the same too, drafts and all."""
     prompt = random_prompt(reader, tokens)
     with reader.decoder.borrow_cache(tokens + 100) as cache:
-        expected = reader.prefill(cache, prompt)
+        expected = prefill(reader, cache, prompt)
         step = reader.embed_tokens(np.array([99])), np.array([0])
-        following = reader.decode(cache, *step).logits
-    answer = list(reader.generate(prompt, greedy, 80))
+        following = decode(reader, cache, *step).logits
+    answer = list(generate(reader, prompt, greedy, 80))
     monkeypatch.setattr(reader, "chunking", Chunking(64, 16))
     with reader.decoder.borrow_cache(tokens + 100) as cache:
-        assert relative_error(reader.prefill(cache, prompt), expected) < CHUNKED
+        assert relative_error(prefill(reader, cache, prompt), expected) < CHUNKED
         assert cache.lengths == tokens
-        assert relative_error(reader.decode(cache, *step).logits, following) < CHUNKED
-    assert list(reader.generate(prompt, greedy, 80)) == answer
-    assert list(reader.generate(prompt, greedy, 80, Drafts(2))) == answer
+        assert relative_error(decode(reader, cache, *step).logits, following) < CHUNKED
+    assert list(generate(reader, prompt, greedy, 80)) == answer
+    assert list(generate(reader, prompt, greedy, 80, Drafts(2))) == answer
 
 
 def test_calls_of_a_gpu_have_few_lengths():
@@ -102,8 +101,8 @@ def test_teacher_forced_logits_are_those_of_generation(length, reader):
     prompt = random_prompt(reader, 50)
     answer = np.random.default_rng(length).integers(80, 500, length).tolist()
     steps = []
-    assert list(reader.generate(prompt, forced(answer, steps), length)) == answer
-    found = list(reader.teacher_forced(prompt, answer))
+    assert list(generate(reader, prompt, forced(answer, steps), length)) == answer
+    found = list(teacher_forced(reader, prompt, answer))
     assert max(map(len, found)) <= ANSWER_CHUNK
     assert relative_error(np.concatenate(found), np.array(steps)) < CHUNKED
 
@@ -112,16 +111,16 @@ def test_teacher_forced_logits_are_those_of_generation(length, reader):
 def test_embeddings_are_rows_of_the_table_and_of_the_pictures(order, reader):
     documents = open_documents(split="evaluation", count=2, seed=9, kind="line")
     pictures = [documents[number].image for number in order]
-    prompt = reader.prompt("Read the text.", pictures)
+    prompt = build_prompt(reader, "Read the text.", pictures)
     table = load_file(reader.folder / WEIGHTS)["model.language_model.embed_tokens.weight"].astype(np.float32)
     expected = table[prompt.ids]
-    expected[prompt.ids == 67] = np.concatenate([reader.embed_image(picture, "") for picture in pictures])
+    expected[prompt.ids == 67] = np.concatenate([embed_image(reader, picture, "") for picture in pictures])
     np.testing.assert_array_equal(prompt.embeds, expected)
     assert prompt.embeds.dtype == np.float32
 
 
 def test_text_alone_has_no_image_places(reader):
-    prompt = reader.prompt("Read the text.")
+    prompt = build_prompt(reader, "Read the text.")
     assert 67 not in prompt.ids
     np.testing.assert_array_equal(prompt.embeds, reader.embed_tokens(prompt.ids))
 
@@ -130,9 +129,9 @@ def test_text_alone_has_no_image_places(reader):
 def test_a_prompt_holds_its_embeddings_once(words, pictures, copies, reader):
     """Beside them only a chunk of text, and the patches of one picture: a fifth of the embeddings of eighty."""
     text, images = "word " * words, [Image.new("RGB", (112, 112))] * pictures
-    reader.prompt("", [Image.new("RGB", (112, 112))])  # loads the vision graph
+    build_prompt(reader, "", [Image.new("RGB", (112, 112))])  # loads the vision graph
     tracemalloc.start()
-    prompt = reader.prompt(text, images)
+    prompt = build_prompt(reader, text, images)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert (prompt.ids == 67).sum() == 16 * pictures
@@ -142,9 +141,9 @@ def test_a_prompt_holds_its_embeddings_once(words, pictures, copies, reader):
 def test_a_picture_that_is_too_long_is_named(reader):
     good, bad = Image.new("RGB", (56, 56)), Image.new("RGB", (3, 1000))
     with pytest.raises(InputError, match=r"^scan-7\.png: 3 x 1000 pixels"):
-        reader.prompt("Read the text.", [good, bad], names=["scan-6.png", "scan-7.png"])
+        build_prompt(reader, "Read the text.", [good, bad], names=["scan-6.png", "scan-7.png"])
     with pytest.raises(InputError, match=r"^image 2: 3 x 1000 pixels"):
-        reader.prompt("Read the text.", [good, bad])
+        build_prompt(reader, "Read the text.", [good, bad])
 
 
 @pytest.mark.parametrize(
@@ -177,13 +176,13 @@ def test_every_end_token_ends_an_answer(end, copied):
     edit_json(copied / "generation_config.json", eos_token_id=[361, 53])
     model = Model(copied, "cpu")
     tokens = [100, 101, end, 102]
-    assert list(model.generate(model.prompt("Hello"), forced(tokens, []), 10)) == [100, 101]
+    assert list(generate(model, build_prompt(model, "Hello"), forced(tokens, []), 10)) == [100, 101]
 
 
 def test_nothing_is_computed_beyond_the_last_token(reader):
     seen = []
-    prompt = reader.prompt("Hello")
-    assert list(reader.generate(prompt, forced([100, 101, 102], seen), 3)) == [100, 101, 102]
+    prompt = build_prompt(reader, "Hello")
+    assert list(generate(reader, prompt, forced([100, 101, 102], seen), 3)) == [100, 101, 102]
     assert len(seen) == 3
 
 
@@ -193,13 +192,15 @@ def test_a_cache_that_was_used_before_leaves_no_trace(kind, drafts, request):
     """After a prompt of many windows that is cut in its answer, one within a window and one beyond it."""
     reader = request.getfixturevalue(kind)
     found, expected = [], []
-    long = reader.generate(random_prompt(reader, 700), forced(list(range(100, 200)), []), 90, drafts and Drafts(drafts))
+    long = generate(
+        reader, random_prompt(reader, 700), forced(list(range(100, 200)), []), 90, drafts and Drafts(drafts)
+    )
     assert len(list(itertools.islice(long, 30))) == 30
     long.close()
     for length in (20, 150):
         prompt, tokens = random_prompt(reader, length), list(range(200, 230))
         for model, seen in ((reader, found), (Model(reader.folder, "cpu"), expected)):
-            list(model.generate(prompt, forced(tokens, seen), 30, drafts and Drafts(drafts)))
+            list(generate(model, prompt, forced(tokens, seen), 30, drafts and Drafts(drafts)))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -217,20 +218,20 @@ def test_a_longer_cache_takes_the_place_of_a_shorter(reader):
 
 def test_two_answers_of_a_model_at_a_time(reader):
     prompts, answer = [random_prompt(reader, length) for length in (90, 40)], [100] * (ANSWER_CHUNK + 2)
-    alone = [np.concatenate(list(reader.teacher_forced(prompt, answer))) for prompt in prompts]
-    pairs = zip(*(reader.teacher_forced(prompt, answer) for prompt in prompts), strict=True)
+    alone = [np.concatenate(list(teacher_forced(reader, prompt, answer))) for prompt in prompts]
+    pairs = zip(*(teacher_forced(reader, prompt, answer) for prompt in prompts), strict=True)
     together = [np.concatenate(parts) for parts in zip(*pairs, strict=True)]
     np.testing.assert_array_equal(together, alone)
 
 
 def test_prompt_and_known_answer_must_fit_the_context(copied):
-    prompt_tokens = len(Model(copied, "cpu").prompt("Hello").ids)
+    prompt_tokens = len(build_prompt(Model(copied, "cpu"), "Hello").ids)
     set_context(copied, prompt_tokens + 5)
     model = Model(copied, "cpu")
-    prompt = model.prompt("Hello")
-    assert np.concatenate(list(model.teacher_forced(prompt, [100] * 5))).shape == (5, 512)
+    prompt = build_prompt(model, "Hello")
+    assert np.concatenate(list(teacher_forced(model, prompt, [100] * 5))).shape == (5, 512)
     with pytest.raises(InputError, match=f"known answer: {prompt_tokens + 6} tokens, the model's context is"):
-        model.teacher_forced(prompt, [100] * 6)
+        teacher_forced(model, prompt, [100] * 6)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -244,19 +245,19 @@ def test_logits_that_are_no_numbers_are_an_error(value, copied):
 
     change_tensor(copied, "lm_head.weight", put)
     model = Model(copied, "cpu")
-    prompt = model.prompt("Hello")
+    prompt = build_prompt(model, "Hello")
     with pytest.raises(InputError, match=f"^{copied}: gives NaN or infinite numbers.*--dtype bfloat16"):
-        list(model.generate(prompt, greedy, 3))
+        list(generate(model, prompt, greedy, 3))
     with pytest.raises(InputError, match="NaN or infinite"):
-        list(model.teacher_forced(prompt, [100, 101]))
+        list(teacher_forced(model, prompt, [100, 101]))
 
 
 @pytest.mark.parametrize("drafts", [None, Drafts(2)], ids=["steps", "drafts"])
 def test_an_int8_cache_hides_no_overflow(drafts, int8_reader):
     """Its keys and values are numbers whatever they are made of, so an answer after a broken word would look sound."""
     prompt = random_prompt(int8_reader, 200)
-    assert len(list(int8_reader.generate(prompt, greedy, 3, drafts))) == 3
+    assert len(list(generate(int8_reader, prompt, greedy, 3, drafts))) == 3
     for value in (np.nan, np.inf):
         prompt.embeds[20:30] = value
         with pytest.raises(InputError, match="gives NaN or infinite numbers"):
-            list(int8_reader.generate(prompt, greedy, 3, drafts))
+            list(generate(int8_reader, prompt, greedy, 3, drafts))

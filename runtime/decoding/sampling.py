@@ -1,9 +1,10 @@
-"""Choosing the next token from logits, in a few passes over the vocabulary and without sorting it.
+"""Samples the next token from logits, in a few passes over the vocabulary and without sorting it.
 
 Top p is rejection sampling, as in FlashInfer (Ye et al. 2025, arXiv:2501.01005, and Xing et al. 2025,
-flashinfer.ai/2025/03/10/sampling.html). A token is drawn from all. It is taken if the tokens likelier than it hold less
-than p; else the next one is drawn from those, among which the whole nucleus is. So every token of the nucleus (Holtzman
-et al. 2020) is taken with its exact probability. Weights are float32, as logits are; sums over blocks are float64.
+flashinfer.ai/2025/03/10/sampling.html). A token is drawn from all. It is accepted if the likelier tokens hold less than
+p. Else the next token is drawn from the likelier ones, which include the whole nucleus. So every token of the nucleus
+(Holtzman et al. 2020) is drawn with its exact probability. Weights are float32, as logits are. Sums over blocks are
+float64.
 """
 
 from __future__ import annotations
@@ -22,11 +23,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_BLOCK = 256  # tokens that are summed up before one of them is drawn
-_SAMPLE = 1024  # tokens that tell where a small nucleus ends
+_BLOCK = 256  # tokens that share a sum: a block is drawn first, then a token of it
+_SAMPLE = 1024  # tokens sampled to estimate where a small nucleus ends
 
-# What a generation_config.json may recommend and nothing here does, with the values that change nothing.
-_WITHOUT_EFFECT = {
+# Settings of generation_config.json that are not supported, with the values that turn them off.
+_UNSUPPORTED = {
     "repetition_penalty": 1,
     "min_p": 0,
     "typical_p": 1,
@@ -38,30 +39,29 @@ _WITHOUT_EFFECT = {
 
 
 class Sampler(Protocol):
-    """Chooses a token: (logits [V] float32, ids generated so far in this answer) -> id."""
+    """Chooses the next token."""
 
     def __call__(self, logits: NDArray[np.float32], generated: Sequence[int]) -> int:
-        """Return the id of the chosen token."""
+        """Return a token id, given logits [V] and the ids of this answer so far."""
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample; the steps are applied in the order of the fields after the first, as vLLM does.
+    """Sampling settings, applied in the order of the fields after the first, as in vLLM.
 
-    seed: of the random generator; None draws a fresh one.
-    presence_penalty: subtracted once from the logit of every token that was already generated, -2 … 2.
-    temperature: divides the logits; 0 takes the most likely token.
-    top_k: keeps the k most likely tokens, and those as likely as the last of them; 0 keeps all.
-    top_p: keeps the fewest of the likeliest tokens whose probabilities add up to p or more.
-
-    Raises InputError for a value outside these ranges.
+    Raises InputError for a value out of its range.
     """
 
     seed: int | None = None
+    """Seed of the random generator; None draws a fresh one."""
     presence_penalty: float = 0.0
+    """Subtracted once from the logit of every token already generated, -2 to 2."""
     temperature: float = 0.0
+    """Divides the logits; 0 is greedy."""
     top_k: int = 0
+    """Keeps the k likeliest tokens, and those as likely as the last of them; 0 keeps all."""
     top_p: float = 1.0
+    """Keeps the fewest of the likeliest tokens whose probabilities sum to p or more, above 0 and up to 1."""
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.temperature) and self.temperature >= 0):
@@ -77,10 +77,10 @@ class Sampling:
 
     @classmethod
     def recommended(cls, generation: Mapping[str, Any], chosen: Mapping[str, Any], seed: int | None) -> Sampling:
-        """Take what was chosen, and for the rest what a model's generation_config.json recommends.
+        """Settings that the user chose, completed by the recommendations of a model's generation_config.json.
 
-        Greedy decoding is the likeliest token and nothing else: it takes no recommended penalty.
-        Raises InputError for recommendations outside the ranges, and for a choice among tokens that greedy ignores.
+        Greedy decoding takes no recommended penalty. Raises InputError for a recommendation out of its range, and for
+        a chosen top p or top k that greedy decoding would ignore.
         """
         names = ("presence_penalty", "temperature", "top_k", "top_p")
         values = {name: generation[name] for name in names if generation.get(name) is not None}
@@ -95,17 +95,17 @@ class Sampling:
             raise InputError(f"generation_config.json: what it recommends is not possible ({error})") from error
 
     def sampler(self) -> Sampler:
-        """Begin the draws of one answer; two samplers of one seed make the same choices."""
+        """A sampler for one answer; samplers with the same seed make the same choices."""
         return _Draws(self)
 
 
 class _Draws:
-    """The draws of one answer, whose `generated` only grows: of each call, only the new ids are read."""
+    """Sampler of one answer. `generated` only grows, so each call reads its new ids only."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
         self._random = np.random.Generator(np.random.PCG64(sampling.seed))
-        self._penalties = np.zeros(0, np.float32)  # of each token
+        self._penalties = np.zeros(0, np.float32)  # [V]
         self._read = 0
 
     def __call__(self, logits: NDArray[np.float32], generated: Sequence[int]) -> int:
@@ -117,7 +117,7 @@ class _Draws:
         return drawn if tokens is None else int(tokens[drawn])
 
     def penalised(self, logits: NDArray[np.float32], generated: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [V] with the presence penalty."""
+        """Logits [V] less the presence penalty."""
         if not self._sampling.presence_penalty:
             return logits
         if not self._read:
@@ -128,32 +128,32 @@ class _Draws:
 
 
 def ignored(generation: Mapping[str, Any]) -> list[str]:
-    """What a model's generation_config.json recommends in vain, such as "min_p 0.1"."""
-    set_ = {name: generation.get(name) for name in _WITHOUT_EFFECT}
-    return [f"{name} {value}" for name, value in set_.items() if value not in (None, _WITHOUT_EFFECT[name])]
+    """Settings of a generation_config.json that are not supported, such as "min_p 0.1"."""
+    values = {name: generation.get(name) for name in _UNSUPPORTED}
+    return [f"{name} {value}" for name, value in values.items() if value not in (None, _UNSUPPORTED[name])]
 
 
 def greedy(logits: NDArray[np.float32], generated: Sequence[int]) -> int:  # noqa: ARG001
-    """Take the most likely token, the first of several."""
+    """The likeliest token, the first of several."""
     return int(logits.argmax())
 
 
 def candidates(scores: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray[np.int64] | None, NDArray[np.float32]]:
-    """Tokens that top k keeps of scores [V], [K] or None for all, and their weights, in proportion to probabilities."""
+    """Tokens [K] that top k keeps of scores [V], or None for all, and weights proportional to their probabilities."""
     tokens = None
     if 0 < sampling.top_k < len(scores):
         tokens = _likeliest(scores, sampling.top_k)
         scores = scores[tokens]
     weights = scores - scores.max()  # first, so that no temperature, however small, overflows
-    weights /= np.float32(np.clip(sampling.temperature, 1e-30, 1e30))  # to what float32 holds
+    weights /= np.float32(np.clip(sampling.temperature, 1e-30, 1e30))  # clipped to the range of float32
     return tokens, np.exp(weights, out=weights)
 
 
 def _likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-    """Tokens with the `count` largest of scores [V], and those that tie with the last of them (Fan et al. 2018).
+    """Tokens with the `count` largest scores [V], and those that tie with the last of them (Fan et al. 2018).
 
-    Maxima of pairs, of fours and so on are scores of different tokens: so the k-th largest of them is no larger than
-    the k-th largest score, and few scores are as large.
+    Maxima of disjoint groups are scores of different tokens. So the k-th largest maximum is a lower bound of the k-th
+    largest score, and few scores exceed it.
     """
     maxima = scores
     while len(maxima) >= 8 * count:
@@ -165,7 +165,7 @@ def _likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
 
 
 def draw(weights: NDArray[np.float32], top_p: float, random: np.random.Generator) -> int:
-    """Draw an index of the nucleus of weights [K], which are overwritten."""
+    """Draw an index from the nucleus of weights [K]. Overwrites the weights."""
     sums = _block_sums(weights)
     if top_p == 1:
         return _pick_of_blocks(weights, sums, random)
@@ -178,7 +178,7 @@ def draw(weights: NDArray[np.float32], top_p: float, random: np.random.Generator
 
 
 def _draw(weights: NDArray[np.float32], sums: NDArray[np.float64], mass: float, random: np.random.Generator) -> int:
-    """Draw until those likelier than what is drawn hold less than `mass`. sums: of the weights' blocks."""
+    """Draw until the tokens likelier than the drawn one hold less than `mass`. sums: of each block of weights."""
     while True:
         token = _pick_of_blocks(weights, sums, random)
         weights *= likelier(weights, token)
@@ -188,20 +188,20 @@ def _draw(weights: NDArray[np.float32], sums: NDArray[np.float64], mass: float, 
 
 
 def likelier(weights: NDArray[np.float32], token: int) -> NDArray[np.bool_]:
-    """Which of weights [K] go before that of a token: larger ones, and equal ones behind it."""
+    """Mask [K] of the weights that rank before a token's: larger ones, and equal ones at later positions."""
     before: NDArray[np.bool_] = weights > weights[token]
     before[token + 1 :] |= weights[token + 1 :] == weights[token]
     return before
 
 
 def shortlist(weights: NDArray[np.float32], mass: float) -> NDArray[np.int64] | None:
-    """Tokens that hold the likeliest ones of so much mass, where a sample says that a quarter of all will do.
+    """A superset of the tokens that hold `mass`; None where a sample estimates more than a quarter of all tokens.
 
-    A small nucleus of many tokens would else be found only after 1 + ln(1/p) draws from all.
+    Without it a small nucleus takes 1 + ln(1/p) draws from all tokens.
     """
     step = max(1, len(weights) // _SAMPLE)
     sample = np.sort(weights[::step])[::-1]
-    last = int(1.5 * np.searchsorted(np.cumsum(sample) * step, mass)) + 8  # with a margin for the sample's error
+    last = int(1.5 * np.searchsorted(np.cumsum(sample) * step, mass)) + 8  # with a margin for the error of the sample
     few = weights >= sample[min(last, len(sample) - 1)]
     if np.count_nonzero(few) > len(weights) // 4:
         return None

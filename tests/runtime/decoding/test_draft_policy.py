@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from runtime.draft_policy import MOST, DraftPolicy
+from runtime.decoding.draft_policy import MAX_DRAFTS, DraftPolicy
 
 TRIAL = 16  # calls before anything is decided
 SETTLED = 60  # calls after which what was true of texts before no longer counts
@@ -17,7 +17,7 @@ class Machine:
         self.random = np.random.default_rng(0)
         self.seconds = self.tokens = 0.0
 
-    def play(self, calls, most=MOST):
+    def play(self, calls, most=MAX_DRAFTS):
         """Returns what was chosen."""
         chosen = []
         for _ in range(calls):
@@ -31,7 +31,7 @@ class Machine:
         return chosen
 
     def best(self):
-        expected = [1 + float(np.cumprod(self.acceptance)[:n].sum()) for n in range(MOST + 1)]
+        expected = [1 + float(np.cumprod(self.acceptance)[:n].sum()) for n in range(MAX_DRAFTS + 1)]
         return int(np.argmax([tokens / cost for tokens, cost in zip(expected, self.costs, strict=True)]))
 
 
@@ -59,7 +59,7 @@ def test_it_drafts_as_many_as_pay_best(case, noise):
 def test_where_no_acceptance_would_pay_it_gives_up_after_one_trial():
     machine = Machine([1, 2.1, 3.2, 4.3], [1, 1, 1])
     assert sorted(machine.play(TRIAL)) == [0] * 8 + [1] * 4 + [3] * 4
-    assert machine.policy.given_up
+    assert machine.policy.disabled
     assert not any(machine.play(10_000))
 
 
@@ -67,17 +67,17 @@ def test_rejected_drafts_alone_are_no_reason_to_give_up():
     """A call takes longer where drafts are taken back; one that took nothing back says what is possible."""
     policy = DraftPolicy()
     for number in range(TRIAL):
-        drafts = policy.choose(MOST)
+        drafts = policy.choose(MAX_DRAFTS)
         all_stand = number == 1
         policy.observe(drafts, drafts if all_stand else 0, 1 if not drafts else 1.6 if all_stand else 4.1)
-    assert not policy.given_up
+    assert not policy.disabled
 
 
 @pytest.mark.parametrize("cost", [1.3, 1.8])
 def test_where_drafts_are_rejected_it_stops_and_trying_again_costs_little(cost):
     machine = Machine([1, cost, cost + 0.4, cost + 0.8], [0.05, 0.05, 0.05])
     machine.play(TRIAL)
-    assert not machine.policy.given_up
+    assert not machine.policy.disabled
     before = machine.seconds, machine.tokens
     chosen = machine.play(3000)
     assert any(chosen)
@@ -111,7 +111,7 @@ def test_one_call_that_was_held_up_changes_nothing():
     assert machine.play(40).count(3) > 30
 
 
-@pytest.mark.parametrize("most", range(MOST))
+@pytest.mark.parametrize("most", range(MAX_DRAFTS))
 def test_it_never_drafts_more_than_there_is_room_for(most):
     machine = Machine([1, 1.3, 1.5, 1.7], [1, 1, 1])
     for _ in range(30):

@@ -1,0 +1,1 @@
+"""From a prompt to the tokens of an answer: forward passes, sampling and speculative decoding."""

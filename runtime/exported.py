@@ -1,0 +1,147 @@
+"""An exported folder on one device: its settings, tokenizer and ONNX Runtime sessions."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from console.errors import InputError
+from console.files import read_object
+from runtime.chat import Chat
+from runtime.inputs.images import ImageSettings
+from runtime.inputs.video import VideoSettings
+from runtime.ort.cache_rollback import CacheRollback
+from runtime.ort.decoder import DecoderSession, load_head
+from runtime.ort.drafter import Drafter
+from runtime.ort.manifest import load_manifest
+from runtime.ort.sessions import Device, Options, VisionSession, map_stored, open_session, require_device
+from runtime.sizes import CHUNKINGS, buffer_limits
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import onnxruntime as ort
+    from numpy.typing import NDArray
+
+    from runtime.ort.sessions import Buffer
+
+_LOOKUP = 1024  # embeddings that are read at once
+
+
+class ExportedModel:
+    """The settings, tokenizer and sessions of one exported folder on one device.
+
+    A session opens at its first use, so wrong input is reported before gigabytes are read. `unload` closes all of them.
+    Raises InputError for a folder that was not exported for the device, and for a device that is not there.
+    """
+
+    def __init__(self, folder: str | Path, device: str = "cpu", options: Options | None = None) -> None:
+        self.folder, self.device = Path(folder), Device.parse(device)
+        self.manifest = load_manifest(self.folder)
+        self.target = self.manifest.target(self.folder, self.device.kind)
+        self.chunking = CHUNKINGS[self.device.kind]
+        """Lengths of the calls that a prompt is split into."""
+        self.options = replace(options or Options(), cutlass=self.target.block_size is not None)
+        self.chat = Chat(self.folder)
+        self.generation = _read_settings(self.folder / "generation_config.json")
+        """Content of generation_config.json; empty where there is no such file."""
+        self.end_ids = _end_ids(self.folder, self.generation)
+        """Tokens that end an answer; the first ends a turn."""
+        require_device(self.device)
+        self._embeddings = map_stored(self.folder, self.manifest.embeddings)
+
+    def open_sessions(self, *, drafts: bool = False) -> None:
+        """Open the decoder before its first use, and with `drafts` the MTP layer too."""
+        if drafts:
+            _ = self.drafter  # first: a model without MTP layer is refused before the decoder is read
+        _ = self.decoder
+
+    def unload(self) -> None:
+        """Free the memory of all sessions; each opens again at its next use."""
+        for name in ("decoder", "vision", "drafter", "_head"):
+            vars(self).pop(name, None)
+
+    def unload_drafter(self) -> None:
+        """Free the memory of the MTP layer; it opens again at its next use."""
+        vars(self).pop("drafter", None)
+
+    @cached_property
+    def decoder(self) -> DecoderSession:
+        """The decoder with its head."""
+        head = self._head  # first: a GPU too small for it needs to read no more
+        session = open_session(self.folder / self.target.decoder, self.device, self.options)
+        text, capture = self.manifest.text, self.options.capture
+        return DecoderSession.of(session, text, self.target, self.device, head, capture=capture)
+
+    @cached_property
+    def _head(self) -> dict[str, Buffer]:
+        """Weights that the decoder and the MTP layer share."""
+        return load_head(self.folder, self.target, self.device)
+
+    @cached_property
+    def vision(self) -> VisionSession:
+        """The vision encoder. The model must have one."""
+        assert self.target.vision is not None
+        return VisionSession(self._open(self.target.vision, give_back=True))
+
+    @cached_property
+    def drafter(self) -> Drafter:
+        """The MTP layer and the rollback graphs. Raises InputError for a model without MTP layer."""
+        target, text = self.target, self.manifest.text
+        if target.mtp is None:
+            raise InputError(f"{self.folder}: this model has no MTP layer to draft with; leave out --draft-tokens")
+        session = self._open(target.mtp)
+        limits, mtp_limits = (buffer_limits(windows, target.kv_layout) for windows in (text.windows, text.mtp_windows))
+        return Drafter(
+            DecoderSession.of(session, text, target, self.device, self._head, mtp=True),
+            CacheRollback(target.rewind and self._open(target.rewind), limits),
+            CacheRollback(target.mtp_rewind and self._open(target.mtp_rewind), mtp_limits),
+        )
+
+    def _open(self, graph: str, *, give_back: bool = False) -> ort.InferenceSession:
+        options = replace(self.options, capture=False)
+        return open_session(self.folder / graph, self.device, options, give_back=give_back)
+
+    @cached_property
+    def image_settings(self) -> ImageSettings:
+        """How images are resized and normalized. Raises InputError for a folder without these settings."""
+        return ImageSettings.from_folder(self.folder)
+
+    @cached_property
+    def video_settings(self) -> VideoSettings:
+        """How frames are sampled, resized and normalized. Raises InputError for a folder without these settings."""
+        return VideoSettings.from_folder(self.folder)
+
+    def embed_tokens(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Embeddings [T, H] of token ids [T]."""
+        return look_up(self._embeddings, ids)
+
+
+def look_up(embeddings: NDArray[np.generic], ids: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Copy rows `ids` [T] of a memory-mapped embedding table [V, H] to float32 [T, H], some at a time."""
+    embeds = np.empty((len(ids), embeddings.shape[1]), np.float32)
+    for start in range(0, len(ids), _LOOKUP):
+        part = slice(start, start + _LOOKUP)
+        embeds[part] = embeddings[ids[part]]
+    return embeds
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    return read_object(path) if path.exists() else {}
+
+
+def _end_ids(folder: Path, generation: dict[str, Any]) -> list[int]:
+    """eos_token_id, searched in the files that transformers searches."""
+    config = _read_settings(folder / "config.json")
+    for settings in (generation, config, config.get("text_config") or {}):
+        value = settings.get("eos_token_id")
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if not all(isinstance(token, int) for token in ids):
+            raise InputError(f"{folder}: its eos_token_id is {value!r}; write a token id, or a list of them")
+        if ids:
+            return ids
+    raise InputError(f"{folder / 'generation_config.json'}: has no eos_token_id, so no answer would end; add it")

@@ -1,0 +1,105 @@
+"""Options of `python -m runtime`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from calib_data.document import READ_TEXT
+from calib_data.rendered.render import Kind
+from runtime.answer import AUTO, MAX_DRAFT_TOKENS
+
+DEFAULT_MODEL = Path("reader-w4")
+_RECOMMENDED = "the model's"
+_SOURCES = (
+    '"rendered", a folder of images, a PDF, a JSONL file, or a Hugging Face dataset (owner/name, or owner/name:split).'
+)
+
+# Several commands.
+Model = Annotated[Path, typer.Option(help="Exported model folder.")]
+Device = Annotated[
+    str, typer.Option(help='"cpu", "cuda" or "cuda:1"; the folder must be exported for it.', metavar="DEVICE")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Count = Annotated[int, typer.Option(min=1, help="Number of documents.")]
+Seed = Annotated[int, typer.Option(help="Seed that chooses the documents.")]
+DocumentKind = Annotated[
+    Kind | None, typer.Option("--kind", help="Kind of question about rendered documents.", show_default="a mix")
+]
+Documents = Annotated[str, typer.Option(help=_SOURCES)]
+
+# generate
+Prompt = Annotated[str | None, typer.Option(help="Question.", show_default=READ_TEXT)]
+Image = Annotated[list[Path] | None, typer.Option(help="Image, or PDF with all its pages; repeat for several.")]
+Video = Annotated[list[Path] | None, typer.Option(help="Video file, or folder of frames; repeat for several.")]
+Fps = Annotated[
+    float | None,
+    typer.Option(help="Frames a second that are read from a video file.", show_default=f"{_RECOMMENDED}, or 2"),
+]
+Input = Annotated[
+    Path | None,
+    typer.Option("--input", help='JSONL file of {"image", "prompt"}; prints one JSON object for each line.'),
+]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest answer, in tokens.")]
+Temperature = Annotated[
+    float | None, typer.Option(help="Sampling temperature; 0 is greedy.", show_default=_RECOMMENDED)
+]
+TopP = Annotated[float | None, typer.Option(help="Nucleus sampling probability.", show_default=_RECOMMENDED)]
+TopK = Annotated[
+    int | None, typer.Option(help="Sample from the k likeliest tokens; 0 is off.", show_default=_RECOMMENDED)
+]
+PresencePenalty = Annotated[
+    float | None,
+    typer.Option(help="Subtracted from the logits of generated tokens.", show_default=f"{_RECOMMENDED}; 0 when greedy"),
+]
+SamplingSeed = Annotated[int | None, typer.Option(help="Seed of the sampling.", show_default="random")]
+Thinking = Annotated[bool, typer.Option("--thinking/--no-thinking", help="Reason before answering.")]
+DraftTokens = Annotated[
+    str,
+    typer.Option(
+        metavar=f"{AUTO}|0..{MAX_DRAFT_TOKENS}",
+        help="Draft tokens ahead of each decoder call; 0 is off, auto drafts where it measures a speedup.",
+    ),
+]
+MemoryLimit = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1,
+        max=10_000,
+        help="CUDA: GiB for the weights and activations of a graph, without the KV cache.",
+        show_default="all",
+    ),
+]
+CudaGraph = Annotated[
+    bool, typer.Option("--cuda-graph", help="CUDA: replay decode steps as CUDA graphs. Not yet tested on a GPU.")
+]
+
+# compare
+Baseline = Annotated[
+    Path, typer.Option(help="Exported folder of the unquantized model, or the reference.npz that quantize wrote.")
+]
+Candidates = Annotated[list[Path], typer.Option("--model", help="Exported folder to judge; repeat for several.")]
+ComparedCount = Annotated[
+    int | None, typer.Option("--count", min=1, help="Number of documents.", show_default="50, or all of a reference")
+]
+ComparedDocuments = Annotated[
+    str,
+    typer.Option("--documents", help=f"{_SOURCES} With a reference.npz: where its documents are now, if they moved."),
+]
+Output = Annotated[
+    Path | None,
+    typer.Option(help="Folder for compare.json and report.html; the same command resumes a stopped comparison."),
+]
+MaxDropAnls = Annotated[float, typer.Option(min=0, help="Largest drop of ANLS that passes.")]
+MaxKl = Annotated[
+    float | None,
+    typer.Option(min=0, help="Largest mean KL divergence that passes, in nats a token.", show_default="any"),
+]
+MinAgreement = Annotated[
+    float | None,
+    typer.Option(min=0, max=1, help="Smallest share of tokens with the same top prediction.", show_default="any"),
+]
+Junit = Annotated[Path | None, typer.Option(help="File for the gates as JUnit XML.")]
+Jobs = Annotated[int, typer.Option(min=1, help="Processes; each loads all models.")]

@@ -1,0 +1,168 @@
+"""From a question to the prompt that the decoder reads: token ids, then embeddings with those of images and videos."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+from calib_data.sources import open_pictures
+from console.errors import InputError
+from console.progress import say
+from runtime.inputs.images import image_grid, preprocess
+from runtime.inputs.video import left_out, open_video, video_grid, video_patches
+from runtime.inputs.vision_inputs import vision_feeds
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from runtime.exported import ExportedModel
+    from runtime.inputs.video import Video
+
+
+@dataclass(frozen=True)
+class PromptInputs:
+    """A rendered user turn that fits the model's context, and the images and videos that it shows."""
+
+    ids: NDArray[np.int64]
+    """Token ids [T], with a placeholder for each embedding of an image or a video."""
+    images: Sequence[Image.Image]
+    """Images in the order of their placeholders."""
+    names: Sequence[str]
+    """What errors call each image."""
+    videos: Sequence[Video]
+    """Videos in the order of their placeholders."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered user turn as the decoder reads it."""
+
+    ids: NDArray[np.int64]
+    """Token ids [T]."""
+    embeds: NDArray[np.float32]
+    """Embeddings [T, H] of tokens, images and videos."""
+
+
+def open_prompt_inputs(
+    model: ExportedModel,
+    question: str,
+    images: Iterable[str | Path | Image.Image] = (),
+    videos: Iterable[str | Path] = (),
+    *,
+    fps: float | None = None,
+    thinking: bool = False,
+) -> PromptInputs:
+    """Open images and videos, and render the question about them.
+
+    images: paths, where a PDF gives all its pages, or PIL images of any mode. videos: paths of video files or folders
+    of frames. fps: frames to take of a second of a video file. Raises InputError as `prompt_inputs` does, and for a
+    path that cannot be read.
+    """
+    opened = [named for number, image in enumerate(images, 1) for named in _open_images(image, number)]
+    films = [open_video(Path(path), fps) for path in videos]
+    names, pictures = [name for name, _ in opened], [picture for _, picture in opened]
+    inputs = prompt_inputs(model, question, pictures, films, names=names, thinking=thinking)
+    for film in films:
+        if note := left_out(film, model.video_settings):
+            say(note)
+    return inputs
+
+
+def _open_images(image: str | Path | Image.Image, number: int) -> list[tuple[str, Image.Image]]:
+    """What errors call each image, and the image; several for a PDF."""
+    return [(f"image {number}", image)] if isinstance(image, Image.Image) else open_pictures(Path(image))
+
+
+def prompt_inputs(
+    model: ExportedModel,
+    question: str,
+    images: Sequence[Image.Image] = (),
+    videos: Sequence[Video] = (),
+    *,
+    names: Sequence[str] = (),
+    thinking: bool = False,
+) -> PromptInputs:
+    """Render a question about images, then videos. Opens no session.
+
+    names: what errors call the images. Raises InputError for a prompt that fills the model's context, and for an image
+    or video that cannot be used.
+    """
+    names = names or [f"image {number}" for number in range(1, len(images) + 1)]
+    shape = model.manifest.vision
+    if (images or videos) and shape is None:
+        raise InputError(f"{model.folder}: this model reads no images; ask without --image and --video")
+    merge = 1 if shape is None else shape.merge_size**2
+    image_grids = [
+        image_grid(x.height, x.width, model.image_settings, name) for x, name in zip(images, names, strict=True)
+    ]
+    video_grids = [video_grid(video, model.video_settings) for video in videos]
+    image_tokens, video_tokens = ([math.prod(grid) // merge for grid in grids] for grids in (image_grids, video_grids))
+    ids = model.chat.encode(question, image_tokens, video_tokens, thinking=thinking)
+    if len(ids) >= model.manifest.text.context:
+        raise InputError(
+            f"prompt: {len(ids)} tokens, but the model's context is {model.manifest.text.context}; shorten it"
+        )
+    return PromptInputs(ids, images, names, videos)
+
+
+def embed_prompt(model: ExportedModel, inputs: PromptInputs) -> Prompt:
+    """Look up the embeddings of tokens, and compute those of images and videos."""
+    ids = inputs.ids
+    embeds = model.embed_tokens(ids)
+    images = (embed_image(model, image, name) for image, name in zip(inputs.images, inputs.names, strict=True))
+    frames = chain.from_iterable(embed_video(model, video) for video in inputs.videos)
+    _write_rows(embeds, ids == model.chat.image_token_id, images)
+    _write_rows(embeds, ids == model.chat.video_token_id, frames)
+    return Prompt(ids, embeds)
+
+
+def build_prompt(
+    model: ExportedModel,
+    question: str,
+    images: Sequence[Image.Image] = (),
+    videos: Sequence[Video] = (),
+    *,
+    names: Sequence[str] = (),
+    thinking: bool = False,
+) -> Prompt:
+    """Render a question and embed it: `prompt_inputs`, then `embed_prompt`."""
+    return embed_prompt(model, prompt_inputs(model, question, images, videos, names=names, thinking=thinking))
+
+
+def embed_image(model: ExportedModel, image: Image.Image, name: str) -> NDArray[np.float32]:
+    """Embeddings [tokens, H] of one image. name: what errors call it."""
+    patches, grid = preprocess(image, model.image_settings, name)
+    return _embed_patches(model, patches, grid)
+
+
+def embed_video(model: ExportedModel, video: Video) -> Iterator[NDArray[np.float32]]:
+    """Embeddings [tokens, H] of one video, some frames a call: frames do not attend to each other."""
+    return (_embed_patches(model, patches, grid) for patches, grid in video_patches(video, model.video_settings))
+
+
+def _embed_patches(
+    model: ExportedModel, patches: NDArray[np.float32], grid: tuple[int, int, int]
+) -> NDArray[np.float32]:
+    """Run the vision encoder on one image: of several in a call, each would be padded to the largest."""
+    shape = model.manifest.vision
+    assert shape is not None
+    return model.vision.run(vision_feeds(patches, [grid], shape))
+
+
+def _write_rows(
+    embeds: NDArray[np.float32], placeholders: NDArray[np.bool_], pieces: Iterable[NDArray[np.float32]]
+) -> None:
+    """Write pieces [n, H], one after the other as they come, into the rows of embeds [T, H] that are placeholders."""
+    rows, done = np.flatnonzero(placeholders), 0
+    for piece in pieces:
+        embeds[rows[done : done + len(piece)]] = piece
+        done += len(piece)
+    assert done == len(rows), f"{done} embeddings for {len(rows)} placeholders"
