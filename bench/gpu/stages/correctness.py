@@ -45,7 +45,7 @@ class Kind:
     weights: str
     """A key of WEIGHTS."""
     exported: dict[str, Any] = field(default_factory=dict)
-    """Arguments of export_folder."""
+    """Arguments of export."""
     on_gpu: dict[str, Any] = field(default_factory=dict)
     """Further ones for the GPU alone."""
 
