@@ -1,1 +1,1 @@
-"""Measurements side by side; every number in README and docs comes from a command here."""
+"""The commands that measure every number in README and docs."""

@@ -1,8 +1,7 @@
-"""`python -m bench.ablation`: what each part of the solver brings on the bundled reader, over calibration seeds.
+"""`python -m bench.ablation`: the gain of each part of the solver on the bundled reader, over calibration seeds.
 
-The decoder is quantized, all else stays in 16 bits. Each row adds one part to the row above it. What is measured is the
-mean KL(FP16 ‖ quantized) of next-token distributions on held-out documents, teacher-forced on the true answers, by
-transformers in float32.
+Only the decoder is quantized. Each row adds one part to the row above it. Measured is the mean KL(FP16 ‖ quantized) of
+next-token distributions on held-out documents, teacher-forced on the true answers, by transformers in float32.
 """
 
 from __future__ import annotations
@@ -33,40 +32,41 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 app = typer.Typer(add_completion=False)
-HELD_OUT = 11  # the seed of the documents to measure on
-CLIP = 0.03  # nats
+HELD_OUT = 11  # seed of the held-out documents
+CLIP = 0.03  # nats that a token counts at most in the clipped mean
 
 
 @dataclass(frozen=True)
 class Row:
-    """One way to quantize; recipe None is round-to-nearest, the same for all seeds."""
+    """One way to quantize."""
 
     name: str
     grid: Literal["int", "nf4"]
     recipe: Recipe | None
+    """None is RTN, the same for all seeds."""
 
 
 PLAIN = Recipe(tokens="none", weighted_scales=False, sweeps=0)
 ROWS = (
-    Row("4-bit g128, nearest", "int", None),
+    Row("4-bit g128, RTN", "int", None),
     Row("plain GPTQ", "int", PLAIN),
     Row("+ tokens of the same size", "int", replace(PLAIN, tokens="equal norms")),
     Row("+ scales weighted by use", "int", replace(PLAIN, tokens="equal norms", weighted_scales=True)),
     Row("+ coordinate descent", "int", replace(RECIPE, tokens="equal norms")),
     Row("+ tokens by importance", "int", replace(RECIPE, tokens="weights")),
     Row("+ and by attention (the default)", "int", RECIPE),
-    Row("NF4, nearest (bitsandbytes)", "nf4", None),
+    Row("NF4, RTN (bitsandbytes)", "nf4", None),
     Row("plain GPTQ on NF4", "nf4", PLAIN),
     Row("the default on NF4", "nf4", RECIPE),
 )
 
 
-def quantized(row: Row, seed: int, samples: int, divergence: Divergence) -> list[NDArray[np.float64]]:
-    """KL of every answer token, by document, of the reader quantized in one way."""
+def quantized(row: Row, seed: int, documents: int, divergence: Divergence) -> list[NDArray[np.float64]]:
+    """Quantize the reader in one way; KL of every answer token [T] of each held-out document."""
     solver: Literal["gptq", "rtn"] = "gptq" if row.recipe else "rtn"
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "quantized"
-        settings = Settings(READER, folder, vision_bits=16, head_bits=16, count=samples, seed=seed, reference=0)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "quantized"
+        settings = Settings(READER, folder, vision_bits=16, head_bits=16, count=documents, seed=seed, reference=0)
         quantize(
             replace(settings, quant_type=row.grid, format=None, group_size=None, solver=solver), row.recipe or RECIPE
         )
@@ -74,7 +74,7 @@ def quantized(row: Row, seed: int, samples: int, divergence: Divergence) -> list
     return divergence(weights)
 
 
-def line(row: Row, seeds: Sequence[list[NDArray[np.float64]]], nearest: float, plain: float) -> str:
+def line(row: Row, seeds: Sequence[list[NDArray[np.float64]]], rtn: float, plain: float) -> str:
     """One row of the table."""
     tokens = [np.concatenate(documents) for documents in seeds]
     means = [float(values.mean()) for values in tokens]
@@ -83,36 +83,36 @@ def line(row: Row, seeds: Sequence[list[NDArray[np.float64]]], nearest: float, p
     by_seed = " ".join(f"{1000 * mean:.2f}" for mean in means)
     return (
         f"| {row.name} | {1000 * mean:.3f} ({1000 * low:.3f}–{1000 * high:.3f}) | {by_seed} | {1000 * clipped:.3f} "
-        f"| {mean / nearest:.2f} | {'–' if row.recipe is None else f'{mean / plain:.2f}'} |"
+        f"| {mean / rtn:.2f} | {'–' if row.recipe is None else f'{mean / plain:.2f}'} |"
     )
 
 
 @app.command()
 def main(
     seeds: Annotated[int, typer.Option(min=1, help="Calibration seeds: 0, 1, ...")] = 5,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
-    documents: Annotated[int, typer.Option(min=2, help="Held-out documents to measure on.")] = 600,
+    calibration_count: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
+    count: Annotated[int, typer.Option(min=2, help="Held-out documents.")] = 600,
 ) -> None:
     """Quantize the bundled reader with more and more of the solver, and measure each with several seeds."""
-    wanted = Settings(READER, count=documents, seed=HELD_OUT)
+    wanted = Settings(READER, count=count, seed=HELD_OUT)
     divergence = Divergence(READER, list(read_samples(wanted, AutoConfig.from_pretrained(READER), split="evaluation")))
     measured = {}
     for row in track(ROWS, "rows"):
-        ways = range(seeds if row.recipe else 1)
-        measured[row] = [quantized(row, seed, samples if row.recipe else 1, divergence) for seed in ways]
-    print(f"| | mean KL, 10⁻³ nats (95 %) | by seed | clipped at {CLIP} | of nearest | of plain GPTQ |")
+        repeated, documents = (seeds, calibration_count) if row.recipe else (1, 1)
+        measured[row] = [quantized(row, seed, documents, divergence) for seed in range(repeated)]
+    print(f"| | mean KL, 10⁻³ nats (95 %) | by seed | clipped at {CLIP} | ratio to RTN | ratio to plain GPTQ |")
     print("|---|---|---|---|---|---|")
     for row in ROWS:
-        nearest, plain = (
-            float(np.mean([np.concatenate(one).mean() for one in measured[_first(row.grid, recipe)]]))
+        rtn, plain = (
+            float(np.mean([np.concatenate(seed).mean() for seed in measured[_row(row.grid, recipe)]]))
             for recipe in (None, PLAIN)
         )
-        print(line(row, measured[row], nearest, plain))
-    command = f"python -m bench.ablation --seeds {seeds} --samples {samples} --documents {documents}"
+        print(line(row, measured[row], rtn, plain))
+    command = f"python -m bench.ablation --seeds {seeds} --calibration-count {calibration_count} --count {count}"
     print(f"\n{provenance(command)}")
 
 
-def _first(grid: str, recipe: Recipe | None) -> Row:
+def _row(grid: str, recipe: Recipe | None) -> Row:
     return next(row for row in ROWS if row.grid == grid and row.recipe == recipe)
 
 

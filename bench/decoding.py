@@ -1,7 +1,7 @@
-"""`python -m bench.decoding`: what drafts of the MTP layer and an int8 KV cache do to answers. Prints two tables.
+"""`python -m bench.decoding`: greedy answers with an int8 KV cache and with drafts, against those without.
 
-The bundled reader at 4 bits on the CPU, greedy, on held-out documents; exact exports, and for drafts the default too.
-With `--widths released` instead: what drafts cost at the widths of EXAONE 4.5 33B, random codes, a few layers deep.
+The bundled reader at 4 bits on the CPU, on held-out documents. Both with float32 activations; drafts also with int8
+activations, the default. `python -m bench.scale drafting` times drafts at the widths of EXAONE 4.5 33B.
 """
 
 from __future__ import annotations
@@ -10,18 +10,15 @@ import shutil
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from bench.drafting import COUNTS, costs, deeper, table, time_calls
 from bench.formats import Format, build
 from bench.provenance import provenance
-from bench.quantized_widths import make_quantized
-from bench.released_widths import RELEASED, shortened
+from bench.scale.drafting import COUNTS
 from calib_data.sources import open_documents
 from console.errors import run_command
-from console.files import read_object
 from console.progress import track
 from export import export
 from runtime.compare.baseline import FolderBaseline
@@ -41,14 +38,11 @@ if TYPE_CHECKING:
     from runtime.compare.result import DocumentResult
 
 app = typer.Typer(add_completion=False)
-LONGEST = 512
-DEPTHS = (4, 8)  # three of four layers have windows in both, as in the release
-RELEASED_DEPTH = 64
-BEHIND = (300, 4352)  # tokens in the cache; windows of 4096 are full behind the second
+LONGEST = 512  # tokens of an answer
 
 
 def drafting(activations: str, model: Model, drawn: list[Document]) -> Iterator[str]:
-    """Rows of a model: answers that differ from those without drafts, tokens a call, drafts that stood, speed."""
+    """Table rows of a model: answers changed by drafts, tokens a call, acceptance and speed."""
     prompts = [build_prompt(model, document.prompt, [document.image]) for document in drawn]
     model.open_sessions(drafts=True)
     start = perf_counter()
@@ -59,7 +53,7 @@ def drafting(activations: str, model: Model, drawn: list[Document]) -> Iterator[
 
 
 def with_drafts(model: Model, count: int, prompts: list[Prompt], plain: list[list[int]], seconds: float) -> str:
-    """One of these rows, but for its first cell."""
+    """The cells of such a row after the first. plain, seconds: the answers without drafts, and their time."""
     changed, tokens, drafts, start = 0, 0, Drafts(count), perf_counter()
     for prompt, expected in zip(prompts, plain, strict=True):
         answer = list(generate(model, prompt, greedy, LONGEST, drafts))
@@ -69,71 +63,47 @@ def with_drafts(model: Model, count: int, prompts: list[Prompt], plain: list[lis
     return f"| {count} | {changed} | {tokens / drafts.calls:.2f} | {drafts.acceptance:.3f} | {speed:.2f} |"
 
 
-def reader_tables(documents: int, samples: int, seed: int) -> None:
-    """Quantize the bundled reader to 4 bits; answer with and without drafts, and with an int8 KV cache."""
-    drawn = open_documents("rendered", split="evaluation", count=documents, seed=seed)
-    with tempfile.TemporaryDirectory() as place:
-        wide = build(Format("4-bit GPTQ", {"bits": 4}), Path(place) / "wide", seed, samples)
-        shutil.copytree(wide.folder, Path(place) / "int8")
-        export(Path(place) / "int8", "cpu", exact=True, kv_bits=8)
-        shutil.copytree(wide.folder, Path(place) / "default")
-        export(Path(place) / "default", "cpu")
-        narrow = Model(Path(place) / "int8", "cpu")
-        baseline = FolderBaseline(wide)
-        compared = [measure(baseline, [narrow], document) for document in track(drawn, "int8 KV cache")]
-        print_kv(compared)
-        print("\n| activations | drafts | answers changed | tokens a call | drafts that stood | speed, of no drafts |")
-        print("|---|---|---|---|---|---|")
-        for activations, model in (("float32", wide), ("int8", Model(Path(place) / "default", "cpu"))):
-            for row in drafting(activations, model, drawn):
-                print(row)
+def print_drafts(models: dict[str, Model], drawn: list[Document]) -> None:
+    """Print the table of drafts. models: by the type of their activations."""
+    print("| activations | drafts | answers changed | tokens a call | acceptance | speed against no drafts |")
+    print("|---|---|---|---|---|---|")
+    for activations, model in models.items():
+        for row in drafting(activations, model, drawn):
+            print(row)
 
 
-def released_table(rounds: int, seed: int) -> None:
-    """Time what drafts take at the released widths, two depths in turns; 64 layers are on the line through both."""
-    with tempfile.TemporaryDirectory() as place:
-        folders = [Path(place) / f"{layers}-layers" for layers in DEPTHS]
-        for folder, layers in zip(folders, DEPTHS, strict=True):
-            make_quantized(shortened(read_object(RELEASED), layers, 1), folder, sparse=False, seed=seed)
-            export(folder, "cpu")
-        models = [Model(folder, "cpu") for folder in folders]
-        rows = []
-        for tokens in BEHIND:
-            shallow, deep = time_calls(models, tokens, rounds)
-            whole = deeper(shallow, deep, DEPTHS, RELEASED_DEPTH)
-            rows += [(f"{n} | {tokens}", costs(calls)) for n, calls in zip(DEPTHS, (shallow, deep), strict=True)]
-            rows.append((f"{RELEASED_DEPTH}, computed | {tokens}", costs(whole)))
-    print(*table("layers | tokens before", rows), sep="\n")
+def print_kv(measured: list[DocumentResult]) -> None:
+    """Print the difference that the int8 KV cache makes, with the same weights and activations."""
+    side = summarize_candidate("int8", 0, measured, Gates())
+    largest = max(max(document.differences[0].kl) for document in measured)
+    print("| KV cache | mean KL, nats (95 %) | largest of a token | token agreement | answers changed |")
+    print("|---|---|---|---|---|")
+    print(
+        "| int8 | {:.6f} ({:.6f}–{:.6f})".format(*side.mean_kl)
+        + f" | {largest:.4f} | {side.agreement.value:.4f} | {side.answers_changed} of {len(measured)} |\n"
+    )
 
 
 @app.command()
 def main(
-    widths: Annotated[Literal["reader", "released"], typer.Option(help="Of the bundled reader, or of 33B.")] = "reader",
-    documents: Annotated[int, typer.Option(min=2, help="Held-out documents, of the reader.")] = 200,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration documents, of the reader.")] = 128,
-    rounds: Annotated[int, typer.Option(min=2, help="Times that each call is timed at the released widths.")] = 30,
-    seed: Annotated[int, typer.Option(help="Of the documents, or of the random codes.")] = 0,
+    count: Annotated[int, typer.Option(min=2, help="Held-out documents.")] = 200,
+    calibration_count: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of both.")] = 0,
 ) -> None:
-    """Measure drafts: whole answers of the reader (and an int8 KV cache), or single calls at the released widths."""
-    if widths == "reader":
-        reader_tables(documents, samples, seed)
-        options = f"--documents {documents} --samples {samples}"
-    else:
-        released_table(rounds, seed)
-        options = f"--widths released --rounds {rounds}"
-    print(f"\n{provenance(f'python -m bench.decoding {options} --seed {seed}')}")
-
-
-def print_kv(measured: list[DocumentResult]) -> None:
-    """What the int8 KV cache changes, against the same weights with one as wide as the activations."""
-    found = summarize_candidate("int8", 0, measured, Gates())
-    largest = max(max(one.differences[0].kl) for one in measured)
-    print("| KV cache | mean KL, nats (95 %) | largest of a token | token agreement | answers changed |")
-    print("|---|---|---|---|---|")
-    print(
-        "| int8 | {:.6f} ({:.6f}–{:.6f})".format(*found.mean_kl)
-        + f" | {largest:.4f} | {found.agreement.value:.4f} | {found.answers_changed} of {len(measured)} |"
-    )
+    """Compare greedy answers of the reader with an int8 KV cache and with drafts to those without."""
+    drawn = open_documents("rendered", split="evaluation", count=count, seed=seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        exact, int8_kv, default = (Path(temporary) / name for name in ("exact", "int8-kv", "default"))
+        model = build(Format("4-bit GPTQ", {"bits": 4}), exact, seed, calibration_count)
+        for folder in (int8_kv, default):
+            shutil.copytree(exact, folder)
+        export(int8_kv, "cpu", exact=True, kv_bits=8)
+        export(default, "cpu")
+        baseline, narrow = FolderBaseline(model), Model(int8_kv, "cpu")
+        print_kv([measure(baseline, [narrow], document) for document in track(drawn, "int8 KV cache")])
+        print_drafts({"float32": model, "int8": Model(default, "cpu")}, drawn)
+    options = f"--count {count} --calibration-count {calibration_count} --seed {seed}"
+    print(f"\n{provenance(f'python -m bench.decoding {options}')}")
 
 
 if __name__ == "__main__":

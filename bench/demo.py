@@ -1,6 +1,6 @@
-"""`python -m bench.demo`: held-out documents of each kind, read by a model and by its FP16 baseline.
+"""`python -m bench.demo`: answers of a model and of its FP16 baseline to held-out documents of each kind.
 
-Prints the answers beside the truth, and can draw them beside the documents (README's picture).
+Prints them next to the true answers, and can draw them next to the documents (the picture in README).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ COLUMNS = ("question", "truth", "FP16", "quantized")
 
 @dataclass(frozen=True)
 class Read:
-    """A document and what both models made of it."""
+    """A document and the answers of both models."""
 
     document: Document
     baseline: str
@@ -46,7 +46,7 @@ class Read:
         return self.document.prompt, self.document.answer or "", self.baseline, self.answer
 
     def longest(self) -> str:
-        """The cell of most lines."""
+        """The cell with the most lines."""
         return max(self.cells(), key=lambda cell: cell.count("\n"))
 
 
@@ -57,7 +57,7 @@ def answer(model: Model, document: Document) -> str:
 
 
 def draw(rows: list[Read]) -> Image.Image:
-    """All documents below each other, each with its cells to the right; wrong answers in red."""
+    """Documents in a column, each with its cells to the right; wrong answers are red."""
     bold, plain = fonts.load("sans-cjk-bold", 15), fonts.load("sans-cjk", 14)
     columns = list(zip(COLUMNS, *(read.cells() for read in rows), strict=True))
     widths = [max(int(bold.getlength(line)) for cell in column for line in cell.split("\n")) for column in columns]
@@ -77,7 +77,7 @@ def draw(rows: list[Read]) -> Image.Image:
 
 
 def max_width(rows: list[Read]) -> int:
-    """Pixels of the widest document."""
+    """Width of the widest document in pixels."""
     return max(read.document.image.width for read in rows)
 
 
@@ -87,13 +87,13 @@ def main(
     baseline: Annotated[Path, typer.Option(help="Exported folder of the unquantized model.")] = Path(
         "demo/reader-fp16"
     ),
-    seed: Annotated[int, typer.Option(help="Which documents are drawn.")] = 0,
-    picture: Annotated[Path | None, typer.Option(help="PNG to draw.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the documents.")] = 0,
+    picture: Annotated[Path | None, typer.Option(help="PNG to write.")] = None,
 ) -> None:
     """Read two held-out documents of each kind with a model and with its FP16 baseline."""
     models = Model(baseline, "cpu"), Model(model, "cpu")
     drawn = [open_documents("rendered", split="evaluation", count=PER_KIND, seed=seed, kind=kind) for kind in KINDS]
-    rows = [Read(document, *(answer(one, document) for one in models)) for kind in drawn for document in kind]
+    rows = [Read(document, *(answer(reader, document) for reader in models)) for kind in drawn for document in kind]
     table = Table(*COLUMNS, show_lines=True)
     for read in rows:
         table.add_row(*read.cells())
@@ -101,7 +101,7 @@ def main(
     console.print(table)
     if picture is not None:
         draw(rows).save(picture)
-        console.print(f"drawn: {picture}")
+        console.print(f"wrote {picture}")
 
 
 if __name__ == "__main__":

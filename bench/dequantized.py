@@ -1,4 +1,4 @@
-"""The weights that a quantized folder stands for, by the published layouts and not by our own code."""
+"""Dequantize the weights of a folder by the published layouts, with their own libraries and none of our code."""
 
 from __future__ import annotations
 

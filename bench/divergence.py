@@ -1,4 +1,4 @@
-"""How far a model with other decoder weights is from the model that it was: KL of next-token distributions."""
+"""KL of next-token distributions between a model and the same model with other decoder weights."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 
 class Divergence:
-    """A model in float32 on the CPU, and what it expects of each token of the documents' true answers."""
+    """A model in float32 on the CPU, and its distributions for each token of the documents' true answers."""
 
     def __init__(self, folder: Path, samples: Sequence[Sample]) -> None:
-        """Load the model and run the documents through it: all of it once, for whatever weights follow.
+        """Load the model and run the documents through it once.
 
-        Image tokens do not depend on decoder weights, so embeddings are kept and the vision tower runs only here.
+        Image tokens do not depend on decoder weights: embeddings are kept, and the vision tower runs only here.
         """
         self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
         self.samples = samples
@@ -35,7 +35,7 @@ class Divergence:
 
     @torch.no_grad()
     def __call__(self, weights: Mapping[str, torch.Tensor]) -> list[NDArray[np.float64]]:
-        """KL(original ‖ with these weights in place) in nats, of every answer token [answer] of every document."""
+        """KL(original ‖ with these weights) in nats, of every answer token [answer] of each document."""
         for name, weight in weights.items():
             self.model.get_parameter(name).data = weight.float()
         try:
@@ -46,7 +46,7 @@ class Divergence:
 
     @torch.no_grad()
     def _embed(self, sample: Sample) -> torch.Tensor:
-        """What the decoder reads [1, T, width]: embeddings of tokens, image tokens from the vision tower."""
+        """Input of the decoder [1, T, H]: embeddings of tokens, image tokens from the vision tower."""
         kept: list[torch.Tensor] = []
         hook = self.model.model.language_model.register_forward_pre_hook(
             lambda _, __, kwargs: kept.append(kwargs["inputs_embeds"]), with_kwargs=True
@@ -57,7 +57,7 @@ class Divergence:
 
     @torch.no_grad()
     def _answer(self, document: int) -> torch.Tensor:
-        """Log-probabilities [answer, vocabulary] (float64) at the positions that precede the true answer's tokens."""
+        """Log-probabilities [answer, V] (float64) of the true answer's tokens."""
         hidden = self.model.model.language_model(inputs_embeds=self._embeddings[document]).last_hidden_state[0]
         logits: torch.Tensor = self.model.lm_head(hidden[-self.samples[document].answer - 1 : -1])
         return logits.double().log_softmax(-1)
@@ -68,7 +68,7 @@ def interval(documents: Sequence[NDArray[np.float64]]) -> Interval:
     return bootstrap([tokens.sum() for tokens in documents], [len(tokens) for tokens in documents])
 
 
-def divergence(reference: torch.Tensor, found: torch.Tensor) -> NDArray[np.float64]:
-    """KL(reference ‖ found) in nats of each row [T] of two sets of log-probabilities [T, vocabulary]."""
-    values: NDArray[np.float64] = (reference.exp() * (reference - found)).sum(-1).numpy()
+def divergence(reference: torch.Tensor, changed: torch.Tensor) -> NDArray[np.float64]:
+    """KL(reference ‖ changed) in nats of each row [T], from log-probabilities [T, V]."""
+    values: NDArray[np.float64] = (reference.exp() * (reference - changed)).sum(-1).numpy()
     return values

@@ -1,7 +1,7 @@
-"""`python -m bench.formats`: what each format costs on the bundled reader. Prints the table of README.
+"""`python -m bench.formats`: size, accuracy and speed of every format on the bundled reader, against FP16.
 
-Every row is quantized, exported and compared with FP16 on the same held-out documents, one after the other in one
-process; speed is of greedy decoding on this machine's CPU, all formats interleaved document by document.
+Each format is quantized, exported and compared on the same held-out documents. Speed is that of greedy decoding on this
+machine's CPU, all formats interleaved document by document.
 """
 
 from __future__ import annotations
@@ -37,59 +37,66 @@ app = typer.Typer(add_completion=False)
 
 @dataclass(frozen=True)
 class Format:
-    """One row: a name, what quantize is told (None: nothing is quantized), and whether activations stay float32."""
+    """One row of the table."""
 
     name: str
     settings: dict[str, Any] | None
+    """Settings of quantize; None leaves the reader in 16 bits."""
     exact: bool = True
+    """Whether activations stay in float32."""
 
 
 FORMATS = (
     Format("FP16", None),
     Format("8-bit GPTQ", {"bits": 8}),
     Format("NF4 GPTQ", {"quant_type": "nf4"}),
-    Format("NF4 nearest (bitsandbytes)", {"quant_type": "nf4", "solver": "rtn"}),
+    Format("NF4 RTN (bitsandbytes)", {"quant_type": "nf4", "solver": "rtn"}),
     Format("4-bit GPTQ", {"bits": 4}),
     Format("4-bit GPTQ, int8 activations", {"bits": 4}, exact=False),
-    Format("4-bit nearest", {"bits": 4, "solver": "rtn"}),
+    Format("4-bit RTN", {"bits": 4, "solver": "rtn"}),
 )
 
 
-def build(row: Format, folder: Path, seed: int, samples: int) -> Model:
-    """Quantize and export one format."""
+def build(row: Format, folder: Path, seed: int, documents: int) -> Model:
+    """Quantize the reader on calibration documents of a seed, export it and load it."""
     if row.settings is None:
         shutil.copytree(READER, folder)
     else:
-        quantize(Settings(READER, folder, seed=seed, count=samples, reference=0, **row.settings))
+        quantize(Settings(READER, folder, seed=seed, count=documents, reference=0, **row.settings))
     export(folder, "cpu", exact=row.exact)
     model = Model(folder, "cpu")
-    model.open_sessions()  # not in the time of the first document
+    model.open_sessions()  # else it would count as time of the first document
     return model
 
 
 def line(row: Format, model: Model, measured: list[DocumentResult]) -> str:
     """One row of the table."""
-    found = summarize_candidate(row.name, 0, measured, Gates())
-    scores, weights = found.scores, sum(entry.bytes for entry in model.manifest.weights.values()) / 2**20
+    side = summarize_candidate(row.name, 0, measured, Gates())
+    scores, weights = side.scores, sum(entry.bytes for entry in model.manifest.weights.values()) / 2**20
     assert scores is not None
-    kl = "–" if row.settings is None else "{:.5f} ({:.5f}–{:.5f})".format(*found.mean_kl)
-    speed = summary([one.candidates[0].scored for one in measured if one.candidates[0].scored])["tokens_per_second"]
+    kl = "–" if row.settings is None else "{:.5f} ({:.5f}–{:.5f})".format(*side.mean_kl)
+    speed = summary([document.candidates[0].scored for document in measured if document.candidates[0].scored])[
+        "tokens_per_second"
+    ]
     return (
         f"| {row.name} | {weights:.1f} | {scores.exact_match:.3f} | {scores.cer:.4f} | {scores.anls:.3f} "
-        f"| {kl} | {found.agreement.value:.4f} | {found.answers_changed} | {speed:.0f} |"
+        f"| {kl} | {side.agreement.value:.4f} | {side.answers_changed} | {speed:.0f} |"
     )
 
 
 @app.command()
 def main(
-    documents: Annotated[int, typer.Option(min=2, help="Held-out documents.")] = 200,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
-    seed: Annotated[int, typer.Option(help="Of both.")] = 0,
+    count: Annotated[int, typer.Option(min=2, help="Held-out documents.")] = 200,
+    calibration_count: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
+    seed: Annotated[int, typer.Option(help="Seed of both.")] = 0,
 ) -> None:
     """Quantize the bundled reader to every format and compare each with FP16."""
-    drawn = open_documents("rendered", split="evaluation", count=documents, seed=seed)
-    with tempfile.TemporaryDirectory() as place:
-        models = [build(row, Path(place) / str(i), seed, samples) for i, row in enumerate(track(FORMATS, "building"))]
+    drawn = open_documents("rendered", split="evaluation", count=count, seed=seed)
+    with tempfile.TemporaryDirectory() as temporary:
+        models = [
+            build(row, Path(temporary) / str(i), seed, calibration_count)
+            for i, row in enumerate(track(FORMATS, "building"))
+        ]
         compared: list[list[DocumentResult]] = [[] for _ in FORMATS]
         for document in track(drawn, "comparing"):
             for model, rows in zip(models, compared, strict=True):
@@ -101,7 +108,7 @@ def main(
         print("|---|---|---|---|---|---|---|---|---|")
         for row, model, rows in zip(FORMATS, models, compared, strict=True):
             print(line(row, model, rows))
-    command = f"python -m bench.formats --documents {documents} --samples {samples} --seed {seed}"
+    command = f"python -m bench.formats --count {count} --calibration-count {calibration_count} --seed {seed}"
     print(f"\n{provenance(command)}")
 
 

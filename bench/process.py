@@ -1,47 +1,74 @@
-"""A command of this project in a process of its own, so that its memory is only its own."""
+"""Run a command of this project in a process of its own, and measure that process alone."""
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from console.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+POLL = 0.02  # seconds
+# Linux counts the memory of the process that starts a command as the command's own, so a small one starts it.
+LAUNCHER = """
+import json, os, subprocess, sys, time
+started = time.perf_counter()
+process = subprocess.Popen(sys.argv[2:])
+_, status, usage = os.wait4(process.pid, 0)
+figures = [time.perf_counter() - started, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024]
+with open(sys.argv[1], "w") as file:
+    json.dump([os.waitstatus_to_exitcode(status), *figures], file)
+"""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What a command printed, how long it took, and the most memory its process held, in MiB.
-
-    seconds: by the clock. processor: of them, seconds that it computed, which a busy machine changes little.
-    """
+    """A command that succeeded."""
 
     output: str
+    """What it wrote to stdout."""
+    messages: str
+    """What it wrote to stderr."""
     seconds: float
+    """Wall-clock time."""
     processor: float
+    """Processor time in seconds, which other load changes little."""
     peak: float
+    """Peak resident memory in MiB."""
 
 
-def run(module: str, *arguments: str) -> Finished:
-    """Run `python -m module arguments`. Raises InputError with its last words where it fails.
+def run(module: str, *arguments: str, watch: Callable[[], None] | None = None) -> Finished:
+    """Run `python -m module arguments`, and call `watch` every 20 ms meanwhile.
 
-    What the calling process holds when it starts another one counts as the other's peak: call it before any large
-    allocation.
+    Raises InputError with the end of its messages if it fails.
     """
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as temporary:
-        said, warned = Path(temporary) / "stdout", Path(temporary) / "stderr"
-        with said.open("wb") as stdout, warned.open("wb") as stderr:
-            process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=stdout, stderr=stderr)
-            _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        seconds = time.perf_counter() - started
-        if process.returncode:
-            words = (warned.read_text(encoding="utf-8") or said.read_text(encoding="utf-8")).strip()[-500:]
-            raise InputError(f"`python -m {module} {' '.join(arguments)}` failed: {words}")
-        processor = usage.ru_utime + usage.ru_stime
-        return Finished(said.read_text(encoding="utf-8"), seconds, processor, usage.ru_maxrss / 1024)
+    with tempfile.TemporaryDirectory() as folder:
+        stdout, stderr, figures = (Path(folder) / name for name in ("stdout", "stderr", "figures"))
+        command = [sys.executable, "-m", module, *arguments]
+        with stdout.open("wb") as output, stderr.open("wb") as messages:
+            launcher = [sys.executable, "-I", "-S", "-c", LAUNCHER, str(figures), *command]
+            process = subprocess.Popen(launcher, stdout=output, stderr=messages)
+            while _running(process):
+                if watch is not None:
+                    watch()
+        written, said = (path.read_text(encoding="utf-8") for path in (stdout, stderr))
+        code, *measured = json.loads(figures.read_text()) if figures.exists() else [process.returncode]
+    if code:
+        raise InputError(f"`python -m {module} {' '.join(arguments)}` failed: {(said or written).strip()[-500:]}")
+    return Finished(written, said, *measured)
+
+
+def _running(process: subprocess.Popen[bytes]) -> bool:
+    """Wait for a moment; False if the process has ended."""
+    try:
+        process.wait(POLL)
+    except subprocess.TimeoutExpired:
+        return True
+    return False

@@ -1,4 +1,4 @@
-"""Where a number came from: the line under every table that a command here prints."""
+"""The line under every table of this folder: command, date, machine and versions."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`python -m bench.reader`: what the bundled reader reads, and that it tells good quantization from bad.
+"""`python -m bench.reader`: accuracy of the bundled reader, and how well it discriminates good quantization from bad.
 
 Prints the tables of its model card. Answers are those of `runtime` on exported folders (greedy, float32 activations);
-only the MTP layer, which the runtime does not use yet, is measured in PyTorch.
+only the acceptance of MTP drafts is measured in PyTorch.
 """
 
 from __future__ import annotations
@@ -42,31 +42,31 @@ READINGS: dict[str, tuple[Kind, str | None]] = {
     "transcription, unseen font": ("transcription", fonts.HELD_OUT_FONT),
     "single line": ("line", None),
 }
-NEAREST, SOLVED = "4-bit nearest", "4-bit GPTQ"
+RTN, GPTQ = "4-bit RTN", "4-bit GPTQ"
 CORRUPTED = "model.language_model.layers.1.mlp.down_proj.weight"
 
 
-def reading(model: Model, documents: int, seed: int) -> dict[str, list[Scored]]:
-    """Print one row for each of READINGS; returns the scored documents of each."""
+def reading(model: Model, count: int, seed: int) -> dict[str, list[Scored]]:
+    """Print one row for each of READINGS; return their scored documents."""
     print("| held-out documents | exact match | CER | ANLS |\n|---|---|---|---|")
-    read = {}
+    scored = {}
     for name, (kind, font) in READINGS.items():
-        drawn = render.documents("evaluation", documents, seed, kind, font)
-        read[name] = [score(model, document)[0] for document in track(drawn, name)]
-        means = summary(read[name])
+        drawn = render.documents("evaluation", count, seed, kind, font)
+        scored[name] = [score(model, document)[0] for document in track(drawn, name)]
+        means = summary(scored[name])
         print(f"| {name} | {means['exact_match']:.3f} | {means['cer']:.4f} | {means['anls']:.3f} |", flush=True)
-    return read
+    return scored
 
 
-def drafts(transcribed: list[Scored], documents: int, seed: int) -> None:
-    """Print how many greedy tokens of the transcriptions the MTP layer drafts one step ahead."""
-    drawn = render.documents("evaluation", documents, seed, "transcription")
+def drafts(transcribed: list[Scored], count: int, seed: int) -> None:
+    """Print the acceptance of one draft a call, on the greedy answers to the transcriptions."""
+    drawn = render.documents("evaluation", count, seed, "transcription")
     share = draft_acceptance(READER, drawn, [scored.answer for scored in transcribed])
-    print(f"\nMTP, one draft token, on the {documents} transcriptions in PyTorch: {share:.3f} accepted\n", flush=True)
+    print(f"\nMTP, one draft token, on the {count} transcriptions in PyTorch: {share:.3f} accepted\n", flush=True)
 
 
 def corrupted(folder: Path) -> Model:
-    """FP16 but for one layer: the rows of its down projection are out of order."""
+    """The FP16 reader with one damaged layer: the rows of its down projection are rotated by one."""
     shutil.copytree(READER, folder)
     weights = load_file(folder / "model.safetensors")
     weights[CORRUPTED] = weights[CORRUPTED].roll(1, 0)
@@ -75,38 +75,37 @@ def corrupted(folder: Path) -> Model:
     return Model(folder, "cpu")
 
 
-def telling(place: Path, baseline: Model, documents: int, seed: int) -> None:
-    """Print the divergence of nearest, GPTQ and a corrupted layer from FP16, and what the default gate says."""
-    drawn = open_documents("rendered", split="evaluation", count=documents, seed=seed)
+def discrimination(scratch: Path, baseline: Model, count: int, seed: int) -> None:
+    """Print the divergence of RTN, GPTQ and a corrupted layer from FP16, and the verdict of the default gate."""
+    drawn = open_documents("rendered", split="evaluation", count=count, seed=seed)
     models = {
-        SOLVED: build(Format(SOLVED, {"bits": 4}), place / "solved", seed, 128),
-        NEAREST: build(Format(NEAREST, {"bits": 4, "solver": "rtn"}), place / "nearest", seed, 128),
-        "one layer corrupted": corrupted(place / "corrupted"),
+        GPTQ: build(Format(GPTQ, {"bits": 4}), scratch / "gptq", seed, 128),
+        RTN: build(Format(RTN, {"bits": 4, "solver": "rtn"}), scratch / "rtn", seed, 128),
+        "one layer corrupted": corrupted(scratch / "corrupted"),
     }
     print("| against FP16 | mean KL, nats (95 %) | ANLS drop | default gate of `compare` |\n|---|---|---|---|")
     kl: dict[str, float] = {}
     for name, model in models.items():
         measured = [measure(FolderBaseline(baseline), [model], document) for document in track(drawn, name)]
-        found = summarize_candidate(name, 0, measured, Gates())
-        assert found.differences is not None
-        kl[name] = found.mean_kl.value
-        verdict, drop = "passes" if found.verdict.passed else "fails", -found.differences["anls"].value
-        print("| {} | {:.5f} ({:.5f}–{:.5f})".format(name, *found.mean_kl) + f" | {drop:.4f} | {verdict} |", flush=True)
-    print(f"\nnearest / GPTQ: {kl[NEAREST] / kl[SOLVED]:.1f}\n")
+        side = summarize_candidate(name, 0, measured, Gates())
+        assert side.differences is not None
+        kl[name] = side.mean_kl.value
+        verdict, drop = "passes" if side.verdict.passed else "fails", -side.differences["anls"].value
+        print("| {} | {:.5f} ({:.5f}–{:.5f})".format(name, *side.mean_kl) + f" | {drop:.4f} | {verdict} |", flush=True)
+    print(f"\nRTN / GPTQ: {kl[RTN] / kl[GPTQ]:.1f}\n")
 
 
 @app.command()
 def main(
-    documents: Annotated[int, typer.Option(min=2, help="Held-out documents of each kind.")] = 500,
-    compared: Annotated[int, typer.Option(min=2, help="Held-out documents to compare folders on.")] = 500,
-    seed: Annotated[int, typer.Option(help="Which documents are drawn.")] = 1,
+    count: Annotated[int, typer.Option(min=2, help="Held-out documents of each kind.")] = 500,
+    seed: Annotated[int, typer.Option(help="Seed of the documents.")] = 1,
 ) -> None:
     """Read held-out documents with the bundled reader, and compare good and bad quantizations of it with FP16."""
-    with tempfile.TemporaryDirectory() as place:
-        model = build(Format("FP16", None), Path(place) / "fp16", seed, 1)
-        drafts(reading(model, documents, seed)[TRANSCRIPTION], documents, seed)
-        telling(Path(place), model, compared, seed)
-    print(provenance(f"python -m bench.reader --documents {documents} --compared {compared} --seed {seed}"))
+    with tempfile.TemporaryDirectory() as temporary:
+        model = build(Format("FP16", None), Path(temporary) / "fp16", seed, 1)
+        drafts(reading(model, count, seed)[TRANSCRIPTION], count, seed)
+        discrimination(Path(temporary), model, count, seed)
+    print(provenance(f"python -m bench.reader --count {count} --seed {seed}"))
 
 
 if __name__ == "__main__":

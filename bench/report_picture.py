@@ -1,6 +1,6 @@
-"""`python -m bench.report_picture`: README's picture of a report, of the bundled reader good and damaged.
+"""`python -m bench.report_picture`: draw the picture of a report in README, with headless Chromium.
 
-Compares 4 bits, NF4 and a folder with one corrupted layer with FP16, and takes the page in headless Chromium.
+The report compares the bundled reader in 4 bits, in NF4 and with one corrupted layer with FP16.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ app = typer.Typer(add_completion=False)
 FLAGS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 SIZES = {"wide": (1160, 900), "phone": (390, 844)}
 FOLDERS = ("reader-fp16", "reader-w4", "reader-nf4", "reader-corrupted")
-HEIGHT, GAP, SCALE = 1600, 24, 0.62  # of the picture, in pixels before it is made smaller
+HEIGHT, GAP, SCALE = 1600, 24, 0.62  # of the picture, in pixels before it is scaled
 
 
-def compare(documents: int) -> Path:
-    """Make FOLDERS here, compare them, and return the page."""
+def compare(count: int) -> Path:
+    """Make FOLDERS in the working directory, compare them, and return the page."""
     baseline, *candidates = (Path(name) for name in FOLDERS)
     build(Format("FP16", None), baseline, 0, 1)
     build(Format("4-bit", {"bits": 4}), candidates[0], 0, 128)
@@ -45,71 +45,66 @@ def compare(documents: int) -> Path:
     corrupted(candidates[2])
     models = Models(baseline, tuple(candidates), "cpu")
     loaded = models.load()
-    drawn = open_documents("rendered", split="evaluation", count=documents)
+    drawn = open_documents("rendered", split="evaluation", count=count)
     with Progress(None, {}) as progress:
         measured = measure_all(models, loaded, drawn, progress, 1)
-    about = {"source": "rendered", "kind": None, "seed": 0, "count": documents, "device": "cpu", **provenance(loaded)}
+    about = {"source": "rendered", "kind": None, "seed": 0, "count": count, "device": "cpu", **provenance(loaded)}
     return write_report(summarize(models, loaded, measured, Gates(), about), measured, drawn, Path())
 
 
 def photograph(page: Path) -> tuple[dict[str, Path], int]:
-    """Take the whole page at each of SIZES, beside it; also gives where its plots begin when it is wide.
+    """Take screenshots of the whole page at each of SIZES; also return the y coordinate of its plots when it is wide.
 
-    Raises InputError where there is no Chromium.
+    Raises InputError if there is no Chromium.
     """
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
     if chromium is None:
-        raise InputError("chromium: not found; install it to take a picture of the page")
+        raise InputError("chromium: not found; install it to draw the page")
     # Hangul comes from the font that documents are drawn with, whatever the machine has.
     configuration = page.with_name("fonts.conf")
     own = Path(str(fonts.load("sans-cjk", 10).path)).parent
     configuration.write_text(
         f"<fontconfig><include>/etc/fonts/fonts.conf</include><dir>{own}</dir></fontconfig>", encoding="utf-8"
     )
-    taken, plots = {}, 0
+    screenshots, plots = {}, 0
     with sync_playwright() as driver:
         environment: dict[str, str | float | bool] = {**os.environ, "FONTCONFIG_FILE": str(configuration)}
         browser = driver.chromium.launch(executable_path=chromium, args=FLAGS, env=environment)
         for name, (width, height) in SIZES.items():
             tab = browser.new_page(viewport={"width": width, "height": height})
             tab.goto(page.as_uri())
-            taken[name] = page.with_name(f"{name}.png")
-            tab.screenshot(path=taken[name], full_page=True)
+            screenshots[name] = page.with_name(f"{name}.png")
+            tab.screenshot(path=screenshots[name], full_page=True)
             box = tab.locator("section", has=tab.locator(".plots")).bounding_box()
             assert box is not None
             plots = plots or int(box["y"])
         browser.close()
-    return taken, plots
+    return screenshots, plots
 
 
-def beside(taken: dict[str, Path], plots: int) -> Image.Image:
-    """The wide page's beginning, its plots and what follows, and the phone's beginning, on white."""
-    wide, phone = (Image.open(taken[name]).convert("RGB") for name in SIZES)
+def montage(screenshots: dict[str, Path], plots: int) -> Image.Image:
+    """Three columns: the top of the wide page, its plots and what follows, the top of the phone's page."""
+    wide, phone = (Image.open(screenshots[name]).convert("RGB") for name in SIZES)
     picture = Image.new("RGB", (2 * (wide.width + GAP) + phone.width, HEIGHT), "white")
     picture.paste(wide, (0, 0))
     picture.paste(wide.crop((0, plots, wide.width, plots + HEIGHT)), (wide.width + GAP, 0))
     picture.paste(phone, (2 * (wide.width + GAP), 0))
     small = picture.resize([int(side * SCALE) for side in picture.size], Image.Resampling.LANCZOS)
-    # A palette of the colours that cover most would lose those of the plots.
+    # The default palette would lose the colours of the plots.
     return small.quantize(256, Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
 
 
 @app.command()
 def main(
-    documents: Annotated[int, typer.Option(min=1, help="Held-out documents to compare on.")] = 60,
+    count: Annotated[int, typer.Option(min=1, help="Held-out documents.")] = 60,
     picture: Annotated[Path, typer.Option(help="PNG to write.")] = Path("docs/report.png"),
-    keep: Annotated[Path | None, typer.Option(help="Folder to keep the page and pictures of all of it in.")] = None,
 ) -> None:
-    """Write a picture of a report, as a screen and as a phone show it."""
-    target, kept = picture.absolute(), keep.absolute() if keep else None
-    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
-        page = compare(documents).absolute()
-        taken, plots = photograph(page)
-        beside(taken, plots).save(target, optimize=True)
-        if kept:
-            for file in (page, *taken.values()):
-                shutil.copy(file, kept)
-    print(f"drawn: {picture}")
+    """Draw a report as a screen and a phone show it."""
+    target = picture.absolute()
+    with tempfile.TemporaryDirectory() as temporary, contextlib.chdir(temporary):
+        screenshots, plots = photograph(compare(count).absolute())
+        montage(screenshots, plots).save(target, optimize=True)
+    print(f"wrote {picture}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Everything that a GPU can tell of this project, in a few minutes: `python -m bench.gpu`."""
+"""Correctness, speed and memory on a GPU, in a few minutes: `python -m bench.gpu`."""

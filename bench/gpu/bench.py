@@ -1,4 +1,4 @@
-"""What a stage is told: where it runs, how large, and how long it may take."""
+"""The setting of a stage: device, size and time limit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class OutOfTimeError(Exception):
-    """A stage has to end, whatever it has not measured yet."""
+    """The time of a stage is up."""
 
 
 @dataclass(frozen=True)
@@ -24,28 +24,28 @@ class Bench:
     """The setting of one stage, which runs in a process of its own."""
 
     stage: str
-    """Its name."""
+    """Name of the stage."""
     device: Literal["cpu", "cuda"]
     """`cuda`, or `cpu` to try the stages themselves."""
     tiny: bool
     """Models and inputs in miniature."""
     scratch: Path
-    """A folder for what several stages use, in memory where there is capacity."""
+    """Folder that the stages share, in memory if that has the capacity."""
     graphs: Path | None
-    """The folder that `python -m bench.gpu.prepare` made; None to trace graphs here, in minutes at 33 B."""
+    """Folder of `python -m bench.gpu.prepare`; None to trace graphs here, which takes minutes at 33 B."""
     ends: float
-    """When the stage has to end, by `time.time`."""
+    """Deadline of the stage, by `time.time`."""
     ceilings: dict[str, float]
-    """Bytes a second of a copy, and operations a second of a product, where the stage `card` has measured them."""
+    """Bytes a second of a copy and operations a second of a matrix product, if the stage `hardware` measured them."""
 
     @property
-    def place(self) -> Device:
+    def runtime_device(self) -> Device:
         """The device as the runtime names it."""
         return Device.parse(self.device)
 
     @property
     def on_gpu(self) -> bool:
-        """Whether there is one."""
+        """Whether the stages run on a GPU."""
         return self.device == "cuda"
 
     @property
@@ -56,19 +56,19 @@ class Bench:
         return torch.device(self.device)
 
     def synchronize(self) -> None:
-        """Wait for what torch has started on the GPU."""
+        """Wait until the GPU has finished torch's work."""
         import torch
 
         if self.on_gpu:
             torch.cuda.synchronize()
 
     def within(self, items: list[Any], seconds: float = 0.0) -> Iterator[Any]:
-        """Yield items while there is time for one more, of about so many seconds; then raise OutOfTimeError."""
+        """Yield items while there is time for one more of about `seconds`; then raise OutOfTimeError."""
         for item in items:
             if time.time() + seconds > self.ends:
                 raise OutOfTimeError
             yield item
 
     def share_of(self, ceiling: str, rate: float) -> float | None:
-        """A rate as a share of a measured ceiling; None where that is not known."""
+        """A rate divided by a measured ceiling; None if that is unknown."""
         return rate / self.ceilings[ceiling] if ceiling in self.ceilings else None

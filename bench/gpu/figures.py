@@ -1,70 +1,43 @@
-"""What is measured: a figure with its spread, and how a call is timed."""
+"""Measured figures: the rows of all tables."""
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-WARM_UP = 2  # calls before those that count
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of a call: the median, and the quartiles around it, of `count` calls after a warm-up."""
-
-    median: float
-    low: float
-    high: float
-    count: int
-
-
-def timed(
-    call: Callable[[], object], *, seconds: float = 0.4, least: int = 5, most: int = 200, warm_up: int = WARM_UP
-) -> Timing:
-    """Time a call that returns when its work is done, for so many seconds, but `least` to `most` times."""
-    for _ in range(warm_up):
-        call()
-    taken: list[float] = []
-    while len(taken) < least or (sum(taken) < seconds and len(taken) < most):
-        start = time.perf_counter()
-        call()
-        taken.append(time.perf_counter() - start)
-    low, median, high = np.quantile(taken, (0.25, 0.5, 0.75)).tolist()
-    return Timing(median, low, high, len(taken))
+    from bench.timing import Quartiles
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One line of the table."""
+    """One row of a table."""
 
     name: str
     value: float | str
     unit: str = ""
     low: float | None = None
-    """Lower quartile; None for what was measured once."""
+    """Lower quartile; None for a single measurement."""
     high: float | None = None
+    """Upper quartile."""
     count: int = 1
+    """Measurements."""
     share: float | None = None
-    """Of the ceiling that the stage `card` measured: of the copy bandwidth, or of the matrix product's rate."""
+    """Share of a ceiling that the stage `hardware` measured: the copy bandwidth or the rate of matrix products."""
     note: str = ""
 
     @classmethod
-    def of(cls, name: str, timing: Timing, unit: str = "ms", *, share: float | None = None, note: str = "") -> Figure:
-        """Seconds of a call as `ms` or `us`."""
-        scale = {"ms": 1e3, "us": 1e6}[unit]
-        low, high = timing.low * scale, timing.high * scale
-        return cls(name, timing.median * scale, unit, low, high, timing.count, share, note)
+    def of(
+        cls, name: str, quartiles: Quartiles, unit: str = "ms", *, share: float | None = None, note: str = ""
+    ) -> Figure:
+        """Quartiles in a unit; for `ms` and `us` they are given in seconds."""
+        shown = quartiles.scaled({"ms": 1e3, "us": 1e6}.get(unit, 1))
+        return cls(name, shown.median, unit, shown.low, shown.high, shown.count, share, note)
 
     @classmethod
     def rate(
-        cls, name: str, timing: Timing, work: float, unit: str, *, share: float | None = None, note: str = ""
+        cls, name: str, seconds: Quartiles, work: float, unit: str, *, share: float | None = None, note: str = ""
     ) -> Figure:
-        """Work that a call does, by the second: bytes, operations or tokens."""
-        low, high = work / timing.high, work / timing.low
-        return cls(name, work / timing.median, unit, low, high, timing.count, share, note)
+        """Rate of a call that does `work`: bytes, operations or tokens a second."""
+        low, high = work / seconds.high, work / seconds.low
+        return cls(name, work / seconds.median, unit, low, high, seconds.count, share, note)

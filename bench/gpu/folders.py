@@ -1,6 +1,6 @@
-"""Model folders of the release's shape: their graphs and headers in one small archive, their weights made on the spot.
+"""Model folders of the release's shape: graphs and headers come from a small archive, weights are random.
 
-Tracing 64 layers takes minutes, which a GPU should not wait for: `python -m bench.gpu.prepare` does it beforehand.
+Tracing 64 layers takes minutes; `python -m bench.gpu.prepare` does that before the GPU is there.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from bench.gpu.weights import fill
-from bench.quantized_widths import make_quantized
-from bench.released_widths import RELEASED, shortened
+from bench.scale.folders import RELEASED, shortened
+from bench.scale.quantized import make_quantized
 from console.files import read_object
 from export import export
 from quantize.calibration.kv_ranges import KV_SCALES
@@ -34,8 +34,8 @@ VARIANTS: dict[Variant, dict[str, Any]] = {
     "int8-kv": {"kv_bits": 8},
     "full-kv": {"kv_layout": "full"},
 }
-LARGEST_MAGNITUDE = 8.0  # of keys and values, for the steps of an int8 cache; any will do for its speed
-_WEIGHTS = "weights"  # the folder of headers in an archive
+LARGEST_MAGNITUDE = 8.0  # of keys and values, for the scales of an int8 cache; the speed does not depend on it
+_WEIGHTS = "weights"  # folder of the headers in an archive
 _NARROW = {  # the release in miniature
     "text_config": {
         "hidden_size": 256,
@@ -57,15 +57,17 @@ _NARROW = {  # the release in miniature
 
 @dataclass(frozen=True)
 class Shape:
-    """How deep a model is, and whether in miniature."""
+    """The depth of a model, and its exports."""
 
     layers: int
     vision_blocks: int
     narrow: bool = False
+    """Whether its widths are in miniature."""
     variants: tuple[Variant, ...] = ("stored",)
+    """How it is exported."""
 
     def config(self) -> dict[str, Any]:
-        """Its raw config.json."""
+        """The raw config.json."""
         config = shortened(read_object(RELEASED), self.layers, self.vision_blocks)
         return {**config, **{part: config[part] | _NARROW[part] for part in _NARROW if self.narrow}}
 
@@ -76,9 +78,9 @@ TINY = Shape(2, 2, narrow=True, variants=tuple(VARIANTS))
 
 
 def pack(shape: Shape, target: Literal["cpu", "cuda"], archive: Path) -> None:
-    """Write graphs of each variant, runtime.json and headers of weights files into a .tar.gz; takes minutes at 33 B."""
-    with tempfile.TemporaryDirectory(dir=archive.parent) as place:
-        model = Path(place) / "model"
+    """Write the graphs and runtime.json of each variant and the headers of weights files into a .tar.gz."""
+    with tempfile.TemporaryDirectory(dir=archive.parent) as temporary:
+        model = Path(temporary) / "model"
         make_quantized(shape.config(), model, sparse=True)
         _save_kv_ranges(model)
         with tarfile.open(archive, "w:gz") as tar:
@@ -101,7 +103,7 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _save_kv_ranges(model: Path) -> None:
-    """What quantize would have seen of keys and values."""
+    """Write the ranges of keys and values that quantize would have recorded."""
     config = read_object(model / "config.json")
     architecture = read_architecture(config)
     text = architecture.text
@@ -113,7 +115,7 @@ def _save_kv_ranges(model: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Make a model folder of each variant in an archive. Their weights are one set of random files, linked by name."""
+    """Make a model folder of each variant in an archive. All have hard links to the same random weights."""
     with tarfile.open(archive) as tar:
         tar.extractall(folder, filter="data")
     headers = {path.name: path.read_bytes() for path in (folder / _WEIGHTS).iterdir()}
@@ -125,21 +127,21 @@ def unpack(archive: Path, folder: Path) -> None:
 
 
 def archive_name(shape: Shape) -> str:
-    """What the archive of a shape is called in the folder that `bench.gpu.prepare` makes."""
+    """File name of the archive of a shape."""
     return f"model-{shape.layers}.tar.gz"
 
 
 def folder_of(bench: Bench, shape: Shape, variant: Variant = "stored") -> Path:
-    """A model folder, made when it is first asked for; `python -m bench.gpu.prepare` saves the minutes at 33 B."""
-    place = bench.scratch / f"model-{shape.layers}"
-    if not place.exists():
+    """A model folder; the first call makes it, in minutes at 33 B unless bench.graphs has its archive."""
+    folder = bench.scratch / f"model-{shape.layers}"
+    if not folder.exists():
         archive = (bench.graphs or bench.scratch) / archive_name(shape)
         if not archive.exists():
             archive = bench.scratch / archive_name(shape)
             pack(shape, "cuda" if bench.on_gpu else "cpu", archive)
-        partial = place.with_name(place.name + ".partial")
-        shutil.rmtree(partial, ignore_errors=True)  # of a stage that was cut off
+        partial = folder.with_name(folder.name + ".partial")
+        shutil.rmtree(partial, ignore_errors=True)  # left by a stage that was killed
         partial.mkdir()
         unpack(archive, partial)
-        partial.rename(place)
-    return place / variant
+        partial.rename(folder)
+    return folder / variant

@@ -1,4 +1,4 @@
-"""The most memory of a device that was in use at once, by asking it all the time."""
+"""Peak memory of a device, by polling."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from runtime.ort.cuda import load_driver
 if TYPE_CHECKING:
     from bench.gpu.bench import Bench
 
-_INTERVAL = 0.002  # seconds between two looks
+_INTERVAL = 0.002  # seconds between two polls
 
 
 class PeakMemory:
-    """Bytes in use beyond those when the `with` block began, at most.
+    """Peak of the bytes in use, minus those in use when the `with` block began.
 
-    On a GPU that of all processes; on the CPU this process's resident memory.
+    On a GPU of all processes; on the CPU this process's resident memory.
     """
 
     def __init__(self, bench: Bench) -> None:
@@ -52,7 +52,7 @@ class PeakMemory:
             self._peak = max(self._peak, self._used())
 
     def _attach(self) -> None:
-        """Give this thread the context that ONNX Runtime and torch use; the driver counts memory for one only."""
+        """Give this thread the context of ONNX Runtime and torch: the driver counts memory by context."""
         self._driver = load_driver()
         context = ctypes.c_void_p()
         self._driver.cuInit(0)

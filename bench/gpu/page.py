@@ -1,10 +1,9 @@
-"""`python -m bench.gpu.page`: writes docs/gpu.md from the newest recorded run; nobody writes it by hand."""
+"""`python -m bench.gpu.page`: write docs/gpu.md from the newest recorded run. Do not edit that page by hand."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -24,26 +23,23 @@ page from it. It begins by tracing the graphs of 33 B, which takes minutes: to d
 
 
 def page(results: Path) -> str:
-    """The page of the newest run in a folder; of none where there is none."""
+    """The page of the newest run in a folder, or a page that says that there is none."""
     dates = ((re.search(r"\d{4}-\d\d-\d\d(?:-\d+)?$", path.stem), path) for path in results.glob("gpu-*.json"))
-    found = sorted((date[0], path) for date, path in dates if date and not path.name.startswith("gpu-cpu-"))
-    runs = [path for _, path in found]
+    runs = sorted((date[0], path) for date, path in dates if date and not path.name.startswith("gpu-cpu-"))
     if not runs:
         return NONE
-    record = read_record(runs[-1])
-    lines = ["# On a GPU", "", f"`bench/results/{runs[-1].name}`: {record['about']}", ""]
+    _, newest = runs[-1]
+    record = read_record(newest)
+    lines = ["# On a GPU", "", f"`bench/results/{newest.name}`: {record['provenance']}", ""]
     for stage in record["stages"]:
-        lines += stage_lines(stage["about"], stage["seconds"], stage["error"], stage["cut"], stage["figures"])
+        lines += stage_lines(**{key: stage[key] for key in ("title", "seconds", "error", "timed_out", "figures")})
     return "\n".join(lines).rstrip() + "\n"
 
 
 @app.command()
-def main(
-    results: Annotated[Path, typer.Option(help="Folder of recorded runs.")] = RESULTS,
-    output: Annotated[Path, typer.Option(help="Page to write.")] = PAGE,
-) -> None:
-    """Write the page of the newest recorded run."""
-    output.write_text(page(results), encoding="utf-8")
+def main() -> None:
+    """Write docs/gpu.md from the newest run in bench/results."""
+    PAGE.write_text(page(RESULTS), encoding="utf-8")
 
 
 if __name__ == "__main__":

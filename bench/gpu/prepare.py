@@ -1,4 +1,4 @@
-"""`python -m bench.gpu.prepare`: graphs for `bench.gpu --graphs`, traced where no GPU waits for them."""
+"""`python -m bench.gpu.prepare`: trace the graphs for `bench.gpu --graphs` on a machine without a GPU."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ app = typer.Typer(add_completion=False)
 
 
 def prepare(output: Path) -> None:
-    """Write an archive of each shape into a folder; takes minutes."""
+    """Write an archive of each shape into a folder, in minutes."""
     output.mkdir(parents=True, exist_ok=True)
     for shape in (FOUR_LAYERS, WHOLE):
         archive = output / archive_name(shape)
@@ -25,7 +25,7 @@ def prepare(output: Path) -> None:
 
 @app.command()
 def main(output: Annotated[Path, typer.Option(help="Folder to write.")] = Path("graphs")) -> None:
-    """Trace the CUDA graphs of EXAONE 4.5 33B in every variant, and of four of its layers: 1 MB without weights."""
+    """Trace the CUDA graphs of EXAONE 4.5 33B in every variant, and of four of its layers; 1 MB, without weights."""
     prepare(output)
 
 

@@ -1,4 +1,4 @@
-"""A run of `bench.gpu` as a JSON file that is whole after every figure."""
+"""A run of `bench.gpu` as a JSON file, which is complete after every figure."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ if TYPE_CHECKING:
 
 @dataclass
 class Outcome:
-    """What became of a stage."""
+    """The result of a stage."""
 
     name: str
-    about: str
+    title: str
+    """Heading of its table."""
     seconds: float = 0.0
     error: str | None = None
-    """The last line that the stage said, where it failed."""
-    cut: bool = False
-    """Whether it ran out of time; what it had measured by then stays."""
+    """The last line of its output, if it failed."""
+    timed_out: bool = False
+    """Whether its time ran out; the figures before that stay."""
     figures: list[Figure] = field(default_factory=list)
 
 
 @dataclass
 class Record:
-    """A run, stage by stage."""
+    """A run and the results of its stages."""
 
     path: Path
     command: str
@@ -43,10 +44,10 @@ class Record:
     outcomes: list[Outcome] = field(default_factory=list)
 
     def save(self) -> None:
-        """Write all that there is; the file is replaced in one go."""
+        """Write the file; it is replaced atomically."""
         content = {
             "command": self.command,
-            "about": provenance(self.command),
+            "provenance": provenance(self.command),
             "device": self.device,
             "tiny": self.tiny,
             "stages": [asdict(outcome) for outcome in self.outcomes],
@@ -58,7 +59,7 @@ class Record:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """A recorded run, its figures as `Figure`s."""
+    """Read a recorded run, with its figures as `Figure`s."""
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     for stage in content["stages"]:
         stage["figures"] = [Figure(**figure) for figure in stage["figures"]]
@@ -66,19 +67,19 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def file_name(device: str) -> str:
-    """`gpu-<card>-<date>.json`, the card's name in letters, digits and hyphens."""
-    card = "cpu" if device == "cpu" else _card_name()
-    slug = re.sub(r"[^a-z0-9]+", "-", card.lower().removeprefix("nvidia ")).strip("-")
+    """`gpu-<name>-<date>.json`, the name of the GPU in letters, digits and hyphens."""
+    name = "cpu" if device == "cpu" else _gpu_name()
+    slug = re.sub(r"[^a-z0-9]+", "-", name.lower().removeprefix("nvidia ")).strip("-")
     return f"gpu-{slug}-{datetime.now(tz=UTC):%Y-%m-%d}.json"
 
 
 def free_path(path: Path) -> Path:
-    """The same path, or where a run lies there already the next one: `…-2.json`."""
+    """The same path, or the next one that does not exist: `…-2.json`."""
     numbers = (path if number == 1 else path.with_stem(f"{path.stem}-{number}") for number in itertools.count(1))
     return next(free for free in numbers if not free.exists())
 
 
-def _card_name() -> str:
+def _gpu_name() -> str:
     try:
         driver, name = load_driver(), ctypes.create_string_buffer(100)
     except OSError:

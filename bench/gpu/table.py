@@ -12,12 +12,14 @@ if TYPE_CHECKING:
 _CELLS = ("", "median", "quartiles", "times", "share of the ceiling", "")
 
 
-def stage_lines(about: str, seconds: float, error: str | None, cut: bool, figures: Sequence[Figure]) -> Iterator[str]:
-    """A heading, what became of the stage, and its table."""
-    yield f"## {about}"
+def stage_lines(
+    title: str, seconds: float, error: str | None, timed_out: bool, figures: Sequence[Figure]
+) -> Iterator[str]:
+    """The heading of a stage, how it ended, and its table."""
+    yield f"## {title}"
     yield ""
-    end = "" if error is None else f" It failed: {error}"
-    yield f"{seconds:.0f} s.{' Cut off by the clock.' if cut else ''}{end}"
+    failed = "" if error is None else f" It failed: {error}"
+    yield f"{seconds:.0f} s.{' Its time ran out.' if timed_out else ''}{failed}"
     if figures:
         yield ""
         yield "| " + " | ".join(_CELLS) + " |"
@@ -36,7 +38,7 @@ def _row(figure: Figure) -> str:
 
 
 def _number(value: float) -> str:
-    """Three digits that count, and no exponent where a reader can do without."""
+    """Three significant digits, without an exponent from 0.001 on."""
     if value == 0 or 1e-3 <= abs(value) < 1e3:
         return f"{value:.3g}"
     return f"{value:,.0f}" if abs(value) >= 1e3 else f"{value:.1e}"

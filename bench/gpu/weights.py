@@ -1,7 +1,7 @@
-"""Weights files of random codes from their headers alone, as fast as memory takes them: 17 GB in seconds.
+"""Write weights files of random codes from their headers, at the speed of memory: 17 GB in seconds.
 
-What is random is a tile that is repeated: a kernel's time does not depend on which codes it reads, and no cache holds
-so much that it could notice. Norms are one, biases zero, and products of the size that a trained model's have.
+A random tile is repeated: the time of a kernel does not depend on the codes, and the tile is larger than any cache.
+Norms are one, biases zero, and weights have the standard deviation of a trained model's.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import ml_dtypes
 import numpy as np
 
-from bench.released_widths import STD
+from bench.scale.folders import STD
 from runtime.ort.manifest import HEADER_PREFIX
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ DTYPES: dict[str, Any] = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": 
 
 
 def fill(headers: Mapping[str, bytes], folder: Path, group: int = 128, seed: int = 0) -> None:
-    """Write a .safetensors file for each header, by its name. group: weights that share a scale."""
+    """Write a .safetensors file for each header, keyed by file name. group: weights that share a scale."""
     tiles = _Tiles(seed)
     with ThreadPoolExecutor() as pool:
         for done in [pool.submit(_fill_file, folder / name, header, tiles, group) for name, header in headers.items()]:
@@ -36,7 +36,7 @@ def fill(headers: Mapping[str, bytes], folder: Path, group: int = 128, seed: int
 
 
 class _Tiles:
-    """Random values that are made once: codes, and numbers of a normal distribution in each type."""
+    """Random values to repeat: codes, and normal numbers in each type."""
 
     def __init__(self, seed: int) -> None:
         random = np.random.default_rng(seed)
@@ -44,7 +44,7 @@ class _Tiles:
         normal = STD * random.standard_normal(TILE // 4, np.float32)
         signs = np.where(random.random(TILE // 4) < 0.5, -1, 1).astype(np.float32)
         self.normal: dict[str, NDArray[Any]] = {name: normal.astype(dtype) for name, dtype in DTYPES.items()}
-        # Of either sign, or all weights would be below zero on average; by type and bits of a code.
+        # By type and bits of a code; of either sign, else all weights would be below zero on average.
         self.scales: dict[tuple[str, int], NDArray[Any]] = {
             (name, bits): (STD * 12**0.5 / 2**bits * signs).astype(dtype)
             for name, dtype in DTYPES.items()
@@ -64,7 +64,7 @@ def _fill_file(path: Path, header: bytes, tiles: _Tiles, group: int) -> None:
 
 
 def _values(name: str, entry: dict[str, Any], entries: dict[str, Any], tiles: _Tiles, group: int) -> NDArray[Any]:
-    """A tensor's values, or a tile of them."""
+    """The values of a tensor, or a tile to fill it with."""
     linear, _, kind = name.rpartition(".")
     dtype, shape = entry["dtype"], entry["shape"]
     if kind == "weight_packed":
@@ -86,7 +86,7 @@ def shape_of(linear: str, entries: dict[str, Any], group: int) -> tuple[int, int
 
 
 def _repeat(file: BinaryIO, tile: NDArray[Any], size: int) -> None:
-    """Write a tile's bytes again and again, until there are `size` of them."""
+    """Write `size` bytes by repeating a tile."""
     raw = np.ascontiguousarray(tile).view(np.uint8).reshape(-1).data
     while size > 0:
         size -= file.write(raw[: min(size, len(raw))])

@@ -1,1 +1,1 @@
-"""Speed on a CPU beside llama.cpp: the same model, quantized by each, run in turns."""
+"""Speed on a CPU against llama.cpp: the same model, quantized by each, run in turns."""

@@ -1,9 +1,9 @@
-"""`python -m bench.llama_cpp`: tokens a second on this CPU, beside llama.cpp with the same weights in Q4_0.
+"""`python -m bench.llama_cpp`: tokens a second on this CPU, against llama.cpp with the same weights in Q4_0.
 
 One EXAONE 4 checkpoint of 220 M random weights, quantized by each: by our commands (4-bit groups of 128, by default an
-8-bit head and int8 activations), and by llama.cpp's own quantizer (Q4_0, whose head is Q6_K; int8 activations, too).
-llama.cpp is built from source into an environment of its own, which takes half an hour once. Nothing else should run
-meanwhile: llama.cpp's threads wait for each other by spinning, and lose most where one is held up.
+8-bit head and int8 activations), and by llama.cpp's own quantizer (Q4_0 with a Q6_K head; int8 activations too).
+llama.cpp is built from source into an environment of its own, which takes half an hour once. Run nothing else
+meanwhile: llama.cpp's threads spin while they wait, and lose most if one of them is held up.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import typer
 from bench.llama_cpp.model import checkpoint, config, exported
 from bench.llama_cpp.runners import LLAMA_CPP, Memory, Ours, Runner, Task, Theirs, Turn
 from bench.provenance import provenance
+from bench.timing import Quartiles
 from console.errors import run_command
 from console.progress import track
 
@@ -28,13 +29,13 @@ HEADER = """\
 | | MB a token | prompt, tokens/s | decode, tokens/s | bandwidth | prompt, ours to this | decode, ours to this |
 |---|---|---|---|---|---|---|"""
 NOTES = """\
-Medians over the rounds, all in turns, in another order each round; ratios are of turns of the same round, in brackets
-their quartiles. Prompt: up to the first new token. Decode: greedy, batch 1, no speculation. MB a token: weights as they
-are stored, without the embeddings. Bandwidth: what reading these takes of the memory bandwidth of the same rounds."""
+Medians over the rounds, all in turns, in another order each round. Ratios are within a round, in brackets their
+quartiles. Prompt: up to the first new token. Decode: greedy, batch 1, no speculation. MB a token: weights as stored,
+without the embeddings. Bandwidth: the share of the memory bandwidth of the same rounds that reading these takes."""
 
 
 def table(rows: list[Runner], turns: list[list[Turn]], bandwidth: float) -> list[str]:
-    """One row each. turns: by row, then by round. bandwidth: bytes a second."""
+    """One row for each runner. turns: by row, then by round. bandwidth: bytes a second."""
     lines = [HEADER]
     for row, taken in zip(rows, turns, strict=True):
         prompt, decode = (np.median([getattr(turn, part) for turn in taken]) for part in ("prompt", "decode"))
@@ -47,14 +48,13 @@ def table(rows: list[Runner], turns: list[list[Turn]], bandwidth: float) -> list
 
 
 def ratio(ours: list[Turn], theirs: list[Turn], part: str) -> str:
-    """The median over rounds of ours to theirs, and its quartiles."""
+    """Our speed relative to theirs: the median over rounds, and the quartiles."""
     ratios = [getattr(mine, part) / getattr(other, part) for mine, other in zip(ours, theirs, strict=True)]
-    low, median, high = np.quantile(ratios, (0.25, 0.5, 0.75))
-    return f"{median:.2f} ({low:.2f}–{high:.2f})"
+    return str(Quartiles.of(ratios))
 
 
 def measure(rows: list[Runner], task: Task, rounds: int, memory: Memory) -> tuple[list[list[Turn]], float]:
-    """All turns, by row, then by round, and the median of bytes a second."""
+    """Turns by row, then by round, and the median memory bandwidth in bytes a second."""
     turns: list[list[Turn]] = [[] for _ in rows]
     bandwidths = []
     for row in rows:
@@ -70,15 +70,15 @@ def measure(rows: list[Runner], task: Task, rounds: int, memory: Memory) -> tupl
 
 @app.command()
 def main(
-    rounds: Annotated[int, typer.Option(min=2, help="Turns of each.")] = 8,
+    rounds: Annotated[int, typer.Option(min=2, help="Turns of each runner.")] = 8,
     prompt: Annotated[int, typer.Option(min=1, max=384, help="Tokens of the prompt.")] = 256,
-    tokens: Annotated[int, typer.Option(min=2, max=128, help="Tokens after it.")] = 128,
+    tokens: Annotated[int, typer.Option(min=2, max=128, help="New tokens.")] = 128,
     threads: Annotated[
-        int, typer.Option(min=1, help="Of each; 1 is timed by processor time.", show_default="all cores")
+        int, typer.Option(min=1, help="Threads of each; 1 is timed by processor time.", show_default="all cores")
     ] = os.cpu_count() or 1,
-    head_bits: Annotated[int, typer.Option(help="Of our head, and of llama.cpp's in its second row: 4 or 8.")] = 8,
-    seed: Annotated[int, typer.Option(help="Of the prompt.")] = 0,
-    cache: Annotated[Path, typer.Option(help="Folder of the models and of llama.cpp.")] = Path("build/llama.cpp"),
+    head_bits: Annotated[int, typer.Option(help="Bits of our head, and of llama.cpp's in its second row: 4 or 8.")] = 8,
+    seed: Annotated[int, typer.Option(help="Seed of the prompt.")] = 0,
+    cache: Annotated[Path, typer.Option(help="Folder for the models and llama.cpp.")] = Path("build/llama.cpp"),
 ) -> None:
     """Quantize a model of random weights with both, run both in turns, and print tokens a second."""
     ids = np.random.default_rng(seed).integers(0, config()["vocab_size"], prompt).tolist()

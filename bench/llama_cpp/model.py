@@ -1,14 +1,12 @@
-"""An EXAONE 4 text model of 220 M random weights, and the folder that this toolkit makes of it."""
+"""An EXAONE 4 text model of 220 M random weights, and our quantized and exported folder of it."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import TYPE_CHECKING, Any
 
-from bench.released_widths import make_checkpoint
+from bench.process import run
+from bench.scale.folders import make_checkpoint
 from calib_data import READER
-from console.errors import InputError
 from console.files import read_object
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family
@@ -21,10 +19,10 @@ LAYERS = 12
 
 
 def config() -> dict[str, Any]:
-    """Its raw config.json.
+    """The raw config.json of the model.
 
-    No sliding window, as in EXAONE 4.0 1.2B: llama.cpp gives this architecture one at 64 layers only. Tokens that mean
-    something are the bundled reader's, as its tokenizer is.
+    No sliding window, as in EXAONE 4.0 1.2B: llama.cpp gives this architecture one at 64 layers only. Tokenizer and
+    special tokens are the bundled reader's.
     """
     special = read_object(READER / "config.json")["text_config"]
     return {
@@ -51,7 +49,7 @@ def config() -> dict[str, Any]:
 
 
 def checkpoint(cache: Path) -> Path:
-    """The 16-bit checkpoint, made unless it is there."""
+    """The folder of the 16-bit checkpoint; made if it is missing."""
     folder = cache / "exaone4"
     if not folder.exists():
         make_checkpoint(config(), folder)
@@ -59,27 +57,21 @@ def checkpoint(cache: Path) -> Path:
 
 
 def exported(cache: Path, head_bits: int) -> Path:
-    """The checkpoint in 4 bits with graphs for the CPU, made with the commands unless they are there.
+    """The folder of the 4-bit model with graphs for the CPU; made with the commands if it is missing.
 
-    Rounding to nearest: which codes are stored does not change the speed.
+    RTN is enough: the speed does not depend on the codes.
     """
     source, folder = checkpoint(cache), cache / f"exaone4-w4-head{head_bits}"
     if not folder.exists():
         options = ["--model", str(source), "--output", str(folder), "--solver", "rtn", "--head-bits", str(head_bits)]
-        _command("quantize", *options, "--count", "1", "--reference", "0")
+        run("quantize", *options, "--count", "1", "--reference", "0")
     if not (folder / FILE).exists():
-        _command("export", "--model", str(folder))
+        run("export", "--model", str(folder))
     return folder
 
 
-def _command(*arguments: str) -> None:
-    """Run a command of this toolkit in a process of its own: what it leaves in memory would be measured, too."""
-    if subprocess.run([sys.executable, "-m", *arguments], stdout=subprocess.DEVNULL, check=False).returncode:
-        raise InputError(f"`python -m {' '.join(arguments)}` failed; see above")
-
-
 def weight_bytes(folder: Path) -> int:
-    """Bytes of all weights that one token reads, as stored: every tensor but the embeddings."""
+    """Bytes of the stored weights that a step reads: every tensor but the embeddings."""
     opened = open_checkpoint(folder)
     embeddings = f"{find_family(opened.config).embeddings}.weight"
     return sum(tensor.nbytes for name, tensor in opened.tensors.items() if name != embeddings)

@@ -1,9 +1,9 @@
-"""llama.cpp, run in an environment of its own by `bench.llama_cpp`; it imports nothing of this project.
+"""Run llama.cpp in an environment of its own. Imports nothing of this project.
 
-    peer.py convert CHECKPOINT GGUF HEAD   a bfloat16 checkpoint as Q4_0; HEAD: type of the output tensor, or default
-    peer.py run GGUF THREADS               says what it is, then answers [prompt, tokens] on a line with a line of JSON
+    peer.py convert CHECKPOINT GGUF HEAD   bfloat16 checkpoint to Q4_0; HEAD: type of the output tensor, or default
+    peer.py run GGUF THREADS               prints a line about itself, then answers each line [prompt, tokens] with one
 
-Called through its C interface, so that Python costs what it costs us: one call and one argmax a token.
+All lines are JSON. It uses the C interface, so that Python costs as much as ours: one call and one argmax a token.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CONTEXT = 512
 
 
 def tensors(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
-    """Tensors of a bfloat16 safetensors file, as float32."""
+    """Yield the tensors of a bfloat16 safetensors file as float32."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -43,7 +43,7 @@ def tensors(path: Path) -> Iterator[tuple[str, NDArray[np.float32]]]:
 
 
 def convert(checkpoint: Path, output: Path, head: str) -> None:
-    """Write a checkpoint as GGUF: in 16 bits, then quantized to Q4_0 by llama.cpp itself."""
+    """Write a checkpoint as GGUF in 16 bits; llama.cpp then quantizes it to Q4_0."""
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     wide = output.with_suffix(".f16.gguf")
     writer = gguf.GGUFWriter(wide, "exaone4")
@@ -97,7 +97,7 @@ class Runner:
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
 
     def logits(self, tokens: list[int]) -> NDArray[np.float32]:
-        """Those after the last of these tokens; the cache is extended by all of them."""
+        """Append tokens to the cache; the logits [V] after the last one."""
         ids = (llama_cpp.llama_token * len(tokens))(*tokens)  # the batch only points to them
         batch = llama_cpp.llama_batch_get_one(ids, len(tokens))
         if llama_cpp.llama_decode(self.context, batch):
@@ -105,7 +105,7 @@ class Runner:
         return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.context, -1), (self.vocabulary,))
 
     def turn(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
-        """Seconds of the prompt up to its first new token, and of all further ones; the logits after the prompt."""
+        """Seconds up to the first new token and of all further ones, and the logits after the prompt."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
         start = self.clock()
         logits = self.logits(prompt)
@@ -119,12 +119,12 @@ class Runner:
 
 
 def weight_bytes(model: Path) -> int:
-    """Bytes of all weights that one token reads: every tensor but the embeddings."""
+    """Bytes of the weights that a step reads: every tensor but the embeddings."""
     return int(sum(tensor.n_bytes for tensor in gguf.GGUFReader(model).tensors if tensor.name != "token_embd.weight"))
 
 
 def run(model: Path, threads: int) -> None:
-    """Tell about the model, then take a turn for each line."""
+    """Print the size of the model, then take a turn for each line."""
     runner = Runner(model, threads)
     print(json.dumps({"bytes": weight_bytes(model)}), flush=True)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""Who takes turns: our runtime in this process, llama.cpp in processes of its own, and the memory bus."""
+"""The runners that take turns: our runtime in this process, llama.cpp in others; and the memory bandwidth."""
 
 from __future__ import annotations
 
@@ -33,31 +33,37 @@ READ_BYTES = 2**28
 
 @dataclass(frozen=True)
 class Task:
-    """What each does in a turn: read a prompt of token ids, then go on greedily for this many tokens in all."""
+    """The work of a turn."""
 
     prompt: list[int]
+    """Token ids."""
     new_tokens: int
+    """Tokens to generate greedily."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """Tokens a second: of the prompt, its first new token included, and of the tokens after that."""
+    """Tokens a second of a turn."""
 
     prompt: float
+    """Of the prompt, up to the first new token."""
     decode: float
+    """Of all further new tokens."""
 
 
 def clock(threads: int) -> Callable[[], float]:
-    """One thread is timed by its processor time, which a busy machine lengthens little; several by the wall's."""
+    """Processor time for one thread, as other load changes it little; wall-clock time for several."""
     return process_time if threads == 1 else perf_counter
 
 
 class Runner(Protocol):
-    """One row of the table. weight_bytes: what one token reads. logits [V]: after the prompt, of the last turn."""
+    """One row of the table."""
 
     name: str
     weight_bytes: int
+    """Bytes of the weights that a step reads."""
     logits: NDArray[np.float32]
+    """Logits [V] after the prompt of the last turn."""
 
     def turn(self, task: Task) -> Turn:
         """Do the task once."""
@@ -65,7 +71,7 @@ class Runner(Protocol):
 
 
 class Ours:
-    """`runtime.decoding.generate`, as the command runs it."""
+    """Our runtime, as `runtime generate` runs it."""
 
     def __init__(self, name: str, folder: Path, threads: int) -> None:
         self.name, self.weight_bytes = name, weight_bytes(folder)
@@ -79,7 +85,7 @@ class Ours:
         next(tokens)
         first = self._clock()
         if sum(1 for _ in tokens) != task.new_tokens - 1:
-            raise InputError("the random model ended its answer; give another --seed")
+            raise InputError("the random model ended its answer early; give another --seed")
         return rates(task, first - start, self._clock() - first)
 
     def _sample(self, logits: NDArray[np.float32], generated: Sequence[int]) -> int:
@@ -89,9 +95,10 @@ class Ours:
 
 
 class Theirs:
-    """llama.cpp in an environment of its own. head: the type of its output tensor, or "default".
+    """llama.cpp in an environment of its own.
 
-    huge_pages: what llama.cpp allocates is on huge pages, as `runtime.ort.huge_pages` does for ours.
+    head: type of its output tensor, or "default". huge_pages: whether its allocations are on huge pages, as ours are by
+    `runtime.ort.huge_pages`.
     """
 
     def __init__(self, name: str, cache: Path, checkpoint: Path, head: str, threads: int, *, huge_pages: bool) -> None:
@@ -112,14 +119,14 @@ class Theirs:
             return subprocess.Popen(command, stderr=log, env=os.environ | settings, **pipes)
 
     def _ask(self, task: Task | None) -> dict[str, Any]:
-        """What the process answers to a task, or says of itself when it starts."""
+        """The answer of the process to a task, or its first line."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         if task is not None:
             self._process.stdin.write(json.dumps([task.prompt, task.new_tokens]) + "\n")
             self._process.stdin.flush()
         if not (line := self._process.stdout.readline()):
-            raise InputError(f"{self.name} has ended; see {self._log}")
+            raise InputError(f"{self.name} ended early; see {self._log}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
@@ -135,19 +142,19 @@ class Theirs:
 
 
 def rates(task: Task, prompt_seconds: float, decode_seconds: float) -> Turn:
-    """Tokens a second of a turn."""
+    """The speeds of a turn."""
     return Turn(len(task.prompt) / prompt_seconds, (task.new_tokens - 1) / decode_seconds)
 
 
 class Memory:
-    """Reads an array too large for any cache, each thread its part."""
+    """An array that no cache holds; each thread reads a part of it."""
 
     def __init__(self, threads: int) -> None:
         self._parts = np.ones((threads, READ_BYTES // 4 // threads), np.float32)
         self._pool, self._clock = ThreadPoolExecutor(threads), clock(threads)
 
     def bandwidth(self) -> float:
-        """Bytes a second, the best of three."""
+        """Bytes a second, the best of three reads."""
         seconds = []
         for _ in range(3):
             start = self._clock()

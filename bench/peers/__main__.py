@@ -1,10 +1,10 @@
-"""`python -m bench.peers`: our 4-bit GPTQ beside llm-compressor's and AutoRound, on the bundled reader.
+"""`python -m bench.peers`: accuracy of our 4-bit GPTQ against llm-compressor's and AutoRound, on the bundled reader.
 
-All see the same calibration documents in the same order, as the same token ids and pixels, one at a time, and quantize
-the same weights: the decoder's linears, 4 bits, symmetric, groups of 128. All else stays in 16 bits. Each quantizer of
-others runs in an environment of its own, which the command makes (1.5 GB each) and keeps, as it keeps their weights.
-What is measured is here, with one program: the weights that came back are put into the reader (transformers, float32 on
-the CPU) and its next-token distributions on held-out documents compared with those of the FP16 weights.
+All see the same calibration documents in the same order, as the same token ids and pixels, one at a time. All quantize
+the same weights: the decoder's linears, 4 bits, symmetric, groups of 128. Every peer runs in an environment of its own,
+which the command makes (1.5 GB each) and keeps, and so are its weights. One program measures all of them: it loads the
+weights into the reader (transformers, float32 on the CPU), and compares next-token distributions on held-out documents
+with those of the FP16 weights.
 """
 
 from __future__ import annotations
@@ -37,38 +37,42 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 app = typer.Typer(add_completion=False)
-HELD_OUT = 11  # the seed of the documents to measure on
+HELD_OUT = 11  # seed of the held-out documents
 OURS = "this toolkit, GPTQ"
 NOTES = """\
-Mean KL(FP16 ‖ quantized) in nats a token of the true answers, teacher-forced, over all calibration seeds; in brackets
-the 95 % interval over documents. By seed: the least and the greatest mean. Ratios are to the first row, their intervals
-over the same documents. Seconds: of one run on this machine's CPU, for the others without loading a model. All compute
-in float32; ours keeps hidden states and scales in float16, as it writes them. Nearest does not depend on documents.
+Mean KL(FP16 ‖ quantized) in nats a token of the true answers, teacher-forced, over all calibration seeds, with the 95 %
+interval over documents. By seed: the smallest and the largest mean. Ratios are to the first row, their intervals over
+the same documents. Seconds: one run on this machine's CPU, for the peers without loading the model. All compute in
+float32; ours keeps hidden states and scales in float16, as it writes them. RTN does not depend on documents.
 llm-compressor: its defaults (sequential, static act-order, damping 0.01), and its two other ways to choose scales.
-AutoRound: its defaults (signed gradient descent on rounding and ranges, 200 iterations, 8 documents a step) but for
-float32. As it comes, it runs all blocks with the first one's mask, a sliding window ("own masks": told that they
-differ), and keeps the iteration of least loss, of batches whose documents differ in length ("last iteration": told not
-to). A few tokens make most of a mean: differences inside the intervals are noise."""
+AutoRound: its defaults (signed gradient descent on rounding and ranges, 200 iterations, 8 documents a step), but in
+float32. By default it runs all blocks with the mask of the first one, a sliding window ("own masks" corrects that). It
+also keeps the iteration with the smallest loss, although batches differ in length ("last iteration" turns that off). A
+few tokens make most of a mean: differences inside the intervals are noise."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table. settings: for the module of `peer`, or for `quantize` where there is none."""
+    """A row of the table."""
 
     name: str
     settings: dict[str, Any]
+    """For the module of the peer, or for `quantize`."""
     peer: Peer | None = None
+    """None is this toolkit."""
 
 
 @dataclass
 class Measured:
-    """For each calibration seed, KL of every answer token by document, and the seconds that quantizing took."""
+    """The results of a method, by calibration seed."""
 
     kl: list[list[NDArray[np.float64]]] = field(default_factory=list)
+    """KL of every answer token [T] of each document."""
     seconds: list[float] = field(default_factory=list)
+    """Time of quantizing."""
 
     def pooled(self) -> list[NDArray[np.float64]]:
-        """KL of every answer token by document, of all seeds together."""
+        """KL of every answer token of each document, over all seeds."""
         return [np.concatenate(seeds) for seeds in zip(*self.kl, strict=True)]
 
 
@@ -78,34 +82,33 @@ def _auto_round(name: str, *, iters: int = 200, own_masks: bool = True, last_ite
 
 METHODS = (
     Method(OURS, {}),
-    Method("nearest", {"solver": "rtn", "count": 1}),
+    Method("RTN", {"solver": "rtn", "count": 1}),
     Method("llm-compressor GPTQ", {"observer": None}, LLM_COMPRESSOR),
     Method("llm-compressor GPTQ, MSE scales", {"observer": "mse"}, LLM_COMPRESSOR),
     Method("llm-compressor GPTQ, imatrix scales", {"observer": "imatrix_mse"}, LLM_COMPRESSOR),
     _auto_round("AutoRound, own masks, last iteration"),
 )
 SLOW = (
-    _auto_round("AutoRound as it comes", own_masks=False, last_iteration=False),
+    _auto_round("AutoRound, defaults", own_masks=False, last_iteration=False),
     _auto_round("AutoRound, own masks", last_iteration=False),
     _auto_round("AutoRound, own masks, last of 1000 iterations", iters=1000),
 )
 
 
-def weights_of(
-    method: Method, seed: int, samples: int, documents: Path, cache: Path
+def quantized_weights(
+    method: Method, seed: int, count: int, documents: Path, cache: Path
 ) -> tuple[Mapping[str, torch.Tensor], float]:
-    """The decoder's weights as a method quantizes them for a calibration seed, and the seconds that it took."""
+    """Quantize with a method on calibration documents of a seed; the decoder's weights, and the seconds it took."""
     if method.peer is not None:
         path = quantized_by(method.peer, method.settings, READER, documents, cache)
         with safe_open(path, "pt") as file:
             return read_weights(path, READER), float(file.metadata()["seconds"])
-    with tempfile.TemporaryDirectory() as place:
-        settings = Settings(
-            READER, Path(place) / "quantized", vision_bits=16, head_bits=16, count=samples, seed=seed, reference=0
-        )
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "quantized"
+        settings = Settings(READER, folder, vision_bits=16, head_bits=16, count=count, seed=seed, reference=0)
         report = quantize(replace(settings, **method.settings))
         assert report is not None
-        weights = dequantized(Path(place) / "quantized")
+        weights = dequantized(folder)
         return {name: weight for name, weight in weights.items() if is_decoder_linear(name)}, report.seconds
 
 
@@ -121,7 +124,7 @@ def line(method: Method, measured: Measured, ours: Measured) -> str:
 
 
 def ratio(theirs: Sequence[NDArray[np.float64]], ours: Sequence[NDArray[np.float64]], rounds: int = 2000) -> str:
-    """The ratio of two means over the same tokens, and its 95 % interval, documents drawn with replacement."""
+    """The ratio of two means over the same tokens, and its 95 % bootstrap interval over documents."""
     sums = np.array([[kl.sum() for kl in theirs], [kl.sum() for kl in ours]])
     drawn = np.random.default_rng(0).integers(0, len(ours), (rounds, len(ours)))
     over, under = sums[:, drawn].sum(-1)
@@ -132,38 +135,39 @@ def ratio(theirs: Sequence[NDArray[np.float64]], ours: Sequence[NDArray[np.float
 @app.command()
 def main(
     seeds: Annotated[int, typer.Option(min=1, help="Calibration seeds: 0, 1, ...")] = 5,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
-    documents: Annotated[int, typer.Option(min=2, help="Held-out documents to measure on.")] = 200,
-    cache: Annotated[Path, typer.Option(help="Folder of the environments and of what was quantized in them.")] = Path(
+    calibration_count: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
+    count: Annotated[int, typer.Option(min=2, help="Held-out documents.")] = 200,
+    cache: Annotated[Path, typer.Option(help="Folder of the environments and of the peers' weights.")] = Path(
         "build/peers"
     ),
     slow: Annotated[
-        bool, typer.Option("--slow", help="AutoRound as it comes and at 1000 iterations, too: half an hour a seed.")
+        bool,
+        typer.Option("--slow", help="Also AutoRound by default and with 1000 iterations: half an hour a seed."),
     ] = False,
 ) -> None:
-    """Quantize the bundled reader to 4 bits with ours and with others, and compare each with FP16."""
+    """Quantize the bundled reader to 4 bits with this toolkit and its peers, and compare each with FP16."""
     from transformers import AutoConfig
 
     methods = METHODS + SLOW if slow else METHODS
     for peer in (LLM_COMPRESSOR, AUTO_ROUND):
-        environment(peer, cache)  # an hour before its turn, if it cannot be installed
+        environment(peer, cache)  # first: an installation that fails should not fail after an hour
     config = AutoConfig.from_pretrained(READER)
-    held_out = read_samples(Settings(READER, count=documents, seed=HELD_OUT), config, split="evaluation")
+    held_out = read_samples(Settings(READER, count=count, seed=HELD_OUT), config, split="evaluation")
     divergence = Divergence(READER, list(held_out))
     measured = {method.name: Measured() for method in methods}
     for seed in range(seeds):
-        given = cache / f"{samples}-documents-of-seed-{seed}.safetensors"
-        write_samples(read_samples(Settings(READER, count=samples, seed=seed), config), given)
+        documents = cache / f"{calibration_count}-documents-of-seed-{seed}.safetensors"
+        write_samples(read_samples(Settings(READER, count=calibration_count, seed=seed), config), documents)
         for method in track(methods, f"seed {seed}"):
-            weights, seconds = weights_of(method, seed, samples, given, cache)
+            weights, seconds = quantized_weights(method, seed, calibration_count, documents, cache)
             measured[method.name].kl.append(divergence(weights))
             measured[method.name].seconds.append(seconds)
     print("| 4 bits | version | mean KL, nats (95 %) | by seed | ratio (95 %) | seconds |\n|---|---|---|---|---|---|")
     for method in methods:
         print(line(method, measured[method.name], measured[OURS]))
     print(f"\n{NOTES}\n")
-    command = f"python -m bench.peers --seeds {seeds} --samples {samples} --documents {documents}{' --slow' * slow}"
-    print(f"{provenance(command)} {LLM_COMPRESSOR.versions}; {AUTO_ROUND.versions}.")
+    options = f"--seeds {seeds} --calibration-count {calibration_count} --count {count}{' --slow' * slow}"
+    print(f"{provenance(f'python -m bench.peers {options}')} {LLM_COMPRESSOR.versions}; {AUTO_ROUND.versions}.")
 
 
 if __name__ == "__main__":

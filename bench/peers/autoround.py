@@ -9,25 +9,25 @@ from auto_round import AutoRound
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-ATTENTION = "eager"  # always has a mask; where some documents have none, AutoRound mixes up whose masks it kept
-BATCH = 8  # documents a step, AutoRound's default; one after the other, so that none is padded
+ATTENTION = "eager"  # always has a mask; AutoRound mixes masks up if only some documents have one
+BATCH = 8  # documents a step, AutoRound's default; one at a time, so that none is padded
 
 
 def quantize(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, calls: list[dict[str, Any]], settings: dict[str, Any]
 ) -> PreTrainedModel:
-    """Put 4-bit values, symmetric in groups of 128, in the place of the decoder's weights.
+    """Replace the decoder's weights by 4-bit values, symmetric in groups of 128.
 
-    settings: `iters`; `own_masks`, whether AutoRound is told that blocks differ in their masks; `last_iteration`,
-    whether to keep that instead of the iteration of least loss. Unless told, AutoRound runs every block with the mask
-    of the first one, in EXAONE 4.5 that of a sliding window; and it compares the losses of different batches, although
-    documents of different lengths make them differ by themselves.
+    settings: `iters`; `own_masks`, whether every block has its own mask; `last_iteration`, whether to keep the last
+    iteration instead of the one with the smallest loss. By default AutoRound runs every block with the mask of the
+    first one, which is a sliding window in EXAONE 4.5. It also compares the losses of different batches, although
+    these differ with the length of the documents alone.
     """
     rounding = AutoRound(
         model,
         tokenizer,
         scheme="W4A16",
-        processor=tokenizer,  # asked for, and not used on documents that are tokens already
+        processor=tokenizer,  # required, but not used: the documents are tokens already
         dataset=calls,
         nsamples=len(calls),
         seqlen=max(call["input_ids"].shape[1] for call in calls),

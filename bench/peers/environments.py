@@ -1,4 +1,4 @@
-"""Quantizers of others, each in an environment of its own: they pin other versions than we do."""
+"""Peers, each in an environment of its own: they pin other versions than we do."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ SCRIPT = Path(__file__).with_name("peer.py")
 
 @dataclass(frozen=True)
 class Peer:
-    """A quantizer of others.
-
-    name: of its folder. module: the file here that calls it. requirements: pinned, its own first.
-    """
+    """Software of others that we compare with."""
 
     name: str
+    """Name of its folder."""
     module: str
+    """The file that calls it."""
     requirements: tuple[str, ...]
+    """Pinned packages, its own first."""
 
     @property
     def version(self) -> str:
-        """Of the quantizer itself."""
+        """Version of the peer itself."""
         return self.requirements[0].partition("==")[2]
 
     @property
     def versions(self) -> str:
-        """Of the quantizer and what it runs on, for a reader."""
+        """Versions of the peer and of its requirements, as text."""
         first, *others = (requirement.replace("==", " ") for requirement in self.requirements)
         return f"{first} with {' and '.join(others)}"
 
@@ -51,9 +51,9 @@ AUTO_ROUND = Peer("auto-round", "autoround", ("auto-round==0.16.1", "torch==2.13
 
 
 def environment(peer: Peer, cache: Path) -> Path:
-    """The interpreter of a quantizer; its environment is made where it is missing or has other versions.
+    """The Python interpreter of a peer; makes its environment if that is missing or has other versions.
 
-    Raises InputError where it cannot be installed.
+    Raises InputError if it cannot be installed.
     """
     folder = cache / peer.name / "venv"
     python, marker, wanted = folder / "bin" / "python", folder / "requirements.txt", "\n".join(peer.requirements)
@@ -74,9 +74,9 @@ def environment(peer: Peer, cache: Path) -> Path:
 
 
 def quantized_by(peer: Peer, settings: dict[str, Any], model: Path, documents: Path, cache: Path) -> Path:
-    """The file that peer.py writes, made unless it is there.
+    """Run peer.py unless its result exists; the path of the result.
 
-    documents: as peer.py reads them. Raises InputError where the quantizer fails.
+    documents: a file as peer.py reads it. Raises InputError if the peer fails.
     """
     python, given = environment(peer, cache), json.dumps(settings, sort_keys=True)
     result = result_file(peer, given, model, documents, cache)
@@ -91,7 +91,7 @@ def quantized_by(peer: Peer, settings: dict[str, Any], model: Path, documents: P
 
 
 def result_file(peer: Peer, settings: str, model: Path, documents: Path, cache: Path) -> Path:
-    """Where a result is kept. Its name tells what it was made from: versions, settings, scripts, documents, weights."""
+    """Path of a result. It contains a digest of its inputs: versions, settings, scripts, documents and weights."""
     made_from = hashlib.sha256(repr((peer.requirements, settings)).encode())
     for file in (SCRIPT, SCRIPT.with_name(f"{peer.module}.py"), documents, *sorted(model.glob("*.safetensors"))):
         made_from.update(hashlib.sha256(file.read_bytes()).digest())
@@ -99,9 +99,9 @@ def result_file(peer: Peer, settings: str, model: Path, documents: Path, cache: 
 
 
 def _run(command: Sequence[str], log: Path) -> str | None:
-    """Run a command with everything it says in a file; its last line where it fails."""
+    """Run a command with its output in a file; the last line of it if it fails."""
     with log.open("w", encoding="utf-8") as said:
-        # Nothing here is to be fetched, and no progress bar is to be asked for news of a newer version.
+        # No downloads, and no check for a newer pip.
         quiet = os.environ | {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
         failed = subprocess.run(command, stdout=said, stderr=said, env=quiet, check=False).returncode
     if not failed:

@@ -18,10 +18,10 @@ DECODER = r"re:.*language_model\.layers\.\d+\.(self_attn|mlp)\..*_proj$"
 def quantize(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, calls: list[dict[str, Any]], settings: dict[str, Any]
 ) -> PreTrainedModel:
-    """Put 4-bit values, symmetric in groups of 128, in the place of the decoder's weights.
+    """Replace the decoder's weights by 4-bit values, symmetric in groups of 128.
 
-    settings: `observer`, what chooses scales; null for the default, the largest weight of a group. Static act-order and
-    a damping of 0.01 are the defaults.
+    settings: `observer`, which chooses scales; null for the default, the largest weight of a group. Static act-order
+    and a damping of 0.01 are defaults.
     """
     weights = {
         "num_bits": 4,
@@ -31,7 +31,7 @@ def quantize(
         "group_size": 128,
         "observer": settings["observer"],
     }
-    dataset: Any = calls  # a list will do
+    dataset: Any = calls  # a list is enough
     oneshot(
         model=model,
         processor=tokenizer,

@@ -1,10 +1,10 @@
-"""One quantizer of others on given documents. Run by that quantizer's interpreter; nothing of this project is imported.
+"""Run a peer on given documents, in the environment of that peer. Imports nothing of this project.
 
     python peer.py MODULE MODEL DOCUMENTS RESULT SETTINGS
 
-MODULE: the file beside this one that calls the quantizer. DOCUMENTS: safetensors, `ids.<i>` [T], `patches.<i>`
-[P, 1176] and `grid.<i>` [1, 3] of document i. RESULT: safetensors, all parameters that changed (float32), and the
-seconds that it took. SETTINGS: JSON, for the module.
+MODULE: the file next to this one that calls the peer. DOCUMENTS: safetensors with `ids.<i>` [T], `patches.<i>`
+[P, 1176] and `grid.<i>` [1, 3] of document i. RESULT: safetensors with all parameters that changed (float32) and the
+seconds it took. SETTINGS: JSON for the module.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 
 def calls(path: str) -> list[dict[str, Any]]:
-    """What the model is called with, a document at a time: a batch of one without padding."""
+    """The arguments of a call of the model for each document: a batch of one without padding."""
     tensors = load_file(path)
     return [
         {

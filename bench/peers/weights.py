@@ -1,4 +1,4 @@
-"""What goes to quantizers of others and what comes back: documents, and the decoder's weights as 4 bits have them."""
+"""Files for peers and from peers: calibration documents, and the decoder's quantized weights."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def write_samples(samples: Iterable[Sample], path: Path) -> None:
 
 
 def read_weights(path: Path, model: Path) -> dict[str, torch.Tensor]:
-    """Read what peer.py wrote. Raises InputError unless it is all decoder linears in 4 bits and nothing else."""
+    """Read the result of peer.py. Raises InputError unless exactly the decoder linears are quantized to 4 bits."""
     weights = load_file(path)
     expected = {name for name in open_checkpoint(model).tensors if is_decoder_linear(name)}
-    if odd := min(weights.keys() ^ expected, default=None):
-        raise InputError(f"{path}: {odd} {'was' if odd in weights else 'was not'} quantized; delete the file")
+    if wrong := min(weights.keys() ^ expected, default=None):
+        raise InputError(f"{path}: {wrong} {'was' if wrong in weights else 'was not'} quantized; delete the file")
     for name, weight in weights.items():
         if (levels := most_levels(weight)) > 2**BITS:
             raise InputError(f"{path}: {name} has {levels} values in a group, not {2**BITS}; delete the file")
@@ -46,11 +46,11 @@ def read_weights(path: Path, model: Path) -> dict[str, torch.Tensor]:
 
 
 def is_decoder_linear(name: str) -> bool:
-    """Tell q, k, v, o, gate, up and down of the decoder from every other tensor."""
+    """Whether a tensor is q, k, v, o, gate, up or down of the decoder."""
     return name.startswith(LAYERS) and name.endswith(LINEARS)
 
 
 def most_levels(weight: torch.Tensor) -> int:
-    """The number of different values in that group of 128 inputs of a weight [N, K] that has most."""
+    """The largest number of different values in a group of 128 inputs of a weight [N, K]."""
     ordered = weight.reshape(-1, GROUP).sort(-1).values
     return int((ordered.diff() != 0).sum(-1).max()) + 1

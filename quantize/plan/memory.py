@@ -51,7 +51,7 @@ def workspace(
 
     The lines add up, to more than a first question holds at once: the vision session gives back what it took before the
     KV cache is filled, which is larger than what is missing in its line here. That is 2.3 GiB at the largest image
-    (`bench.vision_memory`), for ONNX Runtime's memory does not fit the next tensor; a later picture of the same run
+    (`bench.scale`), for ONNX Runtime's memory does not fit the next tensor; a later picture of the same run
     takes them beside the cache. Attention is flash, so nothing is quadratic.
     """
     family, text = model.family, model.text
