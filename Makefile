@@ -2,10 +2,15 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 READY := .venv/.installed
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-.PHONY: demo test check clean
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-fast check browser clean
 
-demo: $(READY)  ## quantize the bundled reader to 4 bits, export it, read documents, judge the distance to FP16
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(READY)  ## quantize the bundled reader to 4 bits, export it, read documents, compare with FP16
 	rm -rf demo && mkdir demo
 	$(BIN)/python -m quantize --bits 4 --output demo/reader-w4
 	cp -r calib_data/reader demo/reader-fp16
@@ -14,19 +19,25 @@ demo: $(READY)  ## quantize the bundled reader to 4 bits, export it, read docume
 	$(BIN)/python -m bench.demo --model demo/reader-w4 --baseline demo/reader-fp16 --picture demo/result.png
 	$(BIN)/python -m runtime compare --model demo/reader-w4 --baseline demo/reader-fp16 --count 40 --max-drop-anls 0.05 --output demo/report
 
-test: $(READY)  ## the whole test suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: $(READY)  ## run all tests; those in a browser are skipped without Chromium
+	$(PYTEST)
 
-check: $(READY)  ## lint, formatting, types, import contracts
+test-fast: $(READY)  ## run the tests not marked slow, up to the first failure: for the edit loop
+	$(PYTEST) -m "not slow" --maxfail=1
+
+check: $(READY)  ## check lint, formatting, types and import contracts
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+browser: $(READY)  ## install Chromium for the browser tests; system libraries only as root
+	$(BIN)/python -m playwright install $$([ "$$(id -u)" != 0 ] || echo --with-deps) chromium
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(READY)
 
-clean:
+clean:  ## remove .venv, the demo and build folders
 	rm -rf .venv demo build *.egg-info
