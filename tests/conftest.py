@@ -1,7 +1,7 @@
 """Folders that several tests need, each made once with the project's own code, in however many processes they run."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -85,3 +85,12 @@ def cuda_stub(tmp_path_factory: pytest.TempPathFactory) -> CudaStub:
     if reason is not None:
         pytest.skip(reason)
     return build(tmp_path_factory.mktemp("cuda_stub"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> Iterator[None]:
+    """Say in one line, below everything else, that tests found no browser and how to get one."""
+    yield
+    skipped = [report for report in terminalreporter.stats.get("skipped", []) if "make browser" in str(report.longrepr)]
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} browser tests were skipped; `make browser` installs Chromium")
