@@ -21,7 +21,8 @@ from runtime.compare.models import Models
 from runtime.compare.report.screen import print_comparison
 from runtime.generate_command import GenerateCommand, print_json
 from runtime.model import Model
-from runtime.ort.sessions import Device, Options
+from runtime.ort.device import Device
+from runtime.ort.sessions import Options
 from runtime.prompt import open_prompt_inputs
 
 if TYPE_CHECKING:

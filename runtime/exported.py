@@ -14,11 +14,13 @@ from console.files import read_object
 from runtime.chat import Chat
 from runtime.inputs.images import ImageSettings
 from runtime.inputs.video import VideoSettings
+from runtime.inputs.vision import VisionSession
 from runtime.ort.cache_rollback import CacheRollback
 from runtime.ort.decoder import DecoderSession, load_head
+from runtime.ort.device import Device, require_device
 from runtime.ort.drafter import Drafter
 from runtime.ort.manifest import load_manifest
-from runtime.ort.sessions import Device, Options, VisionSession, map_stored, open_session, require_device
+from runtime.ort.sessions import Options, open_session
 from runtime.sizes import CHUNKINGS, buffer_limits
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
     from numpy.typing import NDArray
 
-    from runtime.ort.sessions import Buffer
+    from runtime.ort.buffer import Buffer
 
 _LOOKUP = 1024  # embeddings that are read at once
 
@@ -52,7 +54,7 @@ class ExportedModel:
         self.end_ids = _end_ids(self.folder, self.generation)
         """Tokens that end an answer; the first ends a turn."""
         require_device(self.device)
-        self._embeddings = map_stored(self.folder, self.manifest.embeddings)
+        self._embeddings = self.manifest.embeddings.map(self.folder)
 
     def open_sessions(self, *, drafts: bool = False) -> None:
         """Open the decoder before its first use, and with `drafts` the MTP layer too."""
@@ -75,7 +77,7 @@ class ExportedModel:
         head = self._head  # first: a GPU too small for it needs to read no more
         session = open_session(self.folder / self.target.decoder, self.device, self.options)
         text, capture = self.manifest.text, self.options.capture
-        return DecoderSession.of(session, text, self.target, self.device, head, capture=capture)
+        return DecoderSession(session, text, self.target, self.device, head, capture=capture)
 
     @cached_property
     def _head(self) -> dict[str, Buffer]:
@@ -86,7 +88,7 @@ class ExportedModel:
     def vision(self) -> VisionSession:
         """The vision encoder. The model must have one."""
         assert self.target.vision is not None
-        return VisionSession(self._open(self.target.vision, give_back=True))
+        return VisionSession(self._open(self.target.vision, varying_shapes=True))
 
     @cached_property
     def drafter(self) -> Drafter:
@@ -97,14 +99,14 @@ class ExportedModel:
         session = self._open(target.mtp)
         limits, mtp_limits = (buffer_limits(windows, target.kv_layout) for windows in (text.windows, text.mtp_windows))
         return Drafter(
-            DecoderSession.of(session, text, target, self.device, self._head, mtp=True),
+            DecoderSession(session, text, target, self.device, self._head, mtp=True),
             CacheRollback(target.rewind and self._open(target.rewind), limits),
             CacheRollback(target.mtp_rewind and self._open(target.mtp_rewind), mtp_limits),
         )
 
-    def _open(self, graph: str, *, give_back: bool = False) -> ort.InferenceSession:
+    def _open(self, graph: str, *, varying_shapes: bool = False) -> ort.InferenceSession:
         options = replace(self.options, capture=False)
-        return open_session(self.folder / graph, self.device, options, give_back=give_back)
+        return open_session(self.folder / graph, self.device, options, varying_shapes=varying_shapes)
 
     @cached_property
     def image_settings(self) -> ImageSettings:

@@ -16,7 +16,7 @@ from console.errors import InputError
 from console.progress import say
 from runtime.inputs.images import image_grid, preprocess
 from runtime.inputs.video import left_out, open_video, video_grid, video_patches
-from runtime.inputs.vision_inputs import vision_feeds
+from runtime.inputs.vision import vision_feeds
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence

@@ -1,6 +1,6 @@
-"""Sizes of what the runtime holds on a device: allocated by `runtime.ort`, predicted by `quantize plan`.
+"""Shapes and bytes of what a model holds in memory next to its weights. The KV cache and `quantize plan` share them.
 
-Both take them from here, so that a plan cannot differ from what is allocated. Nothing here needs ONNX Runtime.
+This module imports nothing outside the standard library: quantize may import it, and nothing else of runtime.
 """
 
 from __future__ import annotations
@@ -12,50 +12,73 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Shape = tuple[int, int, int, int]
 KvLayout = Literal["window", "full"]
-Windows = list[int | None]
-"""Keys that a token sees in each layer; None in layers that see all of them."""
+Shape = tuple[int, ...]
+
+CALL_PATCHES = 16384
+"""Patches of one vision call: those of the largest image of EXAONE 4.5, so any video fits where that image does."""
+
+BLOCK = 32
+"""Weights that share a scale in ONNX Runtime's CUTLASS kernels (`export --block-size 32`)."""
 
 
 @dataclass(frozen=True)
 class Chunking:
-    """How a prompt is cut into calls of the decoder (`runtime.ort.prompt_chunks`)."""
+    """How a prompt is cut into calls of the decoder (`runtime.decoding.prompt_chunks`)."""
 
     longest: int
-    """Tokens of the longest call. Bounds the activations, which are widest inside the MLP."""
+    """Tokens of the longest call. It bounds the activations, which are widest inside the MLP."""
     multiple: int
     """Shorter calls are padded to a multiple of this many tokens."""
 
 
-# A GPU unpacks every weight once a call: for the same prompt, calls of 4096 unpack a quarter as often as calls of 1024.
+# A GPU unpacks every weight once a call, so one call of 4096 tokens costs it a quarter of what four of 1024 do.
 CHUNKINGS = {"cpu": Chunking(1024, 1), "cuda": Chunking(4096, 256)}
 
 
-def buffer_limits(windows: Windows, layout: KvLayout) -> Windows:
-    """Limit the rows of each layer's KV buffers; None for as many rows as the cache has capacity.
+@dataclass(frozen=True)
+class KvLayers:
+    """Key and value buffers of the decoder's layers, or of the MTP layer's."""
 
-    "window": a sliding layer keeps its window only. "full": it keeps all tokens, as global layers do.
+    limits: Sequence[int | None]
+    """Rows that the buffers of each layer are limited to; None for the capacity of the cache."""
+    heads: int
+    """KV heads."""
+    head_dim: int
+    """Channels of a head."""
+
+    def shapes(self, capacity: int, batch: int = 1) -> list[tuple[int, int, int, int]]:
+        """Shape [batch, heads, rows, head_dim] of each layer's key buffer; its value buffer has the same.
+
+        capacity: tokens the sequences may grow to. A sliding layer needs no more rows than its window, and CUDA's
+        kernel requires exactly that many.
+        """
+        rows = [capacity if limit is None else limit for limit in self.limits]
+        return [(batch, self.heads, count, self.head_dim) for count in rows]
+
+    def bytes(self, capacity: int, itemsize: int, batch: int = 1) -> int:
+        """Bytes of all key and value buffers."""
+        return sum(2 * itemsize * math.prod(shape) for shape in self.shapes(capacity, batch))
+
+
+def buffer_limits(windows: Sequence[int | None], layout: KvLayout) -> list[int | None]:
+    """Rows that the KV buffers of each layer are limited to; None for the capacity of the cache.
+
+    windows: keys that a token sees in each layer, None for all. layout "full" limits no layer.
     """
-    return windows if layout == "window" else [None] * len(windows)
+    return list(windows) if layout == "window" else [None] * len(windows)
 
 
-def kv_shapes(limits: Sequence[int | None], kv_heads: int, head_dim: int, capacity: int, batch: int = 1) -> list[Shape]:
-    """Shape [batch, kv_heads, rows, head_dim] of each layer's key buffer; its value buffer has the same.
-
-    limits: of `buffer_limits`. capacity: tokens that a sequence may have. A limited buffer has exactly its limit of
-    rows, however small the capacity: CUDA's attention kernel requires it.
-    """
-    return [(batch, kv_heads, capacity if limit is None else limit, head_dim) for limit in limits]
+def rope_shape(length: int, head_dim: int) -> Shape:
+    """Shape of the table of cosines, and of that of sines, for positions 0 … length - 1."""
+    return length, head_dim // 2
 
 
-def kv_bytes(
-    limits: Sequence[int | None], kv_heads: int, head_dim: int, capacity: int, itemsize: int, batch: int = 1
-) -> int:
-    """Bytes of all key and value buffers, of elements of `itemsize` bytes."""
-    return sum(2 * itemsize * math.prod(shape) for shape in kv_shapes(limits, kv_heads, head_dim, capacity, batch))
+def logits_shape(selected: int, vocab_size: int, batch: int = 1) -> Shape:
+    """Shape of the logits at `selected` positions of each sequence."""
+    return batch, selected, vocab_size
 
 
-def rope_shape(head_dim: int, capacity: int) -> tuple[int, int]:
-    """Shape of the cosine table, and of the sine table."""
-    return capacity, head_dim // 2
+def fits_blocks(rows: int, bits: int, group_size: int) -> bool:
+    """Whether CUTLASS kernels take a packed weight of so many rows, bits and weights per scale, in blocks of 32."""
+    return group_size % BLOCK == 0 and rows % (64 if bits == 4 else 32) == 0

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from runtime.ort.sessions import Device
+from runtime.ort.device import Device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

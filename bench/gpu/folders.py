@@ -21,7 +21,7 @@ from bench.scale.quantized import make_quantized
 from console.files import read_object
 from export import export
 from quantize.calibration.kv_ranges import KV_SCALES
-from quantize.plan.sizes import read_architecture
+from quantize.plan.architecture import read_architecture
 from runtime.ort.manifest import read_header
 
 if TYPE_CHECKING:

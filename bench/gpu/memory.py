@@ -7,7 +7,7 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
-from runtime.ort.cuda import load_driver
+from runtime.ort.device import load_driver
 
 if TYPE_CHECKING:
     from bench.gpu.bench import Bench

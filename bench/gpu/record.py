@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.gpu.figures import Figure
 from bench.provenance import provenance
-from runtime.ort.cuda import load_driver
+from runtime.ort.device import load_driver
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -23,7 +23,7 @@ from console.files import read_object
 from console.progress import track
 from export import export
 from runtime.model import Model
-from runtime.ort.sessions import Buffer
+from runtime.ort.buffer import Buffer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -152,7 +152,7 @@ class _Timer:
             for buffer in cache.buffers:  # else it is one page of zeros, which costs nothing to read
                 buffer.write(random.integers(-8, 8, buffer.shape, np.int8))
         self._embeds = model.embed_tokens(random.integers(0, model.manifest.text.vocab_size, max(COUNTS) + 1))
-        self._hidden = Buffer.of(random.normal(size=(1, 1, width)), model.target.dtype, model.device)
+        self._hidden = Buffer.from_array(random.normal(size=(1, 1, width)), model.target.dtype, model.device)
         self.reset()
         self._kept = {n: drafter.decoder_rollback.save(self._cache, n + 1) for n in COUNTS}
         # In the order of an answer, for the call before decides what is in the processor's cache: steps follow steps.

@@ -19,7 +19,7 @@ from console.files import read_object
 from console.progress import track
 from quantize.checkpoint.writer import SHARD_BYTES, CheckpointWriter
 from quantize.output import copy_companions, write_json
-from quantize.plan.sizes import read_architecture
+from quantize.plan.architecture import read_architecture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -26,8 +26,9 @@ from runtime.decoding.sampling import Sampling
 from runtime.exported import look_up
 from runtime.inputs.images import ImageSettings, image_grid, preprocess
 from runtime.inputs.windows import vision_index
+from runtime.ort.buffer import Buffer
+from runtime.ort.device import HOST
 from runtime.ort.manifest import VisionSettings
-from runtime.ort.sessions import HOST, Buffer
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,7 +78,7 @@ def _token_work(embeddings: NDArray[np.float16], random: np.random.Generator) ->
     vocabulary = len(embeddings)
     flat = _logits(vocabulary, random)
     peaked = _peaked(flat, random)
-    buffer = Buffer.of(peaked[0][None, None], "float32", HOST)
+    buffer = Buffer.from_array(peaked[0][None, None], "float32", HOST)
     ids = cycle(np.arange(min(PROMPT, vocabulary)).reshape(-1, 1))
     chat = Chat(READER)
     stream, words = chat.stream_answer(thinking=False), cycle(chat.encode_text("Total amount due: 12,345.67 EUR\n"))

@@ -18,7 +18,7 @@ from quantize.checkpoint.reader import open_checkpoint
 from quantize.checkpoint.writer import SHARD_BYTES, CheckpointWriter
 from quantize.model.families import full_paths
 from quantize.output import copy_companions, write_json
-from quantize.plan.sizes import read_architecture
+from quantize.plan.architecture import read_architecture
 from quantize.scheme import choose_quantizers, output_config
 from quantize.settings import Settings
 from quantize.solver.quantizers import UniformQuantizer
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from quantize.model.families import Linears
-    from quantize.plan.sizes import Architecture
+    from quantize.plan.architecture import Architecture
     from quantize.scheme import Quantizers
     from quantize.solver.quantizers import Quantizer
 

@@ -37,12 +37,14 @@ import json, re, sys, time
 from pathlib import Path
 import numpy as np
 from runtime.ort.manifest import load_manifest
-from runtime.ort.sessions import Device, VisionSession, open_session
-from runtime.inputs.vision_inputs import vision_feeds
+from runtime.inputs.vision import VisionSession
+from runtime.ort.device import Device
+from runtime.ort.sessions import open_session
+from runtime.inputs.vision import vision_feeds
 
 folder, target, side = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 manifest = load_manifest(folder)
-vision = VisionSession(open_session(folder / manifest.targets[target].vision, Device(target), give_back=True))
+vision = VisionSession(open_session(folder / manifest.targets[target].vision, Device(target), varying_shapes=True))
 
 def image(rows):
     patches = np.full((rows * side, 1176), 0.5, np.float32)

@@ -11,6 +11,7 @@ from export.formats import Format, read_format, require_float
 from export.modules.basic_ops import reshape, rms_norm, split
 from export.modules.products import EXACT, INT8, matmul_dense, matmul_nbits, matmul_nf4
 from export.modules.weights import Source, StoredModule, contiguous
+from runtime.sizes import fits_blocks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,7 +72,7 @@ class _Packed(StoredModule):
 
 def _repeats(block: int | None, rows: int, stored: Format) -> int:
     """How often each scale is repeated; once where ONNX Runtime's CUTLASS kernels do not take this number of rows."""
-    if block is None or stored.block % block or rows % (64 if stored.bits == 4 else 32):
+    if block is None or not fits_blocks(rows, stored.bits, stored.block):
         return 1
     return stored.block // block
 

@@ -18,10 +18,11 @@ from export.verification.reference import relative_error
 from export.verification.report import Check
 from export.verification.tolerances import EXACT, tolerance
 from runtime.inputs.images import ImageSettings, preprocess
-from runtime.inputs.vision_inputs import vision_feeds
+from runtime.inputs.vision import VisionSession, vision_feeds
 from runtime.ort import graph_io
+from runtime.ort.buffer import Buffer
 from runtime.ort.cache_rollback import CacheRollback
-from runtime.ort.sessions import Buffer, VisionSession, placement
+from runtime.ort.sessions import placement
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -107,7 +108,7 @@ def check_rewind(graphs: Graphs, *, mtp: bool = False) -> Check:
         buffer.write(random.uniform(-largest, largest, buffer.shape).astype(np.float32))
     cache.lengths[:] = length
     drafts, positions = graphs.embeds[None, :STEPS], np.arange(STEPS)[None]
-    hidden = Buffer.of(random.normal(size=drafts.shape), target.dtype, graphs.device) if mtp else None
+    hidden = Buffer.from_array(random.normal(size=drafts.shape), target.dtype, graphs.device) if mtp else None
     saved = rollback.save(cache, STEPS)
     first = decoder.run(cache, drafts, positions, hidden).logits
     rollback.roll_back(cache, saved, STEPS)
@@ -123,7 +124,11 @@ def _run_calls(
     decoder = graphs.decoder(session, mtp=hidden is not None)
     cache, logits = decoder.new_cache(TOKENS), []
     for start, stop in CALLS:
-        read = hidden if hidden is None else Buffer.of(hidden[None, start:stop], graphs.target.dtype, graphs.device)
+        read = (
+            hidden
+            if hidden is None
+            else Buffer.from_array(hidden[None, start:stop], graphs.target.dtype, graphs.device)
+        )
         positions = np.arange(stop - start)[None]
         logits.append(decoder.run(cache, embeds[None, start:stop], positions, read).logits[0])
     return session, np.concatenate(logits)

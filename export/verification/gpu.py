@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from dataclasses import dataclass
 
-from runtime.ort.cuda import load_driver
+from runtime.ort.device import load_driver
 
 
 @dataclass(frozen=True)

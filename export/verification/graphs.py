@@ -23,7 +23,7 @@ from export.verification.reference import run_with_cache
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family, model_config
 from runtime.ort.decoder import DecoderSession, load_head
-from runtime.ort.sessions import Buffer, Device, Options, map_stored, open_session
+from runtime.ort.sessions import Options, open_session
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
     from quantize.model.families import Family
+    from runtime.ort.buffer import Buffer
+    from runtime.ort.device import Device
     from runtime.ort.manifest import Manifest, Target
 
 
@@ -73,7 +75,7 @@ class Graphs:
     def embeds(self) -> NDArray[np.float32]:
         """Embeddings [TOKENS + 1, H] of random tokens."""
         ids = np.random.default_rng(0).integers(self.manifest.text.vocab_size, size=TOKENS + 1)
-        return map_stored(self.folder, self.manifest.embeddings)[ids].astype(np.float32)
+        return self.manifest.embeddings.map(self.folder)[ids].astype(np.float32)
 
     @cached_property
     def hidden(self) -> NDArray[np.float32]:
@@ -135,7 +137,7 @@ class Graphs:
 
     def decoder(self, session: onnxruntime.InferenceSession, *, mtp: bool = False) -> DecoderSession:
         """Run a session as the decoder, or as the MTP layer."""
-        return DecoderSession.of(session, self.manifest.text, self.target, self.device, self._head, mtp=mtp)
+        return DecoderSession(session, self.manifest.text, self.target, self.device, self._head, mtp=mtp)
 
 
 def _open_in_float32(path: Path, profiles: Path) -> onnxruntime.InferenceSession:

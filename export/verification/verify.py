@@ -22,8 +22,8 @@ from export.verification.gpu import read_gpu
 from export.verification.graphs import Graphs
 from export.verification.report import Check, Verification
 from export.verification.speed import measure
+from runtime.ort.device import Device, require_device
 from runtime.ort.manifest import checksum, load_manifest
-from runtime.ort.sessions import Device, require_device
 
 if TYPE_CHECKING:
     from runtime.ort.manifest import Target

@@ -1,1 +1,1 @@
-"""What fits on a GPU, from a config alone."""
+"""Estimates what fits on a GPU, from a config alone."""

@@ -1,24 +1,27 @@
-"""What fits on a card: weights, KV cache and workspace of every way to store a model, from its config alone."""
+"""What fits on a GPU: weights, KV cache and workspace at every precision of a model, from its config alone."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from console.errors import InputError
 from console.files import read_object
-from quantize.plan.memory import Line, kv_bytes, kv_workspace, workspace
-from quantize.plan.sizes import outside_blocks, read_architecture, repeated_scales, stored_bytes
+from quantize.plan.architecture import read_architecture
+from quantize.plan.weights import repeated_scale_bytes, stored_bytes, unblocked_quantizers
+from quantize.plan.workspace import Allocation, kv_workspace, workspace
 from quantize.scheme import check_shapes, choose_quantizers
 from quantize.settings import Settings
 from quantize.solver.quantizers import NF4Quantizer
 
 if TYPE_CHECKING:
-    from quantize.plan.sizes import Architecture, Part
+    from quantize.plan.architecture import Architecture
+    from quantize.plan.weights import Component
     from quantize.scheme import Quantizers
     from quantize.solver.quantizers import Quantizer
+    from runtime.sizes import KvLayout
 
 KV = Literal["fp16", "int8"]
 
@@ -28,81 +31,96 @@ UNITS = {"MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One way to store a model. options: of `Settings`; None where everything stays in 16 bits."""
+class Precision:
+    """One way to store a model."""
 
     name: str
+    """As tables call it."""
     about: str
-    options: dict[str, Any] | None
-    embeddings_on_card: bool = False
+    """What makes it."""
+    settings: dict[str, Any] | None
+    """Arguments of `Settings`; None where everything stays in 16 bits."""
+    embeddings_on_gpu: bool = False
+    """Embeddings are loaded with the rest, not read from the file on the host."""
 
 
-CHOICES = (
-    Choice("4-bit", "quantize --bits 4", {"bits": 4}),
-    Choice("8-bit", "quantize --bits 8", {"bits": 8}),
-    Choice("NF4", "quantize --quant-type nf4", {"quant_type": "nf4"}),
-    Choice("16-bit", "the original checkpoint, exported as it is", None),
-    Choice(
+PRECISIONS = (
+    Precision("4-bit", "quantize --bits 4", {"bits": 4}),
+    Precision("8-bit", "quantize --bits 8", {"bits": 8}),
+    Precision("NF4", "quantize --quant-type nf4", {"quant_type": "nf4"}),
+    Precision("16-bit", "the original checkpoint, exported as it is", None),
+    Precision(
         "others",
-        "what other tools load, counted as here: a 4-bit decoder, the rest in 16 bits, embeddings on the card",
+        "what other tools load, counted as here: a 4-bit decoder, the rest in 16 bits, embeddings on the GPU",
         {"bits": 4, "vision_bits": 16, "head_bits": 16},
-        embeddings_on_card=True,
+        embeddings_on_gpu=True,
     ),
 )
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What an option of export changes. added: bytes at the plan's context. longest: as of a `Footprint`."""
+    """What an option of export changes."""
 
     added: dict[KV, int]
+    """Bytes more at the plan's context."""
     longest: dict[KV, int]
+    """Tokens of context that fit."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """One choice in bytes.
+    """One precision in bytes. `plan --json` has these fields by these names, those of `precision` among them."""
 
-    formats: of the quantizable parts. stored: of the weights in the folder. weights: on the card, by part. host: of the
-    embeddings where they stay there. total: weights, KV cache and workspace at the plan's context, by KV type. longest:
-    tokens of context that fit, at most the model's limit; 0 where none do. longest_without_mtp: the same when nothing
-    is drafted, so neither the MTP layer nor its ring is on the card. in_blocks: with `export --block-size 32`; None
-    where no weight is packed. full_buffers: with `export --kv-layout full`; None without sliding layers.
-    """
-
-    choice: Choice
+    precision: Precision
+    """How the model is stored."""
     formats: dict[str, str]
+    """Format of each quantizable tower."""
     stored: int
-    weights: dict[Part, int]
+    """Weights in the folder."""
+    weights: dict[Component, int]
+    """Weights on the GPU."""
     host: int
-    workspace: list[Line]
+    """Embeddings that stay on the host."""
+    workspace: list[Allocation]
+    """At the plan's context."""
     total: dict[KV, int]
+    """Weights, KV cache and workspace at the plan's context, by KV type."""
     longest: dict[KV, int]
+    """Tokens of context that fit, at most the model's limit; 0 where none do."""
     longest_without_mtp: dict[KV, int]
+    """The same without drafts: neither the MTP layer nor its KV cache is on the GPU."""
     in_blocks: Variant | None
+    """With `export --block-size 32`; None where no weight is packed."""
     full_buffers: Variant | None
+    """With `export --kv-layout full`; None without sliding layers."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Every choice on one card. model: as the user named it. vram: bytes. context, limit: tokens.
-
-    kv: bytes of the KV cache, by context; kv_full: with full buffers. kv_workspace: what it takes beside itself at the
-    plan's context.
-    """
+    """Every precision of a model on one GPU."""
 
     model: str
+    """As the user named it."""
     vram: int
+    """Bytes of GPU memory."""
     context: int
+    """Tokens of prompt and answer."""
     limit: int
+    """The model's longest context, in tokens."""
     has_mtp: bool
+    """The model has an MTP layer."""
     kv: dict[int, dict[KV, int]]
+    """Bytes of the KV cache, by context."""
     kv_full: dict[int, dict[KV, int]]
-    kv_workspace: dict[KV, Line]
+    """The same with full buffers."""
+    kv_workspace: dict[KV, Allocation]
+    """What attention allocates to read the KV cache, at the plan's context."""
     footprints: list[Footprint]
+    """One for each of `PRECISIONS`."""
 
     def as_dict(self) -> dict[str, Any]:
-        """Everything, for machines; sizes in bytes."""
+        """The JSON of `plan --json`; sizes in bytes."""
         return {
             "model": self.model,
             "vram": self.vram,
@@ -110,15 +128,15 @@ class Plan:
             "context_limit": self.limit,
             "kv_cache": {str(context): sizes for context, sizes in self.kv.items()},
             "kv_cache_full_buffers": {str(context): sizes for context, sizes in self.kv_full.items()},
-            "kv_workspace": {kind: asdict(line) for kind, line in self.kv_workspace.items()},
-            "choices": [_choice_dict(footprint) for footprint in self.footprints],
+            "kv_workspace": {kind: asdict(allocation) for kind, allocation in self.kv_workspace.items()},
+            "choices": [_footprint_dict(footprint) for footprint in self.footprints],
         }
 
 
-def _choice_dict(footprint: Footprint) -> dict[str, Any]:
+def _footprint_dict(footprint: Footprint) -> dict[str, Any]:
     values = asdict(footprint)
-    choice = values.pop("choice")
-    return {"name": choice["name"], "about": choice["about"], **values}
+    precision = values.pop("precision")
+    return {"name": precision["name"], "about": precision["about"], **values}
 
 
 def parse_bytes(text: str, option: str) -> int:
@@ -138,9 +156,9 @@ def read_config(model: Path) -> dict[str, Any]:
 
 
 def make_plan(model: Path, vram: int, context: int | None = None) -> Plan:
-    """Plan a model, a folder with a config.json or that file, for a card of `vram` bytes.
+    """Plan a model for a GPU with `vram` bytes of memory. model: a folder with a config.json, or that file.
 
-    context: tokens; None takes 32768, or the model's limit where that is less. Raises InputError for a config that
+    context: tokens; None for 32768, or the model's limit where that is less. Raises InputError for a config that
     cannot be used and for a context beyond the model's limit.
     """
     architecture = read_architecture(read_config(model))
@@ -150,12 +168,10 @@ def make_plan(model: Path, vram: int, context: int | None = None) -> Plan:
         raise InputError(f"--context {context} is beyond the model's limit of {limit}; choose a smaller one")
     contexts = sorted({2**power for power in range(12, limit.bit_length())} | {context, limit})
 
-    def kv(*, full_buffers: bool) -> dict[int, dict[KV, int]]:
+    def kv(layout: KvLayout) -> dict[int, dict[KV, int]]:
+        layers = architecture.kv_layers(layout)
         return {
-            tokens: {
-                kind: kv_bytes(architecture, tokens, size, full_buffers=full_buffers)
-                for kind, size in KV_ITEMSIZE.items()
-            }
+            tokens: {kind: layers.bytes(tokens, itemsize) for kind, itemsize in KV_ITEMSIZE.items()}
             for tokens in contexts
         }
 
@@ -165,76 +181,97 @@ def make_plan(model: Path, vram: int, context: int | None = None) -> Plan:
         context=context,
         limit=limit,
         has_mtp=architecture.mtp_layers > 0,
-        kv=kv(full_buffers=False),
-        kv_full=kv(full_buffers=True),
+        kv=kv("window"),
+        kv_full=kv("full"),
         kv_workspace={kind: kv_workspace(architecture, context, size) for kind, size in KV_ITEMSIZE.items()},
-        footprints=[_footprint(choice, architecture, vram, context) for choice in CHOICES],
+        footprints=[_footprint(precision, architecture, vram, context) for precision in PRECISIONS],
     )
 
 
-def quantizers_of(choice: Choice, model: Architecture) -> Quantizers:
+def quantizers_for(precision: Precision, model: Architecture) -> Quantizers:
     """Choose the quantizer of every linear as quantize would."""
-    quantizers = choose_quantizers(_settings(choice), model.family, model.config)
-    if choice.embeddings_on_card:  # no other tool quantizes the MTP layer
+    quantizers = choose_quantizers(_settings(precision), model.family, model.config)
+    if precision.embeddings_on_gpu:  # no other tool quantizes the MTP layer
         quantizers |= {path: None for path in quantizers if model.family.tower(path) == "mtp"}
-    return dict.fromkeys(quantizers) if choice.options is None else quantizers
+    return dict.fromkeys(quantizers) if precision.settings is None else quantizers
 
 
-def _settings(choice: Choice) -> Settings:
-    return Settings(Path(), **(choice.options or {}))
+def _settings(precision: Precision) -> Settings:
+    return Settings(Path(), **(precision.settings or {}))
 
 
-def _footprint(choice: Choice, model: Architecture, vram: int, context: int) -> Footprint:
-    quantizers = quantizers_of(choice, model)
-    check_shapes(_settings(choice), model.shapes, quantizers)
+@dataclass(frozen=True)
+class _Deployment:
+    """A stored model with options of export and of the runtime. Its memory depends on context and KV type only."""
+
+    model: Architecture
+    quantizers: Quantizers
+    """Weights that kernels unpack, and how; None for all others."""
+    weights: int
+    """Bytes of weights on the GPU."""
+    with_mtp: bool
+    layout: KvLayout = "window"
+
+    def needed(self, context: int, itemsize: int) -> int:
+        """Bytes of weights, KV cache and workspace."""
+        kv = self.model.kv_layers(self.layout).bytes(context, itemsize)
+        allocations = workspace(self.model, self.quantizers, context, with_mtp=self.with_mtp, layout=self.layout)
+        allocations.append(kv_workspace(self.model, context, itemsize, layout=self.layout))
+        return self.weights + kv + sum(allocation.bytes for allocation in allocations)
+
+    def totals(self, context: int) -> dict[KV, int]:
+        """Bytes needed, by KV type."""
+        return {kind: self.needed(context, itemsize) for kind, itemsize in KV_ITEMSIZE.items()}
+
+    def longest(self, vram: int) -> dict[KV, int]:
+        """Tokens of context that fit into `vram` bytes, by KV type. Memory grows linearly with the context."""
+        fixed, one = self.totals(0), self.totals(1)
+        fitting = {kind: max(0, vram - fixed[kind]) // (one[kind] - fixed[kind]) for kind in KV_ITEMSIZE}
+        return {kind: min(self.model.limit, tokens) for kind, tokens in fitting.items()}
+
+
+def _footprint(precision: Precision, model: Architecture, vram: int, context: int) -> Footprint:
+    quantizers = quantizers_for(precision, model)
+    check_shapes(_settings(precision), model.shapes, quantizers)
     stored = stored_bytes(model, quantizers)
-    weights, has_mtp = _on_card(stored, choice), model.mtp_layers > 0
-    unpacked, scales = outside_blocks(model, quantizers), repeated_scales(model, quantizers)
+    weights = _weights_on_gpu(stored, precision)
+    size, unblocked = sum(weights.values()), unblocked_quantizers(model, quantizers)
+    usual = _Deployment(model, quantizers, size, with_mtp=model.mtp_layers > 0)
+    totals = usual.totals(context)
 
-    def needed(
-        tokens: int, itemsize: int, *, with_mtp: bool = has_mtp, in_blocks: bool = False, full: bool = False
-    ) -> int:
-        lines = workspace(model, unpacked if in_blocks else quantizers, tokens, with_mtp=with_mtp, full_buffers=full)
-        lines.append(kv_workspace(model, tokens, itemsize, full_buffers=full))
-        resident = sum(size for part, size in weights.items() if with_mtp or part != "mtp") + in_blocks * scales
-        return resident + kv_bytes(model, tokens, itemsize, full_buffers=full) + sum(line.bytes for line in lines)
+    def variant(deployment: _Deployment) -> Variant:
+        added = {kind: total - totals[kind] for kind, total in deployment.totals(context).items()}
+        return Variant(added, deployment.longest(vram))
 
-    def longest(itemsize: int, **how: bool) -> int:
-        fixed = needed(0, itemsize, **how)
-        a_token = needed(1, itemsize, **how) - fixed  # all that grows does so linearly
-        return min(model.limit, max(0, vram - fixed) // a_token)
-
-    def variant(**how: bool) -> Variant:
-        added = {kind: needed(context, size, **how) - needed(context, size) for kind, size in KV_ITEMSIZE.items()}
-        return Variant(added, {kind: longest(size, **how) for kind, size in KV_ITEMSIZE.items()})
-
+    in_blocks = replace(usual, quantizers=unblocked, weights=size + repeated_scale_bytes(model, quantizers))
+    without_mtp = replace(usual, weights=size - weights["mtp"], with_mtp=False)
     return Footprint(
-        choice=choice,
+        precision=precision,
         formats=_formats(model, quantizers),
         stored=sum(stored.values()),
         weights=weights,
-        host=0 if choice.embeddings_on_card else stored["embeddings"],
-        workspace=workspace(model, quantizers, context, with_mtp=has_mtp),
-        total={kind: needed(context, size) for kind, size in KV_ITEMSIZE.items()},
-        longest={kind: longest(size) for kind, size in KV_ITEMSIZE.items()},
-        longest_without_mtp={kind: longest(size, with_mtp=False) for kind, size in KV_ITEMSIZE.items()},
-        in_blocks=variant(in_blocks=True) if unpacked != quantizers else None,
-        full_buffers=variant(full=True) if model.text.sliding_window else None,
+        host=0 if precision.embeddings_on_gpu else stored["embeddings"],
+        workspace=workspace(model, quantizers, context, with_mtp=usual.with_mtp),
+        total=totals,
+        longest=usual.longest(vram),
+        longest_without_mtp=without_mtp.longest(vram),
+        in_blocks=variant(in_blocks) if unblocked != quantizers else None,
+        full_buffers=variant(replace(usual, layout="full")) if model.text.sliding_window else None,
     )
 
 
-def _on_card(stored: dict[Part, int], choice: Choice) -> dict[Part, int]:
-    """Take off what stays on the host: the embeddings, unless a head that is the embedding reads them on the card."""
-    weights: dict[Part, int] = dict(stored)
+def _weights_on_gpu(stored: dict[Component, int], precision: Precision) -> dict[Component, int]:
+    """Leave out embeddings, which stay on the host; where the head is the embedding, count it once as head."""
+    weights: dict[Component, int] = dict(stored)
     if not weights["head"]:
         weights["head"], weights["embeddings"] = weights["embeddings"], 0
-    elif not choice.embeddings_on_card:
+    elif not precision.embeddings_on_gpu:
         weights["embeddings"] = 0
     return weights
 
 
 def _formats(model: Architecture, quantizers: Quantizers) -> dict[str, str]:
-    """Name the format of each tower; the linears of one have the same."""
+    """Format of each tower, whose linears all have the same."""
     return {model.family.tower(path): _format(quantizer) for path, quantizer in quantizers.items()}
 
 

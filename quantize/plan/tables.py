@@ -1,11 +1,11 @@
-"""A plan on the screen."""
+"""Prints a plan as tables."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from quantize.plan.plan import KV_ITEMSIZE
-from quantize.plan.sizes import PARTS
+from quantize.plan.weights import COMPONENTS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +19,7 @@ GIB = 2**30
 
 
 def print_plan(plan: Plan, console: Console) -> None:
-    """Print what each choice needs, the longest context, the KV cache by context, and how it is counted."""
+    """Print what each precision needs, the longest context, the KV cache by context, and how sizes are counted."""
     console.print(_needs(plan))
     console.print(_longest(plan))
     console.print(_kv_cache(plan))
@@ -37,41 +37,48 @@ def _table(title: str, columns: Iterable[str]) -> Table:
 
 
 def _needs(plan: Plan) -> Table:
-    """GiB, one column a choice: every column adds up to its totals."""
-    prints = plan.footprints
-    table = _table(f"On the card at {plan.context} tokens of context, GiB", ["", *(p.choice.name for p in prints)])
-    for part, label in PARTS.items():
-        if any(p.weights[part] for p in prints):
-            table.add_row(label, *(_gib(p.weights[part]) for p in prints))
-    table.add_row("weights", *(_gib(sum(p.weights.values())) for p in prints), style="bold", end_section=True)
-    for number, line in enumerate(prints[0].workspace):
-        table.add_row(line.name, *(_gib(p.workspace[number].bytes) for p in prints))
-    table.add_row(
-        "workspace", *(_gib(sum(line.bytes for line in p.workspace)) for p in prints), style="bold", end_section=True
-    )
+    """GiB, a column for each precision: every column adds up to its totals."""
+    footprints = plan.footprints
+    columns = ["", *(footprint.precision.name for footprint in footprints)]
+    table = _table(f"On the GPU at {plan.context} tokens of context, GiB", columns)
+
+    def add(label: str, sizes: Iterable[int], *, total: bool = False, end_section: bool = False) -> None:
+        table.add_row(label, *map(_gib, sizes), style="bold" if total else None, end_section=end_section)
+
+    for name, label in COMPONENTS.items():
+        if any(footprint.weights[name] for footprint in footprints):
+            add(label, (footprint.weights[name] for footprint in footprints))
+    add("weights", (sum(footprint.weights.values()) for footprint in footprints), total=True, end_section=True)
+    for same in zip(*(footprint.workspace for footprint in footprints), strict=True):
+        add(same[0].name, (allocation.bytes for allocation in same))
+    workspaces = (sum(allocation.bytes for allocation in footprint.workspace) for footprint in footprints)
+    add("workspace", workspaces, total=True, end_section=True)
     for kind in KV_ITEMSIZE:
-        table.add_row(f"KV cache, {kind}", *(_gib(plan.kv[plan.context][kind]) for _ in prints))
+        add(f"KV cache, {kind}", [plan.kv[plan.context][kind]] * len(footprints))
     unpacked = plan.kv_workspace["int8"]
-    table.add_row(unpacked.name, *(_gib(unpacked.bytes) for _ in prints))
+    add(unpacked.name, [unpacked.bytes] * len(footprints))
     for kind in KV_ITEMSIZE:
-        table.add_row(f"total with {kind} KV", *(_gib(p.total[kind]) for p in prints), style="bold")
+        add(f"total with {kind} KV", (footprint.total[kind] for footprint in footprints), total=True)
     return table
 
 
 def _longest(plan: Plan) -> Table:
-    card = f"{plan.vram / 10**9:.4g} GB = {plan.vram / GIB:.2f} GiB"
-    table = _table(f"Longest context on {card}, tokens", ["", *(p.choice.name for p in plan.footprints)])
-    for kind in KV_ITEMSIZE:
-        table.add_row(f"{kind} KV", *(_tokens(p.longest[kind]) for p in plan.footprints))
+    footprints = plan.footprints
+    columns = ["", *(footprint.precision.name for footprint in footprints)]
+    table = _table(f"Longest context on {plan.vram / 10**9:.4g} GB = {plan.vram / GIB:.2f} GiB, tokens", columns)
+    rows = {"": [footprint.longest for footprint in footprints]}
     if plan.has_mtp:
+        rows[", no drafts"] = [footprint.longest_without_mtp for footprint in footprints]
+    variants = {
+        ", blocks of 32": [footprint.in_blocks for footprint in footprints],
+        ", full buffers": [footprint.full_buffers for footprint in footprints],
+    }
+    for suffix, columns_ in variants.items():
+        if any(columns_):
+            rows[suffix] = [variant.longest if variant else {"fp16": 0, "int8": 0} for variant in columns_]
+    for suffix, tokens in rows.items():
         for kind in KV_ITEMSIZE:
-            table.add_row(f"{kind} KV, no drafts", *(_tokens(p.longest_without_mtp[kind]) for p in plan.footprints))
-    variants = {"blocks of 32": [p.in_blocks for p in plan.footprints]}
-    variants["full buffers"] = [p.full_buffers for p in plan.footprints]
-    for name, found in variants.items():
-        if any(found):
-            for kind in KV_ITEMSIZE:
-                table.add_row(f"{kind} KV, {name}", *(_tokens(v.longest[kind] if v else 0) for v in found))
+            table.add_row(f"{kind} KV{suffix}", *(_tokens(longest[kind]) for longest in tokens))
     return table
 
 
@@ -85,29 +92,29 @@ def _kv_cache(plan: Plan) -> Table:
 
 
 def _notes(plan: Plan) -> list[str]:
-    lines = ["Choices:"]
+    lines = ["Precisions:"]
     for footprint in plan.footprints:
-        formats = ", ".join(f"{part} {kind}" for part, kind in footprint.formats.items())
-        lines.append(f"  {footprint.choice.name}: {footprint.choice.about} ({formats})")
+        formats = ", ".join(f"{tower} {format_}" for tower, format_ in footprint.formats.items())
+        lines.append(f"  {footprint.precision.name}: {footprint.precision.about} ({formats})")
     lines.append(
-        "Workspace (added up, though the vision tower's is given back before the KV cache is filled; a later picture "
-        "of the same run is encoded beside that cache, and takes about three times the line of its image):"
+        "Workspace (a sum for one request: the vision tower frees its memory before the KV cache is filled; a later "
+        "image of the same run is encoded next to that cache, and takes about three times its line):"
     )
-    lines += [f"  {line.name}: {line.tensors}" for line in (*plan.footprints[0].workspace, plan.kv_workspace["int8"])]
-    host = plan.footprints[0].host
+    allocations = (*plan.footprints[0].workspace, plan.kv_workspace["int8"])
+    lines += [f"  {allocation.name}: {allocation.tensors}" for allocation in allocations]
     lines.append(
-        f"Embeddings, {_gib(host)} GiB, stay on the host: a token's row is read from the memory-mapped file. Not "
-        "counted: CUDA's own context and what the screen takes. The MTP layer is not loaded with --draft-tokens 0, "
-        "nor where it does not fit; an int8 KV cache is what export --kv-bits 8 makes."
+        f"Embeddings, {_gib(plan.footprints[0].host)} GiB, stay on the host: rows are read from the memory-mapped "
+        "file. Not counted: CUDA's own context, and what the screen takes. The MTP layer is not loaded with "
+        "--draft-tokens 0, nor where it does not fit. An int8 KV cache needs export --kv-bits 8."
     )
-    added = [f"{p.choice.name} {p.in_blocks.added['fp16'] / GIB:+.3f} GiB" for p in plan.footprints if p.in_blocks]
+    added = [f"{p.precision.name} {p.in_blocks.added['fp16'] / GIB:+.3f} GiB" for p in plan.footprints if p.in_blocks]
     if added:
         lines.append(
             "Blocks of 32 (export --block-size 32, experimental) repeat scales and unpack no weights: "
             f"{', '.join(added)}."
         )
-    if any(p.full_buffers for p in plan.footprints):
-        lines.append("Full buffers of sliding layers are what export --kv-layout full makes, experimental.")
+    if any(footprint.full_buffers for footprint in plan.footprints):
+        lines.append("Full buffers of sliding layers need export --kv-layout full, experimental.")
     return lines
 
 

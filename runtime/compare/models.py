@@ -16,8 +16,6 @@ from runtime.compare.predictions import token_ids
 from runtime.compare.result import Cost
 from runtime.evaluate import require_vision
 from runtime.model import Model
-from runtime.ort.cache import cache_bytes
-from runtime.ort.sessions import itemsize
 from runtime.weights import Weights
 
 if TYPE_CHECKING:
@@ -96,7 +94,7 @@ def _load_with_cost(path: Path, device: str, options: Options | None) -> tuple[M
     model = Model(path, device, options)
     model.open_sessions()  # its memory is part of the cost
     after = _resident()
-    cache = cache_bytes(model.manifest.text, batch=1, capacity=4096, itemsize=itemsize(model.target.kv_dtype))
+    cache = model.decoder.cache_bytes(4096)
     return model, Cost(
         weights=sum(file.bytes for file in model.manifest.weights.values()) / MIB,
         kv_cache_at_4096=cache / MIB,

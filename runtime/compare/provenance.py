@@ -14,8 +14,8 @@ import onnxruntime as ort
 
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.layers import REPORT
+from runtime.ort.device import Device
 from runtime.ort.manifest import load_manifest
-from runtime.ort.sessions import Device
 
 if TYPE_CHECKING:
     from pathlib import Path

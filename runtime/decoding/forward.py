@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from console.errors import InputError
-from runtime.ort.prompt_chunks import prompt_calls
+from runtime.decoding.prompt_chunks import prompt_chunks
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ def prefill_chunks(model: ExportedModel, cache: KVCache, prompt: Prompt) -> Iter
     The hidden states of a chunk may end with those of padding. Raises InputError for NaN or infinite values.
     """
     rows = min(cache.capacity, *(buffer.shape[2] for buffer in cache.buffers))
-    for start, stop, padding in prompt_calls(len(prompt.ids), model.chunking, rows):
+    for start, stop, padding in prompt_chunks(len(prompt.ids), model.chunking, rows):
         chunk = prompt.embeds[start:stop]
         if padding:
             chunk = np.pad(chunk, ((0, padding), (0, 0)))

@@ -17,7 +17,7 @@ import numpy as np
 
 from console.errors import InputError
 from runtime.decoding.forward import decode, prefill_chunks
-from runtime.ort.sessions import Buffer
+from runtime.ort.buffer import Buffer
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
@@ -147,7 +147,7 @@ def _prefill(model: ExportedModel, prompt: Prompt, cache: KVCache, mtp: _MtpRead
             mtp.read(decoded.hidden, following)
     assert decoded.hidden is not None
     last = decoded.hidden.read()[:, read - before - 1 : read - before]
-    return decoded._replace(hidden=Buffer.of(last, decoded.hidden.dtype, decoded.hidden.device))
+    return decoded._replace(hidden=Buffer.from_array(last, decoded.hidden.dtype, decoded.hidden.device))
 
 
 class _MtpReader:
@@ -182,9 +182,9 @@ class _MtpReader:
         """Everything postponed, the hidden states as one buffer with dtype and device of `like`."""
         hidden, embeds = zip(*self._pending, strict=True)
         self._pending = []
-        return Buffer.of(np.concatenate(hidden, axis=1), like.dtype, like.device), np.concatenate(embeds)
+        return Buffer.from_array(np.concatenate(hidden, axis=1), like.dtype, like.device), np.concatenate(embeds)
 
 
 def _first_rows(hidden: Buffer, rows: int) -> Buffer:
     """The first rows of hidden [1, T, H]."""
-    return hidden.stretch(0, (1, rows, hidden.shape[2]))
+    return hidden.view(0, (1, rows, hidden.shape[2]))

@@ -1,1 +1,1 @@
-"""Images and videos as the vision encoder reads them."""
+"""Turns images and videos into embeddings."""

@@ -1,4 +1,4 @@
-"""From a picture to the patches that the vision encoder reads, bit for bit as transformers' Qwen2-VL processor does."""
+"""Turns an image into patches for the vision encoder, bit for bit as transformers' Qwen2-VL processor does."""
 
 from __future__ import annotations
 
@@ -24,31 +24,36 @@ MAX_ASPECT_RATIO = 200
 
 @dataclass(frozen=True)
 class ImageSettings:
-    """How a model wants its pictures; the fields of its image processor's settings that matter.
-
-    min_pixels, max_pixels: bounds of the resized area. mean, std: of the channels, on the scale of rescaled values.
-    resample: number of Pillow's filter, 3 is bicubic.
-    """
+    """How a model's images are prepared: what matters of its image processor's settings."""
 
     patch_size: int
+    """Pixels along a patch."""
     temporal_patch_size: int
+    """Frames that share a patch."""
     merge_size: int
+    """Patches along the block that becomes one image token."""
     min_pixels: int
+    """Lower bound of the resized area."""
     max_pixels: int
+    """Upper bound of the resized area."""
     mean: tuple[float, float, float]
+    """Of each channel, on the scale of rescaled values."""
     std: tuple[float, float, float]
+    """Of each channel, likewise."""
     rescale_factor: float = 1 / 255
+    """Factor of pixel levels."""
     resample: int = Image.Resampling.BICUBIC
+    """Number of Pillow's filter."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> ImageSettings:
-        """Read them from where transformers does; InputError for a file that is missing, broken or incomplete."""
+        """Read the settings from where transformers does. Raises InputError for a missing or unusable file."""
         path, config = processor_config(folder, "image_processor")
         return cls.from_config(config, path)
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], path: Path) -> ImageSettings:
-        """The same from the content of the file at `path`, which errors name."""
+        """Read the settings from the content of a file. path: named in errors."""
         try:
             return cls._from_config(config)
         except KeyError as error:
@@ -60,7 +65,7 @@ class ImageSettings:
     def _from_config(cls, config: Mapping[str, Any]) -> ImageSettings:
         for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
             if config.get(step) is False:
-                raise ValueError(f"{step} is false, only pictures that go through every step are supported")
+                raise ValueError(f"{step} is false; only processors with every step are supported")
         size = config.get("size") or {}
         settings = cls(
             patch_size=int(config["patch_size"]),
@@ -76,19 +81,19 @@ class ImageSettings:
         if min(settings.patch_size, settings.temporal_patch_size, settings.merge_size, settings.min_pixels) < 1:
             raise ValueError("sizes must be positive")
         if settings.max_pixels < max(settings.min_pixels, (settings.patch_size * settings.merge_size) ** 2):
-            raise ValueError(f"at most {settings.max_pixels} pixels leave no room for an image")
+            raise ValueError(f"at most {settings.max_pixels} pixels are too few for an image")
         return settings
 
 
 def processor_config(folder: Path, part: str, *names: str) -> tuple[Path, dict[str, Any]]:
-    """Settings of one processor, and the file that they are from, as transformers 5 chooses it.
+    """Find the settings of one processor as transformers 5 does. Returns their file and its content.
 
-    That is its part of processor_config.json, where everything is saved together; else the first of `names` that is
-    there; else preprocessor_config.json.
+    They are `part` of processor_config.json, where all processors are saved together; else in the first of `names` that
+    exists; else in preprocessor_config.json.
     """
-    together = folder / "processor_config.json"
-    if together.exists() and isinstance(config := read_object(together).get(part), dict):
-        return together, config
+    shared = folder / "processor_config.json"
+    if shared.exists() and isinstance(config := read_object(shared).get(part), dict):
+        return shared, config
     path = next((folder / name for name in names if (folder / name).exists()), folder / "preprocessor_config.json")
     return path, read_object(path)
 
@@ -96,20 +101,20 @@ def processor_config(folder: Path, part: str, *names: str) -> tuple[Path, dict[s
 def preprocess(
     image: Image.Image, settings: ImageSettings, name: str = "image"
 ) -> tuple[NDArray[np.float32], tuple[int, int, int]]:
-    """Turn a picture of any mode into patches and their grid.
+    """Turn an image of any mode into patches and their grid.
 
     Returns patches [P, 3 * temporal_patch_size * patch_size^2] float32 and grid (1, rows, columns), P = rows * columns.
-    Patches come in raster order of merge blocks, the patches of a block together; a still image fills its temporal
-    slots with itself. Raises InputError as `image_grid` does.
+    Merge blocks come in raster order, the patches of a block together. The image is repeated in all temporal slots.
+    Raises InputError as `image_grid` does.
     """
     rows, columns = image_grid(image.height, image.width, settings, name)
     return to_patches([image], rows, columns, settings), (1, rows, columns)
 
 
 def image_grid(height: int, width: int, settings: ImageSettings, name: str = "image") -> tuple[int, int]:
-    """Rows and columns of patches that a picture of so many pixels becomes.
+    """Rows and columns of patches of an image of height x width pixels.
 
-    Raises InputError, naming `name`, for a picture more than 200 times longer than wide.
+    Raises InputError, naming `name`, for an image more than 200 times longer than wide.
     """
     if max(height, width) > MAX_ASPECT_RATIO * min(height, width):
         raise InputError(
@@ -120,7 +125,7 @@ def image_grid(height: int, width: int, settings: ImageSettings, name: str = "im
 
 
 def to_patches(frames: Sequence[Image.Image], rows: int, columns: int, settings: ImageSettings) -> NDArray[np.float32]:
-    """Patches [rows * columns, ...] of the frames that share them, resized; the last fills slots that are left."""
+    """Resize frames that share patches and cut them: [rows * columns, ...]. The last frame fills empty slots."""
     size = columns * settings.patch_size, rows * settings.patch_size
     resample = Image.Resampling(settings.resample)
     pixels = [np.asarray(to_rgb(frame).resize(size, resample)) for frame in frames]
@@ -128,7 +133,7 @@ def to_patches(frames: Sequence[Image.Image], rows: int, columns: int, settings:
 
 
 def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:
-    """Choose the size (height, width) in whole merge blocks, area within bounds, aspect ratio kept where possible."""
+    """Choose a size (height, width) in whole merge blocks, of an area within bounds, close to the aspect ratio."""
     block = settings.patch_size * settings.merge_size
     new_height, new_width = round(height / block) * block, round(width / block) * block
     if new_height * new_width > settings.max_pixels:
@@ -136,17 +141,17 @@ def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int,
         new_height = max(block, math.floor(height / shrink / block) * block)
         new_width = max(block, math.floor(width / shrink / block) * block)
     elif new_height * new_width < settings.min_pixels:
-        stretch = math.sqrt(settings.min_pixels / (height * width))
-        new_height = math.ceil(height * stretch / block) * block
-        new_width = math.ceil(width * stretch / block) * block
+        grow = math.sqrt(settings.min_pixels / (height * width))
+        new_height = math.ceil(height * grow / block) * block
+        new_width = math.ceil(width * grow / block) * block
     return new_height, new_width
 
 
 def _patches(frames: Sequence[NDArray[np.uint8]], settings: ImageSettings) -> NDArray[np.float32]:
-    """Cut [height, width, 3] uint8 into [block rows, columns * m * m, 3, t, p * p] float32 of normalised values.
+    """Cut frames [height, width, 3] uint8 into [block rows, columns * m * m, 3, t, p * p] float32, normalised.
 
-    The bytes are put in order first, as they are a quarter of the floats. A row of blocks and a channel at a time, what
-    lies between the bytes and the result stays in the cache.
+    Bytes are reordered before they become floats, which are four times as large. Working on one row of blocks and one
+    channel at a time keeps intermediate values in the CPU's cache.
     """
     merge, patch = settings.merge_size, settings.patch_size
     rows, columns = frames[0].shape[0] // (merge * patch), frames[0].shape[1] // (merge * patch)
@@ -161,9 +166,9 @@ def _patches(frames: Sequence[NDArray[np.uint8]], settings: ImageSettings) -> ND
 
 
 def _normalized_levels(settings: ImageSettings) -> NDArray[np.float32]:
-    """Value of each of the 256 pixel levels in each channel, [3, 256] float32.
+    """Normalised value of each of the 256 pixel levels in each channel, [3, 256] float32.
 
-    Rescaled in float64, rounded to float32, then normalised in float32: this order of roundings is transformers'.
+    Rescaled in float64, rounded to float32, then normalised in float32: transformers rounds in this order.
     """
     rescaled = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
     mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
@@ -171,7 +176,7 @@ def _normalized_levels(settings: ImageSettings) -> NDArray[np.float32]:
 
 
 def _bound(old_style: object, new_style: object, name: str) -> int:
-    """Pick the older top-level setting where there is one, as transformers does."""
+    """Take the older top-level setting where there is one, as transformers does."""
     value = new_style if old_style is None else old_style
     if not isinstance(value, int):
         raise KeyError(name)

@@ -1,8 +1,8 @@
-"""From a video, a file or a folder of frames, to the patches that the vision encoder reads.
+"""Turns a video, a file or a folder of frames, into patches for the vision encoder.
 
-Which frames are taken and how large they become is transformers' Qwen2-VL video processor, EXAONE's. Two differences:
-that one takes every frame of a file unless it is told a rate, here the model's own or two a second; and frames are
-resized by Pillow, as images are, where it has torch's resampler, which may round a level (1/255) the other way.
+Frames are chosen and sized as by transformers' Qwen2-VL video processor, which EXAONE uses, with two differences. That
+one takes every frame of a file unless a rate is given; here the default is the model's rate, or 2 frames a second. And
+Pillow resizes frames, as it does images; torch's resampler may round a level (1/255) the other way.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from calib_data.images import open_image
 from console.errors import InputError
 from runtime.inputs.images import ImageSettings, image_grid, processor_config, to_patches
-from runtime.inputs.video_files import is_cut
+from runtime.sizes import CALL_PATCHES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -29,11 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from PIL import Image
 
-CALL_PATCHES = (
-    16384  # patches a call of the vision graph, those of the largest image, so that any video fits as it does
-)
-FPS = 2.0  # frames a second of a file, where the model's settings name neither a rate nor a number
-DEFAULTS: dict[str, Any] = {  # the video processor's own
+FPS = 2.0  # frames a second of a file, where the model's settings have neither a rate nor a number
+DEFAULTS: dict[str, Any] = {  # those of the video processor
     "size": {"shortest_edge": 128 * 28 * 28, "longest_edge": 768 * 28 * 28},
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
     "image_std": [0.26862954, 0.26130258, 0.27577711],
@@ -41,26 +38,30 @@ DEFAULTS: dict[str, Any] = {  # the video processor's own
     "temporal_patch_size": 2,
     "merge_size": 2,
 }
+_TIMED_FORMATS = ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2")  # FFmpeg's names of formats whose header has a duration
+_MISSING = 0.5  # seconds; a file that ends earlier than its header says, by more than this, is truncated
 
 
 @dataclass(frozen=True)
 class VideoSettings:
-    """How a model wants its videos.
-
-    image: sizes and normalisation of a frame. fps, num_frames: frames a second or in all, None where the model does not
-    say. min_frames, max_frames: bounds of what a rate gives. total_pixels: of all frames together, None for any.
-    """
+    """How a model's videos are prepared."""
 
     image: ImageSettings
+    """Size and normalisation of a frame."""
     fps: float | None
+    """Frames a second; None where the model has no rate."""
     num_frames: int | None
+    """Frames in all; None where the model has no number."""
     min_frames: int
+    """Lower bound of frames taken at a rate."""
     max_frames: int
+    """Upper bound of frames."""
     total_pixels: int | None
+    """Upper bound of pixels of all frames together; None for no bound."""
 
     @classmethod
     def from_folder(cls, folder: Path) -> VideoSettings:
-        """Read the video settings of `folder` where transformers looks for them: three files, the image settings last.
+        """Read the video settings of `folder` from where transformers does: one of three files, image settings last.
 
         Raises InputError for a file that is missing, broken or incomplete.
         """
@@ -89,52 +90,54 @@ class VideoSettings:
         )
         if settings.fps is not None and not 0 < settings.fps < math.inf:
             raise ValueError("fps must be above 0")
-        least = image.temporal_patch_size
-        if settings.max_frames < least or (settings.num_frames is not None and settings.num_frames < least):
-            raise ValueError(f"max_frames and num_frames must be {least} or more")
+        minimum = image.temporal_patch_size
+        if settings.max_frames < minimum or (settings.num_frames is not None and settings.num_frames < minimum):
+            raise ValueError(f"max_frames and num_frames must be {minimum} or more")
         return settings
 
 
 @dataclass(frozen=True)
 class Video:
-    """A video whose frames are read when they are wanted.
-
-    name: what an error calls it. frames: how many it has, all of height x width pixels. fps: its frames a second, None
-    for a folder, whose frames have been chosen already. wanted_fps: how many were asked for, None for no wish. read:
-    gives the frames of the ascending numbers it is told, one after the other.
-    """
+    """An opened video. Its frames are decoded when they are read."""
 
     name: str
+    """Its path, for messages."""
     frames: int
+    """Number of frames."""
     height: int
+    """Pixels of every frame."""
     width: int
+    """Pixels of every frame."""
     fps: float | None
-    wanted_fps: float | None
+    """Frames a second; None for a folder, whose frames are chosen already."""
+    requested_fps: float | None
+    """Frames to take a second; None for the model's rate."""
     read: Callable[[NDArray[np.int64]], Iterator[Image.Image]]
+    """Yields the frames of ascending numbers."""
 
 
 def open_video(path: Path, fps: float | None = None) -> Video:
-    """Open a folder of pictures, in the order of the numbers in their names, or a file that PyAV decodes.
+    """Open a folder of frames, in the order of the numbers in their names, or a file that PyAV decodes.
 
-    fps: frames to take of a second of a file. Raises InputError, naming the path, for what is no video of two frames or
-    more, and where PyAV is needed and not installed.
+    fps: frames to take from each second of a file. Raises InputError, naming the path, for anything but a whole video
+    of two frames or more, and where PyAV is needed and not installed.
     """
     if fps is not None and not 0 < fps < math.inf:
         raise InputError(f"--fps {fps}: must be above 0")
     if not path.exists():
-        raise InputError(f"{path}: no such file, give a video or a folder of its frames")
+        raise InputError(f"{path}: no such file; give a video or a folder of its frames")
     video = _open_folder(path, fps) if path.is_dir() else _open_file(path, fps)
     if video.frames < 2:
-        raise InputError(f"{path}: has one frame, a video has two or more; give a single picture with --image")
+        raise InputError(f"{path}: has one frame, a video has two or more; give a single image with --image")
     return video
 
 
 def _open_folder(folder: Path, fps: float | None) -> Video:
     if fps is not None:
-        raise InputError(f"--fps {fps}: {folder} is a folder of frames, which tell no time; ask without --fps")
+        raise InputError(f"--fps {fps}: {folder} is a folder of frames without timestamps; ask without --fps")
     paths = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=_by_number)
     if not paths:
-        raise InputError(f"{folder}: is empty, it must hold the frames of a video as images")
+        raise InputError(f"{folder}: is empty; it must hold the frames of a video as images")
     first = open_image(paths[0])
 
     def read(numbers: NDArray[np.int64]) -> Iterator[Image.Image]:
@@ -158,19 +161,35 @@ def _open_file(path: Path, fps: float | None) -> Video:
     try:
         with av.open(path, metadata_errors="ignore") as container:
             if not container.streams.video:
-                raise InputError(f"{path}: has no video, give a video file or a folder of its frames")
+                raise InputError(f"{path}: has no video; give a video file or a folder of its frames")
             stream = container.streams.video[0]
             rate = stream.average_rate or stream.guessed_rate
-            # Counted without decoding: what a file announces, if anything, includes frames that a trim has hidden.
-            frames = sum(packet.size > 0 and not packet.is_discard for packet in container.demux(stream))
+            frames = _count_frames(container, path)
     except av.FFmpegError as error:
         raise InputError(f"{path}: is not a video that PyAV reads ({error.strerror})") from error
-    if is_cut(path):
-        raise InputError(f"{path}: ends before its last frames; copy it again, or give a folder of those that it has")
     first = next(_decode(path), None)
     if first is None or not rate:
-        raise InputError(f"{path}: has no frames, give a video file or a folder of its frames")
+        raise InputError(f"{path}: has no frames; give a video file or a folder of its frames")
     return Video(str(path), frames, first.height, first.width, float(rate), fps, lambda numbers: _read(path, numbers))
+
+
+def _count_frames(container: Any, path: Path) -> int:  # noqa: ANN401 - PyAV is optional
+    """Count the frames of the first video stream without decoding: a header's count includes those hidden by a trim.
+
+    Raises InputError for a file that is shorter than its header says, which FFmpeg reads without an error.
+    """
+    index, frames, end, incomplete = container.streams.video[0].index, 0, 0.0, False
+    for packet in container.demux():
+        if packet.size == 0:  # the end of a stream
+            continue
+        frames += packet.stream_index == index and not packet.is_discard
+        if packet.pts is not None:
+            end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
+        incomplete |= packet.is_corrupt
+    short = container.duration is not None and end + _MISSING < container.duration / 1e6
+    if container.format.name in _TIMED_FORMATS and (incomplete or short):
+        raise InputError(f"{path}: ends before its last frames; copy it again, or give a folder of those that it has")
+    return frames
 
 
 def _pyav(path: Path) -> ModuleType:
@@ -184,7 +203,7 @@ def _pyav(path: Path) -> ModuleType:
 
 
 def _decode(path: Path) -> Iterator[Image.Image]:
-    """All frames of a file, upright: a phone writes them lying on their side, and by how much to turn them."""
+    """Decode all frames of a file, upright: phones store the rotation next to the frames."""
     av = _pyav(path)
     try:
         with av.open(path, metadata_errors="ignore") as container:
@@ -196,35 +215,35 @@ def _decode(path: Path) -> Iterator[Image.Image]:
 
 
 def _read(path: Path, numbers: NDArray[np.int64]) -> Iterator[Image.Image]:
-    wanted = iter(numbers.tolist())
-    next_wanted = next(wanted)
+    remaining = iter(numbers.tolist())
+    following = next(remaining)
     for number, frame in enumerate(_decode(path)):
-        if number == next_wanted:
+        if number == following:
             yield frame
-            next_wanted = next(wanted, None)
-            if next_wanted is None:
+            following = next(remaining, None)
+            if following is None:
                 return
-    raise InputError(f"{path}: ends before its frame {next_wanted}, it may be damaged")
+    raise InputError(f"{path}: ends before its frame {following}, it may be damaged")
 
 
 def sample_frames(video: Video, settings: VideoSettings) -> NDArray[np.int64]:
-    """Numbers of the frames to take, evenly over the video; all of a folder, if they are not too many."""
+    """Choose frames evenly over the video; all of a folder, up to max_frames. Returns their numbers, ascending."""
     whole = settings.image.temporal_patch_size
     most = min(settings.max_frames, video.frames) // whole * whole
     if video.fps is None:
         count = video.frames if video.frames <= settings.max_frames else most
-    elif video.wanted_fps is None and settings.num_frames is not None:
+    elif video.requested_fps is None and settings.num_frames is not None:
         count = min(round(settings.num_frames / whole) * whole, most)
     else:
-        rate = video.wanted_fps or settings.fps or FPS
+        rate = video.requested_fps or settings.fps or FPS
         count = math.floor(min(max(video.frames / video.fps * rate, settings.min_frames), most) / whole) * whole
     count = max(count, 1)
-    # Through float32, as transformers counts.
+    # In float32, as transformers computes it.
     return (np.arange(count) * (video.frames / count)).astype(np.float32).astype(np.int64)
 
 
 def left_out(video: Video, settings: VideoSettings) -> str | None:
-    """What to say of a folder with more frames than are read: who chose them meant all of them."""
+    """A message for a folder with more frames than are read; None otherwise."""
     count = len(sample_frames(video, settings))
     if video.fps is not None or count == video.frames:
         return None
@@ -232,7 +251,7 @@ def left_out(video: Video, settings: VideoSettings) -> str | None:
 
 
 def video_grid(video: Video, settings: VideoSettings) -> tuple[int, int, int]:
-    """Frames, rows and columns of patches, of which `temporal_patch_size` frames share one.
+    """Grid (frames, rows, columns) of a video's patches; `temporal_patch_size` frames share one.
 
     Raises InputError for frames more than 200 times longer than wide.
     """
@@ -245,10 +264,10 @@ def video_grid(video: Video, settings: VideoSettings) -> tuple[int, int, int]:
 
 
 def video_patches(video: Video, settings: VideoSettings) -> Iterator[tuple[NDArray[np.float32], tuple[int, int, int]]]:
-    """Patches [P, ...] and grid of as many frames as one call of the vision graph takes, until all have been given.
+    """Yield patches [P, ...] and grid for one call of the vision graph after another.
 
-    Frames that do not fill their last patches are followed by the last of them again. Raises InputError for frames that
-    cannot be read.
+    The last frame is repeated where frames do not fill their last patches. Raises InputError for frames that cannot be
+    read.
     """
     _, rows, columns = video_grid(video, settings)
     frames = video.read(sample_frames(video, settings))

@@ -1,16 +1,16 @@
-"""Index work of the vision encoder, done on the host: window order, positions, lengths and padded layouts.
+"""Computes the vision encoder's indices on the host: window order, positions, lengths and padded layouts.
 
-The encoder's blocks attend inside windows of `window_size` pixels, or inside whole frames. Both need indices that
-depend on the sizes of the images. Computing them here keeps the exported graph free of loops and shape arithmetic.
+The encoder's blocks attend inside windows of `window_size` pixels, or inside whole frames. The indices of both depend
+on the sizes of the images. Computing them here keeps the exported graph free of loops and shape arithmetic.
 
-Three orders of the same P patches occur:
+The same P patches occur in three orders:
 
-- raster blocks: how `runtime.inputs.images` delivers patches. Frame after frame, 2x2 merge blocks in raster order, the
-  four patches of a block together.
-- window order: the same blocks, sorted so that each window is contiguous. Windows come in raster order, frames and
+- raster blocks, as `runtime.inputs.images` returns them: frame after frame, 2x2 merge blocks in raster order, the four
+  patches of a block together.
+- window order: the same blocks, sorted so that each window is contiguous. Windows come in raster order. Frames and
   images stay in sequence, so a frame is contiguous too.
-- padded: window order cut into windows (or frames) and right-padded to a common length, to be a batch for one attention
-  operator. `*_gather` leads from window order to padded, `*_scatter` back.
+- padded: window order cut into windows (or frames), each right-padded to a common length. This is the batch of one
+  attention operator. `*_gather` maps window order to padded, `*_scatter` maps back.
 """
 
 from __future__ import annotations
@@ -32,33 +32,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VisionIndex:
-    """Indices of one batch of frames: P patches, P/4 merged tokens (at merge_size 2), N windows, F frames.
-
-    window_index: [P/4] int64, `tokens[window_index]` brings merged tokens from raster to window order.
-    inverse_index: [P/4] int64, and back.
-    cos, sin: [P, head_dim] float32, rotary tables of the patches in window order.
-    window_lengths: [N] int32, patches of each window.
-    window_gather: [N * window_patches] int64, rows of the window-ordered patches; -1 in padding slots.
-    window_scatter: [P] int64, where each window-ordered row lies in the padded buffer.
-    frame_lengths, frame_gather, frame_scatter: the same for frames, padded to the longest.
-    """
+    """Indices of one batch of frames: P patches, P/4 merged tokens (at merge_size 2), N windows, F frames."""
 
     window_index: NDArray[np.int64]
+    """[P/4]: `tokens[window_index]` brings merged tokens from raster to window order."""
     inverse_index: NDArray[np.int64]
+    """[P/4]: the inverse."""
     cos: NDArray[np.float32]
+    """[P, head_dim]: cosines of the patches' rotary angles, in window order."""
     sin: NDArray[np.float32]
+    """[P, head_dim]: sines."""
     window_lengths: NDArray[np.int32]
+    """[N]: patches of each window."""
     window_gather: NDArray[np.int64]
+    """[N * window_patches]: rows of the window-ordered patches; -1 in padding slots."""
     window_scatter: NDArray[np.int64]
+    """[P]: slot of each window-ordered row in the padded batch."""
     frame_lengths: NDArray[np.int32]
+    """[F]: patches of each frame."""
     frame_gather: NDArray[np.int64]
+    """[F * longest frame]: as `window_gather`."""
     frame_scatter: NDArray[np.int64]
+    """[P]: as `window_scatter`."""
 
 
 def vision_index(grids: Sequence[Grid], settings: VisionSettings) -> VisionIndex:
-    """Index everything about `grids`, one (frames, rows, columns) in patches for each image, in order.
+    """Compute the indices of images in order. grids: (frames, rows, columns) of each, in patches.
 
-    Raises ValueError for no grid at all, or one that is empty or not made of whole merge blocks.
+    Raises ValueError without grids, and for a grid that is empty or not made of whole merge blocks.
     """
     merge = settings.merge_size
     if not grids or any(min(grid) < 1 or grid[1] % merge or grid[2] % merge for grid in grids):
@@ -86,7 +87,7 @@ def vision_index(grids: Sequence[Grid], settings: VisionSettings) -> VisionIndex
 
 
 def _token_positions(grids: Sequence[Grid], merge: int) -> list[tuple[NDArray[np.int64], ...]]:
-    """Frame (counted over all images), row and column of every merged token, raster order; one triple an image."""
+    """Frame (counted over all images), row and column of each merged token in raster order; a triple for each image."""
     positions: list[tuple[NDArray[np.int64], ...]] = []
     first_frame = 0
     for frames, rows, columns in grids:
@@ -110,9 +111,9 @@ def _rotary_tables(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosines and sines [P, head_dim] float32 of the patches in the merged tokens at (row, column), each [P/4].
 
-    Axial rotary embedding: a quarter of the head turns with the patch's row, a quarter with its column, and the second
-    half repeats the first (rotate-half layout). Angles are taken in float64; a float32 computation is off by up to
-    position * 2^-23, so the tables agree with transformers to about 1e-6 at usual sizes.
+    Axial rotary embedding: a quarter of the head rotates with the patch's row, a quarter with its column, and the
+    second half repeats the first (rotate-half layout). Angles are computed in float64. transformers' float32 is off by
+    up to position * 2^-23, so the tables agree with it to about 1e-6 at usual sizes.
     """
     merge, half = settings.merge_size, settings.head_dim // 2
     within_row, within_column = np.indices((merge, merge)).reshape(2, -1)
@@ -128,7 +129,7 @@ def _rotary_tables(
 
 
 def _padded_layout(lengths: NDArray[np.int32], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Lay consecutive segments of `lengths` rows out as rows of `width` slots.
+    """Pad consecutive segments of `lengths` rows to `width` slots each.
 
     Returns gather [len(lengths) * width] int64 (-1 in padding slots) and scatter [sum(lengths)] int64.
     """

@@ -1,1 +1,1 @@
-"""ONNX Runtime: sessions, device memory, the KV cache, and the contract with export."""
+"""ONNX Runtime: sessions, device memory, the KV cache, and the file formats shared with export."""

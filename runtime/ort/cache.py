@@ -8,44 +8,49 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from runtime.ort.buffer import Buffer
 from runtime.ort.rope import rope_tables
-from runtime.ort.sessions import Buffer
-from runtime.sizes import kv_bytes, kv_shapes
 
 if TYPE_CHECKING:
-    from runtime.ort.manifest import Text
-    from runtime.ort.sessions import Device
+    from collections.abc import Mapping
+    from typing import Any
 
-
-def cache_bytes(text: Text, batch: int, capacity: int, itemsize: int) -> int:
-    """Bytes of all key and value buffers of a cache."""
-    return kv_bytes(text.windows, text.kv_heads, text.head_dim, capacity, itemsize, batch)
+    from runtime.ort.device import Device
+    from runtime.sizes import KvLayers
 
 
 class KVCache:
-    """Buffers of a batch of sequences on a device, allocated once, and how far each sequence fills them.
+    """Keys and values of a batch of sequences on a device, allocated once, with RoPE tables of the same capacity.
 
-    lengths: int32 [batch], tokens of each sequence. buffers: key and value of each layer in turn, zeroed at first:
-    cuDNN's attention reads them up to their capacity, and NaN left in memory would stay NaN however little it weighs.
-    RoPE tables are as long as a sequence may become.
+    capacity: tokens that a sequence may grow to. lengths: int32 [batch], tokens of each sequence so far. buffers: key
+    and value of each layer in turn. They start as zeros: cuDNN's attention reads them up to their capacity, and NaN in
+    unused memory would stay NaN whatever its weight. rope_cos, rope_sin: [capacity, head_dim / 2].
     """
 
-    def __init__(self, text: Text, dtype: str, kv_dtype: str, device: Device, capacity: int, batch: int = 1) -> None:
+    def __init__(
+        self,
+        layers: KvLayers,
+        rope: Mapping[str, Any],
+        dtype: str,
+        kv_dtype: str,
+        device: Device,
+        capacity: int,
+        batch: int = 1,
+    ) -> None:
         self.capacity = capacity
         self.lengths = np.zeros(batch, np.int32)
         self.buffers = [
-            Buffer.zeros(shape, kv_dtype, device)
-            for shape in kv_shapes(text.windows, text.kv_heads, text.head_dim, capacity, batch)
-            for _ in ("key", "value")
+            Buffer.zeros(shape, kv_dtype, device) for shape in layers.shapes(capacity, batch) for _ in ("key", "value")
         ]
-        self.rope_cos, self.rope_sin = (Buffer.of(table, dtype, device) for table in rope_tables(text.rope, capacity))
+        tables = rope_tables(rope, capacity)
+        self.rope_cos, self.rope_sin = (Buffer.from_array(table, dtype, device) for table in tables)
 
     def row(self, number: int) -> KVCache:
-        """One sequence of the batch as a cache of its own, in the same memory."""
+        """View one sequence of the batch as a cache of its own, in the same memory."""
         row = copy.copy(self)
         row.lengths = self.lengths[number : number + 1]
         row.buffers = []
         for buffer in self.buffers:
             shape = (1, *buffer.shape[1:])
-            row.buffers.append(buffer.stretch(number * math.prod(shape), shape))
+            row.buffers.append(buffer.view(number * math.prod(shape), shape))
         return row

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from runtime.ort import graph_io
-from runtime.ort.sessions import HOST, Buffer, memory_for
+from runtime.ort.buffer import Buffer
+from runtime.ort.device import HOST
+from runtime.ort.out_of_memory import report_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +54,7 @@ class CacheRollback:
         saved = []
         if count:
             buffers = [cache.buffers[i] for i, *_ in self._names]
-            with memory_for(f"the window rows that {tokens} draft tokens push out", "give --draft-tokens 0"):
+            with report_out_of_memory(f"the window rows that {tokens} draft tokens push out", "give --draft-tokens 0"):
                 saved = [Buffer.empty((*b.shape[:2], count, b.shape[3]), b.dtype, b.device) for b in buffers]
                 self._run(cache, buffers, saved, (0, 0, count))
         return SavedRows(first, saved)

@@ -1,6 +1,6 @@
-"""The decoder graph, or that of the MTP layer, on a device: tokens in, logits out, the KV cache extended in place.
+"""Runs the decoder graph, or the MTP layer's, on a device: tokens in, logits out, the KV cache extended in place.
 
-A step moves the embedded tokens, their number and the logits between host and device, nothing else.
+A step copies the embedded tokens, their number and the logits between host and device, and nothing else.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import threading
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -16,10 +16,12 @@ import numpy as np
 import onnxruntime as ort
 
 from runtime.ort import graph_io
-from runtime.ort.cache import KVCache, cache_bytes
+from runtime.ort.buffer import Buffer
+from runtime.ort.cache import KVCache
+from runtime.ort.device import HOST, Device
 from runtime.ort.huge_pages import HUGE, use_huge_pages
-from runtime.ort.sessions import HOST, Buffer, Device, itemsize, map_stored, memory_for
-from runtime.sizes import buffer_limits
+from runtime.ort.out_of_memory import report_out_of_memory
+from runtime.sizes import KvLayers, buffer_limits, logits_shape
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,77 +31,65 @@ if TYPE_CHECKING:
 
     from runtime.ort.manifest import Target, Text
 
-_KEPT = 16  # calls of up to this many tokens keep their bindings: steps, and the checking of drafts
+_MAX_STEP = 16  # tokens; calls of up to so many keep their bindings: decode steps, and the checking of drafts
 _SMALLER = "shorten the prompt, lower --max-new-tokens, or export with --kv-bits 8 where it was not"
-_CAPTURES = itertools.count(1)
-_CAPACITY_STEP = 1024  # tokens, on a card: caches of similar length are one, or take each other's place in the pool
+_GRAPH_IDS = itertools.count(1)
+_CAPACITY_STEP = 1024  # tokens; GPU caches of similar capacity are shared, or replace each other in the pool
 
 
 def load_head(folder: Path, target: Target, device: Device) -> dict[str, Buffer]:
-    """Weights of the head that the graphs of a target take as inputs, by name; none where they are initializers."""
-    with memory_for(f"the head of {folder}", "quantize to fewer bits"):
-        return {name: Buffer.of(map_stored(folder, data), data.dtype, device) for name, data in target.head.items()}
+    """Load weights of the head that graphs take as inputs, by name; none where they are initializers."""
+    with report_out_of_memory(f"the head of {folder}", "quantize to fewer bits"):
+        return {name: Buffer.from_array(data.map(folder), data.dtype, device) for name, data in target.head.items()}
 
 
 class Decoded(NamedTuple):
-    """What a call gives.
-
-    logits: float32 [B, L, V]. hidden: [B, T, H] behind the last norm, on the device; None where the graph has
-    neither an MTP layer to feed nor an int8 cache. It is overwritten by the next call of as many tokens.
-    """
+    """Results of a call."""
 
     logits: NDArray[np.float32]
+    """[batch, positions, vocabulary]."""
     hidden: Buffer | None
+    """[batch, tokens, hidden] after the last norm, on the device. The next call of as many tokens overwrites it.
+
+    None where the graph has neither an MTP layer to feed nor an int8 cache.
+    """
 
 
 @dataclass
-class _Call:
-    """A shape of call over one cache: every input and output has its place, so that a step writes only what changed.
-
-    thread: the thread that captured this call as a CUDA graph, which is the only one that can replay it; None where it
-    is not captured.
-    """
+class Bindings:
+    """Bound inputs and outputs for calls of one shape over one cache, so that a step writes only what changed."""
 
     binding: ort.IOBinding
+    """Names of the graph, bound to the buffers below and to those of the cache."""
     options: ort.RunOptions
+    """Which CUDA graph to replay, if any."""
     thread: threading.Thread | None
+    """The thread that captured these calls as a CUDA graph, the only one that can replay it; None without capture."""
     embeds: Buffer
+    """[batch, tokens, hidden]."""
     seqlens_k: Buffer
+    """int32 [batch]."""
     total: Buffer
+    """int32 scalar on the host."""
     index: Buffer
+    """int64 [batch, positions]."""
     logits: Buffer
+    """float32 [batch, positions, vocabulary]."""
     hidden: Buffer | None
-    wanted: NDArray[np.int64] | None = None  # what `index` holds
+    """[batch, tokens, hidden]."""
+    positions: NDArray[np.int64] | None = None
+    """Content of `index`; None before it is written."""
 
 
 class DecoderSession:
-    """A graph with a KV cache.
+    """The session of a target's decoder, or of its MTP layer, whose KV cache is never int8.
 
-    weights: those that are inputs, by name. capture: the session was opened to replay single steps as CUDA graphs.
+    head: weights from `load_head`. capture: the session was opened to replay single steps as CUDA graphs. bindings:
+    for every cache that this session was called with, by tokens and positions of a call. They die with the cache.
     """
 
     def __init__(
         self,
-        session: ort.InferenceSession,
-        text: Text,
-        dtype: str,
-        kv_dtype: str,
-        device: Device,
-        weights: Mapping[str, Buffer],
-        *,
-        capture: bool = False,
-    ) -> None:
-        self._session = session
-        self._text, self._dtype, self._kv_dtype, self._device = text, dtype, kv_dtype, device
-        self._weights, self._capture = weights, capture
-        self._spare: KVCache | None = None
-        # Bindings to a cache's buffers; they go when the cache goes. None of them may hold on to the cache itself.
-        self._calls: WeakKeyDictionary[KVCache, dict[tuple[int, int], _Call]] = WeakKeyDictionary()
-        self._has_hidden = graph_io.HIDDEN in {output.name for output in session.get_outputs()}
-
-    @classmethod
-    def of(
-        cls,
         session: ort.InferenceSession,
         text: Text,
         target: Target,
@@ -108,18 +98,24 @@ class DecoderSession:
         *,
         mtp: bool = False,
         capture: bool = False,
-    ) -> DecoderSession:
-        """The session of a target's decoder, or of its MTP layer, whose cache is never int8. head: of `load_head`."""
-        kv_dtype = target.dtype if mtp else target.kv_dtype
-        windows = text.mtp_windows if mtp else text.windows
-        shape = replace(text, windows=buffer_limits(windows, target.kv_layout))
-        return cls(session, shape, target.dtype, kv_dtype, device, head, capture=capture)
+    ) -> None:
+        limits = buffer_limits(text.mtp_windows if mtp else text.windows, target.kv_layout)
+        self._layers = KvLayers(limits, text.kv_heads, text.head_dim)
+        self._dtype, self._kv_dtype = target.dtype, target.dtype if mtp else target.kv_dtype
+        self._session, self._text, self._device, self._head, self._capture = session, text, device, head, capture
+        self._spare: KVCache | None = None
+        self._has_hidden = graph_io.HIDDEN in {output.name for output in session.get_outputs()}
+        self.bindings: WeakKeyDictionary[KVCache, dict[tuple[int, int], Bindings]] = WeakKeyDictionary()
+
+    def cache_bytes(self, capacity: int, batch: int = 1) -> int:
+        """Bytes of keys and values of `batch` sequences of up to `capacity` tokens each."""
+        return self._layers.bytes(capacity, np.dtype(self._kv_dtype).itemsize, batch)
 
     def new_cache(self, capacity: int, batch: int = 1) -> KVCache:
-        """Buffers for `batch` sequences of up to `capacity` tokens each."""
-        size = cache_bytes(self._text, batch, capacity, itemsize(self._kv_dtype))
-        with memory_for(f"the KV cache of {capacity} tokens, {size / 2**20:.0f} MiB", _SMALLER):
-            cache = KVCache(self._text, self._dtype, self._kv_dtype, self._device, capacity, batch)
+        """Allocate buffers for `batch` sequences of up to `capacity` tokens each."""
+        size = self.cache_bytes(capacity, batch)
+        with report_out_of_memory(f"the KV cache of {capacity} tokens, {size / 2**20:.0f} MiB", _SMALLER):
+            cache = KVCache(self._layers, self._text.rope, self._dtype, self._kv_dtype, self._device, capacity, batch)
         if self._device.kind == "cpu" and size >= HUGE:
             use_huge_pages()
         if self._capture:
@@ -131,15 +127,15 @@ class DecoderSession:
 
     @contextmanager
     def borrow_cache(self, capacity: int) -> Iterator[KVCache]:
-        """An empty cache of one sequence of at least `capacity` tokens: the last one returned, where it is as long.
+        """Lend an empty cache of one sequence with at least this capacity: the last one returned, where it fits.
 
-        On a card, ONNX Runtime keeps the memory of a cache that is given up, and a longer one does not fit there.
-        While one is lent, another borrower gets another.
+        On a GPU, ONNX Runtime keeps the memory of a cache that was freed, and a longer one does not fit there.
+        A second borrower at the same time gets another cache.
         """
         cache, self._spare = self._spare, None
         if cache is None or cache.capacity < capacity:
-            cache = None  # its memory is given up before more is asked for
-            cache = self.new_cache(self._coarse(capacity))
+            cache = None  # frees its memory before more is allocated
+            cache = self.new_cache(self._round_up(capacity))
         cache.lengths[:] = 0
         try:
             yield cache
@@ -147,7 +143,8 @@ class DecoderSession:
             if self._spare is None or self._spare.capacity < cache.capacity:
                 self._spare = cache
 
-    def _coarse(self, capacity: int) -> int:
+    def _round_up(self, capacity: int) -> int:
+        """Round a GPU cache's capacity up to a multiple of _CAPACITY_STEP, within the model's context."""
         if self._device.kind == "cpu":
             return capacity
         return max(capacity, min(-(-capacity // _CAPACITY_STEP) * _CAPACITY_STEP, self._text.context))
@@ -156,13 +153,13 @@ class DecoderSession:
         self,
         cache: KVCache,
         embeds: NDArray[np.float32],
-        wanted: NDArray[np.int64],
+        positions: NDArray[np.int64],
         previous_hidden: Buffer | None = None,
     ) -> Decoded:
-        """Extend the cache by embeds [B, T, H] and predict at the `wanted` [B, L] of these T positions.
+        """Extend the cache by embeds [B, T, H] and predict at `positions` [B, L] of these T tokens.
 
         A batch of several sequences takes one token each; a prompt goes into its `cache.row`. previous_hidden
-        [B, T, H]: what the MTP layer reads beside embeddings.
+        [B, T, H]: what the MTP layer reads next to embeddings. Raises ValueError where the tokens do not fit the cache.
         """
         batch, tokens, _ = embeds.shape
         lengths = cache.lengths + np.int32(tokens)
@@ -171,77 +168,81 @@ class DecoderSession:
         if lengths.max() > cache.capacity:
             raise ValueError(f"{lengths.max()} tokens do not fit a cache of {cache.capacity}")
         advice = f"make its KV cache smaller: {_SMALLER}; or raise --memory-limit where it was given"
-        with memory_for(f"a call of {tokens} tokens beside a KV cache of {cache.capacity}", advice):
-            return self._run(cache, embeds, wanted, lengths, previous_hidden)
+        with report_out_of_memory(f"a call of {tokens} tokens over a KV cache of {cache.capacity}", advice):
+            return self._run(cache, embeds, positions, lengths, previous_hidden)
 
     def _run(
         self,
         cache: KVCache,
         embeds: NDArray[np.float32],
-        wanted: NDArray[np.int64],
+        positions: NDArray[np.int64],
         lengths: NDArray[np.int32],
         previous_hidden: Buffer | None,
     ) -> Decoded:
-        """The call itself. lengths: of the sequences after it."""
-        call = self._call(cache, embeds.shape[1], wanted.shape[1])
-        if call.thread not in (None, threading.current_thread()):
+        """Make the call. lengths: tokens of the sequences after it."""
+        bound = self._bound(cache, embeds.shape[1], positions.shape[1])
+        if bound.thread not in (None, threading.current_thread()):
             raise RuntimeError("a captured step can only be replayed by the thread that captured it")
-        call.embeds.write(embeds)
-        call.seqlens_k.write(lengths - np.int32(1))
-        if call.wanted is None or not np.array_equal(call.wanted, wanted):
-            call.index.write(wanted)
-            call.wanted = wanted.copy()
-        # A captured step is replayed with the number it was captured with, which may be too large, not too small. Other
-        # calls get the true one: by it attention knows a prompt, whose keys it takes as they are, not rounded to int8.
-        call.total.write(np.array(lengths.max() if call.thread is None else cache.capacity, np.int32))
+        bound.embeds.write(embeds)
+        bound.seqlens_k.write(lengths - np.int32(1))
+        if bound.positions is None or not np.array_equal(bound.positions, positions):
+            bound.index.write(positions)
+            bound.positions = positions.copy()
+        # A captured step replays the total that it was captured with, which may be too large but not too small. Other
+        # calls get the true total: attention recognizes a prompt by it, and reads its keys before int8 rounding.
+        bound.total.write(np.array(lengths.max() if bound.thread is None else cache.capacity, np.int32))
         if previous_hidden is not None:
-            previous_hidden.bind_input(call.binding, graph_io.PREVIOUS_HIDDEN)
-        self._session.run_with_iobinding(call.binding, call.options)
+            previous_hidden.bind_input(bound.binding, graph_io.PREVIOUS_HIDDEN)
+        self._session.run_with_iobinding(bound.binding, bound.options)
         cache.lengths[:] = lengths
-        return Decoded(np.asarray(call.logits.read(), np.float32), call.hidden)
+        return Decoded(np.asarray(bound.logits.read(), np.float32), bound.hidden)
 
-    def _call(self, cache: KVCache, tokens: int, selected: int) -> _Call:
-        calls = self._calls.setdefault(cache, {})
-        if (tokens, selected) in calls:
-            return calls[tokens, selected]
-        call = self._prepare(cache, tokens, selected)
-        if tokens <= _KEPT:
-            calls[tokens, selected] = call
-        return call
+    def _bound(self, cache: KVCache, tokens: int, positions: int) -> Bindings:
+        """Bindings of a call's shape; kept for the next call where it is short."""
+        kept = self.bindings.setdefault(cache, {})
+        if (tokens, positions) in kept:
+            return kept[tokens, positions]
+        bound = self._bind(cache, tokens, positions)
+        if tokens <= _MAX_STEP:
+            kept[tokens, positions] = bound
+        return bound
 
-    def _prepare(self, cache: KVCache, tokens: int, selected: int) -> _Call:
+    def _bind(self, cache: KVCache, tokens: int, positions: int) -> Bindings:
         batch, width, device = len(cache.lengths), self._text.hidden_size, self._device
         options = ort.RunOptions()
-        # A row of a batch may be filled already.
-        captured = self._capture and tokens == 1 == selected and not cache.lengths.any()
+        # Not captured in a cache that is filled, as a row of a batch may be: capturing runs the step several times.
+        captured = self._capture and tokens == 1 == positions and not cache.lengths.any()
         if self._capture:
-            options.add_run_config_entry("gpu_graph_id", str(next(_CAPTURES) if captured else -1))
-        call = _Call(
+            options.add_run_config_entry("gpu_graph_id", str(next(_GRAPH_IDS) if captured else -1))
+        bound = Bindings(
             binding=self._session.io_binding(),
             options=options,
             thread=threading.current_thread() if captured else None,
             embeds=Buffer.empty((batch, tokens, width), self._dtype, device),
             seqlens_k=Buffer.empty((batch,), "int32", device),
             total=Buffer.empty((), "int32", HOST),
-            index=Buffer.empty((batch, selected), "int64", device),
-            logits=Buffer.empty((batch, selected, self._text.vocab_size), "float32", device),
+            index=Buffer.empty((batch, positions), "int64", device),
+            logits=Buffer.empty(logits_shape(positions, self._text.vocab_size, batch), "float32", device),
             hidden=Buffer.empty((batch, tokens, width), self._dtype, device) if self._has_hidden else None,
         )
-        call.embeds.bind_input(call.binding, graph_io.INPUTS_EMBEDS)
-        call.seqlens_k.bind_input(call.binding, graph_io.SEQLENS_K)
-        call.total.bind_input(call.binding, graph_io.TOTAL_SEQUENCE_LENGTH)
-        call.index.bind_input(call.binding, graph_io.LOGIT_INDEX)
-        cache.rope_cos.bind_input(call.binding, graph_io.ROPE_COS)
-        cache.rope_sin.bind_input(call.binding, graph_io.ROPE_SIN)
-        for name, buffer in self._weights.items():
-            buffer.bind_input(call.binding, name)
-        layers = len(self._text.windows)
-        for past, present, buffer in zip(
-            graph_io.past_names(layers), graph_io.present_names(layers), cache.buffers, strict=True
-        ):
-            buffer.bind_input(call.binding, past)
-            buffer.bind_output(call.binding, present)
-        call.logits.bind_output(call.binding, graph_io.LOGITS)
-        if call.hidden is not None:
-            call.hidden.bind_output(call.binding, graph_io.HIDDEN)
-        return call
+        layers = len(self._layers.limits)
+        inputs = {
+            graph_io.INPUTS_EMBEDS: bound.embeds,
+            graph_io.SEQLENS_K: bound.seqlens_k,
+            graph_io.TOTAL_SEQUENCE_LENGTH: bound.total,
+            graph_io.LOGIT_INDEX: bound.index,
+            graph_io.ROPE_COS: cache.rope_cos,
+            graph_io.ROPE_SIN: cache.rope_sin,
+            **self._head,
+            **dict(zip(graph_io.past_names(layers), cache.buffers, strict=True)),
+        }
+        outputs = {
+            graph_io.LOGITS: bound.logits,
+            **({} if bound.hidden is None else {graph_io.HIDDEN: bound.hidden}),
+            **dict(zip(graph_io.present_names(layers), cache.buffers, strict=True)),
+        }
+        for name, buffer in inputs.items():
+            buffer.bind_input(bound.binding, name)
+        for name, buffer in outputs.items():
+            buffer.bind_output(bound.binding, name)
+        return bound

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from runtime.ort.buffer import Buffer
     from runtime.ort.cache import KVCache
     from runtime.ort.cache_rollback import CacheRollback
     from runtime.ort.decoder import DecoderSession
-    from runtime.ort.sessions import Buffer
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Drafter:
         drafts = [int(decoded.logits[0, 0].argmax())]
         while len(drafts) < tokens:
             assert decoded.hidden is not None
-            last = decoded.hidden.stretch((count - 1) * width, (1, 1, width))
+            last = decoded.hidden.view((count - 1) * width, (1, 1, width))
             decoded, count = self.session.run(cache, embed(np.array(drafts[-1:]))[None], np.array([[0]]), last), 1
             drafts.append(int(decoded.logits[0, 0].argmax()))
         self.mtp_rollback.roll_back(cache, saved, tokens - 1)

@@ -1,27 +1,27 @@
-"""Names, shapes and dtypes of every graph's inputs and outputs. Nobody else spells such a name."""
+"""Names, shapes and dtypes of every graph's inputs and outputs. Only this file spells the names."""
 
 from __future__ import annotations
 
 # Decoder: prompt and step are one graph.
 INPUTS_EMBEDS = "inputs_embeds"  # [batch, tokens, hidden], the target's dtype
-SEQLENS_K = "seqlens_k"  # int32 [batch]: tokens in the cache after this call, less one
+SEQLENS_K = "seqlens_k"  # int32 [batch]: tokens in the cache after this call, minus one
 TOTAL_SEQUENCE_LENGTH = "total_sequence_length"  # int32 scalar on the host: the longest row's tokens after this call
-LOGIT_INDEX = "logit_index"  # int64 [batch, selected]: positions of this call whose logits are wanted
+LOGIT_INDEX = "logit_index"  # int64 [batch, selected]: positions of this call to compute logits for
 ROPE_COS, ROPE_SIN = "rope_cos", "rope_sin"  # [context, head_dim/2], the target's dtype
 LOGITS = "logits"  # float32 [batch, selected, vocabulary]
-HIDDEN = "hidden"  # [batch, tokens, hidden] behind the last norm, where there is an MTP layer or an int8 cache
+HIDDEN = "hidden"  # [batch, tokens, hidden] after the last norm, where there is an MTP layer or an int8 cache
 
-# The MTP layer: inputs_embeds are of the next tokens; its own hidden states are what the next draft reads.
-PREVIOUS_HIDDEN = "previous_hidden"  # [batch, tokens, hidden]: of the decoder, or of the draft before
+# The MTP layer. Its inputs_embeds belong to the next tokens. The next draft reads its hidden states.
+PREVIOUS_HIDDEN = "previous_hidden"  # [batch, tokens, hidden]: from the decoder, or from the draft before
 
-# Taking back drafts, `export.rewind`: of each window buffer, kept rows [start, stop), then its own first rows.
+# Rewinding drafts (`export.rewind`): each window buffer becomes saved rows [start, stop), then its own first rows.
 REWIND_START, REWIND_STOP, REWIND_ROWS = "start", "stop", "rows"  # int64 [1] on the host
 
 # Vision: images and frames of videos, of any sizes.
 PATCHES = "patches"  # float32 [patches, channels * temporal * patch * patch], the image processor's order
 PATCH_COS, PATCH_SIN = "patch_cos", "patch_sin"  # float32 [patches, head_dim], window order
 WINDOW_INDEX = "window_index"  # int64 [patches / merge^2]: merged token at each place of the window order
-WINDOW_INVERSE = "window_inverse"  # int64 [patches / merge^2]: its inverse
+WINDOW_INVERSE = "window_inverse"  # int64 [patches / merge^2]: the inverse
 WINDOW_GATHER = "window_gather"  # int64 [windows, window_patches]: row of each slot of the padded windows, or -1
 WINDOW_SCATTER = "window_scatter"  # int64 [patches]: slot of each row
 WINDOW_LENGTHS = "window_lengths"  # int32 [windows]: patches of each window
@@ -47,17 +47,17 @@ IMAGE_EMBEDS = "image_embeds"  # float32 [patches / merge^2, hidden]
 
 
 def past_names(layers: int) -> list[str]:
-    """Names of the KV inputs, key and value of each layer in turn; each [batch, kv_heads, capacity, head_dim]."""
+    """Names of KV inputs, key and value of each layer in turn; each [batch, kv_heads, capacity, head_dim]."""
     return _buffer_names("past", layers)
 
 
 def present_names(layers: int) -> list[str]:
-    """Names of the KV outputs, in the order of `past_names`; each may be the very buffer of its input."""
+    """Names of KV outputs, in the order of `past_names`; each may share the buffer of its input."""
     return _buffer_names("present", layers)
 
 
 def kept_names(layers: int) -> list[str]:
-    """Names of the rows that were kept of each KV buffer, in the order of `past_names`."""
+    """Names of the rows saved from each KV buffer, in the order of `past_names`."""
     return _buffer_names("kept", layers)
 
 

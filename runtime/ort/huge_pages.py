@@ -1,6 +1,6 @@
-"""Huge pages for packed weights: a decode step on a CPU reads all of them, and small pages cost it a tenth or more.
+"""Moves packed weights and KV caches to huge pages. With small pages, a decode step on a CPU takes 10 % longer or more.
 
-ONNX Runtime packs weights into memory of its own, which Linux backs with pages of 4 KiB unless told otherwise.
+A step reads all weights. ONNX Runtime packs them into its own memory, which Linux backs with pages of 4 KiB by default.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ HUGE = 2 << 20  # bytes of a huge page of x86-64, and of arm64 with pages of 4 K
 
 
 def use_huge_pages() -> None:
-    """Ask Linux to move this process's large anonymous memory to huge pages; elsewhere there is nothing to ask.
+    """Ask Linux to move this process's large anonymous memory to huge pages; do nothing on other systems.
 
-    It is advice: a kernel that has no free huge pages, or is set to give none, leaves memory as it is.
+    It is advice: a kernel without free huge pages, or with huge pages disabled, leaves memory as it is.
     """
     if sys.platform != "linux":
         return
@@ -28,11 +28,11 @@ def use_huge_pages() -> None:
 
 
 def _anonymous_memory() -> list[tuple[int, int]]:
-    """Address and bytes of each writable mapping that holds a huge page and belongs to no file."""
-    found = []
+    """Address and bytes of each writable mapping of no file that is large enough for a huge page."""
+    mappings = []
     for line in Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines():
         span, access, _, _, inode, *name = line.split(maxsplit=5)
         begin, end = (int(address, 16) for address in span.split("-"))
         if access == "rw-p" and inode == "0" and name in ([], ["[heap]"]) and end - begin >= HUGE:
-            found.append((begin, end - begin))
-    return found
+            mappings.append((begin, end - begin))
+    return mappings

@@ -1,4 +1,4 @@
-"""`runtime.json`: what export writes about a model folder and its graphs, and the runtime reads."""
+"""`runtime.json`: export writes it into a model folder, the runtime reads it. It describes the graphs and weights."""
 
 from __future__ import annotations
 
@@ -10,16 +10,21 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import ml_dtypes  # noqa: F401 - lets numpy know "bfloat16"
+import numpy as np
+
 from console.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from numpy.typing import NDArray
+
     from runtime.sizes import KvLayout
 
 FILE = "runtime.json"
 FORMAT = 5
-HEADER_PREFIX = 8  # bytes of a .safetensors file that say how long its header is
+HEADER_PREFIX = 8  # bytes of a .safetensors file that hold the length of its header
 _PIECE = 1 << 22  # bytes of a file read at once
 
 
@@ -28,22 +33,29 @@ class StoredArray:
     """A row-major tensor inside a .safetensors file of the folder."""
 
     file: str
+    """Name of the file."""
     offset: int
-    """Bytes from the start of the file."""
+    """Bytes before the first element."""
     dtype: str
     """As numpy names it, or "bfloat16"."""
     shape: list[int]
+    """Rows first."""
+
+    def map(self, folder: Path) -> NDArray[np.generic]:
+        """Map the tensor into memory; its pages are read when they are used."""
+        return np.memmap(folder / self.file, self.dtype, "r", self.offset, tuple(self.shape))
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """State of a weights file at export. The graphs' offsets hold only for these bytes."""
+    """A weights file as it was when the graphs were made: their offsets hold only for these bytes."""
 
     bytes: int
+    """Size of the file."""
     header_sha256: str
-    """Checked with the size whenever the folder is loaded: the header holds every offset."""
+    """Hash of its header. With the size, it is enough to load the file."""
     crc32: int
-    """Of the whole file; only `python -m export verify` checks it."""
+    """Checksum of the whole file, for `python -m export verify`."""
 
 
 @dataclass(frozen=True)
@@ -51,31 +63,37 @@ class Text:
     """Shape of the decoder."""
 
     hidden_size: int
+    """Channels of a hidden state."""
     vocab_size: int
+    """Tokens of the vocabulary."""
     kv_heads: int
+    """Key and value heads of a layer."""
     head_dim: int
+    """Channels of a head."""
     context: int
-    """The longest sequence, in tokens."""
+    """Tokens of the longest sequence."""
     windows: list[int | None]
-    """Keys that a token sees, by layer; None: all of them."""
+    """Keys that a token sees in each layer; None for all of them."""
     mtp_windows: list[int | None]
     """The same for the MTP layer; empty without one."""
     rope: dict[str, Any]
-    """What `runtime.ort.rope` reads of config.json."""
+    """The part of config.json that `runtime.ort.rope` reads."""
 
 
 @dataclass(frozen=True)
 class VisionSettings:
-    """Shape of the vision encoder, as far as the host's index work needs it."""
+    """Shape of the vision encoder, for its indices. Sizes are in pixels, except merge_size in patches."""
 
     head_dim: int
+    """Channels of a head."""
     patch_size: int = 14
-    """Pixels along a patch."""
+    """Side of a patch."""
     merge_size: int = 2
-    """Patches along the block that becomes one image token."""
+    """Side of a block of patches that becomes one token."""
     window_size: int = 112
-    """Pixels along an attention window."""
+    """Side of an attention window."""
     rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
 
     @property
     def window_tokens(self) -> int:
@@ -90,44 +108,51 @@ class VisionSettings:
 
 @dataclass(frozen=True)
 class Target:
-    """The graphs for one kind of device."""
+    """The graphs for one kind of device. Fields that name graphs hold file names, or None without such a graph."""
 
     dtype: str
-    """Of activations."""
+    """Of activations, and of the MTP layer's KV cache."""
     kv_dtype: str
-    """Of the decoder's KV cache. The MTP layer's has the dtype of activations."""
+    """Of the decoder's KV cache."""
     kv_layout: KvLayout
-    """See `runtime.sizes.buffer_limits`."""
+    """Rows of sliding layers' KV buffers; see `runtime.sizes.buffer_limits`."""
     exact: bool
-    """No int8 activations."""
+    """Packed weights multiply float activations, not int8 ones."""
     block_size: int | None
-    """32 where packed weights are in blocks of 32; None: as stored."""
+    """32 where packed weights are in blocks of 32; None where groups are as stored."""
     decoder: str
-    """File name, as of the graphs below."""
+    """The decoder, for prompts and steps."""
     vision: str | None
+    """The vision encoder."""
     mtp: str | None
+    """The MTP layer."""
     rewind: str | None
-    """Rolls the decoder's KV cache back; None where no buffer is a window."""
+    """Takes rejected drafts back from the decoder's window buffers."""
     mtp_rewind: str | None
-    """Rolls the MTP layer's back."""
+    """The same for the MTP layer's."""
     head: dict[str, StoredArray]
-    """Weights that the decoder and the MTP layer take as inputs, so that a GPU holds one copy; else empty."""
+    """Head weights that decoder and MTP layer take as inputs, so that a GPU holds one copy; empty: initializers."""
     versions: dict[str, str]
-    """Of the packages that made the graphs."""
+    """Packages that made the graphs."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of `runtime.json`."""
+    """Content of `runtime.json`."""
 
     text: Text
+    """Shape of the decoder."""
     vision: VisionSettings | None
+    """Shape of the vision encoder; None for a text model."""
     embeddings: StoredArray
+    """Token embeddings [vocabulary, hidden]."""
     weights: dict[str, WeightsFile]
+    """The .safetensors files, by name."""
     targets: dict[str, Target]
+    """Graphs by kind of device."""
 
     def target(self, folder: Path, kind: str) -> Target:
-        """The graphs for a kind of device. Raises InputError where this folder was not exported for it."""
+        """Graphs for a kind of device. Raises InputError where the folder was not exported for it."""
         if kind not in self.targets:
             raise InputError(
                 f"{folder}: not exported for {kind}; run: python -m export --model {folder} --device {kind}"
@@ -140,7 +165,10 @@ class Manifest:
 
 
 def load_manifest(folder: Path) -> Manifest:
-    """Read `runtime.json` and check that the weights are still those that it was made for."""
+    """Read `runtime.json`, and check that the weights are those that it was made for.
+
+    Raises InputError for a folder that is not exported, and for weights that changed since.
+    """
     path = folder / FILE
     if not folder.is_dir():
         problem = "is a file, not a folder" if folder.exists() else "no such folder"
@@ -177,12 +205,12 @@ def _target(entry: dict[str, Any]) -> Target:
 
 
 def describe_weights(path: Path) -> WeightsFile:
-    """All that is kept of a .safetensors file; reads it from end to end."""
+    """Describe a .safetensors file for the manifest; reads all of it."""
     return WeightsFile(*describe_header(path), checksum(path))
 
 
 def checksum(path: Path) -> int:
-    """CRC-32 of a file."""
+    """Compute the CRC-32 of a file."""
     crc = 0
     with path.open("rb") as file:
         while piece := file.read(_PIECE):
@@ -191,13 +219,16 @@ def checksum(path: Path) -> int:
 
 
 def describe_header(path: Path) -> tuple[int, str]:
-    """Size and header hash of a .safetensors file; the header holds every offset, so it is enough."""
-    digest = hashlib.sha256(read_header(path)).hexdigest()  # before the size: it says what is wrong with the file
+    """Size and header hash of a .safetensors file. The header holds every offset, so they tell two files apart."""
+    digest = hashlib.sha256(read_header(path)).hexdigest()  # before the size, for its messages about a broken file
     return path.stat().st_size, digest
 
 
 def read_header(path: Path) -> bytes:
-    """What precedes the tensors of a .safetensors file: eight bytes that say how long its JSON is, and the JSON."""
+    """Read what precedes the tensors of a .safetensors file: the length of its JSON header in 8 bytes, and the header.
+
+    Raises InputError for a file that is missing, unreadable or truncated.
+    """
     try:
         with path.open("rb") as file:
             prefix = file.read(HEADER_PREFIX)

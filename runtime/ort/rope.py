@@ -1,4 +1,4 @@
-"""Rotary position tables of the decoder, computed on the host and given to the graph as inputs."""
+"""Computes the decoder's rotary position tables on the host. The graphs take them as inputs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from console.errors import InputError
+from runtime.sizes import rope_shape
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,22 +18,23 @@ if TYPE_CHECKING:
 def rope_tables(text_config: Mapping[str, Any], length: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Cosines and sines [length, head_dim/2] float32 of positions 0 … length - 1.
 
-    text_config is the decoder's part of config.json. Angles and functions are taken in float64 and rounded once:
+    text_config: the decoder's part of config.json. Angles, cosines and sines are computed in float64 and rounded once.
     transformers multiplies position and frequency in float32, which is off by up to position * 2^-23 radians (0.03 at
-    position 262143), so the two agree to that bound and not bit for bit.
+    position 262143). So the two agree to that bound, and not bit for bit.
     """
-    angles = np.outer(np.arange(length, dtype=np.float64), inverse_frequencies(text_config))
-    cos, sin = np.empty(angles.shape, np.float32), np.empty(angles.shape, np.float32)
-    # Written straight into float32: at 262144 positions a float64 result would cost another 128 MiB.
+    frequencies = inverse_frequencies(text_config)
+    angles = np.outer(np.arange(length, dtype=np.float64), frequencies)
+    cos, sin = (np.empty(rope_shape(length, 2 * len(frequencies)), np.float32) for _ in range(2))
+    # Written straight into float32: at 262144 positions a float64 result would take another 128 MiB.
     np.cos(angles, out=cos, casting="same_kind", dtype=np.float64)
     np.sin(angles, out=sin, casting="same_kind", dtype=np.float64)
     return cos, sin
 
 
 def inverse_frequencies(text_config: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Radians a position for each rotated pair, [head_dim/2] float64.
+    """Radians per position for each rotated pair, [head_dim/2] float64.
 
-    Raises InputError for a rotary embedding other than "default" and "llama3", or one whose numbers are missing.
+    Raises InputError for a rotary embedding other than "default" and "llama3", and for missing numbers.
     """
     rope = _rope_parameters(text_config)
     head_dim = text_config.get("head_dim") or text_config["hidden_size"] // text_config["num_attention_heads"]
@@ -42,7 +44,7 @@ def inverse_frequencies(text_config: Mapping[str, Any]) -> NDArray[np.float64]:
     if kind == "default":
         return frequencies
     if kind == "llama3":
-        return _stretch_llama3(frequencies, rope)
+        return _scale_llama3(frequencies, rope)
     raise InputError(f"config.json: rope_type {kind!r} is not supported, only 'default' and 'llama3' are")
 
 
@@ -55,16 +57,16 @@ def _rope_parameters(text_config: Mapping[str, Any]) -> dict[str, Any]:
     return rope
 
 
-def _stretch_llama3(frequencies: NDArray[np.float64], rope: Mapping[str, Any]) -> NDArray[np.float64]:
-    """Llama 3.1's scaling: slow turns are slowed by `factor`, fast ones kept, those between blended linearly.
+def _scale_llama3(frequencies: NDArray[np.float64], rope: Mapping[str, Any]) -> NDArray[np.float64]:
+    """Scale frequencies as Llama 3.1 does: low ones are divided by `factor`, high ones kept, the rest blended linearly.
 
-    A pair is slow when it makes fewer than `low_freq_factor` turns over the original context, fast above
+    A pair is low when it makes fewer than `low_freq_factor` turns over the original context, and high above
     `high_freq_factor` turns.
     """
     low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
     turns = _number(rope, "original_max_position_embeddings") * frequencies / (2 * np.pi)
-    kept = np.clip((turns - low) / (high - low), 0.0, 1.0)
-    return frequencies * (kept + (1 - kept) / _number(rope, "factor"))
+    smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
+    return frequencies * (smooth + (1 - smooth) / _number(rope, "factor"))
 
 
 def _number(rope: Mapping[str, Any], name: str) -> float:

@@ -7,7 +7,7 @@ from bench.llama_cpp.__main__ import HEADER, measure, ratio, table
 from bench.llama_cpp.model import config, weight_bytes
 from bench.llama_cpp.runners import Memory, Ours, Task, Turn, rates
 from console.errors import InputError
-from quantize.plan.sizes import read_architecture
+from quantize.plan.architecture import read_architecture
 from runtime.decoding.forward import prefill
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import greedy

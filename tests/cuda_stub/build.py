@@ -1,11 +1,11 @@
-"""Stand-in CUDA libraries, so that ONNX Runtime's CUDA provider loads on a machine without a GPU.
+"""Builds stand-in CUDA libraries, so that ONNX Runtime's CUDA provider loads on a machine without a GPU.
 
-With them sessions are created, ONNX Runtime's own code gives every node to a provider, IO binding to 'cuda' works and
-whole decode loops run, with kernels that compute nothing. That shows where nodes land and what crosses between host and
-device. It shows nothing of values or speed.
+With them sessions open, ONNX Runtime's own code assigns every node to a provider, IO binding to 'cuda' works and whole
+decode loops run, with kernels that compute nothing. That shows where nodes run and what is copied between host and
+device. It shows neither values nor speed.
 
-The provider library lists the symbols it wants from each CUDA library. `cudart.c` and `cuda.c` define those whose
-answer matters; all others become functions that return 0, which means success in every CUDA library.
+The provider library lists the symbols that it needs from each CUDA library. `cudart.c` and `cuda.c` define those whose
+result matters. All others become functions that return 0, which means success in every CUDA library.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WRITTEN = {SUPPORTED: HERE / "cudart.c", "libcuda.so.1": HERE / "cuda.c"}
 
 
 class CudaStub:
-    """Built stand-in libraries, and a way to run Python with them."""
+    """Runs Python with the stand-in libraries of a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -33,8 +33,8 @@ class CudaStub:
     def run(self, script: str, *arguments: str | Path, timeout: float = 120) -> object:
         """Run Python source in a fresh process on the stand-in device; returns the JSON of its last printed line.
 
-        The script finds `arguments` in sys.argv[1:] and may import `traffic`. Raises RuntimeError, with what it wrote
-        to stderr, when it fails.
+        The script finds `arguments` in sys.argv[1:] and may import `traffic`. Raises RuntimeError, with the script's
+        stderr, where it fails.
         """
         search = {"LD_LIBRARY_PATH": str(self.folder), "PYTHONPATH": str(HERE)}
         inherited = {name: f"{path}:{os.environ[name]}" for name, path in search.items() if os.environ.get(name)}
@@ -52,7 +52,7 @@ class CudaStub:
 
 
 def missing() -> str | None:
-    """Why the libraries cannot be built here, None when they can."""
+    """Why the libraries cannot be built here; None where they can."""
     for tool in ("gcc", "nm", "readelf"):
         if shutil.which(tool) is None:
             return f"{tool} is not installed"
@@ -79,7 +79,7 @@ def build(folder: Path) -> CudaStub:
 
 
 def _provider() -> Path | None:
-    """ONNX Runtime's CUDA provider library."""
+    """Find ONNX Runtime's CUDA provider library."""
     package = importlib.util.find_spec("onnxruntime")
     if package is None or package.origin is None:
         return None
@@ -88,23 +88,23 @@ def _provider() -> Path | None:
 
 
 def _needed(provider: Path) -> list[str]:
-    """CUDA libraries that the provider is linked to."""
+    """List the CUDA libraries that the provider is linked to."""
     return re.findall(r"\[(libcu[\w.]+)\]", _output("readelf", "-d", provider))
 
 
 def _compile(library: str, names: set[str], folder: Path) -> None:
-    """Make a shared library that defines `names`, with the symbol version the provider asks for."""
+    """Compile a shared library that defines `names`, with the symbol version that the provider needs."""
     written = WRITTEN.get(library)
     defined = set(re.findall(r"\b(\w+)\(", written.read_text())) if written else set()
     source, versions = folder / f"{library}.c", folder / f"{library}.map"
     functions = [f"int {name}(void) {{ return 0; }}\n" for name in sorted(names - defined)]
     source.write_text("".join(functions) or "int stub_nothing_wanted;\n")
     versions.write_text(f"{library} {{ global: *; }};\n")
-    # The driver's symbols are asked for without a version.
+    # The provider needs the driver's symbols without a version.
     versioned = [] if library == "libcuda.so.1" else [f"-Wl,--version-script={versions}"]
     sources: list[str | Path] = [source, written] if written else [source]
     output: list[str | Path] = ["-o", folder / library, f"-Wl,-soname,{library}"]
-    # The names of library functions are given other types on purpose.
+    # -fno-builtin: the stand-ins of library functions have other types.
     _output("gcc", "-O1", "-shared", "-fPIC", "-fno-builtin", *versioned, *output, *sources)
 
 

@@ -1,4 +1,4 @@
-/* A stand-in for the CUDA driver, as far as this project asks it: one card. */
+/* A stand-in for the CUDA driver, as far as this project uses it: one GPU. */
 #include <dlfcn.h>
 
 int stub_driver_version = 13000; /* set by traffic.py: the newest CUDA that the driver knows */
@@ -7,7 +7,7 @@ int cuInit(unsigned flags) { return 0; }
 int cuDeviceGetCount(int *devices) { return *devices = 1, 0; }
 int cuDriverGetVersion(int *version) { return *version = stub_driver_version, 0; }
 
-/* The card is without a name. Its memory is what cudart.c has given out, of 24 GiB. */
+/* The GPU has no name. Its used memory is what cudart.c has allocated, of 24 GiB. */
 int cuDeviceGetName(char *name, int size, int device) { return 0; }
 int cuDevicePrimaryCtxRetain(void **context, int device) { return *context = &stub_driver_version, 0; }
 int cuCtxSetCurrent(void *context) { return 0; }

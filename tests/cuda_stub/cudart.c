@@ -1,8 +1,8 @@
 /* A CUDA 13 runtime without a GPU: device memory is host memory, copies are counted, kernels compute nothing.
  *
  * Only the functions whose answer matters are here; build.py adds every other symbol that ONNX Runtime's CUDA provider
- * asks for as a function that returns cudaSuccess. Device memory starts as zeros unless traffic.py says otherwise, so results
- * are the same in every run.
+ * needs as a function that returns cudaSuccess. Device memory starts as zeros unless traffic.py says otherwise, so
+ * results are the same in every run.
  */
 #include <dlfcn.h>
 #include <stddef.h>
@@ -16,10 +16,10 @@ enum { HOST_TO_HOST = 0, HOST_TO_DEVICE = 1, DEVICE_TO_HOST = 2, DEVICE_TO_DEVIC
 /* Read through ctypes by traffic.py. */
 unsigned long stub_bytes_to_device, stub_bytes_to_host, stub_copies_to_device, stub_copies_to_host, stub_launches;
 unsigned long stub_device_bytes, stub_device_bytes_peak;
-unsigned long stub_device_limit = (unsigned long)-1; /* set by traffic.py: device memory that is given out */
-unsigned long stub_device_fill = 0;                          /* set by traffic.py: the byte that new device memory holds */
+/* Set by traffic.py: bytes of device memory that can be allocated, and the byte that fills new device memory. */
+unsigned long stub_device_limit = (unsigned long)-1, stub_device_fill = 0;
 
-/* --- Memory: 256-byte aligned and zeroed; the block that calloc gave and its device bytes are kept just below. --- */
+/* --- Memory: 256-byte aligned and zeroed; the block from calloc and its device bytes are stored just below. --- */
 
 typedef struct {
     char *block;
@@ -68,7 +68,7 @@ int cudaMemset(void *pointer, int value, size_t size) {
 }
 int cudaMemsetAsync(void *pointer, int value, size_t size, void *stream) { return cudaMemset(pointer, value, size); }
 
-/* --- Copies. A direction that cannot be told (cudaMemcpyDefault) is an error: it must not go uncounted. --- */
+/* --- Copies. A copy without a direction (cudaMemcpyDefault) is an error: it could not be counted. --- */
 
 static int count(size_t size, int direction) {
     if (direction < HOST_TO_HOST || direction > DEVICE_TO_DEVICE) return INVALID_COPY_DIRECTION;
@@ -101,13 +101,13 @@ int cudaMemcpyFromSymbol(void *to, const void *symbol, size_t size, size_t offse
     return status;
 }
 
-/* --- The device: a 24 GiB card of compute capability 8.9. --- */
+/* --- The device: a 24 GiB GPU of compute capability 8.9. --- */
 
 static void put32(char *properties, size_t offset, uint32_t value) { memcpy(properties + offset, &value, 4); }
 static void put64(char *properties, size_t offset, uint64_t value) { memcpy(properties + offset, &value, 8); }
 
 int cudaGetDevice(int *device) { return *device = 0, SUCCESS; }
-int cudaDriverGetVersion(int *version) { /* asked of the driver, as the real runtime does */
+int cudaDriverGetVersion(int *version) { /* the real runtime asks the driver, too */
     int (*ask)(int *) = dlsym(dlopen("libcuda.so.1", RTLD_NOW), "cuDriverGetVersion");
     return ask(version);
 }
@@ -160,7 +160,7 @@ int cudaDeviceGetAttribute(int *value, int attribute, int device) {
     return SUCCESS;
 }
 
-/* --- Streams, events, kernels: everything is done as soon as it is asked for. --- */
+/* --- Streams, events, kernels: everything completes at once. --- */
 
 static char handle[64]; /* what every handle points to */
 

@@ -1,4 +1,4 @@
-"""The stand-in device: sessions load, nodes are placed by ONNX Runtime, and every byte that crosses is counted."""
+"""The stand-in device: sessions load, ONNX Runtime places nodes, and every copied byte is counted."""
 
 import numpy as np
 import onnx
@@ -70,7 +70,7 @@ def test_nodes_run_on_the_device_and_bytes_are_counted(cuda_stub: CudaStub, matm
 
 
 def test_a_node_without_a_device_kernel_shows_up(cuda_stub: CudaStub, tmp_path):
-    """Sinh has a CPU kernel only: its place, the copies around it and their float32 bytes are all seen."""
+    """Sinh has a CPU kernel only: its provider, the copies around it and their float32 bytes are seen."""
     path = tmp_path / "fallback.onnx"
     save_model(
         path,

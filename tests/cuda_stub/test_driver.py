@@ -1,4 +1,4 @@
-"""Drivers and cuDNN, older and newer than what ONNX Runtime was built for."""
+"""Drivers and cuDNN older and newer than those that ONNX Runtime was built for."""
 
 import shutil
 import subprocess
@@ -12,7 +12,8 @@ import json, sys
 import onnxruntime
 from traffic import set_driver_version
 from console.errors import InputError
-from runtime.ort.sessions import Buffer, Device, require_device
+from runtime.ort.buffer import Buffer
+from runtime.ort.device import Device, require_device
 
 set_driver_version(int(sys.argv[1]))
 onnxruntime.cuda_version = sys.argv[2]
@@ -27,7 +28,7 @@ print(json.dumps(said))
 
 @pytest.mark.parametrize(("driver", "named"), [("12080", "12.8"), ("11040", "11.4")])
 def test_a_driver_too_old_for_cuda_is_one_line(driver, named, cuda_stub):
-    """It gives its cards; the CUDA runtime refuses it at the first memory that is asked for."""
+    """It reports its GPUs, but the CUDA runtime refuses it at the first allocation."""
     assert cuda_stub.run(MEMORY, driver, "13.0") == (
         f"CUDA was asked for but the NVIDIA driver supports CUDA {named} at most and this onnxruntime needs CUDA 13; "
         "install a newer driver, or use --device cpu"
@@ -35,14 +36,14 @@ def test_a_driver_too_old_for_cuda_is_one_line(driver, named, cuda_stub):
 
 
 @pytest.mark.parametrize(("driver", "built"), [("13000", "13.0"), ("13000", "13.2"), ("14000", "13.0"), ("13000", "")])
-def test_a_driver_of_the_same_major_version_does(driver, built, cuda_stub):
-    """And a newer one, as NVIDIA promises; a build that does not name its version is not refused for that."""
+def test_a_driver_of_the_same_major_version_works(driver, built, cuda_stub):
+    """So does a newer one, as NVIDIA promises. A build that does not name its version is not refused."""
     assert cuda_stub.run(MEMORY, driver, built) == "cuda"
 
 
 CUDNN = """
 import contextlib, io, json
-from runtime.ort.cuda import cudnn_version, require_cuda
+from runtime.ort.device import cudnn_version, require_cuda
 with contextlib.redirect_stderr(io.StringIO()) as said:
     require_cuda(0)
     require_cuda(0)
@@ -66,7 +67,7 @@ WITHOUT = ": prompts use ONNX Runtime's own kernels; for cuDNN's: pip install -U
     ],
 )
 def test_a_cudnn_that_attention_does_not_use_is_one_line(number, version, said, cuda_stub, tmp_path):
-    """Said once, however many sessions are opened."""
+    """Reported once, however many sessions are opened."""
     folder = tmp_path / "libraries"
     shutil.copytree(cuda_stub.folder, folder)
     if number is not None:

@@ -1,6 +1,6 @@
-"""What a script on the stand-in device can see, bytes between host and device and memory there, and what it can set.
+"""Counters and settings of the stand-in device: copies between host and device, and device memory.
 
-Imported by the scripts that `CudaStub.run` starts, under the name `traffic`.
+Scripts that `CudaStub.run` starts import it as `traffic`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ COUNTERS = ("bytes_to_device", "bytes_to_host", "copies_to_device", "copies_to_h
 
 
 class Traffic:
-    """Counts what happens inside a `with` block; its counters are those of COUNTERS."""
+    """Counts copies and kernel launches inside a `with` block, by the names in COUNTERS."""
 
     def __enter__(self) -> Traffic:
         self._before = _counters()
@@ -22,7 +22,7 @@ class Traffic:
 
 
 class DeviceMemory:
-    """Bytes of device memory held in a `with` block beyond those when it began: at most `peak`, `kept` in the end."""
+    """Bytes of device memory that a `with` block allocates: at most `peak`, and `kept` in the end."""
 
     def __enter__(self) -> DeviceMemory:
         held, peak = (_counter(name) for name in ("device_bytes", "device_bytes_peak"))
@@ -34,17 +34,17 @@ class DeviceMemory:
 
 
 def leave_memory(size: int) -> None:
-    """Let the device give out so many bytes more; all that is asked for beyond is refused."""
+    """Let the device allocate so many bytes more, and refuse all beyond."""
     _counter("device_limit").value = _counter("device_bytes").value + size
 
 
 def fill_memory(byte: int) -> None:
-    """Let memory that the device gives out from now on hold a byte everywhere; 0xFF makes NaN of every 16-bit float."""
+    """Fill memory that the device allocates from now on with a byte; 0xFF makes every 16-bit float NaN."""
     _counter("device_fill").value = byte
 
 
 def set_driver_version(version: int) -> None:
-    """Make the driver one that knows CUDA up to a version: 12080 is 12.8."""
+    """Let the driver support CUDA up to a version: 12080 is 12.8."""
     ctypes.c_int.in_dll(ctypes.CDLL("libcuda.so.1"), "stub_driver_version").value = version
 
 

@@ -15,7 +15,7 @@ from export.modules.weights import Source
 from export.onnx_graph import trace
 from quantize.checkpoint.reader import open_checkpoint
 from runtime.decoding.forward import decode
-from runtime.inputs.vision_inputs import vision_feeds
+from runtime.inputs.vision import vision_feeds
 from runtime.model import Model
 from runtime.ort.manifest import load_manifest
 

@@ -81,7 +81,7 @@ def test_a_library_that_does_not_load_is_named(cuda_stub, on_cuda, tmp_path):
 @pytest.mark.parametrize("number", [1, 99999999999])
 def test_a_gpu_that_is_not_there_is_one_line(number, cuda_stub, on_cuda):
     said = cuda_stub.run(LOAD, on_cuda("w4"), f"cuda:{number}")
-    assert said == f"--device cuda:{number}: there is no such card; the last is cuda:0"
+    assert said == f"--device cuda:{number}: there is no such GPU; the last is cuda:0"
 
 
 def test_a_driver_that_finds_no_gpu_is_one_line(cuda_stub, on_cuda, tmp_path):
@@ -90,7 +90,7 @@ def test_a_driver_that_finds_no_gpu_is_one_line(cuda_stub, on_cuda, tmp_path):
     (folder / "none.c").write_text("int cuInit(unsigned flags) { return 100; }\n")
     subprocess.run(["gcc", "-shared", "-o", folder / "libcuda.so.1", folder / "none.c"], check=True)
     said = CudaStub(folder).run(LOAD, on_cuda("w4"), "cuda")
-    assert said.startswith("CUDA was asked for but the NVIDIA driver gives no card (its error 100); ")
+    assert said.startswith("CUDA was asked for but the NVIDIA driver reports no GPU (error 100); ")
     assert "\n" not in said
 
 
@@ -98,7 +98,8 @@ UNSTARTED = """
 import contextlib, io, json, sys
 from pathlib import Path
 from console.errors import InputError
-from runtime.ort.sessions import Device, Options, open_session
+from runtime.ort.device import Device
+from runtime.ort.sessions import Options, open_session
 
 with contextlib.redirect_stdout(io.StringIO()) as printed:
     try:

@@ -6,15 +6,16 @@ import pytest
 
 from calib_data import READER
 from quantize.checkpoint.reader import open_checkpoint
-from quantize.plan.memory import kv_workspace
-from quantize.plan.sizes import read_architecture
+from quantize.plan.architecture import read_architecture
+from quantize.plan.workspace import kv_workspace
 
 ZEROED = """
 import json, sys
 from pathlib import Path
 from traffic import fill_memory
 from runtime.model import Model
-from runtime.ort.sessions import Buffer, Device
+from runtime.ort.buffer import Buffer
+from runtime.ort.device import Device
 
 model = Model(Path(sys.argv[1]), "cuda")
 fill_memory(0xFF)
@@ -35,7 +36,6 @@ MEMORY = """
 import json, sys
 from pathlib import Path
 from traffic import DeviceMemory
-from runtime.ort.cache import cache_bytes
 from runtime.model import Model
 
 with DeviceMemory() as loaded:
@@ -47,7 +47,7 @@ for capacity in (30000, 31000):  # the second needs more than the first gave bac
         cache = model.decoder.new_cache(capacity)
     del cache
     rope = 2 * capacity * model.manifest.text.head_dim // 2 * 2
-    sizes[capacity] = memory.peak, cache_bytes(model.manifest.text, 1, capacity, 2) + rope
+    sizes[capacity] = memory.peak, model.decoder.cache_bytes(capacity) + rope
 print(json.dumps({"weights": loaded.peak, "sizes": sizes}))
 """
 
@@ -97,7 +97,6 @@ DOCUMENTS = """
 import json, sys
 from pathlib import Path
 from traffic import DeviceMemory
-from runtime.ort.cache import cache_bytes
 from runtime.decoding.generate import generate
 from runtime.prompt import build_prompt
 from runtime.model import Model
@@ -110,7 +109,7 @@ for longest in (50, 60, *range(200, 2000, 300), 100, 1900):
     held[longest] = memory.kept
 text = model.manifest.text
 rope = 2 * 1024 * text.head_dim // 2 * 2
-print(json.dumps([held, cache_bytes(text, 1, 1024, 2) + rope, cache_bytes(text, 1, 2048, 2) + 2 * rope]))
+print(json.dumps([held, model.decoder.cache_bytes(1024) + rope, model.decoder.cache_bytes(2048) + 2 * rope]))
 """
 
 
@@ -130,7 +129,7 @@ import numpy as np
 from traffic import leave_memory
 from console.errors import InputError
 from runtime.model import Model
-from runtime.inputs.vision_inputs import vision_feeds
+from runtime.inputs.vision import vision_feeds
 
 def said(size, work):
     leave_memory(size)
@@ -163,7 +162,7 @@ def test_what_a_gpu_has_no_memory_for_is_named(cuda_stub, on_cuda):
     assert head.startswith(f"out of memory for the head of {folder}")
     assert weights.startswith(f"out of memory for the weights of {folder / 'decoder.cuda.onnx'}")
     assert cache.startswith("out of memory for the KV cache of 30000 tokens, 29 MiB")
-    assert call.startswith("out of memory for a call of 1024 tokens beside a KV cache of 3000")
+    assert call.startswith("out of memory for a call of 1024 tokens over a KV cache of 3000")
     assert picture.startswith("out of memory for pictures of 4096 patches")
     assert "--kv-bits 8" in cache
     assert "smaller images" in picture

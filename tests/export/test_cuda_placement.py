@@ -15,14 +15,17 @@ from runtime.decoding.generate import generate
 from runtime.prompt import build_prompt
 from runtime.model import Model
 from runtime.decoding.sampling import greedy
-from runtime.ort.sessions import Buffer, Device, Options, VisionSession
+from runtime.inputs.vision import VisionSession
+from runtime.ort.buffer import Buffer
+from runtime.ort.device import Device
+from runtime.ort.sessions import Options
 from runtime.decoding.speculative import Drafts
-from runtime.inputs.vision_inputs import vision_feeds
+from runtime.inputs.vision import vision_feeds
 
 folder, prefix, capture = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "capture"
 opened = {}
 
-def profiled(path, device, options=None, give_back=False):
+def profiled(path, device, options=None, varying_shapes=False):
     settings = ort.SessionOptions()
     settings.enable_profiling, settings.profile_file_prefix = True, prefix
     provider = sessions.provider(device, options or Options())
@@ -141,7 +144,7 @@ elsewhere("prompt", embeds, np.array([9]))
 decode(model, cache, embeds[:1], np.array([0]))
 elsewhere("step", embeds[:1], np.array([0]))
 said["length"] = int(cache.lengths[0])
-said["totals"] = {tokens: int(call.total.read()) for (tokens, _), call in model.decoder._calls[cache].items()}
+said["totals"] = {tokens: int(call.total.read()) for (tokens, _), call in model.decoder.bindings[cache].items()}
 print(json.dumps(said))
 """
 

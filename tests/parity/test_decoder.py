@@ -18,9 +18,11 @@ from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family, model_config
 from runtime.decoding.forward import decode
 from runtime.model import Model
+from runtime.ort.buffer import Buffer
 from runtime.ort.decoder import DecoderSession
+from runtime.ort.device import Device
 from runtime.ort.rope import rope_tables
-from runtime.ort.sessions import Buffer, Device, open_session
+from runtime.ort.sessions import open_session
 from training.forward import Reader, masks, mtp
 
 from .references import CACHED, EAGER, ONNX, eager, relative_error
@@ -106,7 +108,7 @@ def test_mtp_training_eager_onnx(exported):
     cache, start, logits = session.new_cache(tokens), 0, []
     for step in (70, 1, 100, 29):
         part = embeds[:, start : start + step].numpy()
-        previous = Buffer.of(part[1:], "float32", Device("cpu"))
+        previous = Buffer.from_array(part[1:], "float32", Device("cpu"))
         decoded = session.run(cache, part[:1], np.arange(step)[None], previous)
         logits.append(decoded.logits[0])
         start += step
@@ -125,10 +127,11 @@ def test_rope_is_on_every_layer_of_a_model_without_a_window(tmp_path):
     reference.save_pretrained(tmp_path)
     ids = torch.randint(96, (40,))
     expected = reference(input_ids=ids[None]).logits[0]
-    text = export(tmp_path, "cpu").text
+    described = export(tmp_path, "cpu")
+    text = described.text
     assert (text.windows, text.mtp_windows) == ([None] * 3, [])
     session = open_session(tmp_path / "decoder.cpu.onnx", Device("cpu"))
-    decoder = DecoderSession(session, text, "float32", "float32", Device("cpu"), {})
+    decoder = DecoderSession(session, text, described.targets["cpu"], Device("cpu"), {})
     embeds = reference.get_input_embeddings()(ids)[None].numpy()
     found = decoder.run(decoder.new_cache(40), embeds, np.arange(40)[None])
     assert relative_error(found.logits[0], expected) < ONNX

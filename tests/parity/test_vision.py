@@ -22,10 +22,11 @@ from export.trace import trace_vision
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family, model_config
 from runtime.inputs.images import preprocess
-from runtime.inputs.vision_inputs import vision_feeds
+from runtime.inputs.vision import VisionSession, vision_feeds
 from runtime.model import Model
 from runtime.ort import graph_io
-from runtime.ort.sessions import Device, VisionSession, open_session
+from runtime.ort.device import Device
+from runtime.ort.sessions import open_session
 
 from .references import VISION, eager, relative_error
 

@@ -56,7 +56,8 @@ LOAD = """
 import resource, sys
 from pathlib import Path
 from console.errors import InputError
-from runtime.ort.sessions import Device, Options, open_session
+from runtime.ort.device import Device
+from runtime.ort.sessions import Options, open_session
 
 mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (mapped + (8 << 20),) * 2)

@@ -25,8 +25,8 @@ from bench.scale.drafting import costs, time_calls
 from bench.timing import Quartiles, timed
 from console.files import read_object
 from quantize.checkpoint.reader import open_checkpoint
+from quantize.plan.architecture import read_architecture
 from quantize.plan.plan import make_plan
-from quantize.plan.sizes import read_architecture
 from runtime.decoding.forward import prefill
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import greedy
@@ -106,7 +106,7 @@ def _first(bench: Bench, folder: Path, sizes: Sizes) -> Iterator[Figure]:
     yield Figure("peak memory", memory.bytes / GIB, "GiB", note=note)
     if bench.on_gpu:
         plan = make_plan(folder, 80 * 10**9, context)
-        planned = next(size for size in plan.footprints if size.choice.name == "4-bit").total["fp16"]
+        planned = next(size for size in plan.footprints if size.precision.name == "4-bit").total["fp16"]
         yield Figure("peak memory / quantize plan", memory.bytes / planned, note=f"planned {planned / GIB:.2f} GiB")
     yield from _steps(bench, model, "stored, not captured", sizes)
     yield from _prompts(bench, model, "stored", sizes.prompts)

@@ -13,7 +13,7 @@ import torch
 from bench.gpu.figures import Figure
 from bench.scale.host import VOCABULARY, host_costs
 from bench.timing import timed
-from runtime.ort.cuda import cudnn_version, require_cuda
+from runtime.ort.device import cudnn_version, require_cuda
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

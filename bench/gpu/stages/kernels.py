@@ -19,7 +19,8 @@ from onnx import TensorProto, helper
 from bench.gpu.figures import Figure
 from bench.gpu.stages.hardware import BANDWIDTH, PRODUCT
 from bench.timing import timed
-from runtime.ort.sessions import Buffer, Options, open_session
+from runtime.ort.buffer import Buffer
+from runtime.ort.sessions import Options, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -113,7 +114,7 @@ def _call(
     binding, options = session.io_binding(), ort.RunOptions()
     if bench.on_gpu:
         options.add_run_config_entry("gpu_graph_id", str(rows))
-    x = Buffer.of(
+    x = Buffer.from_array(
         np.random.default_rng(0).normal(size=(rows, inputs)).astype(np.float32), kind.dtype, bench.runtime_device
     )
     x.bind_input(binding, "x")

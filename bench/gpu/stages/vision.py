@@ -11,7 +11,7 @@ from bench.gpu.figures import Figure
 from bench.gpu.folders import TINY, WHOLE, Variant, folder_of
 from bench.gpu.memory import PeakMemory
 from bench.timing import timed
-from runtime.inputs.vision_inputs import vision_feeds
+from runtime.inputs.vision import vision_feeds
 from runtime.model import Model
 
 if TYPE_CHECKING:

@@ -77,7 +77,8 @@ import json, time
 from pathlib import Path
 from bench.gpu.bench import Bench, OutOfTimeError
 from bench.gpu.memory import PeakMemory
-from runtime.ort.sessions import Buffer, Device
+from runtime.ort.buffer import Buffer
+from runtime.ort.device import Device
 
 Buffer.empty((1,), "int8", Device("cuda"))
 with PeakMemory(Bench("", "cuda", True, Path(), None, 0.0, {})) as memory:

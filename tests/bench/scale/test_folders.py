@@ -15,7 +15,7 @@ from console.errors import InputError
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import model_config
 from quantize.pipeline import quantize
-from quantize.plan.sizes import read_architecture
+from quantize.plan.architecture import read_architecture
 from quantize.settings import Settings
 
 TEXT = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512}

@@ -18,7 +18,6 @@ from export.verification.tolerances import EXACT, ROUNDING
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import find_family, model_config
 from runtime.ort.manifest import Text, load_manifest
-from runtime.ort.sessions import map_stored
 
 ONE = [(0, TOKENS)]
 DTYPES = {"w4": torch.float16, "bf16": torch.bfloat16}
@@ -32,7 +31,7 @@ class Reader:
         described, self.checkpoint = load_manifest(folder), open_checkpoint(folder)
         random = np.random.default_rng(seed)
         ids = random.integers(described.text.vocab_size, size=TOKENS)
-        self.text, self.embeds = described.text, map_stored(folder, described.embeddings)[ids].astype(np.float32)
+        self.text, self.embeds = described.text, described.embeddings.map(folder)[ids].astype(np.float32)
         self.hidden = random.normal(size=self.embeds.shape).astype(np.float32)
 
     def module(self, kind: type[Decoder | Mtp] = Decoder) -> Decoder | Mtp:

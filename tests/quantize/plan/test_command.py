@@ -81,7 +81,7 @@ def test_the_tables_show_every_line(capsys, monkeypatch):
     assert rows["fp16 KV"][1:] == ["–"] * 4
     assert rows["fp16 KV, blocks of 32"] == ["21609", "–", "–", "–", "–"]
     assert rows["fp16 KV, full buffers"] == ["11575", "–", "–", "–", "–"]
-    assert "On the card at 32768 tokens" in out
+    assert "On the GPU at 32768 tokens" in out
     assert "24 GB = 22.35 GiB" in out
     assert "int8 KV layer, unpacked: 2 x [8, 32768, 128] in 16 bits" in out
     assert "RoPE tables: 2 x [32768, 64] in 16 bits" in out

@@ -3,28 +3,31 @@
 import json
 import shutil
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from runtime.generate import Model
 
 from calib_data import READER
 from console.errors import InputError
 from quantize.checkpoint.reader import open_checkpoint
-from quantize.model.text_config import windows
 from quantize.pipeline import quantize
-from quantize.plan.memory import kv_bytes, kv_workspace, workspace
-from quantize.plan.plan import CHOICES, make_plan, parse_bytes, quantizers_of
-from quantize.plan.sizes import PARTS, read_architecture, repeated_scales, stored_bytes
+from quantize.plan.architecture import read_architecture
+from quantize.plan.plan import PRECISIONS, make_plan, parse_bytes, quantizers_for
+from quantize.plan.weights import COMPONENTS, repeated_scale_bytes, stored_bytes
+from quantize.plan.workspace import kv_workspace, workspace
 from quantize.scheme import choose_quantizers
 from quantize.settings import Settings
 from quantize.solver.quantizers import UniformQuantizer
-from runtime.ort.cache import cache_bytes
-from runtime.ort.manifest import Text
+from runtime.ort.decoder import DecoderSession
+from runtime.ort.device import HOST
 from runtime.ort.rope import rope_tables
+from runtime.sizes import CHUNKINGS, KvLayers
 
 RELEASED = Path(__file__).parents[2] / "data" / "exaone-4.5-33b.config.json"
 GIB = 2**30
-DEFAULT = {choice.name: choice for choice in CHOICES}
+DEFAULT = {precision.name: precision for precision in PRECISIONS}
 TEXT = {  # EXAONE 4.0 1.2B: no sliding window, tied embeddings; fewer layers
     "model_type": "exaone4",
     "vocab_size": 102400,
@@ -66,7 +69,7 @@ def w8_default(tmp_path_factory):
 
 
 def by_name(plan):
-    return {footprint.choice.name: footprint for footprint in plan.footprints}
+    return {footprint.precision.name: footprint for footprint in plan.footprints}
 
 
 def folder_bytes(folder):
@@ -102,7 +105,7 @@ def test_the_plan_of_the_reader_is_the_size_of_its_folders(w4, w8_default, nf4):
     for name, folder in (("4-bit", w4.folder), ("8-bit", w8_default), ("NF4", nf4.folder), ("16-bit", READER)):
         real = folder_bytes(folder)
         assert planned[name].stored == pytest.approx(sum(real.values()), rel=0.01)
-        assert planned[name].weights == {part: real[part] for part in PARTS} | {"embeddings": 0}
+        assert planned[name].weights == {part: real[part] for part in COMPONENTS} | {"embeddings": 0}
         assert planned[name].host == real["embeddings"]
 
 
@@ -153,11 +156,11 @@ def test_sizes_known_beforehand(plan, released):
     assert planned["16-bit"].weights["head"] / GIB == pytest.approx(1.465, abs=5e-4)
     assert planned["16-bit"].weights["vision"] / GIB == pytest.approx(2.396, abs=5e-4)
     assert planned["16-bit"].weights["mtp"] / GIB == pytest.approx(0.999, abs=5e-4)
-    quantizers = quantizers_of(DEFAULT["4-bit"], released)
+    quantizers = quantizers_for(DEFAULT["4-bit"], released)
     rows = {
         path: UniformQuantizer(8, released.shapes[f"{path}.weight"][1])
-        for path, grid in quantizers.items()
-        if grid.bits == 8
+        for path, quantizer in quantizers.items()
+        if quantizer.bits == 8
     }
     sizes = stored_bytes(released, quantizers | rows)
     assert sizes["head"] / GIB == pytest.approx(0.733, abs=5e-4)
@@ -167,6 +170,7 @@ def test_sizes_known_beforehand(plan, released):
 
 def test_contexts_known_beforehand_without_workspace(plan, released):
     """For 22 GiB without norms and MTP layer. What was worked out for 4 bits, 69K and 151K, is 5 % below these sums."""
+    layers = released.kv_layers("window")
     for name, weights, contexts, tolerance in (
         ("others", 20.19, (17e3, 46e3), 0.025),
         ("4-bit", 16.80, (69e3, 151e3), 0.06),
@@ -177,11 +181,7 @@ def test_contexts_known_beforehand_without_workspace(plan, released):
             fixed, a_token = 48 * 4096 * 2048 * itemsize, 16 * 2048 * itemsize
             tokens = (22 * GIB - size - fixed) // a_token
             assert tokens == pytest.approx(published, rel=tolerance)
-            assert (
-                kv_bytes(released, tokens, itemsize) + size
-                <= 22 * GIB
-                < size + kv_bytes(released, tokens + 1, itemsize)
-            )
+            assert layers.bytes(tokens, itemsize) + size <= 22 * GIB < size + layers.bytes(tokens + 1, itemsize)
 
 
 def test_kv_cache_of_hybrid_layers(plan):
@@ -198,7 +198,7 @@ def test_workspace_line_by_line(plan):
         "decoder weight, unpacked": 2 * 27392 * 5120 * 2,
         "logits": 153600 * 6,
         "RoPE tables": 32768 * 64 * 2 * 2,
-        "MTP ring": 16 * 2**20,
+        "MTP KV cache": 16 * 2**20,
         "image of 16384 patches": 16384 * ((2 * 2048 + 4 * 5120) * 2 + (1176 + 128) * 4),
         "vision weight, unpacked": 8192 * 8192 * 2,
     }
@@ -233,15 +233,33 @@ def test_the_longest_context_fits_and_one_more_token_does_not(plan, kind):
     assert by_name(make_plan(RELEASED, plan.vram, longest + 1))["4-bit"].total[kind] > plan.vram
 
 
-def test_the_runtime_allocates_what_is_planned(plan, released):
-    text = released.text
-    shape = Text(text.hidden_size, text.vocab_size, 8, 128, 262144, windows(released.config), [], {})
-    for tokens, sizes in plan.kv.items():
-        assert sizes == {"fp16": cache_bytes(shape, 1, tokens, 2), "int8": cache_bytes(shape, 1, tokens, 1)}
-    lines = {line.name: line for line in by_name(plan)["4-bit"].workspace}
-    tables = rope_tables({"head_dim": 128, "rope_parameters": dict(text.rope_parameters)}, plan.context)
-    assert lines["RoPE tables"].bytes == sum(table.size for table in tables) * 2
-    assert "prompt chunk, 4096 tokens" in lines
+def test_the_runtime_allocates_what_is_planned(exported):
+    """A KV cache and RoPE tables of the reader on the CPU, in float32: twice the bytes of 16 bits."""
+    model, planned = Model(exported("fp16"), "cpu"), make_plan(READER, GIB, 2048)
+    for session, layers in (
+        (model.decoder, planned.kv[2048]["fp16"]),
+        (model.drafter.session, allocated(planned, "MTP KV cache")),
+    ):
+        cache = session.new_cache(2048)
+        assert sum(buffer.read().nbytes for buffer in cache.buffers) == 2 * layers
+        tables = cache.rope_cos.read().nbytes + cache.rope_sin.read().nbytes
+        assert tables == 2 * allocated(planned, "RoPE tables")
+    full = model.manifest.targets["cpu"]
+    session = DecoderSession(model.decoder._session, model.manifest.text, replace(full, kv_layout="full"), HOST, {})
+    assert session.cache_bytes(2048) == 2 * planned.kv_full[2048]["fp16"]
+
+
+def allocated(plan, name):
+    return next(line.bytes for line in by_name(plan)["4-bit"].workspace if line.name == name)
+
+
+def test_rope_tables_of_the_33b_are_as_planned(plan, released):
+    rope = {"head_dim": 128, "rope_parameters": dict(released.text.rope_parameters)}
+    assert allocated(plan, "RoPE tables") == sum(table.size for table in rope_tables(rope, plan.context)) * 2
+
+
+def test_prompt_chunks_are_those_of_a_gpu(plan):
+    assert allocated(plan, f"prompt chunk, {CHUNKINGS['cuda'].longest} tokens")
 
 
 def test_the_longest_context_ends_at_nothing_and_at_the_models_limit(plan):
@@ -249,7 +267,7 @@ def test_the_longest_context_ends_at_nothing_and_at_the_models_limit(plan):
     assert by_name(make_plan(RELEASED, 80 * GIB))["4-bit"].longest == {"fp16": 262144, "int8": 262144}
 
 
-def test_without_drafts_the_mtp_layer_and_its_ring_make_room_for_tokens(plan):
+def test_without_drafts_the_mtp_layer_and_its_cache_leave_memory_for_tokens(plan):
     footprint = by_name(plan)["4-bit"]
     freed = footprint.weights["mtp"] + 16 * 2**20
     a_token = 64 * 1024 + 256
@@ -282,7 +300,7 @@ def test_blocks_of_32_repeat_scales_and_unpack_nothing(plan, released):
         "lm_head": UniformQuantizer(8, 128),
         "model.language_model.layers.0.self_attn.q_proj": UniformQuantizer(4, 16),
     }
-    assert repeated_scales(released, quantizers) == 0
+    assert repeated_scale_bytes(released, quantizers) == 0
 
 
 def test_full_buffers_take_256_kib_a_token(plan, released):
@@ -290,8 +308,7 @@ def test_full_buffers_take_256_kib_a_token(plan, released):
     assert {tokens: sizes["fp16"] for tokens, sizes in plan.kv_full.items()} == {
         tokens: 256 * 1024 * tokens for tokens in plan.kv
     }
-    shape = Text(released.text.hidden_size, released.text.vocab_size, 8, 128, 262144, [None] * 64, [], {})
-    assert plan.kv_full[32768]["int8"] == cache_bytes(shape, 1, 32768, 1)
+    assert plan.kv_full[32768]["int8"] == KvLayers([None] * 64, 8, 128).bytes(32768, 1)
     full = by_name(plan)["4-bit"].full_buffers
     assert full.added["fp16"] == 48 * 4096 * (32768 - 4096) + 4096 * (32768 - 4096)
     fixed = by_name(plan)["4-bit"].total["fp16"] + full.added["fp16"] - 32768 * (260 * 1024 + 256)
@@ -299,7 +316,7 @@ def test_full_buffers_take_256_kib_a_token(plan, released):
 
 
 def test_a_text_model_with_tied_embeddings(text_plan):
-    """The head is the embedding: one table in the folder, and a copy of it on the card while the host keeps its own."""
+    """The head is the embedding: one table in the folder, and a copy of it on the GPU while the host keeps its own."""
     layer, table = 2 * 2048 * 2048 + 2 * 512 * 2048 + 3 * 4096 * 2048, 102400 * 2048
     small = 6 * (2 * 2048 + 2 * 64) + 2048
     planned = by_name(text_plan)
@@ -345,7 +362,7 @@ def test_the_mtp_layer_has_the_tensors_of_the_checkpoint():
 
 
 def test_the_workspace_grows_linearly_with_the_context(released):
-    quantizers = quantizers_of(DEFAULT["4-bit"], released)
+    quantizers = quantizers_for(DEFAULT["4-bit"], released)
 
     def size(context):
         return sum(line.bytes for line in workspace(released, quantizers, context, with_mtp=True))

@@ -13,10 +13,10 @@ from calib_data.sources import open_documents
 from console.errors import InputError
 from runtime.decoding.forward import ANSWER_CHUNK, decode, prefill, teacher_forced
 from runtime.decoding.generate import generate
+from runtime.decoding.prompt_chunks import prompt_chunks
 from runtime.decoding.sampling import greedy
 from runtime.decoding.speculative import Drafts
 from runtime.model import Model
-from runtime.ort.prompt_chunks import prompt_calls
 from runtime.prompt import build_prompt, embed_image
 from runtime.sizes import CHUNKINGS, Chunking
 
@@ -85,14 +85,14 @@ def test_calls_of_a_gpu_have_few_lengths():
     """They cover the prompt in order; only the first is shorter, and it is padded unless a window is too short."""
     chunking, lengths = CHUNKINGS["cuda"], set()
     for length in range(1, 3 * chunking.longest, 7):
-        calls = list(prompt_calls(length, chunking, 4096))
+        calls = list(prompt_chunks(length, chunking, 4096))
         assert [call.start for call in calls] == [0, *(call.stop for call in calls[:-1])]
         assert calls[-1].stop == length
         assert all(call.padding == 0 for call in calls[1:])
         lengths |= {call.stop - call.start + call.padding for call in calls}
     assert lengths == set(range(256, 4097, 256))
-    assert list(prompt_calls(300, chunking, 511)) == [(0, 300, 0)]
-    assert list(prompt_calls(300, chunking, 512)) == [(0, 300, 212)]
+    assert list(prompt_chunks(300, chunking, 511)) == [(0, 300, 0)]
+    assert list(prompt_chunks(300, chunking, 512)) == [(0, 300, 212)]
 
 
 @pytest.mark.parametrize("length", [1, 2, 90, ANSWER_CHUNK + 1, ANSWER_CHUNK + 2])

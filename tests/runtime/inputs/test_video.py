@@ -7,6 +7,7 @@ written out here with torch: `torch.nn.functional.interpolate` is what torchvisi
 import json
 import struct
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -39,10 +40,16 @@ def pictures(frames, height, width):
     return [(ramp + random.integers(0, 64, (height, width, 3))).astype(np.uint8) for _ in range(frames)]
 
 
-def video_of(pixels, fps=None, wanted_fps=None):
+def video_of(pixels, fps=None, requested_fps=None):
     height, width, _ = pixels[0].shape
     return Video(
-        "v", len(pixels), height, width, fps, wanted_fps, lambda numbers: (Image.fromarray(pixels[n]) for n in numbers)
+        "v",
+        len(pixels),
+        height,
+        width,
+        fps,
+        requested_fps,
+        lambda numbers: (Image.fromarray(pixels[n]) for n in numbers),
     )
 
 
@@ -208,9 +215,9 @@ def refused(says, path, fps=None):
 
 
 def test_what_is_no_video_is_named(tmp_path):
-    refused(r"gone: no such file, give a video or a folder", tmp_path / "gone")
+    refused(r"gone: no such file; give a video or a folder", tmp_path / "gone")
     (tmp_path / "empty").mkdir()
-    refused(r"empty: is empty, it must hold the frames", tmp_path / "empty")
+    refused(r"empty: is empty; it must hold the frames", tmp_path / "empty")
     one = save_frames(tmp_path / "one", pictures(1, 30, 40))
     refused(r"one: has one frame.*with --image", one)
     refused(r"--fps 2: .*one is a folder.* ask without --fps", one, 2)
@@ -273,7 +280,7 @@ def test_a_file_is_read_at_the_numbers_asked_for(suffix, pyav, tmp_path):
     path = tmp_path / f"film.{suffix}"
     write_film(pyav, path, 50)
     video = open_video(path, 5)
-    assert (video.frames, video.height, video.width, video.fps, video.wanted_fps) == (50, 64, 96, 25.0, 5)
+    assert (video.frames, video.height, video.width, video.fps, video.requested_fps) == (50, 64, 96, 25.0, 5)
     levels = [np.asarray(frame)[48:, 64:].mean() for frame in video.read(np.array([0, 7, 49]))]
     np.testing.assert_allclose(levels, [0, 28, 196], atol=5)
     numbers = sample_frames(video, settings_of(tmp_path))
@@ -334,13 +341,30 @@ WHOLE = {  # the header comes first, and says how long the rest is
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_film_that_was_cut_is_named(name, pyav, tmp_path):
+def test_a_truncated_film_is_refused(name, pyav, tmp_path):
     path = tmp_path / name
     write_film(pyav, path, 50, options=WHOLE[name])
     whole = path.read_bytes()
     assert open_video(path).frames == 50
     path.write_bytes(whole[: len(whole) * 6 // 10])
     refused(rf"{name}: ends before its last frames; copy it again", path)
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_still_end_is_not_missing(name, pyav, tmp_path):
+    """As slides and recorded screens have it: the last frame is shown for six seconds."""
+    path, milliseconds = tmp_path / name, Fraction(1, 1000)
+    with pyav.open(str(path), "w", options=WHOLE[name]) as container:
+        stream = container.add_stream("libvpx" if path.suffix == ".webm" else "mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        stream.time_base = stream.codec_context.time_base = milliseconds
+        for at, shown in ((0, 3000), (3000, 1000), (4000, 6000)):
+            frame = pyav.VideoFrame.from_ndarray(np.full((64, 96, 3), at // 20, np.uint8), format="rgb24")
+            frame.pts, frame.time_base, frame.duration = at, milliseconds, shown
+            for packet in [*stream.encode(frame), *(stream.encode() if at == 4000 else [])]:
+                packet.duration = shown
+                container.mux(packet)
+    assert open_video(path).frames == 3
 
 
 @pytest.mark.parametrize(("name", "options"), [("live.mkv", {"live": "1"}), ("film.ts", {})])

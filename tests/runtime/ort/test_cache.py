@@ -1,27 +1,38 @@
-"""How much memory a KV cache takes, and how long its buffers are."""
+"""How much memory a KV cache takes, how long its buffers are, and how long what is bound to them lives."""
 
-import json
-from pathlib import Path
+import weakref
 
-import pytest
-
-from runtime.ort.cache import cache_bytes
-from runtime.ort.manifest import Text
-
-CONFIG = Path(__file__).parents[2] / "data" / "exaone-4.5-33b.config.json"
+import numpy as np
 
 
-@pytest.mark.parametrize("tokens", [1, 4096, 32768, 262144])
-def test_the_released_model_takes_64_kib_a_token_and_768_mib(tokens):
-    shape = json.loads(CONFIG.read_text())["text_config"]
-    windows = [
-        4096 if kind == "sliding_attention" else None for kind in shape["layer_types"][: shape["num_hidden_layers"]]
-    ]
-    text = Text(5120, 153600, shape["num_key_value_heads"], 128, 262144, windows, [4096], {})
-    assert cache_bytes(text, batch=1, capacity=tokens, itemsize=2) == (64 << 10) * tokens + (768 << 20)
-
-
-def test_buffers_are_what_the_formula_says(reader):
+def test_buffers_take_the_bytes_of_the_formula(reader):
     cache = reader.decoder.new_cache(capacity=300, batch=2)
+    text = reader.manifest.text
     held = sum(buffer.read().nbytes for buffer in cache.buffers)
-    assert held == cache_bytes(reader.manifest.text, batch=2, capacity=300, itemsize=4)
+    rows = sum(300 if window is None else window for window in text.windows)
+    assert held == reader.decoder.cache_bytes(capacity=300, batch=2) == 2 * 2 * text.kv_heads * rows * text.head_dim * 4
+
+
+def test_bindings_die_with_their_cache(reader):
+    """They hold the memory of embeddings, logits and hidden states on the device."""
+    session, embeds, one = reader.decoder, np.zeros((1, 1, 256), np.float32), np.array([[0]])
+    before, cache = len(session.bindings), session.new_cache(20, batch=2)
+    row = cache.row(1)
+    session.run(row, embeds, one)
+    session.run(cache, np.repeat(embeds, 2, 0), one.repeat(2, 0))
+    assert session.bindings[row][1, 1] is not session.bindings[cache][1, 1]
+    logits = weakref.ref(session.bindings[row][1, 1].logits)
+    del row
+    assert logits() is None
+    del cache
+    assert len(session.bindings) == before
+
+
+def test_two_sessions_bind_a_cache_for_themselves(reader):
+    """A session that took the place of another in memory once found what the other had bound."""
+    session = reader.drafter.session
+    cache = session.new_cache(20)
+    hidden = reader.decoder.run(reader.decoder.new_cache(20), np.zeros((1, 1, 256), np.float32), np.array([[0]])).hidden
+    session.run(cache, np.zeros((1, 1, 256), np.float32), np.array([[0]]), hidden)
+    assert cache in session.bindings
+    assert cache not in reader.decoder.bindings
