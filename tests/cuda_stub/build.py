@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-SUPPORTED = "libcudart.so.13"  # cudart.c knows this version's cudaDeviceProp
+SUPPORTED = "libcudart.so.13"  # cudart.c has the cudaDeviceProp of this version
 WRITTEN = {SUPPORTED: HERE / "cudart.c", "libcuda.so.1": HERE / "cuda.c"}
 
 
@@ -69,11 +69,11 @@ def build(folder: Path) -> CudaStub:
     provider = _provider()
     assert provider is not None, missing()
     listing = _output("nm", "-D", "--undefined-only", provider)
-    wanted = re.findall(r"U (\w+)(?:@(\S+))?$", listing, re.MULTILINE)
+    needed_symbols = re.findall(r"U (\w+)(?:@(\S+))?$", listing, re.MULTILINE)
     for library in _needed(provider):
-        names = {name for name, version in wanted if version == library}
+        names = {name for name, version in needed_symbols if version == library}
         if library == "libcuda.so.1":  # the driver's symbols carry no version
-            names = {name for name, version in wanted if not version and re.match(r"cu[A-Z]", name)}
+            names = {name for name, version in needed_symbols if not version and re.match(r"cu[A-Z]", name)}
         _compile(library, names, folder)
     return CudaStub(folder)
 
@@ -98,7 +98,7 @@ def _compile(library: str, names: set[str], folder: Path) -> None:
     defined = set(re.findall(r"\b(\w+)\(", written.read_text())) if written else set()
     source, versions = folder / f"{library}.c", folder / f"{library}.map"
     functions = [f"int {name}(void) {{ return 0; }}\n" for name in sorted(names - defined)]
-    source.write_text("".join(functions) or "int stub_nothing_wanted;\n")
+    source.write_text("".join(functions) or "int stub_nothing_needed_symbols;\n")
     versions.write_text(f"{library} {{ global: *; }};\n")
     # The provider needs the driver's symbols without a version.
     versioned = [] if library == "libcuda.so.1" else [f"-Wl,--version-script={versions}"]

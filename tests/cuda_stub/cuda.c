@@ -1,7 +1,7 @@
 /* A stand-in for the CUDA driver, as far as this project uses it: one GPU. */
 #include <dlfcn.h>
 
-int stub_driver_version = 13000; /* set by traffic.py: the newest CUDA that the driver knows */
+int stub_driver_version = 13000; /* set by traffic.py: the newest CUDA that the driver supports */
 
 int cuInit(unsigned flags) { return 0; }
 int cuDeviceGetCount(int *devices) { return *devices = 1, 0; }

@@ -6,6 +6,7 @@ import pytest
 
 from calib_data.sources import open_documents
 from export import verify
+from runtime.compare.models import Models
 from runtime.decoding.forward import decode
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import greedy
@@ -50,6 +51,13 @@ def test_every_buffer_has_all_the_capacity_and_none_is_rewound(full_folder, both
         assert {buffer.shape[2] for buffer in session.new_cache(300).buffers} == {300}
     assert {buffer.shape[2] for buffer in window.decoder.new_cache(300).buffers} == {300, 64}
     assert full.manifest.text.windows == window.manifest.text.windows == [64, None, 64, None]
+
+
+def test_compare_reports_the_bytes_of_full_buffers(full_folder):
+    """It once reported those of windows."""
+    (cost,) = Models(full_folder, (), "cpu").load().costs
+    text = load_manifest(full_folder).text
+    assert cost.kv_cache_at_4096 * 2**20 == 4 * 2 * text.kv_heads * 4096 * text.head_dim * 4
 
 
 def test_layers_still_have_their_windows(full_folder):

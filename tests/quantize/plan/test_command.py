@@ -1,4 +1,4 @@
-"""`quantize plan` as a user runs it, and `quantize` without a command beside it."""
+"""`quantize plan` as a user runs it, and next to it `quantize` without a command."""
 
 import json
 import subprocess

@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from runtime.generate import Model
 
 from calib_data import READER
 from console.errors import InputError
@@ -20,6 +19,7 @@ from quantize.plan.workspace import kv_workspace, workspace
 from quantize.scheme import choose_quantizers
 from quantize.settings import Settings
 from quantize.solver.quantizers import UniformQuantizer
+from runtime.model import Model
 from runtime.ort.decoder import DecoderSession
 from runtime.ort.device import HOST
 from runtime.ort.rope import rope_tables

@@ -135,7 +135,7 @@ def test_every_allowed_shape_stays_within_bounds(tmp_path):
         ({"merge_size": 0}, "sizes must be positive"),
         ({"size": {"height": 224, "width": 224}}, r"size\.shortest_edge is missing"),
         ({"size": {"shortest_edge": 3136}}, r"size\.longest_edge is missing"),
-        ({"size": {"shortest_edge": 3136, "longest_edge": 100}}, "no room"),
+        ({"size": {"shortest_edge": 3136, "longest_edge": 100}}, "at most 100 pixels are too few for an image"),
         ({"image_mean": 0.5}, "image_mean must be a list of three"),
         ({"image_std": [1, 1]}, "image_std must be a list of three"),
         ({"resample": 77}, "77 is not a valid Resampling"),
@@ -166,13 +166,13 @@ def test_a_missing_or_broken_settings_file(tmp_path):
         ImageSettings.from_folder(tmp_path)
 
 
-@pytest.mark.parametrize("beside", [None, {**NEW_STYLE, "size": {"shortest_edge": 3136, "longest_edge": 12544}}])
-def test_settings_saved_with_all_of_a_processor(beside, tmp_path):
+@pytest.mark.parametrize("other", [None, {**NEW_STYLE, "size": {"shortest_edge": 3136, "longest_edge": 12544}}])
+def test_settings_saved_with_all_of_a_processor(other, tmp_path):
     """As transformers 5 saves them: processor_config.json goes before a preprocessor_config.json of other settings."""
     together = {"processor_class": "Exaone4_5_Processor", "image_processor": NEW_STYLE}
     (tmp_path / "processor_config.json").write_text(json.dumps(together))
-    if beside:
-        folder_with(beside, tmp_path)
+    if other:
+        folder_with(other, tmp_path)
     image = picture("RGB", 200, 300)
     patches, _ = preprocess(image, ImageSettings.from_folder(tmp_path))
     theirs = Qwen2VLImageProcessorPil.from_pretrained(tmp_path)(image, return_tensors="np")

@@ -1,7 +1,7 @@
 """Videos: frames taken, their patches against plain tensor arithmetic, files, and one line for what is no video.
 
-transformers' video processor needs torchvision, which cannot be installed beside every torch, so what it does is
-written out here with torch: `torch.nn.functional.interpolate` is what torchvision calls.
+transformers' video processor needs torchvision, which does not install next to every torch. So this file
+writes its arithmetic with torch: `torch.nn.functional.interpolate` is what torchvision calls.
 """
 
 import json
@@ -105,7 +105,7 @@ def test_patches_equal_plain_tensor_arithmetic(change, frames, size, expected, t
 
 
 @pytest.mark.parametrize(
-    ("total", "fps", "wanted", "change", "expected"),
+    ("total", "fps", "requested", "change", "expected"),
     [
         (100, 25, None, {}, [0, 12, 25, 37, 50, 62, 75, 87]),  # four seconds, two frames of each
         (100, 25, 1, {}, [0, 25, 50, 75]),
@@ -123,8 +123,8 @@ def test_patches_equal_plain_tensor_arithmetic(change, frames, size, expected, t
         (9, None, None, {"max_frames": 4}, [0, 2, 4, 6]),
     ],
 )
-def test_frames_taken(total, fps, wanted, change, expected, tmp_path):
-    video = Video("v", total, 56, 56, fps, wanted, lambda numbers: iter(()))
+def test_frames_taken(total, fps, requested, change, expected, tmp_path):
+    video = Video("v", total, 56, 56, fps, requested, lambda numbers: iter(()))
     assert sample_frames(video, settings_of(tmp_path, **change)).tolist() == expected
 
 
@@ -176,8 +176,8 @@ def test_settings_are_where_transformers_looks(tmp_path):
     assert VideoSettings.from_folder(tmp_path) == own
     nested = {"video_processor": {"max_frames": 30, "num_frames": 8}}
     (tmp_path / "processor_config.json").write_text(json.dumps(nested))
-    found = VideoSettings.from_folder(tmp_path)
-    assert (found.max_frames, found.num_frames, found.fps, found.total_pixels) == (30, 8, None, None)
+    settings = VideoSettings.from_folder(tmp_path)
+    assert (settings.max_frames, settings.num_frames, settings.fps, settings.total_pixels) == (30, 8, None, None)
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def hide_first_frames(pyav, source, path, frames):
 
 
 def write_film(pyav, path, frames, height=64, width=96, options=None):
-    """A grey film whose level tells the frame, white in the top left quarter."""
+    """A grey film with a level for each frame, white in the top left quarter."""
     with pyav.open(str(path), "w", options=options or {}) as container:
         stream = container.add_stream("libvpx" if path.suffix == ".webm" else "mpeg4", rate=25)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"

@@ -29,7 +29,7 @@ def test_bindings_die_with_their_cache(reader):
 
 
 def test_two_sessions_bind_a_cache_for_themselves(reader):
-    """A session that took the place of another in memory once found what the other had bound."""
+    """A new session at the address of a freed one once used its bindings."""
     session = reader.drafter.session
     cache = session.new_cache(20)
     hidden = reader.decoder.run(reader.decoder.new_cache(20), np.zeros((1, 1, 256), np.float32), np.array([[0]])).hidden

@@ -28,7 +28,7 @@ def small_pages() -> mmap.mmap:
     return memory
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux is asked")
+@pytest.mark.skipif(sys.platform != "linux", reason="huge pages are for Linux")
 def test_large_memory_moves_to_huge_pages_and_keeps_its_content():
     with small_pages() as probe:
         try:

@@ -23,7 +23,7 @@ def test_a_gpu_gets_its_number_and_limit():
 
 def test_threads_sleep_between_two_calls(exported):
     """Spinning, each would take a core from the next graph: drafting then costs half a step more."""
-    model = Model(exported("w4"), "cpu", Options(threads=2))
+    model = Model(exported("fp16"), "cpu", Options(threads=2))
     cache, embeds = model.decoder.new_cache(100), model.embed_tokens(np.arange(100, 164))
     decode(model, cache, embeds, np.array([63]))
     used = time.process_time()
