@@ -23,6 +23,8 @@ MODELS = {
     "bf16": {"bits": 4, "dtype": "bfloat16"},
 }
 
+SLOW_FIXTURES = {"quantized", "exported", "quantized_once", "cuda_stub", "chromium"}
+
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
@@ -85,6 +87,13 @@ def cuda_stub(tmp_path_factory: pytest.TempPathFactory) -> CudaStub:
     if reason is not None:
         pytest.skip(reason)
     return build(tmp_path_factory.mktemp("cuda_stub"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests as slow whose fixtures quantize, export, build or start a browser."""
+    for item in items:
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)

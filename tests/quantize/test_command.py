@@ -75,7 +75,14 @@ def test_bad_input_ends_a_process_with_code_2_and_one_line(tmp_path):
     cases = {
         ("--solver", "magic"): "magic",
         ("--model", "missing"): "missing is not a folder",
-        ("--model", "nan", "--count", "2"): f"{NAN} has NaN or infinite values; the checkpoint is damaged",
+        (
+            "--model",
+            "nan",
+            "--count",
+            "2",
+            "--solver",
+            "rtn",
+        ): f"{NAN} has NaN or infinite values; the checkpoint is damaged",
         ("--output", "taken"): "taken exists and holds something else",
         ("--format", "gptq", "--head-bits", "8"): "--head-bits 8 is not possible with --format gptq; choose 16",
     }
