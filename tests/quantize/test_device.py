@@ -14,8 +14,8 @@ from quantize.pipeline import quantize
 from quantize.settings import Settings
 from quantize.solver.solve import Recipe
 
+from ..half_reader import half_of_the_reader
 from .card import CARD, NAME, Card
-from .half_reader import half_of_the_reader
 
 
 def test_the_stand_in_refuses_what_cuda_refuses():

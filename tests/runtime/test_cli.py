@@ -325,7 +325,8 @@ def test_a_policy_learns_from_one_answer_to_the_next(command, exported, picture)
     plain = generated(command, *arguments, "--image", picture, "--prompt", "Read the text.", *NO_DRAFTS)
     answers = [json.loads(line) for line in out.splitlines()]
     assert all(answer["tokens"] == plain["tokens"] for answer in answers)
-    assert answers[0]["draft_tokens"] != answers[-1].get("draft_tokens")  # in turns, then what pays
+    # A policy that began anew would take the same turns in each.
+    assert len({answer.get("draft_tokens") for answer in answers}) > 1
 
 
 @pytest.mark.parametrize("thinking", [False, True])
