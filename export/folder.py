@@ -54,6 +54,10 @@ def export(
     _require_choice("kv_bits", kv_bits, get_args(KvBits))
     _require_choice("kv_layout", kv_layout, get_args(KvLayout))
     _require_choice("block_size", block_size, (*get_args(BlockSize), None))
+    if exact and device == "cuda":
+        raise InputError("--exact: has no effect on CUDA graphs, which never round activations to int8; leave it out")
+    if block_size is not None and device == "cpu":
+        raise InputError(f"--block-size {block_size}: is for CUDA kernels; leave it out, or give --device cuda")
     folder = Path(model)
     checkpoint = open_checkpoint(folder)
     family, config = find_family(checkpoint.config), model_config(checkpoint.config)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,8 @@ _MODULES = {"Report": "quantize.report", "Settings": "quantize.settings", "quant
 
 def __getattr__(name: str) -> object:
     """Import a public name when it is first used (PEP 562): torch takes seconds, and `quantize.plan` does without."""
+    # Huge pages: a temporary of 100 MB takes longer to map than to fill. PyTorch reads this when it is imported.
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_MODULES[name]), name)

@@ -55,7 +55,10 @@ def main(
     count: Annotated[int, typer.Option(help="Number of calibration documents.")] = 128,
     seed: Annotated[int, typer.Option(help="Seed that draws documents from the source.")] = 0,
     reference: Annotated[
-        int, typer.Option(help="Number of evaluation documents whose unquantized predictions go into reference.npz.")
+        int,
+        typer.Option(
+            help="Number of evaluation documents whose unquantized predictions go into reference.npz; 0: none."
+        ),
     ] = 32,
     device: Annotated[Literal["cpu", "cuda"], typer.Option(help="Device to compute on.")] = "cpu",
     dtype: Annotated[

@@ -7,7 +7,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from console.errors import InputError
+from console.errors import CannotResumeError, InputError
 from console.files import read_object
 from console.locks import LOCK
 from quantize.calibration.hidden_states import Layout
@@ -62,7 +62,17 @@ def read_journal(folder: Path, settings: dict[str, Any]) -> Journal:
             if left.name != LOCK:
                 left.unlink()
         return Journal(settings)
-    saved = read_object(folder / JOURNAL)
+    advice = f"remove {folder} and begin again"
+    saved = read_object(folder / JOURNAL, advice)
+    try:
+        return _resumed(saved, folder, settings)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CannotResumeError(
+            f"{folder / JOURNAL}: is not a journal of this command ({error!r}), {advice}"
+        ) from error
+
+
+def _resumed(saved: dict[str, Any], folder: Path, settings: dict[str, Any]) -> Journal:
     if saved["settings"] != settings:
         raise InputError(
             f"{folder} holds an unfinished run with {difference(saved['settings'], settings)}; "

@@ -50,7 +50,9 @@ def quantize(settings: Settings, recipe: Recipe = RECIPE) -> Report | None:
     checkpoint = open_checkpoint(settings.source)
     scheme = make_scheme(settings, checkpoint)
     record = settings.record(checkpoint.fingerprint(), hash_companions(settings.source))
-    if is_finished(settings.folder, record, lambda: _digests(*read_document_sets(settings, scheme.config))):
+    if is_finished(
+        settings.folder, record, lambda: _digests(*read_document_sets(settings, scheme.config, resumed=True))
+    ):
         return None
     check(scheme)
     with output_folder(settings.folder, record) as (folder, journal):

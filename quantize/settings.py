@@ -22,7 +22,7 @@ NF4_BLOCK = 64  # bitsandbytes' default; its layout has one block size for the w
 
 # Raise it when the same settings give other bytes, because of the solver, the splits of documents, their prompts or
 # their names: a run of another revision is neither resumed nor accepted as finished.
-REVISION = 3
+REVISION = 4
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,7 @@ class Settings:
     """Dtype of integer scales and of weights that are not quantized."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "documents", str(self.documents))  # a Path would fail in the journal, hours later
         nf4, gptq = self.quant_type == "nf4", self.format == "gptq"
         self._default("format", "bitsandbytes" if nf4 else "compressed-tensors")
         self._default("group_size", NF4_BLOCK if nf4 else 128)

@@ -14,16 +14,15 @@ from console.errors import InputError, run_command
 from console.progress import track
 from runtime import evaluate as evaluation
 from runtime import options as option
-from runtime.answer import AUTO, MAX_NEW_TOKENS, answer_settings, parse_draft_tokens
+from runtime.answer import AUTO, MAX_NEW_TOKENS, answer_settings, parse_draft_tokens, refuse_captured_drafts
 from runtime.compare.command import RENDERED, DocumentChoice, compare_folders
 from runtime.compare.gate import Gates
 from runtime.compare.models import Models
 from runtime.compare.report.screen import print_comparison
 from runtime.generate_command import GenerateCommand, print_json
 from runtime.model import Model
-from runtime.ort.device import Device
-from runtime.ort.sessions import Options
-from runtime.prompt import open_prompt_inputs
+from runtime.ort.sessions import session_options
+from runtime.prompt import open_prompt_inputs, refuse_unused_fps
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -60,8 +59,10 @@ def generate(
     as_json: option.Json = False,
 ) -> None:
     """Answer a question about images and videos; the text is printed as it comes, reasoning first."""
-    _require_question(prompt, image, video, fps, questions)
-    loaded = Model(model, device, _session_options(device, memory_limit, cuda_graph, draft_tokens))
+    refuse_unused_fps(fps, video or [])
+    _require_question(prompt, image, video, questions)
+    refuse_captured_drafts(parse_draft_tokens(draft_tokens), cuda_graph)
+    loaded = Model(model, device, session_options(device, memory_limit=memory_limit, cuda_graph=cuda_graph))
     settings = answer_settings(
         loaded,
         loaded.draft_policy,
@@ -91,25 +92,12 @@ def generate(
 
 
 def _require_question(
-    prompt: str | None, image: list[Path] | None, video: list[Path] | None, fps: float | None, questions: Path | None
+    prompt: str | None, image: list[Path] | None, video: list[Path] | None, questions: Path | None
 ) -> None:
     if questions is not None and (prompt is not None or image or video):
         raise InputError(f"--input {questions}: its lines are the questions; leave out --prompt, --image and --video")
-    if fps is not None and not video:
-        raise InputError(f"--fps {fps}: has no effect without a video; give one with --video")
-    if prompt is not None and not prompt.strip():
-        raise InputError("--prompt: is empty; write a question, or leave it out to have an image read")
     if questions is None and prompt is None and not image and not video:
         raise InputError("nothing to answer: give --image or --video to read, or a --prompt, or --input")
-
-
-def _session_options(device: str, memory_limit: float | None, cuda_graph: bool, draft_tokens: str) -> Options:
-    if parse_draft_tokens(draft_tokens) and cuda_graph:
-        raise InputError("--cuda-graph, --draft-tokens: only single steps are replayed, not drafts; give one")
-    if Device.parse(device).kind == "cpu" and (memory_limit is not None or cuda_graph):
-        name = "--cuda-graph" if memory_limit is None else "--memory-limit"
-        raise InputError(f"{name}: is for a GPU; give --device cuda too")
-    return Options(memory_limit=None if memory_limit is None else int(memory_limit * 2**30), capture=cuda_graph)
 
 
 @app.command()

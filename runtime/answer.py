@@ -15,7 +15,7 @@ from runtime.decoding.speculative import Drafts
 from runtime.prompt import embed_prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from runtime.exported import ExportedModel
     from runtime.prompt import PromptInputs
@@ -81,12 +81,20 @@ def answer_settings(model: ExportedModel, policy: DraftPolicy, options: AnswerOp
     chosen = {name: value for name, value in given.items() if value is not None}
     Sampling(seed=seed, **chosen)  # type: ignore[arg-type]  # or the model's file would be blamed for a wrong option
     sampling = Sampling.recommended(model.generation, chosen, seed)
-    draft_tokens: int | DraftPolicy | None = parse_draft_tokens(options.get("draft_tokens", AUTO))
+    number = parse_draft_tokens(options.get("draft_tokens", AUTO))
+    refuse_captured_drafts(number, model.options.capture)
+    draft_tokens: int | DraftPolicy | None = number
     if draft_tokens is None:
         # A captured step is a plain one. With a seed the same answer is wanted again, and the policy depends on time.
         drafts_nothing = model.target.mtp is None or model.options.capture or seed is not None
         draft_tokens = 0 if drafts_nothing else policy
     return AnswerSettings(sampling, limit, options.get("thinking", False), draft_tokens)
+
+
+def refuse_captured_drafts(draft_tokens: int | None, cuda_graph: bool) -> None:
+    """Raise InputError for a number of draft tokens with CUDA graphs."""
+    if draft_tokens and cuda_graph:
+        raise InputError("--cuda-graph, --draft-tokens: only single steps are replayed, not drafts; give one")
 
 
 def parse_draft_tokens(value: int | str) -> int | None:
@@ -176,7 +184,11 @@ class AnswerStream:
             drafts=drafts if drafted else None,
         )
 
-    def _generate(self) -> Iterator[int]:
+    def close(self) -> None:
+        """Stop generating. The KV cache is free for the next answer."""
+        self._coming.close()
+
+    def _generate(self) -> Generator[int, None, None]:
         model, settings = self._model, self._settings
         self._seconds.append(time.perf_counter())
         prompt = embed_prompt(model, self._inputs)

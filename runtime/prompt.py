@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -19,12 +20,18 @@ from runtime.inputs.video import left_out, open_video, video_grid, video_patches
 from runtime.inputs.vision import vision_feeds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
     from runtime.exported import ExportedModel
     from runtime.inputs.video import Video
+
+
+Images = str | Path | Image.Image | Iterable[str | Path | Image.Image]
+"""One image or several: paths, where a PDF gives all its pages, or PIL images of any mode."""
+Videos = str | Path | Iterable[str | Path]
+"""One video or several: paths of video files or folders of frames."""
 
 
 @dataclass(frozen=True)
@@ -54,26 +61,36 @@ class Prompt:
 def open_prompt_inputs(
     model: ExportedModel,
     question: str,
-    images: Iterable[str | Path | Image.Image] = (),
-    videos: Iterable[str | Path] = (),
+    images: Images = (),
+    videos: Videos = (),
     *,
     fps: float | None = None,
     thinking: bool = False,
 ) -> PromptInputs:
     """Open images and videos, and render the question about them.
 
-    images: paths, where a PDF gives all its pages, or PIL images of any mode. videos: paths of video files or folders
-    of frames. fps: frames to take of a second of a video file. Raises InputError as `prompt_inputs` does, and for a
-    path that cannot be read.
+    fps: frames to take of a second of a video file. Raises InputError as `prompt_inputs` does, for an empty question
+    and for a path that cannot be read.
     """
+    if not question.strip():
+        raise InputError("--prompt: is empty; write a question, or leave it out to have an image read")
+    images = [images] if isinstance(images, str | Path | Image.Image) else images
+    paths = [videos] if isinstance(videos, str | Path) else list(videos)
+    refuse_unused_fps(fps, paths)
     opened = [named for number, image in enumerate(images, 1) for named in _open_images(image, number)]
-    films = [open_video(Path(path), fps) for path in videos]
+    films = [open_video(Path(path), fps) for path in paths]
     names, pictures = [name for name, _ in opened], [picture for _, picture in opened]
     inputs = prompt_inputs(model, question, pictures, films, names=names, thinking=thinking)
     for film in films:
         if note := left_out(film, model.video_settings):
             say(note)
     return inputs
+
+
+def refuse_unused_fps(fps: float | None, videos: Sequence[object]) -> None:
+    """Raise InputError for a frame rate without a video."""
+    if fps is not None and not videos:
+        raise InputError(f"--fps {fps}: has no effect without a video; give one with --video")
 
 
 def _open_images(image: str | Path | Image.Image, number: int) -> list[tuple[str, Image.Image]]:

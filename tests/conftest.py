@@ -15,7 +15,7 @@ from quantize.settings import Settings
 from .cuda_stub.build import CudaStub, build, missing
 from .tracing import traced_once
 
-CALIBRATION_DOCUMENTS = 12
+CALIBRATION_DOCUMENTS = 24
 MODELS = {
     "w4": {"bits": 4, "reference": 6},
     "w8": {"bits": 8},

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from export.kv_scales import read_kv_scales
@@ -28,6 +27,7 @@ from runtime.ort.sessions import Options, open_session
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import onnxruntime
     from numpy.typing import NDArray
     from transformers import PreTrainedConfig
 
@@ -130,25 +130,19 @@ class Graphs:
     def open(self, graph: str, *, profile: bool = True) -> onnxruntime.InferenceSession:
         """Open a session. profile: record which nodes run, for `runtime.ort.sessions.placement`."""
         path = self.folder / graph
-        if self.float32:
-            return _open_in_float32(path, self.profiles)
         options = Options(cutlass=self.target.block_size is not None, profile=self.profiles if profile else None)
-        return open_session(path, self.device, options)
+        return open_session(path, self.device, options, graph=_with_float32_activations(path) if self.float32 else None)
 
     def decoder(self, session: onnxruntime.InferenceSession, *, mtp: bool = False) -> DecoderSession:
         """Run a session as the decoder, or as the MTP layer."""
         return DecoderSession(session, self.manifest.text, self.target, self.device, self._head, mtp=mtp)
 
 
-def _open_in_float32(path: Path, profiles: Path) -> onnxruntime.InferenceSession:
-    """Open a CPU graph whose packed products are set to keep their activations in float32."""
+def _with_float32_activations(path: Path) -> bytes:
+    """A CPU graph whose packed products keep their activations in float32, without its weights."""
     model = onnx.load(path, load_external_data=False)
     for node in model.graph.node:
         for attribute in node.attribute:
             if attribute.name == "accuracy_level":
                 attribute.i = EXACT
-    settings = onnxruntime.SessionOptions()
-    settings.log_severity_level = 4  # fatal; errors are raised
-    settings.enable_profiling, settings.profile_file_prefix = True, str(profiles / path.stem)
-    settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
-    return onnxruntime.InferenceSession(model.SerializeToString(), settings, providers=["CPUExecutionProvider"])
+    return bytes(model.SerializeToString())

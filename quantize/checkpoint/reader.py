@@ -149,7 +149,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a model folder with config.json and safetensors files")
-    config = read_object(folder / "config.json")
+    config = read_object(folder / "config.json", "give a model folder")
     tensors: dict[str, StoredTensor] = {}
     for path, names in _weight_files(folder).items():
         _refuse_outside(path, folder)

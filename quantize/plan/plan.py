@@ -70,7 +70,7 @@ class Variant:
 
 @dataclass(frozen=True)
 class Footprint:
-    """One precision in bytes. `plan --json` has these fields by these names, those of `precision` among them."""
+    """One precision in bytes. `plan --json` has these fields by these names, and the name and text of `precision`."""
 
     precision: Precision
     """How the model is stored."""

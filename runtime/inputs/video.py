@@ -185,7 +185,7 @@ def _count_frames(container: Any, path: Path) -> int:  # noqa: ANN401 - PyAV is 
         frames += packet.stream_index == index and not packet.is_discard
         if packet.pts is not None:
             end = max(end, float((packet.pts + (packet.duration or 0)) * packet.time_base))
-        incomplete |= packet.is_corrupt
+        incomplete |= packet.stream_index == index and packet.is_corrupt
     short = container.duration is not None and end + _MISSING < container.duration / 1e6
     if container.format.name in _TIMED_FORMATS and (incomplete or short):
         raise InputError(f"{path}: ends before its last frames; copy it again, or give a folder of those that it has")

@@ -29,7 +29,7 @@ class Buffer:
     address: int
     """Of the first element."""
     shape: tuple[int, ...]
-    """Rows of C order."""
+    """Row-major."""
     dtype: str
     """As numpy names it, or "bfloat16"."""
     device: Device

@@ -1,4 +1,4 @@
-"""Opens ONNX Runtime sessions. The only file that names execution providers.
+"""Opens ONNX Runtime sessions. Execution providers are chosen here only.
 
 A session runs on the device that was asked for, or opening it is an error.
 """
@@ -16,14 +16,12 @@ import onnxruntime as ort
 from onnxruntime.capi import _pybind_state
 
 from console.errors import InputError
-from runtime.ort.device import require_device
+from runtime.ort.device import Device, require_device
 from runtime.ort.huge_pages import use_huge_pages
 from runtime.ort.out_of_memory import report_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from runtime.ort.device import Device
 
 # CUTLASS kernels (fpA_intB) multiply weights in blocks of 32 on a GPU. As a session opens they measure their fastest
 # tiling for these numbers of rows; the last is the longest prompt chunk. The GPU keeps repacked weights only.
@@ -51,16 +49,26 @@ class Options:
     """Folder for the profile that `placement` reads."""
 
 
+def session_options(device: str, *, memory_limit: float | None = None, cuda_graph: bool = False) -> Options:
+    """Options that users choose. memory_limit: GiB. Raises InputError for one that the device does not have."""
+    if Device.parse(device).kind == "cpu" and (memory_limit is not None or cuda_graph):
+        name = "--cuda-graph" if memory_limit is None else "--memory-limit"
+        raise InputError(f"{name}: is for a GPU; give --device cuda too")
+    return Options(memory_limit=None if memory_limit is None else int(memory_limit * 2**30), capture=cuda_graph)
+
+
 def open_session(
     path: Path,
     device: Device,
     options: Options | None = None,
     *,
     varying_shapes: bool = False,
+    graph: bytes | None = None,
 ) -> ort.InferenceSession:
     """Load a graph on a device. Raises InputError when the device or the graph cannot be used.
 
-    varying_shapes: inputs change shape from call to call, so keep no memory pattern for a shape that was seen.
+    varying_shapes: inputs change shape from call to call, so keep no memory pattern for a shape that was seen. graph:
+    a model to load instead of the file at `path`, with weights in the same folder.
     """
     require_device(device)
     if not path.is_file():
@@ -68,11 +76,14 @@ def open_session(
     options = options or Options()
     settings = _settings(path, device, options)
     settings.enable_mem_pattern = not varying_shapes
+    if graph is not None:
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", str(path.parent))
     advice = "quantize to fewer bits, or raise --memory-limit where it was given"
     try:
         with report_out_of_memory(f"the weights of {path}", advice), _no_warnings():
             # ONNX Runtime's own fallback would print, and run on the CPU what fails on a GPU.
-            session = ort.InferenceSession(path, settings, providers=[provider(device, options)], enable_fallback=0)
+            providers = [provider(device, options)]
+            session = ort.InferenceSession(graph or path, settings, providers=providers, enable_fallback=0)
     except InputError:
         raise
     except Exception as error:  # ONNX Runtime has a class for each status code of a graph

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -50,3 +51,9 @@ def test_settings_and_the_command_line_need_no_torch():
 def test_a_name_that_does_not_exist():
     with pytest.raises(AttributeError, match="module 'quantize' has no attribute 'quantise'"):
         _ = package.quantise
+
+
+def test_documents_may_be_a_path():
+    settings = Settings("model", documents=Path("pages"))
+    assert settings.documents == "pages"
+    json.dumps(settings.record("checkpoint", "companions"))

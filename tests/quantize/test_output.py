@@ -181,3 +181,14 @@ def test_a_step_that_does_not_fit_in_memory_is_named_and_the_steps_before_it_are
         middle.setattr("quantize.pipeline.Pipeline._decoder_layer", large)
         quantize(settings)
     assert quantize(settings) is not None
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"settings": {}, "steps": [{"what": 1}]}'])
+def test_a_journal_that_cannot_be_used_is_one_line(content, tmp_path):
+    partial = tmp_path / "out.partial"
+    partial.mkdir()
+    (partial / ".journal.json").write_text(content)
+    says = r"\.journal\.json: .*remove .*out\.partial and begin again"
+    with pytest.raises(InputError, match=says), output_folder(tmp_path / "out", {}):
+        pass
+    assert (partial / ".journal.json").read_text() == content

@@ -76,7 +76,7 @@ def test_a_stream_that_was_left_is_finished(model, page):
 def test_an_image_is_a_path_or_a_pil_image(model, page):
     with Image.open(page) as image:
         answers = [
-            model.ask("Read the text.", [given], temperature=0, max_new_tokens=20) for given in (page, str(page), image)
+            model.ask("Read the text.", given, temperature=0, max_new_tokens=20) for given in ([page], str(page), image)
         ]
     assert answers[0].tokens == answers[1].tokens == answers[2].tokens
 
@@ -116,6 +116,25 @@ def test_an_image_that_cannot_be_read_is_an_input_error(name, model, tmp_path):
 def test_an_option_out_of_range_is_an_input_error(options, says, model):
     with pytest.raises(InputError, match=says):
         model.ask("Hello", **options)
+
+
+def test_what_the_command_refuses_is_refused(model, page):
+    with pytest.raises(InputError, match="--prompt: is empty"):
+        model.ask(" ", page)
+    with pytest.raises(InputError, match=r"--fps 2.0: has no effect without a video"):
+        model.ask("Read the text.", page, fps=2.0)
+    for options, name in (({"memory_limit": 8}, "--memory-limit"), ({"cuda_graph": True}, "--cuda-graph")):
+        with pytest.raises(InputError, match=f"{name}: is for a GPU"):
+            Model.load(model.folder, **options)
+
+
+def test_a_closed_stream_gives_its_cache_back(exported, page):
+    model = Model.load(exported("fp16"))
+    stream = model.stream("Read the text.", page, temperature=0, max_new_tokens=20, draft_tokens=0)
+    next(iter(stream))
+    assert model.decoder._spare is None
+    stream.close()
+    assert model.decoder._spare is not None
 
 
 def test_an_unknown_option_is_a_type_error(model):

@@ -3,11 +3,13 @@
 import time
 
 import numpy as np
+import pytest
 
+from console.errors import InputError
 from runtime.decoding.forward import decode
 from runtime.model import Model
 from runtime.ort.device import Device
-from runtime.ort.sessions import Options, provider
+from runtime.ort.sessions import Options, open_session, provider
 
 
 def test_a_gpu_gets_its_number_and_limit():
@@ -29,3 +31,8 @@ def test_threads_sleep_between_two_calls(exported):
     used = time.process_time()
     time.sleep(0.05)
     assert time.process_time() - used < 0.01
+
+
+def test_a_graph_in_memory_that_cannot_be_loaded_is_one_line(exported):
+    with pytest.raises(InputError, match=r"decoder.cpu.onnx: ONNX Runtime cannot load it"):
+        open_session(exported("fp16") / "decoder.cpu.onnx", Device("cpu"), graph=b"no graph")
