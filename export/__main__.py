@@ -14,7 +14,7 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
-from console.errors import refuse_options, run_command
+from console.errors import InputError, refuse_options, run_command
 
 if TYPE_CHECKING:
     from export.verification.report import Verification
@@ -58,6 +58,8 @@ def export_command(
     if context.invoked_subcommand is not None:
         refuse_options(context)
         return
+    if block_size == "32" and device == "cpu":
+        raise InputError("--block-size 32: is for CUDA kernels; leave it out, or give --device cuda")
     from export import export  # torch takes seconds to import, and --help needs none of it
 
     start = time.perf_counter()

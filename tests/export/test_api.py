@@ -75,8 +75,6 @@ def test_the_package_loads_functions_when_they_are_used():
         _ = export.import_
 
 
-def test_settings_of_the_other_device_are_refused(quantized):
+def test_exact_is_refused_for_cuda(quantized):
     with pytest.raises(InputError, match="--exact: has no effect on CUDA graphs"):
         export.export(quantized("fp16"), "cuda", exact=True)
-    with pytest.raises(InputError, match="--block-size 32: is for CUDA kernels"):
-        export.export(quantized("fp16"), "cpu", block_size=32)
