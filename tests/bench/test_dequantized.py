@@ -11,6 +11,8 @@ from quantize.pipeline import quantize
 from quantize.settings import Settings
 from quantize.solver.quantizers import NF4Quantizer, dequantize, unpack_nibbles
 
+pytestmark = pytest.mark.slow
+
 
 def rounded(folder, **options):
     quantize(Settings(READER, folder, count=1, reference=0, solver="rtn", **options))

@@ -19,6 +19,8 @@ from quantize.calibration.samples import read_samples
 from quantize.pipeline import quantize
 from quantize.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 CHANGED = "model.language_model.layers.1.mlp.down_proj.weight"
 
 

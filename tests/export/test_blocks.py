@@ -21,6 +21,8 @@ from runtime.ort.manifest import load_manifest
 
 from .test_graphs import external
 
+pytestmark = pytest.mark.slow
+
 GRAPHS = ("decoder.cpu.onnx", "vision.cpu.onnx", "mtp.cpu.onnx")
 SAME = 1e-6  # relative to the largest value
 

@@ -25,6 +25,8 @@ from runtime.prompt import build_prompt
 
 from ..tracing import traced_once
 
+pytestmark = pytest.mark.slow
+
 PACKED = 2e-5  # as in the parity ladder
 LAYERS = "model.language_model.layers"
 Q, K, V = (f"{LAYERS}.0.self_attn.{name}_proj" for name in "qkv")

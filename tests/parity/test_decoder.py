@@ -27,6 +27,8 @@ from training.forward import Reader, masks, mtp
 
 from .references import CACHED, EAGER, ONNX, eager, relative_error
 
+pytestmark = pytest.mark.slow
+
 
 def run_eager(decoder: Decoder, model: Model, embeds: torch.Tensor) -> torch.Tensor:
     """Logits [T, V] of all positions of embeds [T, H], in one call over empty buffers."""

@@ -30,6 +30,8 @@ from quantize.settings import Settings
 
 from ..half_reader import half_of_the_reader
 
+pytestmark = pytest.mark.slow
+
 
 def command(*arguments, cwd):
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "100"}

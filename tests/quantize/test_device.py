@@ -17,6 +17,8 @@ from quantize.solver.solve import Recipe
 from ..half_reader import half_of_the_reader
 from .card import CARD, NAME, Card
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_stand_in_refuses_what_cuda_refuses():
     with Card():

@@ -18,6 +18,8 @@ from quantize.pipeline import quantize
 from quantize.report import StepReport
 from quantize.settings import REVISION, Settings
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_output_folder_is_written_by_one_run_at_a_time(tmp_path):
     output = tmp_path / "out"

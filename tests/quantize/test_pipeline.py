@@ -26,6 +26,8 @@ from quantize.solver.quantizers import dequantize, rtn
 from quantize.solver.solve import RECIPE
 from quantize.solver.token_weights import last_layer_weights, token_weights, weigh_tokens
 
+pytestmark = pytest.mark.slow
+
 MTP = 8  # linears of the MTP layer
 FOLDERS = ["w4", "w8", "nf4", "nf4_all"]
 

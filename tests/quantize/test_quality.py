@@ -13,6 +13,8 @@ from quantize.calibration.samples import read_samples
 from quantize.pipeline import quantize
 from quantize.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def divergence():

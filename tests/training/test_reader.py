@@ -19,6 +19,8 @@ from training.chat import Turn, encode, prompt_text
 from training.evaluation import answers
 from training.forward import Reader, attend, decoder, log_attention, masks, mtp, norm, vision
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model():

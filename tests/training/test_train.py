@@ -22,6 +22,8 @@ from training.losses import DAMPING, REGULARIZED, gptq_error_ratio, losses
 from training.state import committed_state, export, load, new_state, save
 from training.train import MTP_FROM, WARM_UP, Gradients, learning_rate, split, update
 
+pytestmark = pytest.mark.slow
+
 
 @cache
 def lines(number):

@@ -12,6 +12,8 @@ from runtime.model import Model
 from runtime.prompt import build_prompt
 from runtime.weights import Weights
 
+pytestmark = pytest.mark.slow
+
 LINEAR = "model.language_model.layers.0.mlp.down_proj"
 
 

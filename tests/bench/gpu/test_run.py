@@ -19,6 +19,8 @@ from bench.gpu.stages import kernels
 from bench.gpu.table import stage_lines
 from bench.timing import Quartiles
 
+pytestmark = pytest.mark.slow
+
 HARDWARE = next(stage for stage in STAGES if stage.name == "hardware")
 
 

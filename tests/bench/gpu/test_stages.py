@@ -17,6 +17,8 @@ from bench.gpu.stage import STAGES, measure
 from bench.gpu.stages import kernels
 from quantize.solver.quantizers import NF4_VALUES
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def bench(tmp_path):

@@ -15,6 +15,8 @@ from runtime.decoding.sampling import greedy
 from runtime.model import Model
 from runtime.prompt import build_prompt
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_export_is_measured_and_answers(tmp_path):
     """Of random weights in several files."""

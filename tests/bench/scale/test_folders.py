@@ -18,6 +18,8 @@ from quantize.pipeline import quantize
 from quantize.plan.architecture import read_architecture
 from quantize.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 TEXT = {"vocab_size": 512, "hidden_size": 256, "intermediate_size": 512}
 TEXT |= {"num_attention_heads": 4, "num_key_value_heads": 2}
 VISION = {"hidden_size": 128, "intermediate_size": 256, "num_heads": 4, "num_key_value_heads": 2}

@@ -7,6 +7,8 @@ from bench.scale.host import A4, LARGEST, host_costs, table
 from calib_data import READER
 from runtime.inputs.images import ImageSettings, image_grid
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def costs():

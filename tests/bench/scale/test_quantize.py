@@ -8,6 +8,8 @@ from calib_data import READER
 from console.errors import InputError
 from quantize.report import StepReport
 
+pytestmark = pytest.mark.slow
+
 
 def run(layers, peak, blocks=(3.0, 5.0)):
     steps = [StepReport("model.visual.patch_embed", 1.0, 500)]

@@ -16,6 +16,8 @@ from quantize.checkpoint.reader import open_checkpoint
 
 from ...tracing import traced_once
 
+pytestmark = pytest.mark.slow
+
 CONFIG = json.loads((READER / "config.json").read_text())
 SHARD = 1 << 20
 MIB = 1 << 20

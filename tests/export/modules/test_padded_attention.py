@@ -9,6 +9,8 @@ from export.onnx_graph import trace
 
 from .operators import Call, run_on_cpu
 
+pytestmark = pytest.mark.slow
+
 
 def dense(q, k, v, head_dim):
     """Attention of one unpadded row [T, heads*D] by torch's own operator."""

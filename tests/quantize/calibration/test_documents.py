@@ -15,6 +15,8 @@ from quantize.embeddings import embed_patches
 from quantize.pipeline import quantize
 from quantize.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def settings(tmp_path):

@@ -18,6 +18,8 @@ from quantize.settings import Settings
 from runtime.compare.baseline import ReferenceBaseline
 from runtime.inputs.images import ImageSettings
 
+pytestmark = pytest.mark.slow
+
 
 @torch.no_grad()
 def test_it_keeps_what_the_unquantized_model_predicts(w4, nf4):

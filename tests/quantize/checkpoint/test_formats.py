@@ -19,6 +19,8 @@ from quantize.scheme import Scheme, check, choose_quantizers
 from quantize.settings import Settings
 from quantize.solver.quantizers import UniformQuantizer, dequantize, rtn
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = {
     "w4": {"bits": 4},
     "w8": {"bits": 8, "group_size": 32, "dtype": "bfloat16"},

@@ -19,6 +19,8 @@ from training.forward import Reader, decoder, masks, mtp, vision
 
 from ..test_pipeline import unpacked
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def reader():

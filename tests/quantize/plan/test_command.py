@@ -11,6 +11,8 @@ from calib_data import READER
 from console.errors import InputError
 from quantize.__main__ import app
 
+pytestmark = pytest.mark.slow
+
 RELEASED = Path(__file__).parents[2] / "data" / "exaone-4.5-33b.config.json"
 PARTS = {"decoder", "head", "vision", "small", "mtp", "embeddings"}
 

@@ -25,6 +25,8 @@ from runtime.ort.device import HOST
 from runtime.ort.rope import rope_tables
 from runtime.sizes import CHUNKINGS, KvLayers
 
+pytestmark = pytest.mark.slow
+
 RELEASED = Path(__file__).parents[2] / "data" / "exaone-4.5-33b.config.json"
 GIB = 2**30
 DEFAULT = {precision.name: precision for precision in PRECISIONS}

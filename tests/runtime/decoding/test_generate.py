@@ -23,6 +23,8 @@ from runtime.sizes import CHUNKINGS, Chunking
 from ..damage import WEIGHTS, change_tensor, edit_json, set_context
 from .prompts import random_prompt
 
+pytestmark = pytest.mark.slow
+
 CHUNKED = 1e-5  # relative to the largest logit: sums over keys in another order
 
 
