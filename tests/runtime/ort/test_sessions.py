@@ -27,10 +27,14 @@ def test_threads_sleep_between_two_calls(exported):
     """Spinning, each would take a core from the next graph: drafting then costs half a step more."""
     model = Model(exported("fp16"), "cpu", Options(threads=2))
     cache, embeds = model.decoder.new_cache(100), model.embed_tokens(np.arange(100, 164))
-    decode(model, cache, embeds, np.array([63]))
-    used = time.process_time()
-    time.sleep(0.05)
-    assert time.process_time() - used < 0.01
+    used = []
+    for _ in range(5):
+        cache.lengths[:] = 0
+        decode(model, cache, embeds, np.array([63]))
+        start = time.process_time()
+        time.sleep(0.05)
+        used.append(time.process_time() - start)
+    assert min(used) < 0.01  # once at least: other threads of the tests' process may wake up in a pause
 
 
 def test_a_graph_in_memory_that_cannot_be_loaded_is_one_line(exported):
