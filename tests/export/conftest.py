@@ -1,29 +1,19 @@
 """The export command inside the test's process, and readers with CUDA graphs."""
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from console.errors import run_command
 from export.__main__ import app
 
-Command = Callable[..., tuple[int, str, str]]
+from ..in_process import Command, in_process
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run `python -m export ARGUMENTS`; gives its exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            run_command(app)
-        return ended.value.code, *capsys.readouterr()
-
-    return run
+    return in_process("export", app, capsys, monkeypatch)
 
 
 @pytest.fixture(scope="session")

@@ -1,31 +1,21 @@
 """The runtime's command inside the test's process, folders to damage, and transformers as the reference."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from console.errors import run_command
 from runtime.__main__ import app
 from runtime.model import Model
 
-Command = Callable[..., tuple[int, str, str]]
+from ..in_process import Command, in_process
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run `python -m runtime ARGUMENTS`; gives its exit code, stdout and stderr."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["runtime", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as ended:
-            run_command(app)
-        return ended.value.code, *capsys.readouterr()
-
-    return run
+    return in_process("runtime", app, capsys, monkeypatch)
 
 
 @pytest.fixture
