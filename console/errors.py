@@ -9,8 +9,10 @@ import sys
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
+from console.renamed import current_arguments
+
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     import typer
 
@@ -50,11 +52,11 @@ def require_package(package: str, extra: str, purpose: str) -> None:
         raise InputError(f"{purpose} needs {package}, install the extra '{extra}'")
 
 
-def run_command(app: typer.Typer) -> None:
+def run_command(app: typer.Typer, renamed: Mapping[str, str] | None = None) -> None:
     """Run a command line and exit: 0 done, 1 failed gate, 2 bad input or no memory, 130 Ctrl-C.
 
-    Codes 2 and 130 come with one line on stderr. A command raises `typer.Exit(code)` for another code. Output is UTF-8
-    on every system.
+    renamed: former option names and today's, as `current_arguments` takes them. Codes 2 and 130 come with one line on
+    stderr. A command raises `typer.Exit(code)` for another code. Output is UTF-8 on every system.
     """
     import typer
 
@@ -62,7 +64,7 @@ def run_command(app: typer.Typer) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        code = app(standalone_mode=False)
+        code = app(args=current_arguments(sys.argv[1:], renamed or {}), standalone_mode=False)
     except typer.TyperException as error:  # from the argument parser
         message = error.format_message() if hasattr(error, "format_message") else str(error)
         _fail(message)

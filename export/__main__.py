@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from runtime.ort.manifest import Manifest
 
 app = typer.Typer(add_completion=False)
+RENAMED = {"--target": "--device"}
 DEFAULT_MODEL = Path("reader-w4")
 
 
@@ -137,4 +138,4 @@ def _counts(counts: dict[str, int]) -> str:
 
 
 if __name__ == "__main__":
-    run_command(app)
+    run_command(app, RENAMED)

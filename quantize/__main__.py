@@ -17,6 +17,7 @@ from console.errors import refuse_options, run_command
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 app = typer.Typer(add_completion=False)
+RENAMED = {"--calibration": "--documents", "--samples": "--count", "--grid": "--quant-type"}
 
 
 @app.callback(invoke_without_command=True)
@@ -134,4 +135,4 @@ def plan(
 
 
 if __name__ == "__main__":
-    run_command(app)
+    run_command(app, RENAMED)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 app = typer.Typer(add_completion=False)
+RENAMED = {"--source": "--documents", "--documents N": "--count"}
 
 
 @app.callback(invoke_without_command=True)
@@ -159,4 +160,4 @@ def compare(
 
 
 if __name__ == "__main__":
-    run_command(app)
+    run_command(app, RENAMED)
