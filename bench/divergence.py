@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import AutoModelForImageTextToText
+import transformers
 
+from console.files import read_object
+from quantize.model.families import find_family
 from runtime.compare.statistics import Interval, bootstrap
 
 if TYPE_CHECKING:
@@ -27,11 +29,13 @@ class Divergence:
 
         Image tokens do not depend on decoder weights: embeddings are kept, and the vision tower runs only here.
         """
-        self.model: Any = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+        self._family = find_family(read_object(folder / "config.json"))
+        auto_class = getattr(transformers, self._family.auto_class)
+        self.model: Any = auto_class.from_pretrained(folder, dtype=torch.float32).eval()
         self.samples = samples
         self._embeddings = [self._embed(sample) for sample in samples]
         self._original = {name: parameter.data for name, parameter in self.model.named_parameters()}
-        self._reference = [self._answer(i) for i in range(len(samples))]
+        self._reference = [self._logits(i) for i in range(len(samples))]
 
     @torch.no_grad()
     def __call__(self, weights: Mapping[str, torch.Tensor]) -> list[NDArray[np.float64]]:
@@ -39,7 +43,7 @@ class Divergence:
         for name, weight in weights.items():
             self.model.get_parameter(name).data = weight.float()
         try:
-            return [divergence(reference, self._answer(i)) for i, reference in enumerate(self._reference)]
+            return [divergence(reference, self._logits(i)) for i, reference in enumerate(self._reference)]
         finally:
             for name in weights:
                 self.model.get_parameter(name).data = self._original[name]
@@ -47,6 +51,9 @@ class Divergence:
     @torch.no_grad()
     def _embed(self, sample: Sample) -> torch.Tensor:
         """Input of the decoder [1, T, H]: embeddings of tokens, image tokens from the vision tower."""
+        if sample.patches is None:
+            embedded: torch.Tensor = self.model.get_input_embeddings()(sample.ids)[None]
+            return embedded
         kept: list[torch.Tensor] = []
         hook = self.model.model.language_model.register_forward_pre_hook(
             lambda _, __, kwargs: kept.append(kwargs["inputs_embeds"]), with_kwargs=True
@@ -56,11 +63,12 @@ class Divergence:
         return kept[0]
 
     @torch.no_grad()
-    def _answer(self, document: int) -> torch.Tensor:
-        """Log-probabilities [answer, V] (float64) of the true answer's tokens."""
-        hidden = self.model.model.language_model(inputs_embeds=self._embeddings[document]).last_hidden_state[0]
+    def _logits(self, document: int) -> torch.Tensor:
+        """Logits [answer, V] (float32) of the true answer's tokens."""
+        decoder = self.model.get_submodule(self._family.text)
+        hidden = decoder(inputs_embeds=self._embeddings[document]).last_hidden_state[0]
         logits: torch.Tensor = self.model.lm_head(hidden[-self.samples[document].answer - 1 : -1])
-        return logits.double().log_softmax(-1)
+        return logits
 
 
 def interval(documents: Sequence[NDArray[np.float64]]) -> Interval:
@@ -69,6 +77,7 @@ def interval(documents: Sequence[NDArray[np.float64]]) -> Interval:
 
 
 def divergence(reference: torch.Tensor, changed: torch.Tensor) -> NDArray[np.float64]:
-    """KL(reference ‖ changed) in nats of each row [T], from log-probabilities [T, V]."""
-    values: NDArray[np.float64] = (reference.exp() * (reference - changed)).sum(-1).numpy()
+    """KL(reference ‖ changed) in nats of each row [T], from logits [T, V]."""
+    p, q = reference.double().log_softmax(-1), changed.double().log_softmax(-1)
+    values: NDArray[np.float64] = (p.exp() * (p - q)).sum(-1).numpy()
     return values

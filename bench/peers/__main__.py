@@ -1,10 +1,11 @@
-"""`python -m bench.peers`: accuracy of our 4-bit GPTQ against llm-compressor's and AutoRound, on the bundled reader.
+"""`python -m bench.peers`: accuracy of our 4-bit GPTQ and NF4 against other quantizers.
 
-All see the same calibration documents in the same order, as the same token ids and pixels, one at a time. All quantize
-the same weights: the decoder's linears, 4 bits, symmetric, groups of 128. Every peer runs in an environment of its own,
+On two models: the bundled reader, and SmolLM2 135M, a language model of another architecture that was trained on real
+text. All quantizers see the same calibration documents in the same order, as the same token ids and pixels, one at a
+time. All quantize the decoder's linears, symmetric, in the same groups. Every peer runs in an environment of its own,
 which the command makes (1.5 GB each) and keeps, and so are its weights. One program measures all of them: it loads the
-weights into the reader (transformers, float32 on the CPU), and compares next-token distributions on held-out documents
-with those of the FP16 weights.
+weights into the model (transformers, float32 on the CPU), and compares next-token distributions on held-out documents
+with those of the original weights.
 """
 
 from __future__ import annotations
@@ -20,15 +21,13 @@ from safetensors import safe_open
 
 from bench.dequantized import dequantized
 from bench.divergence import Divergence, interval
-from bench.peers.environments import AUTO_ROUND, LLM_COMPRESSOR, Peer, environment, quantized_by
+from bench.peers.environments import AUTO_ROUND, GPTQ_MODEL, LLM_COMPRESSOR, Peer, environment, quantized_by
+from bench.peers.subjects import Name, make_subject
 from bench.peers.weights import is_decoder_linear, read_weights, write_samples
 from bench.provenance import provenance
-from calib_data import READER
 from console.errors import run_command
 from console.progress import track
-from quantize.calibration.samples import read_samples
 from quantize.pipeline import quantize
-from quantize.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,19 +35,21 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from bench.peers.subjects import Subject
+
 app = typer.Typer(add_completion=False)
-HELD_OUT = 11  # seed of the held-out documents
 OURS = "this toolkit, GPTQ"
 NOTES = """\
-Mean KL(FP16 ‖ quantized) in nats a token of the true answers, teacher-forced, over all calibration seeds, with the 95 %
-interval over documents. By seed: the smallest and the largest mean. Ratios are to the first row, their intervals over
-the same documents. Seconds: one run on this machine's CPU, for the peers without loading the model. All compute in
-float32; ours keeps hidden states and scales in float16, as it writes them. RTN does not depend on documents.
-llm-compressor: its defaults (sequential, static act-order, damping 0.01), and its two other ways to choose scales.
-AutoRound: its defaults (signed gradient descent on rounding and ranges, 200 iterations, 8 documents a step), but in
-float32. By default it runs all blocks with the mask of the first one, a sliding window ("own masks" corrects that). It
-also keeps the iteration with the smallest loss, although batches differ in length ("last iteration" turns that off). A
-few tokens make most of a mean: differences inside the intervals are noise."""
+Mean KL(original ‖ quantized) in nats a token of the true answers, teacher-forced, over all calibration seeds, with the
+95 % interval over documents. By seed: the smallest and the largest mean. Ratios are to the first row, their intervals
+over the same documents. Seconds: one run on this machine's CPU, for the peers without loading the model. All compute in
+float32; ours keeps hidden states and scales in float16, as it writes them. RTN and bitsandbytes do not depend on
+documents. llm-compressor: its defaults (sequential, static act-order, damping 0.01), and its two other ways to choose
+scales. GPTQModel: its defaults (group-aware order, damping 0.05), and scales of least squared error. AutoRound: its
+defaults (signed gradient descent on rounding and ranges, 200 iterations, 8 documents a step), but in float32. By
+default it runs all blocks with the mask of the first one, a sliding window in the reader ("own masks" corrects that).
+It also keeps the iteration with the smallest loss, although batches differ in length ("last iteration" turns that off).
+A few tokens make most of a mean: differences inside the intervals are noise."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,14 @@ METHODS = (
     Method("llm-compressor GPTQ, imatrix scales", {"observer": "imatrix_mse"}, LLM_COMPRESSOR),
     _auto_round("AutoRound, own masks, last iteration"),
 )
+LANGUAGE_MODEL = (
+    Method("GPTQModel", {"mse": 0.0}, GPTQ_MODEL),
+    Method("GPTQModel, MSE scales", {"mse": 2.0}, GPTQ_MODEL),
+)
+NF4 = (
+    Method("this toolkit, NF4", {"quant_type": "nf4", "format": None, "group_size": None}),
+    Method("bitsandbytes NF4", {"quant_type": "nf4", "format": None, "group_size": None, "solver": "rtn", "count": 1}),
+)
 SLOW = (
     _auto_round("AutoRound, defaults", own_masks=False, last_iteration=False),
     _auto_round("AutoRound, own masks", last_iteration=False),
@@ -96,17 +105,18 @@ SLOW = (
 
 
 def quantized_weights(
-    method: Method, seed: int, count: int, documents: Path, cache: Path
+    method: Method, subject: Subject, seed: int, count: int, cache: Path
 ) -> tuple[Mapping[str, torch.Tensor], float]:
     """Quantize with a method on calibration documents of a seed; the decoder's weights, and the seconds it took."""
     if method.peer is not None:
-        path = quantized_by(method.peer, method.settings, READER, documents, cache)
+        settings = {**method.settings, "group_size": subject.group_size}
+        documents = cache / f"{subject.name}-{count}-documents-of-seed-{seed}.safetensors"
+        path = quantized_by(method.peer, settings, subject.folder, documents, cache)
         with safe_open(path, "pt") as file:
-            return read_weights(path, READER), float(file.metadata()["seconds"])
+            return read_weights(path, subject.folder, subject.group_size), float(file.metadata()["seconds"])
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "quantized"
-        settings = Settings(READER, folder, vision_bits=16, head_bits=16, count=count, seed=seed, reference=0)
-        report = quantize(replace(settings, **method.settings))
+        report = quantize(replace(subject.settings(folder, count=count, seed=seed), **method.settings))
         assert report is not None
         weights = dequantized(folder)
         return {name: weight for name, weight in weights.items() if is_decoder_linear(name)}, report.seconds
@@ -134,40 +144,41 @@ def ratio(theirs: Sequence[NDArray[np.float64]], ours: Sequence[NDArray[np.float
 
 @app.command()
 def main(
+    model: Annotated[Name, typer.Option(help="Model to quantize.")] = "reader",
     seeds: Annotated[int, typer.Option(min=1, help="Calibration seeds: 0, 1, ...")] = 5,
     calibration_count: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
-    count: Annotated[int, typer.Option(min=2, help="Held-out documents.")] = 200,
-    cache: Annotated[Path, typer.Option(help="Folder of the environments and of the peers' weights.")] = Path(
-        "build/peers"
-    ),
+    count: Annotated[int, typer.Option(min=2, help="Held-out documents; SmolLM2 takes 70 MB each.")] = 200,
+    cache: Annotated[
+        Path, typer.Option(help="Folder of the environments, of SmolLM2 and of the peers' weights.")
+    ] = Path("build/peers"),
     slow: Annotated[
         bool,
         typer.Option("--slow", help="Also AutoRound by default and with 1000 iterations: half an hour a seed."),
     ] = False,
 ) -> None:
-    """Quantize the bundled reader to 4 bits with this toolkit and its peers, and compare each with FP16."""
-    from transformers import AutoConfig
-
-    methods = METHODS + SLOW if slow else METHODS
-    for peer in (LLM_COMPRESSOR, AUTO_ROUND):
+    """Quantize a model with this toolkit and its peers, and compare each with the original weights."""
+    methods = [*METHODS, *(LANGUAGE_MODEL if model == "smollm2" else ()), *NF4, *(SLOW if slow else ())]
+    peers = list(dict.fromkeys(method.peer for method in methods if method.peer))
+    for peer in peers:
         environment(peer, cache)  # first: an installation that fails should not fail after an hour
-    config = AutoConfig.from_pretrained(READER)
-    held_out = read_samples(Settings(READER, count=count, seed=HELD_OUT), config, split="evaluation")
-    divergence = Divergence(READER, list(held_out))
+    subject = make_subject(model, cache)
+    divergence = Divergence(subject.folder, subject.held_out_samples(count))
     measured = {method.name: Measured() for method in methods}
     for seed in range(seeds):
-        documents = cache / f"{calibration_count}-documents-of-seed-{seed}.safetensors"
-        write_samples(read_samples(Settings(READER, count=calibration_count, seed=seed), config), documents)
+        documents = cache / f"{subject.name}-{calibration_count}-documents-of-seed-{seed}.safetensors"
+        write_samples(subject.calibration_samples(calibration_count, seed), documents)
         for method in track(methods, f"seed {seed}"):
-            weights, seconds = quantized_weights(method, seed, calibration_count, documents, cache)
+            weights, seconds = quantized_weights(method, subject, seed, calibration_count, cache)
             measured[method.name].kl.append(divergence(weights))
             measured[method.name].seconds.append(seconds)
     print("| 4 bits | version | mean KL, nats (95 %) | by seed | ratio (95 %) | seconds |\n|---|---|---|---|---|---|")
     for method in methods:
         print(line(method, measured[method.name], measured[OURS]))
     print(f"\n{NOTES}\n")
-    options = f"--seeds {seeds} --calibration-count {calibration_count} --count {count}{' --slow' * slow}"
-    print(f"{provenance(f'python -m bench.peers {options}')} {LLM_COMPRESSOR.versions}; {AUTO_ROUND.versions}.")
+    options = (
+        f"--model {model} --seeds {seeds} --calibration-count {calibration_count} --count {count}{' --slow' * slow}"
+    )
+    print(f"{provenance(f'python -m bench.peers {options}')} {'; '.join(peer.versions for peer in peers)}.")
 
 
 if __name__ == "__main__":

@@ -45,9 +45,11 @@ class Peer:
 
 
 LLM_COMPRESSOR = Peer(
-    "llm-compressor", "llm_compressor", ("llmcompressor==0.14.0.1", "torch==2.13.0", "transformers==5.17.0")
+    "llm-compressor", "llm_compressor_peer", ("llmcompressor==0.14.0.1", "torch==2.13.0", "transformers==5.17.0")
 )
-AUTO_ROUND = Peer("auto-round", "autoround", ("auto-round==0.16.1", "torch==2.13.0", "transformers==5.23.0"))
+# Later versions need a torch without a CPU build.
+GPTQ_MODEL = Peer("GPTQModel", "gptq_model_peer", ("gptqmodel==7.6.0", "torch==2.13.0", "transformers==5.23.0"))
+AUTO_ROUND = Peer("auto-round", "auto_round_peer", ("auto-round==0.16.1", "torch==2.13.0", "transformers==5.23.0"))
 
 
 def environment(peer: Peer, cache: Path) -> Path:
@@ -101,8 +103,8 @@ def result_file(peer: Peer, settings: str, model: Path, documents: Path, cache: 
 def _run(command: Sequence[str], log: Path) -> str | None:
     """Run a command with its output in a file; the last line of it if it fails."""
     with log.open("w", encoding="utf-8") as said:
-        # No downloads, and no check for a newer pip.
-        quiet = os.environ | {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        # No downloads, no check for a newer pip; GPTQModel does not start with fewer workers.
+        quiet = os.environ | {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "GPTQMODEL_CPU_WORKERS": "2"}
         failed = subprocess.run(command, stdout=said, stderr=said, env=quiet, check=False).returncode
     if not failed:
         return None

@@ -18,29 +18,28 @@ if TYPE_CHECKING:
 
     from quantize.calibration.samples import Sample
 
-BITS, GROUP = 4, 128
-LAYERS = "model.language_model.layers."
+BITS = 4
+LAYERS = ("model.language_model.layers.", "model.layers.")  # of an image-text model, of a language model
 LINEARS = tuple(f"{linear}.weight" for group in DECODER_LINEARS for linear in group)
 
 
 def write_samples(samples: Iterable[Sample], path: Path) -> None:
-    """Write documents as peer.py reads them: `ids.<i>`, `patches.<i>` and `grid.<i>` of document i."""
+    """Write documents as peer.py reads them: `ids.<i>`, and with an image `patches.<i>` and `grid.<i>`."""
     tensors: dict[str, torch.Tensor] = {}
     for i, sample in enumerate(samples):
-        assert sample.patches is not None
-        assert sample.grid is not None
-        tensors |= {f"ids.{i}": sample.ids, f"patches.{i}": sample.patches, f"grid.{i}": sample.grid}
+        parts = {"ids": sample.ids, "patches": sample.patches, "grid": sample.grid}
+        tensors |= {f"{name}.{i}": tensor for name, tensor in parts.items() if tensor is not None}
     save_file(tensors, path)
 
 
-def read_weights(path: Path, model: Path) -> dict[str, torch.Tensor]:
+def read_weights(path: Path, model: Path, group_size: int) -> dict[str, torch.Tensor]:
     """Read the result of peer.py. Raises InputError unless exactly the decoder linears are quantized to 4 bits."""
     weights = load_file(path)
     expected = {name for name in open_checkpoint(model).tensors if is_decoder_linear(name)}
     if wrong := min(weights.keys() ^ expected, default=None):
         raise InputError(f"{path}: {wrong} {'was' if wrong in weights else 'was not'} quantized; delete the file")
     for name, weight in weights.items():
-        if (levels := most_levels(weight)) > 2**BITS:
+        if (levels := most_levels(weight, group_size)) > 2**BITS:
             raise InputError(f"{path}: {name} has {levels} values in a group, not {2**BITS}; delete the file")
     return weights
 
@@ -50,7 +49,7 @@ def is_decoder_linear(name: str) -> bool:
     return name.startswith(LAYERS) and name.endswith(LINEARS)
 
 
-def most_levels(weight: torch.Tensor) -> int:
-    """The largest number of different values in a group of 128 inputs of a weight [N, K]."""
-    ordered = weight.reshape(-1, GROUP).sort(-1).values
+def most_levels(weight: torch.Tensor, group_size: int) -> int:
+    """The largest number of different values in a group of inputs of a weight [N, K]."""
+    ordered = weight.reshape(-1, group_size).sort(-1).values
     return int((ordered.diff() != 0).sum(-1).max()) + 1

@@ -1,6 +1,7 @@
 """What `bench.peers` does itself: documents out, weights in, divergence. No quantizer of others is needed."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from bench.dequantized import dequantized
 from bench.divergence import Divergence
 from bench.peers import environments, peer
 from bench.peers.__main__ import ratio
+from bench.peers.smollm2 import passages
 from bench.peers.weights import is_decoder_linear, read_weights, write_samples
 from calib_data import READER
 from console.errors import InputError
@@ -58,6 +60,18 @@ def test_a_peer_reads_the_very_samples(samples, tmp_path):
         assert torch.equal(call["image_grid_thw"], sample.grid)
 
 
+def test_a_peer_reads_the_tokens_of_a_language_model(samples, tmp_path):
+    write_samples([replace(sample, patches=None, grid=None) for sample in samples], tmp_path / "samples")
+    calls = peer.calls(tmp_path / "samples")
+    assert [call["input_ids"].tolist() for call in calls] == [[sample.ids.tolist()] for sample in samples]
+    assert all(call.keys() == {"input_ids", "use_cache"} for call in calls)
+
+
+def test_passages_are_cut_at_line_ends_and_the_end_is_dropped():
+    lines = [f"{i:02} {'x' * 6}\n" for i in range(25)]
+    assert list(passages("".join(lines), 100)) == ["".join(lines[:10]), "".join(lines[10:20])]
+
+
 def call_of(sample):
     return {"input_ids": sample.ids[None], "pixel_values": sample.patches, "image_grid_thw": sample.grid}
 
@@ -87,7 +101,7 @@ def test_divergence_is_that_of_two_models_and_leaves_none_behind(samples):
 
 def test_weights_of_a_peer_are_read(saved):
     weights, path = saved
-    read = read_weights(path, READER)
+    read = read_weights(path, READER, 128)
     assert all(torch.equal(read[name], weight) for name, weight in weights.items())
 
 
@@ -104,7 +118,7 @@ def test_other_weights_are_refused(saved, change, message):
     change(weights)
     save_file(weights, path)
     with pytest.raises(InputError, match=message):
-        read_weights(path, READER)
+        read_weights(path, READER, 128)
 
 
 def test_what_cannot_be_installed_is_one_clear_line(tmp_path):

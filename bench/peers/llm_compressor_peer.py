@@ -12,25 +12,26 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 ATTENTION = "sdpa"
-DECODER = r"re:.*language_model\.layers\.\d+\.(self_attn|mlp)\..*_proj$"
+DECODER = r"re:(.*\.)?layers\.\d+\.(self_attn|mlp)\..*_proj$"
 
 
 def quantize(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, calls: list[dict[str, Any]], settings: dict[str, Any]
 ) -> PreTrainedModel:
-    """Replace the decoder's weights by 4-bit values, symmetric in groups of 128.
+    """Replace the decoder's weights by 4-bit values, symmetric in groups.
 
-    settings: `observer`, which chooses scales; null for the default, the largest weight of a group. Static act-order
-    and a damping of 0.01 are defaults.
+    settings: `group_size`; `observer`, which chooses scales, null for the default, the largest weight of a group.
+    Static act-order and a damping of 0.01 are defaults.
     """
     weights = {
         "num_bits": 4,
         "type": "int",
         "symmetric": True,
         "strategy": "group",
-        "group_size": 128,
+        "group_size": settings["group_size"],
         "observer": settings["observer"],
     }
+    layer = next(type(module).__name__ for name, module in model.named_modules() if name.endswith(".layers.0"))
     dataset: Any = calls  # a list is enough
     oneshot(
         model=model,
@@ -38,6 +39,6 @@ def quantize(
         dataset=DataLoader(dataset, batch_size=None, shuffle=False),
         recipe=GPTQModifier(config_groups={"decoder": {"targets": [DECODER], "weights": weights}}),
         num_calibration_samples=len(calls),
-        sequential_targets=["Exaone4DecoderLayer"],
+        sequential_targets=[layer],
     )
     return model

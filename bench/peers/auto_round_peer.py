@@ -16,17 +16,18 @@ BATCH = 8  # documents a step, AutoRound's default; one at a time, so that none 
 def quantize(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, calls: list[dict[str, Any]], settings: dict[str, Any]
 ) -> PreTrainedModel:
-    """Replace the decoder's weights by 4-bit values, symmetric in groups of 128.
+    """Replace the decoder's weights by 4-bit values, symmetric in groups.
 
-    settings: `iters`; `own_masks`, whether every block has its own mask; `last_iteration`, whether to keep the last
-    iteration instead of the one with the smallest loss. By default AutoRound runs every block with the mask of the
-    first one, which is a sliding window in EXAONE 4.5. It also compares the losses of different batches, although
-    these differ with the length of the documents alone.
+    settings: `group_size`; `iters`; `own_masks`, whether every block has its own mask; `last_iteration`, whether to
+    keep the last iteration instead of the one with the smallest loss. By default AutoRound runs every block with the
+    mask of the first one, which is a sliding window in EXAONE 4.5. It also compares the losses of different batches,
+    although these differ with the length of the documents alone.
     """
     rounding = AutoRound(
         model,
         tokenizer,
         scheme="W4A16",
+        group_size=settings["group_size"],
         processor=tokenizer,  # required, but not used: the documents are tokens already
         dataset=calls,
         nsamples=len(calls),
