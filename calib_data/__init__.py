@@ -5,6 +5,8 @@ sources/     opens documents: a folder of images, a PDF, a JSONL file, a Hugging
 rendered/    draws documents in Korean and English, with their ground truth
 splits.py    which split a document belongs to: training, calibration or evaluation
 images.py    opens image files
+pages.py     which picture of an image file is read
+levels.py    samples of any depth as 8 bits
 scores.py    exact match, character error rate and ANLS
 reader/      the bundled document reader, a checkpoint
 """

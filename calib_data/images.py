@@ -6,22 +6,23 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from console.errors import InputError
+from calib_data.levels import prepare_samples, to_8_bits
+from calib_data.pages import seek_single_picture
+from console.errors import InputError, naming
 
 if TYPE_CHECKING:
     from typing import BinaryIO
 
-_ANIMATED = {"AVIF", "GIF", "PNG", "WEBP"}  # not MPO, a phone's JPEG: its further pictures are previews
+_OF_SYSTEMS = {"#recycle", "$recycle.bin", "@eadir", "__macosx", "desktop.ini", "ehthumbs.db", "thumbs.db"}
 
 
 def open_image(path: Path | str) -> Image.Image:
     """Read an image file completely, turned upright, as RGB.
 
-    Raises InputError, naming the file, if it cannot be opened or decoded, has several pages or frames, has 32-bit
-    pixels, or exceeds Pillow's limit (about 89 million pixels).
+    Raises InputError, naming the file, if it cannot be opened or decoded, has several pages or frames, has samples of
+    unknown range, or exceeds Pillow's limit (about 89 million pixels).
     """
     path = Path(path)
     try:
@@ -33,44 +34,46 @@ def open_image(path: Path | str) -> Image.Image:
         return read_image(file, str(path))
 
 
+def visible_paths(folder: Path) -> list[Path]:
+    """What users put into a folder, by name; not what systems leave there, as .DS_Store, ._scan.png or Thumbs.db."""
+    paths = (path for path in folder.iterdir() if not path.name.startswith("."))
+    return sorted(path for path in paths if path.name.lower() not in _OF_SYSTEMS)
+
+
 def read_image(file: BinaryIO, name: str) -> Image.Image:
     """Read the bytes of an image file as `open_image` does. name: what an InputError calls it."""
+    if not file.read(1):
+        raise InputError(f"{name}: is not an image but empty; copy or download it again")
+    file.seek(0)
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what matters of a damaged file is said by an error
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as image:
-                _require_single_picture(image, name)
+            with naming(name), Image.open(file) as image:
+                seek_single_picture(image)
+                prepare_samples(image)
                 ImageOps.exif_transpose(image, in_place=True)  # a copy would be one more picture in memory
-                return to_rgb(_to_8_bits(image, name))
+                return to_rgb(image)
     except InputError:
         raise
     except UnidentifiedImageError as error:  # its own text has the address of an object
-        raise InputError(f"{name}: is not an image that Pillow reads, give a PNG, JPEG, TIFF or WebP file") from error
+        raise InputError(
+            f"{name}: is not an image that Pillow reads, or has samples of an unusual kind; "
+            "save it as PNG, JPEG, TIFF or WebP with 8 or 16 bits"
+        ) from error
     except Exception as error:  # decoders raise almost anything on damaged files
         raise InputError(f"{name}: cannot be read as an image ({error})") from error
 
 
-def _require_single_picture(image: Image.Image, name: str) -> None:
-    """Refuse several pages or frames: Pillow would read the first and say nothing."""
-    count = getattr(image, "n_frames", 1)
-    if image.format == "TIFF" and count > 1:
-        raise InputError(f"{name}: has {count} pages; save one file a page, or a PDF")
-    if image.format in _ANIMATED and count > 1:
-        raise InputError(f"{name}: has {count} frames; save one, or give `runtime generate --video` a folder of them")
-
-
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert to RGB as transformers' image processors do: transparent pixels become white."""
-    if "A" not in image.getbands() and image.info.get("transparency") is None:
+    """Convert an image of any mode to RGB as transformers' image processors do: transparent pixels become white.
+
+    Samples of 16 bits are scaled, which those processors clip. Raises InputError as `to_8_bits` does.
+    """
+    image = to_8_bits(image)
+    if image.mode == "La":
+        image = image.convert("LA")  # Pillow has no direct way to RGB
+    if not {"A", "a"} & set(image.getbands()) and image.info.get("transparency") is None:
         return image.convert("RGB")
     image = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-
-
-def _to_8_bits(image: Image.Image, name: str) -> Image.Image:
-    """Scale 16-bit grey to 8 bits: Pillow's own conversion clips at 255, which turns such a scan into a white page."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise InputError(f"{name}: has 32-bit pixels of unknown range, save it with 8 or 16 bits")
-    return image

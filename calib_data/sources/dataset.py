@@ -24,8 +24,9 @@ _ANSWERS = ("answer", "answers", "text", "ground_truth")
 
 
 def holds_dataset(folder: Path) -> bool:
-    """Whether a folder has files of a dataset, in folders below it too."""
-    return any(True for pattern in _FILES for _ in folder.rglob(pattern))
+    """Whether a folder has files of a dataset, in folders below it too. Hidden ones are none."""
+    found = (path.relative_to(folder) for pattern in _FILES for path in folder.rglob(pattern))
+    return any(not any(part.startswith(".") for part in path.parts) for path in found)
 
 
 def dataset_entries(source: str, split: str | None) -> list[Entry]:

@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from calib_data.document import READ_TEXT, Document
-from calib_data.images import open_image
+from calib_data.images import open_image, visible_paths
 from calib_data.sources.entry import Entry
 from console.files import read_text
 
@@ -17,8 +17,8 @@ SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def folder_entries(folder: Path) -> list[Entry]:
-    """The images of a folder by name; what lies in folders below it is not looked at."""
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    """The images of a folder by name; hidden files and what lies in folders below it are passed over."""
+    files = [file for file in visible_paths(folder) if file.suffix.lower() in SUFFIXES]
     return [Entry(file.name, partial(_document, file)) for file in files]
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from calib_data.images import to_rgb
-from console.errors import InputError
+from console.errors import InputError, naming
 from console.files import read_object
 
 if TYPE_CHECKING:
@@ -105,10 +105,11 @@ def preprocess(
 
     Returns patches [P, 3 * temporal_patch_size * patch_size^2] float32 and grid (1, rows, columns), P = rows * columns.
     Merge blocks come in raster order, the patches of a block together. The image is repeated in all temporal slots.
-    Raises InputError as `image_grid` does.
+    Raises InputError as `image_grid` and `to_rgb` do.
     """
     rows, columns = image_grid(image.height, image.width, settings, name)
-    return to_patches([image], rows, columns, settings), (1, rows, columns)
+    with naming(name):
+        return to_patches([image], rows, columns, settings), (1, rows, columns)
 
 
 def image_grid(height: int, width: int, settings: ImageSettings, name: str = "image") -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calib_data.images import open_image
+from calib_data.images import open_image, visible_paths
 from console.errors import InputError
 from runtime.inputs.images import ImageSettings, image_grid, processor_config, to_patches
 from runtime.sizes import CALL_PATCHES
@@ -135,7 +135,7 @@ def open_video(path: Path, fps: float | None = None) -> Video:
 def _open_folder(folder: Path, fps: float | None) -> Video:
     if fps is not None:
         raise InputError(f"--fps {fps}: {folder} is a folder of frames without timestamps; ask without --fps")
-    paths = sorted((path for path in folder.iterdir() if not path.name.startswith(".")), key=_by_number)
+    paths = sorted(visible_paths(folder), key=_by_number)
     if not paths:
         raise InputError(f"{folder}: is empty; it must hold the frames of a video as images")
     first = open_image(paths[0])

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from calib_data.sources import open_documents
+from calib_data.sources.folder import folder_entries
 from calib_data.splits import split_of_item
 from console.errors import InputError
 
@@ -28,6 +29,23 @@ def test_a_folder_gives_pixels_and_answers(folder):
         truth = folder / document.name.replace(".png", ".txt")
         assert document.answer == (truth.read_text(encoding="utf-8").strip() if truth.exists() else None)
         np.testing.assert_array_equal(np.asarray(document.image), np.asarray(Image.open(folder / document.name)))
+
+
+def test_what_systems_leave_in_a_folder_is_passed_over(tmp_path):
+    for name in ("a.png", "b.PNG", "below/c.png", "@eaDir/a.png/SYNO.png", "__MACOSX/._a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture().save(tmp_path / name, "PNG")
+    for name in ("._a.png", ".DS_Store", ".hidden.png", "Thumbs.db", "desktop.ini"):
+        (tmp_path / name).write_bytes(b"\0\5\26\7")
+    assert [entry.key for entry in folder_entries(tmp_path)] == ["a.png", "b.PNG"]
+
+
+def test_a_folder_of_hidden_files_holds_no_documents(tmp_path):
+    for name in ("._a.png", "._rows.parquet", ".cache/rows.arrow"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\0\5\26\7")
+    with pytest.raises(InputError, match="holds no documents"):
+        open_documents(str(tmp_path), split="calibration", count=1)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8 exist there only")

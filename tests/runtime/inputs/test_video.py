@@ -200,7 +200,10 @@ def test_wrong_settings_are_named(change, message, tmp_path):
 
 def test_a_folder_is_read_in_the_order_of_its_numbers(tmp_path):
     pixels = pictures(12, 30, 40)
-    (save_frames(tmp_path / "film", pixels) / ".DS_Store").touch()
+    folder = save_frames(tmp_path / "film", pixels)
+    (folder / "@eaDir").mkdir()
+    for name in (".DS_Store", "._1.png", "Thumbs.db"):
+        (folder / name).touch()
     video = open_video(tmp_path / "film")
     assert (video.frames, video.height, video.width, video.fps) == (12, 30, 40, None)
     for frame, expected in zip(video.read(np.arange(12)), pixels, strict=True):
