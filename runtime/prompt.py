@@ -77,7 +77,7 @@ def open_prompt_inputs(
     images = [images] if isinstance(images, str | Path | Image.Image) else images
     paths = [videos] if isinstance(videos, str | Path) else list(videos)
     refuse_unused_fps(fps, paths)
-    opened = [named for number, image in enumerate(images, 1) for named in _open_images(image, number)]
+    opened = list(_open_images(model, images))
     films = [open_video(Path(path), fps) for path in paths]
     names, pictures = [name for name, _ in opened], [picture for _, picture in opened]
     inputs = prompt_inputs(model, question, pictures, films, names=names, thinking=thinking)
@@ -93,9 +93,26 @@ def refuse_unused_fps(fps: float | None, videos: Sequence[object]) -> None:
         raise InputError(f"--fps {fps}: has no effect without a video; give one with --video")
 
 
-def _open_images(image: str | Path | Image.Image, number: int) -> list[tuple[str, Image.Image]]:
-    """What errors call each image, and the image; several for a PDF."""
-    return [(f"image {number}", image)] if isinstance(image, Image.Image) else open_pictures(Path(image))
+def _open_images(model: ExportedModel, images: Iterable[str | Path | Image.Image]) -> Iterator[tuple[str, Image.Image]]:
+    """What errors call each image, and the image; several for a PDF, drawn one at a time.
+
+    Raises InputError at the image that no longer fits the context: thousands of pages would fill the memory first.
+    """
+    tokens, context = 0, model.manifest.text.context
+    for number, image in enumerate(images, 1):
+        named = [(f"image {number}", image)] if isinstance(image, Image.Image) else open_pictures(Path(image))
+        for name, picture in named:
+            tokens += math.prod(image_grid(picture.height, picture.width, model.image_settings, name))
+            if tokens // _merged_patches(model) >= context:
+                raise InputError(f"{name}: does not fit the model's context of {context} tokens; give fewer images")
+            yield name, picture
+
+
+def _merged_patches(model: ExportedModel) -> int:
+    """Patches of an image token. Raises InputError for a model that reads no images."""
+    if model.manifest.vision is None:
+        raise InputError(f"{model.folder}: this model reads no images; ask without --image and --video")
+    return model.manifest.vision.merge_size**2
 
 
 def prompt_inputs(
@@ -113,10 +130,7 @@ def prompt_inputs(
     or video that cannot be used.
     """
     names = names or [f"image {number}" for number in range(1, len(images) + 1)]
-    shape = model.manifest.vision
-    if (images or videos) and shape is None:
-        raise InputError(f"{model.folder}: this model reads no images; ask without --image and --video")
-    merge = 1 if shape is None else shape.merge_size**2
+    merge = _merged_patches(model) if images or videos else 1
     image_grids = [
         image_grid(x.height, x.width, model.image_settings, name) for x, name in zip(images, names, strict=True)
     ]

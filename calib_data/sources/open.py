@@ -17,6 +17,8 @@ from calib_data.splits import SPLITS, Split, split_of_item
 from console.errors import EmptySplitError, InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from PIL import Image
 
     from calib_data.document import Document
@@ -59,14 +61,16 @@ def open_documents(
     return [_checked(source, entry.open(), pictures) for entry in chosen[:count]]
 
 
-def open_pictures(path: Path) -> list[tuple[str, Image.Image]]:
-    """Open an image file, or draw all pages of a PDF: for each its name in errors and the RGB picture.
+def open_pictures(path: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Open an image file, or draw the pages of a PDF one at a time: for each its name in errors and the RGB picture.
 
     Raises InputError as `open_image` does, and for a PDF that cannot be read or drawn.
     """
     if path.suffix.lower() != ".pdf" or not path.is_file():
-        return [(str(path), open_image(path))]
-    return [(f"{path}: page {index + 1}", draw_page(path, index)) for index in range(page_count(path))]
+        yield str(path), open_image(path)
+        return
+    for index in range(page_count(path)):
+        yield f"{path}: page {index + 1}", draw_page(path, index)
 
 
 def shortfall(source: str, split: Split, opened: int, asked: int) -> str:

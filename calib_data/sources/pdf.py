@@ -91,9 +91,11 @@ def _refuse_truncated(path: Path) -> None:
     except OSError as error:
         raise InputError(f"{path}: {(error.strerror or str(error)).lower()}; give the path of a PDF") from error
     if not size:
-        raise InputError(f"{path}: is empty; copy or download it again")
+        raise InputError(f"{path}: cannot be read as a PDF, it is empty; copy or download it again")
     if _END not in tail:
-        raise InputError(f"{path}: is no whole PDF, its end ({_END.decode()}) is missing; copy or download it again")
+        raise InputError(
+            f"{path}: cannot be read as a PDF, its end ({_END.decode()}) is missing; copy or download it again"
+        )
 
 
 def _refuse_huge_images(page: PdfPage, place: str) -> None:

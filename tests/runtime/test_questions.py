@@ -1,6 +1,7 @@
 """Many pictures and many questions: a PDF's pages in one question, a JSONL file's lines in one load."""
 
 import json
+import math
 import subprocess
 import sys
 
@@ -51,6 +52,16 @@ def test_a_pdf_is_its_pages_in_order(command, exported, reader, scan, pictures):
     assert answer["tokens"] == list(generate(reader, prompt, greedy, 20))
     turned = build_prompt(reader, "Read the text.", [*reversed(pages), pictures[0]])
     assert answer["tokens"] != list(generate(reader, turned, greedy, 20))
+
+
+def test_the_page_that_fills_the_context_is_named(command, copied, scan):
+    """No page after it is drawn: a book would fill the memory before its prompt is counted."""
+    tokens = math.prod(drawn(scan)[0].size) // 28**2
+    set_context(copied, tokens + 8)
+    result = command("generate", "--model", copied, "--image", scan)
+    assert_one_line(
+        result, f"{scan}: page 2: does not fit the model's context of {tokens + 8} tokens; give fewer images"
+    )
 
 
 def damaged(path):

@@ -5,6 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
+from calib_data.sources import open_pictures
 from calib_data.sources.pdf import DPI, MAX_PIXELS, draw_page, page_count
 from console.errors import InputError
 from runtime.sizes import CALL_PATCHES
@@ -205,10 +206,13 @@ def test_an_image_that_would_fill_the_memory_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda content: b"", "is empty; copy or download it again"),
-        (lambda content: content[:-100], r"is no whole PDF, its end \(%%EOF\) is missing; copy or download it again"),
+        (lambda content: b"", "cannot be read as a PDF, it is empty; copy or download it again"),
+        (
+            lambda content: content[:-100],
+            r"cannot be read as a PDF, its end \(%%EOF\) is missing; copy or download it again",
+        ),
         (lambda content: b"%PDF-1.7\n%%EOF\n", "cannot be read as a PDF"),
-        (lambda content: b"a letter", "is no whole PDF"),
+        (lambda content: b"a letter", "its end .* is missing"),
         (lambda content: content.replace(b"/Kids [3 0 R]", b"/Kids [9 0 R]"), "page 1 cannot be drawn"),
     ],
     ids=["empty", "cut", "no-objects", "text", "no-page"],
@@ -232,3 +236,15 @@ def test_a_dynamic_xfa_form_is_refused(tmp_path):
         page_count(path)
     path.write_bytes(page_file(catalog=form, **parts))
     assert ink(draw_page(path, 0)) > 500
+
+
+def test_pages_are_drawn_one_at_a_time(tmp_path):
+    """Thousands would fill the memory: the second page, which is missing, is not looked at before its turn."""
+    path = tmp_path / "book.pdf"
+    path.write_bytes(printed().replace(b"/Kids [3 0 R] /Count 1", b"/Kids [3 0 R 9 0 R] /Count 2"))
+    pages = open_pictures(path)
+    name, picture = next(pages)
+    assert name == f"{path}: page 1"
+    assert ink(picture) > 500
+    with pytest.raises(InputError, match=r"book\.pdf: page 2 cannot be drawn"):
+        next(pages)
