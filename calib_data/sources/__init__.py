@@ -1,11 +1,12 @@
 """Where documents come from. Each kind of source lists its entries; `open.py` chooses a split of them.
 
-open.py     `open_documents`: any source, one split; `open_pictures`: all pictures of a file
-entry.py    a document that is not opened yet, and the key that decides its split
-folder.py   a folder of images
-pdf.py      the pages of a PDF
-jsonl.py    the lines of a JSONL file; `open_questions`: all of them, in order
-dataset.py  the rows of a Hugging Face dataset
+open.py       `open_documents`: any source, one split; `open_pictures`: all pictures of a file
+entry.py      a document that is not opened yet, and the key that decides its split
+folder.py     a folder of images
+pdf.py        the pages of a PDF
+pdf_fonts.py  fonts that neither a PDF nor the system has
+jsonl.py      the lines of a JSONL file; `open_questions`: all of them, in order
+dataset.py    the rows of a Hugging Face dataset
 """
 
 from calib_data.sources.jsonl import open_questions

@@ -11,6 +11,7 @@ from PIL import Image
 
 from calib_data.document import READ_TEXT, Document
 from calib_data.sources.entry import Entry
+from calib_data.sources.pdf_fonts import missing_fonts_said
 from console.errors import InputError, require_package
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def draw_page(path: Path, index: int) -> Image.Image:
     import pypdfium2
 
     place = f"{path}: page {index + 1}"
-    with _opened(path) as pdf:
+    with missing_fonts_said(str(path), place), _opened(path) as pdf:
         try:
             page = pdf[index]
             _refuse_huge_images(page, place)

@@ -248,3 +248,32 @@ def test_pages_are_drawn_one_at_a_time(tmp_path):
     assert ink(picture) > 500
     with pytest.raises(InputError, match=r"book\.pdf: page 2 cannot be drawn"):
         next(pages)
+
+
+KOREAN_FONT = (
+    "<< /Type /Font /Subtype /Type0 /BaseFont /Batang /Encoding /UniKS-UCS2-H /DescendantFonts [<< /Type /Font "
+    "/Subtype /CIDFontType2 /BaseFont /Batang /CIDSystemInfo << /Registry (Adobe) /Ordering (Korea1) /Supplement 1 >> "
+    "/FontDescriptor << /Type /FontDescriptor /FontName /Batang /Flags 4 /FontBBox [0 0 1000 1000] /Ascent 800 "
+    "/Descent -200 /CapHeight 700 /StemV 80 /ItalicAngle 0 >> >>] >>"
+)
+
+
+@pytest.mark.parametrize("where", ["page", "field"])
+def test_korean_text_is_drawn_or_said_to_be_missing(tmp_path, capsys, where):
+    """PDFium leaves it out where neither the file nor the system has a Korean font."""
+    path = tmp_path / "letter.pdf"
+    hangul = "합계".encode("utf-16-be").hex()
+    if where == "page":
+        font = "/Resources << /Font << /F1 9 0 R >> >>"
+        path.write_bytes(page_file(f"BT /F1 14 Tf 102 70 Td <{hangul}> Tj ET", page=font, extra=[KOREAN_FONT]))
+    else:
+        path.write_bytes(page_file(catalog=FORM, annotation=field(f"/FT /Tx /V <feff{hangul}>")))
+    drawn = ink(draw_page(path, 0)) > 100
+    draw_page(path, 0)
+    said = (
+        "letter.pdf: page 1: neither the PDF nor this system has a Korean font, so text may be missing; install one\n"
+    )
+    assert capsys.readouterr().err == ("" if drawn else f"{tmp_path}/{said}")
+    path.with_name("english.pdf").write_bytes(printed())
+    draw_page(path.with_name("english.pdf"), 0)
+    assert capsys.readouterr().err == ""
