@@ -124,7 +124,7 @@ def png(bits, colour_type, samples, transparent=None):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     height, width, _ = samples.shape
-    rows = b"".join(b"\0" + Tiff(bits=bits, order=">")._packed(row.reshape(-1)) for row in samples)
+    rows = b"".join(b"\0" + Tiff(bits=bits, order=">").packed(row.reshape(-1)) for row in samples)
     content = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour_type, 0, 0, 0))
     if transparent is not None:
         content += chunk(b"tRNS", struct.pack(f">{len(transparent)}H", *transparent))

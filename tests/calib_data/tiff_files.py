@@ -83,10 +83,10 @@ class Tiff:
         planes = np.moveaxis(samples, 2, 0)[..., None] if self.planar == 2 else samples[None]
         for plane in planes:
             for start in range(0, len(plane), self.rows_per_strip):
-                rows = [self._packed(row.reshape(-1)) for row in plane[start : start + self.rows_per_strip]]
+                rows = [self.packed(row.reshape(-1)) for row in plane[start : start + self.rows_per_strip]]
                 yield self._filled(_COMPRESSIONS[self.compression](b"".join(rows)))
 
-    def _packed(self, row):
+    def packed(self, row):
         """Bytes of a row of samples."""
         if self.bits in (8, 16, 32, 64):
             return row.astype(f"{self.order}{' uif'[self.sample_format]}{self.bits // 8}").tobytes()
