@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from console.errors import InputError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+Content = TypeVar("Content")
 RESTORE = "copy it from the model's original folder"
 
 
@@ -33,3 +37,19 @@ def read_object(path: Path, advice: str = RESTORE) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InputError(f"{path}: is not a JSON object, {advice}")
     return value
+
+
+def to_type(kind: type[Content], value: object, path: Path, advice: str = RESTORE) -> Content:
+    """Check JSON values against a pydantic type, without any conversion. path: the file they are from.
+
+    Raises InputError, which names the first field that is wrong and what it should be, and ends with the advice.
+    """
+    try:  # strict, Python values could not become dataclasses, but their JSON can
+        return TypeAdapter(kind).validate_json(json.dumps(value), strict=True)
+    except ValidationError as errors:
+        first = errors.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise InputError(f"{path}: {field} is missing; {advice}") from None
+        found = shorten(repr(first["input"]), 40)
+        raise InputError(f"{path}: {field}: {first['msg']}, found {found}; {advice}") from None

@@ -131,7 +131,7 @@ def require_runnable(checkpoint: Checkpoint, family: Family, config: PreTrainedC
     try:
         inverse_frequencies(rope(config))
     except InputError as error:
-        raise InputError(f"{checkpoint.folder}: {error}") from error
+        raise InputError(f"{checkpoint.folder / 'config.json'}: {error}") from error
     text, embeddings = config.get_text_config(), checkpoint.tensor(f"{family.embeddings}.weight")
     if embeddings.shape != (text.vocab_size, text.hidden_size):
         raise InputError(

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from console.errors import InputError
-from console.files import read_object
+from console.errors import InputError, naming
+from console.files import RESTORE, read_object
 from runtime.chat import Chat
 from runtime.inputs.images import ImageSettings
 from runtime.inputs.video import VideoSettings
 from runtime.inputs.vision import VisionSession
+from runtime.ort import graph_io
 from runtime.ort.cache_rollback import CacheRollback
 from runtime.ort.decoder import DecoderSession, load_head
 from runtime.ort.device import Device, require_device
 from runtime.ort.drafter import Drafter
-from runtime.ort.manifest import load_manifest
-from runtime.ort.sessions import Options, open_session
+from runtime.ort.manifest import AGAIN, load_manifest
+from runtime.ort.sessions import Options, open_session, require_inputs
 from runtime.sizes import CHUNKINGS, buffer_limits
 
 if TYPE_CHECKING:
@@ -75,9 +76,10 @@ class ExportedModel:
     def decoder(self) -> DecoderSession:
         """The decoder with its head."""
         head = self._head  # first: a GPU too small for it needs to read no more
-        session = open_session(self.folder / self.target.decoder, self.device, self.options)
-        text, capture = self.manifest.text, self.options.capture
-        return DecoderSession(session, text, self.target, self.device, head, capture=capture)
+        path, text, capture = self.folder / self.target.decoder, self.manifest.text, self.options.capture
+        session = open_session(path, self.device, self.options)
+        with naming(str(path)):
+            return DecoderSession(session, text, self.target, self.device, head, capture=capture)
 
     @cached_property
     def _head(self) -> dict[str, Buffer]:
@@ -87,8 +89,19 @@ class ExportedModel:
     @cached_property
     def vision(self) -> VisionSession:
         """The vision encoder. The model must have one."""
+        shape = self.manifest.vision
         assert self.target.vision is not None
-        return VisionSession(self._open(self.target.vision, varying_shapes=True))
+        assert shape is not None
+        session = self._open(self.target.vision, varying_shapes=True)
+        with naming(str(self.folder / self.target.vision)):
+            require_inputs(
+                session,
+                {
+                    graph_io.PATCH_COS: ("float32", (None, shape.head_dim)),
+                    graph_io.WINDOW_GATHER: ("int64", (None, shape.window_patches)),
+                },
+            )
+        return VisionSession(session)
 
     @cached_property
     def drafter(self) -> Drafter:
@@ -96,10 +109,12 @@ class ExportedModel:
         target, text = self.target, self.manifest.text
         if target.mtp is None:
             raise InputError(f"{self.folder}: this model has no MTP layer to draft with; leave out --draft-tokens")
-        session = self._open(target.mtp)
+        path, session = self.folder / target.mtp, self._open(target.mtp)
+        with naming(str(path)):
+            mtp = DecoderSession(session, text, target, self.device, self._head, mtp=True)
         limits, mtp_limits = (buffer_limits(windows, target.kv_layout) for windows in (text.windows, text.mtp_windows))
         return Drafter(
-            DecoderSession(session, text, target, self.device, self._head, mtp=True),
+            mtp,
             CacheRollback(target.rewind and self._open(target.rewind), limits),
             CacheRollback(target.mtp_rewind and self._open(target.mtp_rewind), mtp_limits),
         )
@@ -111,12 +126,26 @@ class ExportedModel:
     @cached_property
     def image_settings(self) -> ImageSettings:
         """How images are resized and normalized. Raises InputError for a folder without these settings."""
-        return ImageSettings.from_folder(self.folder)
+        settings = ImageSettings.from_folder(self.folder)
+        self._require_same_patches(settings)
+        return settings
 
     @cached_property
     def video_settings(self) -> VideoSettings:
         """How frames are sampled, resized and normalized. Raises InputError for a folder without these settings."""
-        return VideoSettings.from_folder(self.folder)
+        settings = VideoSettings.from_folder(self.folder)
+        self._require_same_patches(settings.image)
+        return settings
+
+    def _require_same_patches(self, settings: ImageSettings) -> None:
+        """Raise InputError unless the vision encoder takes patches as the processor cuts them."""
+        shape = self.manifest.vision
+        cut = (settings.patch_size, settings.merge_size)
+        if shape is not None and cut != (shape.patch_size, shape.merge_size):
+            raise InputError(
+                f"{self.folder}: its image processor has a patch_size and merge_size of {cut}, its graphs "
+                f"{(shape.patch_size, shape.merge_size)}; {RESTORE}, or {AGAIN}"
+            )
 
     def embed_tokens(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings [T, H] of token ids [T]."""

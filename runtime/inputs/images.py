@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 from PIL import Image
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as typed
 
 from calib_data.images import to_rgb
 from console.errors import InputError, naming
-from console.files import read_object
+from console.files import RESTORE, read_object, to_type
+from runtime.ort.manifest import Size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 MAX_ASPECT_RATIO = 200
+_Positive = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -54,35 +58,77 @@ class ImageSettings:
     @classmethod
     def from_config(cls, config: Mapping[str, Any], path: Path) -> ImageSettings:
         """Read the settings from the content of a file. path: named in errors."""
-        try:
-            return cls._from_config(config)
-        except KeyError as error:
-            raise InputError(f"{path}: {error.args[0]} is missing") from error
-        except (AttributeError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: unusable image settings ({error})") from error
-
-    @classmethod
-    def _from_config(cls, config: Mapping[str, Any]) -> ImageSettings:
-        for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
-            if config.get(step) is False:
-                raise ValueError(f"{step} is false; only processors with every step are supported")
-        size = config.get("size") or {}
-        settings = cls(
-            patch_size=int(config["patch_size"]),
-            temporal_patch_size=int(config["temporal_patch_size"]),
-            merge_size=int(config["merge_size"]),
-            min_pixels=_bound(config.get("min_pixels"), size.get("shortest_edge"), "size.shortest_edge"),
-            max_pixels=_bound(config.get("max_pixels"), size.get("longest_edge"), "size.longest_edge"),
-            mean=_three(config["image_mean"], "image_mean"),
-            std=_three(config["image_std"], "image_std"),
-            rescale_factor=float(config.get("rescale_factor", 1 / 255)),
-            resample=int(Image.Resampling(config.get("resample", Image.Resampling.BICUBIC))),
+        file = to_type(_ImageProcessor, config, path)
+        if problem := _unusable(file):
+            raise InputError(f"{path}: unusable image settings ({problem}); {RESTORE}")
+        return cls(
+            patch_size=file.patch_size,
+            temporal_patch_size=file.temporal_patch_size,
+            merge_size=file.merge_size,
+            min_pixels=file.smallest or 0,
+            max_pixels=file.largest or 0,
+            mean=file.image_mean,
+            std=file.image_std,
+            rescale_factor=file.rescale_factor,
+            resample=file.resample,
         )
-        if min(settings.patch_size, settings.temporal_patch_size, settings.merge_size, settings.min_pixels) < 1:
-            raise ValueError("sizes must be positive")
-        if settings.max_pixels < max(settings.min_pixels, (settings.patch_size * settings.merge_size) ** 2):
-            raise ValueError(f"at most {settings.max_pixels} pixels are too few for an image")
-        return settings
+
+
+@typed(config=ConfigDict(strict=True, allow_inf_nan=False))
+class _Bounds:
+    """`size` of an image processor; other processors have other keys."""
+
+    shortest_edge: Size | None = None
+    """Lower bound of the resized area, in pixels."""
+    longest_edge: Size | None = None
+    """Upper bound."""
+
+
+@typed(config=ConfigDict(strict=True, allow_inf_nan=False))
+class _ImageProcessor:
+    """What is read of an image processor's settings, as its file has them."""
+
+    patch_size: Size
+    temporal_patch_size: Size
+    merge_size: Size
+    image_mean: tuple[float, float, float]
+    image_std: tuple[_Positive, _Positive, _Positive]
+    rescale_factor: _Positive = 1 / 255
+    resample: Image.Resampling = Image.Resampling.BICUBIC
+    size: _Bounds | None = None
+    min_pixels: Size | None = None
+    """Older files have it here."""
+    max_pixels: Size | None = None
+    """The same."""
+    do_resize: bool | None = True
+    do_rescale: bool | None = True
+    do_normalize: bool | None = True
+    do_convert_rgb: bool | None = True
+
+    @property
+    def smallest(self) -> int | None:
+        """Lower bound of the resized area; the older setting goes first, as in transformers."""
+        return self.min_pixels or (self.size.shortest_edge if self.size else None)
+
+    @property
+    def largest(self) -> int | None:
+        """Upper bound."""
+        return self.max_pixels or (self.size.longest_edge if self.size else None)
+
+
+def _unusable(file: _ImageProcessor) -> str | None:
+    """Say what rules an image processor out; None where it is supported."""
+    for step in ("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"):
+        if getattr(file, step) is False:
+            return f"{step} is false; only processors with every step are supported"
+    for edge, bound in (("shortest_edge", file.smallest), ("longest_edge", file.largest)):
+        if bound is None:
+            return f"size.{edge} is missing"
+    assert file.smallest is not None
+    assert file.largest is not None
+    if file.largest < max(file.smallest, (file.patch_size * file.merge_size) ** 2):
+        return f"at most {file.largest} pixels are too few for an image"
+    return None
 
 
 def processor_config(folder: Path, part: str, *names: str) -> tuple[Path, dict[str, Any]]:
@@ -174,17 +220,3 @@ def _normalized_levels(settings: ImageSettings) -> NDArray[np.float32]:
     rescaled = (np.arange(256, dtype=np.float64) * settings.rescale_factor).astype(np.float32)
     mean, std = np.array(settings.mean, np.float32), np.array(settings.std, np.float32)
     return (rescaled - mean[:, None]) / std[:, None]
-
-
-def _bound(old_style: object, new_style: object, name: str) -> int:
-    """Take the older top-level setting where there is one, as transformers does."""
-    value = new_style if old_style is None else old_style
-    if not isinstance(value, int):
-        raise KeyError(name)
-    return value
-
-
-def _three(values: object, name: str) -> tuple[float, float, float]:
-    if not isinstance(values, list) or len(values) != 3:
-        raise ValueError(f"{name} must be a list of three numbers")
-    return float(values[0]), float(values[1]), float(values[2])

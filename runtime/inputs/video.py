@@ -12,17 +12,21 @@ import re
 from dataclasses import dataclass, replace
 from importlib import import_module
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass as typed
 
 from calib_data.images import open_image, visible_paths
 from console.errors import InputError
+from console.files import RESTORE, to_type
 from runtime.inputs.images import ImageSettings, image_grid, processor_config, to_patches
+from runtime.ort.manifest import Size
 from runtime.sizes import CALL_PATCHES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
     from pathlib import Path
     from types import ModuleType
 
@@ -67,33 +71,30 @@ class VideoSettings:
         """
         path, config = processor_config(folder, "video_processor", "video_preprocessor_config.json")
         image = ImageSettings.from_config({**DEFAULTS, **config}, path)
-        try:
-            return cls._from_config(config, image)
-        except (TypeError, ValueError) as error:
-            raise InputError(f"{path}: unusable video settings ({error})") from error
-
-    @classmethod
-    def _from_config(cls, config: Mapping[str, Any], image: ImageSettings) -> VideoSettings:
-        fps = num_frames = total_pixels = None
-        if config.get("do_sample_frames", True):
-            fps, num_frames = config.get("fps"), config.get("num_frames")
-        if config.get("cap_pixels_per_frame"):
-            block = (image.patch_size * image.merge_size) ** 2
-            total_pixels = int(config.get("max_video_tokens", 128000) * block * 0.9)
-        settings = cls(
-            image=image,
-            fps=None if fps is None else float(fps),
-            num_frames=None if num_frames is None else int(num_frames),
-            min_frames=int(config.get("min_frames", 4)),
-            max_frames=int(config.get("max_frames", 768)),
-            total_pixels=total_pixels,
-        )
-        if settings.fps is not None and not 0 < settings.fps < math.inf:
-            raise ValueError("fps must be above 0")
+        file = to_type(_VideoProcessor, config, path)
+        fps, num_frames = (file.fps, file.num_frames) if file.do_sample_frames is not False else (None, None)
         minimum = image.temporal_patch_size
-        if settings.max_frames < minimum or (settings.num_frames is not None and settings.num_frames < minimum):
-            raise ValueError(f"max_frames and num_frames must be {minimum} or more")
-        return settings
+        for name, frames in (("max_frames", file.max_frames), ("num_frames", num_frames)):
+            if frames is not None and frames < minimum:
+                raise InputError(f"{path}: unusable video settings ({name} must be {minimum} or more); {RESTORE}")
+        block = (image.patch_size * image.merge_size) ** 2
+        total_pixels = int(file.max_video_tokens * block * 0.9) if file.cap_pixels_per_frame else None
+        return cls(image, fps, num_frames, file.min_frames, file.max_frames, total_pixels)
+
+
+@typed(config=ConfigDict(strict=True, allow_inf_nan=False))
+class _VideoProcessor:
+    """What is read of a video processor's settings besides those of an image, as its file has them."""
+
+    fps: Annotated[float, Field(gt=0)] | None = None
+    num_frames: Size | None = None
+    min_frames: Size = 4
+    max_frames: Size = 768
+    do_sample_frames: bool | None = True
+    cap_pixels_per_frame: bool | None = False
+    """Bound the pixels of all frames together,"""
+    max_video_tokens: Size = 128000
+    """so that they take 90 % of these tokens."""
 
 
 @dataclass(frozen=True)

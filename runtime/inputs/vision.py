@@ -9,7 +9,7 @@ import onnxruntime as ort
 
 from runtime.inputs.windows import vision_index
 from runtime.ort import graph_io
-from runtime.ort.out_of_memory import report_out_of_memory
+from runtime.ort.out_of_memory import report_failed_run, report_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -33,9 +33,13 @@ class VisionSession:
         self._options.add_run_config_entry("memory.enable_memory_arena_shrinkage", arena)
 
     def run(self, feeds: Mapping[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-        """Embed images and frames: [P / merge^2, H]. feeds: inputs from `vision_feeds`."""
+        """Embed images and frames: [P / merge^2, H]. feeds: inputs from `vision_feeds`.
+
+        Raises InputError where the graph cannot take them: its settings are others.
+        """
         advice = "give smaller images or a lower --fps, or raise --memory-limit where it was given"
-        with report_out_of_memory(f"pictures of {len(feeds[graph_io.PATCHES])} patches", advice):
+        patches = f"pictures of {len(feeds[graph_io.PATCHES])} patches"
+        with report_out_of_memory(patches, advice), report_failed_run(patches):
             (embeds,) = self._session.run([graph_io.IMAGE_EMBEDS], dict(feeds), self._options)
         return np.asarray(embeds, dtype=np.float32)
 

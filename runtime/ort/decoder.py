@@ -15,16 +15,19 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import onnxruntime as ort
 
+from console.errors import InputError
 from runtime.ort import graph_io
 from runtime.ort.buffer import Buffer
 from runtime.ort.cache import KVCache
 from runtime.ort.device import HOST, Device
 from runtime.ort.huge_pages import HUGE, use_huge_pages
-from runtime.ort.out_of_memory import report_out_of_memory
+from runtime.ort.manifest import AGAIN
+from runtime.ort.out_of_memory import report_failed_run, report_out_of_memory
+from runtime.ort.sessions import require_inputs
 from runtime.sizes import KvLayers, buffer_limits, logits_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -86,6 +89,7 @@ class DecoderSession:
 
     head: weights from `load_head`. capture: the session was opened to replay single steps as CUDA graphs. bindings:
     for every cache that this session was called with, by tokens and positions of a call. They die with the cache.
+    Raises InputError for a session whose inputs are not those of `text` and `target`.
     """
 
     def __init__(
@@ -102,10 +106,24 @@ class DecoderSession:
         limits = buffer_limits(text.mtp_windows if mtp else text.windows, target.kv_layout)
         self._layers = KvLayers(limits, text.kv_heads, text.head_dim)
         self._dtype, self._kv_dtype = target.dtype, target.dtype if mtp else target.kv_dtype
+        self._require_shapes(session, text)
         self._session, self._text, self._device, self._head, self._capture = session, text, device, head, capture
         self._spare: KVCache | None = None
         self._has_hidden = graph_io.HIDDEN in {output.name for output in session.get_outputs()}
         self.bindings: WeakKeyDictionary[KVCache, dict[tuple[int, int], Bindings]] = WeakKeyDictionary()
+
+    def _require_shapes(self, session: ort.InferenceSession, text: Text) -> None:
+        """Raise InputError unless the graph takes the embeddings, caches and RoPE tables of runtime.json."""
+        cache: Sequence[int | None] = (None, text.kv_heads, None, text.head_dim)
+        layers = len(self._layers.limits)
+        if graph_io.past_names(layers + 1)[-1] in {node.name for node in session.get_inputs()}:
+            raise InputError(f"it has more layers than the {layers} of runtime.json; {AGAIN}")
+        inputs = {
+            graph_io.INPUTS_EMBEDS: (self._dtype, (None, None, text.hidden_size)),
+            graph_io.ROPE_COS: (self._dtype, (None, text.head_dim // 2)),
+            **dict.fromkeys(graph_io.past_names(layers), (self._kv_dtype, cache)),
+        }
+        require_inputs(session, inputs)
 
     def cache_bytes(self, capacity: int, batch: int = 1) -> int:
         """Bytes of keys and values of `batch` sequences of up to `capacity` tokens each."""
@@ -193,7 +211,8 @@ class DecoderSession:
         bound.total.write(np.array(lengths.max() if bound.thread is None else cache.capacity, np.int32))
         if previous_hidden is not None:
             previous_hidden.bind_input(bound.binding, graph_io.PREVIOUS_HIDDEN)
-        self._session.run_with_iobinding(bound.binding, bound.options)
+        with report_failed_run(f"a call of {embeds.shape[1]} tokens"):
+            self._session.run_with_iobinding(bound.binding, bound.options)
         cache.lengths[:] = lengths
         return Decoded(np.asarray(bound.logits.read(), np.float32), bound.hidden)
 

@@ -5,94 +5,113 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import struct
 import zlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import ml_dtypes  # noqa: F401 - lets numpy know "bfloat16"
 import numpy as np
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from console.errors import InputError
+from console.files import read_object, to_type
+from runtime.ort.rope import inverse_frequencies
+from runtime.sizes import KvLayout
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
 
-    from runtime.sizes import KvLayout
-
 FILE = "runtime.json"
+AGAIN = "run python -m export again"
 FORMAT = 5
 HEADER_PREFIX = 8  # bytes of a .safetensors file that hold the length of its header
 _PIECE = 1 << 22  # bytes of a file read at once
 
+Size = Annotated[int, Field(ge=1, le=1 << 30)]
+"""A length of an axis, or a number of tokens or pixels; no larger than kernels can count."""
+ByteCount = Annotated[int, Field(ge=0, le=1 << 62)]
+FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
+"""A file in the folder itself."""
+FloatType = Annotated[str, Field(pattern="^(float32|float16|bfloat16)$")]
+DeviceKind = Annotated[str, Field(pattern="^(cpu|cuda)$")]
 
-@dataclass(frozen=True)
+_STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, config=_STRICT)
 class StoredArray:
     """A row-major tensor inside a .safetensors file of the folder."""
 
-    file: str
+    file: FileName
     """Name of the file."""
-    offset: int
+    offset: ByteCount
     """Bytes before the first element."""
-    dtype: str
+    dtype: Annotated[str, Field(pattern="^(float32|float16|bfloat16|uint8|int8|int32)$")]
     """As numpy names it, or "bfloat16"."""
-    shape: list[int]
+    shape: list[Size]
     """Rows first."""
+
+    @property
+    def nbytes(self) -> int:
+        """Number of bytes."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
     def map(self, folder: Path) -> NDArray[np.generic]:
         """Map the tensor into memory; its pages are read when they are used."""
         return np.memmap(folder / self.file, self.dtype, "r", self.offset, tuple(self.shape))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class WeightsFile:
     """A weights file as it was when the graphs were made: their offsets hold only for these bytes."""
 
-    bytes: int
+    bytes: ByteCount
     """Size of the file."""
     header_sha256: str
     """Hash of its header. With the size, it is enough to load the file."""
-    crc32: int
+    crc32: Annotated[int, Field(ge=0, le=0xFFFFFFFF)]
     """Checksum of the whole file, for `python -m export verify`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Text:
     """Shape of the decoder."""
 
-    hidden_size: int
+    hidden_size: Size
     """Channels of a hidden state."""
-    vocab_size: int
+    vocab_size: Size
     """Tokens of the vocabulary."""
-    kv_heads: int
+    kv_heads: Size
     """Key and value heads of a layer."""
-    head_dim: int
+    head_dim: Size
     """Channels of a head."""
-    context: int
+    context: Size
     """Tokens of the longest sequence."""
-    windows: list[int | None]
+    windows: Annotated[list[Size | None], Field(min_length=1)]
     """Keys that a token sees in each layer; None for all of them."""
-    mtp_windows: list[int | None]
+    mtp_windows: list[Size | None]
     """The same for the MTP layer; empty without one."""
     rope: dict[str, Any]
     """The part of config.json that `runtime.ort.rope` reads."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class VisionSettings:
     """Shape of the vision encoder, for its indices. Sizes are in pixels, except merge_size in patches."""
 
-    head_dim: int
+    head_dim: Size
     """Channels of a head."""
-    patch_size: int = 14
+    patch_size: Size = 14
     """Side of a patch."""
-    merge_size: int = 2
+    merge_size: Size = 2
     """Side of a block of patches that becomes one token."""
-    window_size: int = 112
+    window_size: Size = 112
     """Side of an attention window."""
-    rope_theta: float = 10000.0
+    rope_theta: Annotated[float, Field(gt=0)] = 10000.0
     """Base of the rotary frequencies."""
 
     @property
@@ -106,13 +125,13 @@ class VisionSettings:
         return (self.window_tokens * self.merge_size) ** 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Target:
     """The graphs for one kind of device. Fields that name graphs hold file names, or None without such a graph."""
 
-    dtype: str
+    dtype: FloatType
     """Of activations, and of the MTP layer's KV cache."""
-    kv_dtype: str
+    kv_dtype: Annotated[str, Field(pattern="^(float32|float16|bfloat16|int8)$")]
     """Of the decoder's KV cache."""
     kv_layout: KvLayout
     """Rows of sliding layers' KV buffers; see `runtime.sizes.buffer_limits`."""
@@ -120,15 +139,15 @@ class Target:
     """Packed weights multiply float activations, not int8 ones."""
     block_size: int | None
     """32 where packed weights are in blocks of 32; None where groups are as stored."""
-    decoder: str
+    decoder: FileName
     """The decoder, for prompts and steps."""
-    vision: str | None
+    vision: FileName | None
     """The vision encoder."""
-    mtp: str | None
+    mtp: FileName | None
     """The MTP layer."""
-    rewind: str | None
+    rewind: FileName | None
     """Takes rejected drafts back from the decoder's window buffers."""
-    mtp_rewind: str | None
+    mtp_rewind: FileName | None
     """The same for the MTP layer's."""
     head: dict[str, StoredArray]
     """Head weights that decoder and MTP layer take as inputs, so that a GPU holds one copy; empty: initializers."""
@@ -136,7 +155,7 @@ class Target:
     """Packages that made the graphs."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=_STRICT)
 class Manifest:
     """Content of `runtime.json`."""
 
@@ -146,9 +165,9 @@ class Manifest:
     """Shape of the vision encoder; None for a text model."""
     embeddings: StoredArray
     """Token embeddings [vocabulary, hidden]."""
-    weights: dict[str, WeightsFile]
+    weights: dict[FileName, WeightsFile]
     """The .safetensors files, by name."""
-    targets: dict[str, Target]
+    targets: dict[DeviceKind, Target]
     """Graphs by kind of device."""
 
     def target(self, folder: Path, kind: str) -> Target:
@@ -177,31 +196,43 @@ def load_manifest(folder: Path) -> Manifest:
         raise InputError(f"{folder}: has no config.json; give a model folder")
     if not path.is_file():
         raise InputError(f"{folder}: not exported yet; run: python -m export --model {folder}")
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        version = data.pop("format")
-        if version != FORMAT:
-            raise InputError(f"{path}: format {version}, this version reads {FORMAT}; run python -m export again")
-        manifest = Manifest(
-            text=Text(**data.pop("text")),
-            vision=VisionSettings(**vision) if (vision := data.pop("vision")) else None,
-            embeddings=StoredArray(**data.pop("embeddings")),
-            weights={name: WeightsFile(**entry) for name, entry in data.pop("weights").items()},
-            targets={name: _target(entry) for name, entry in data.pop("targets").items()},
-        )
-    except OSError as error:
-        problem = f"cannot be read ({error.strerror}); check who may read it, or run python -m export again"
-        raise InputError(f"{path}: {problem}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{path}: not readable ({error}); run python -m export again") from error
+    content = read_object(path, AGAIN)
+    version = content.pop("format", None)
+    if version != FORMAT:
+        raise InputError(f"{path}: format {version}, this version reads {FORMAT}; {AGAIN}")
+    manifest = to_type(Manifest, content, path, AGAIN)
+    if contradiction := _contradiction(manifest):
+        raise InputError(f"{path}: {contradiction}; {AGAIN}")
     for name, expected in manifest.weights.items():
         if describe_header(folder / name) != (expected.bytes, expected.header_sha256):
-            raise InputError(f"{folder / name}: changed since the graphs were made; run python -m export again")
+            raise InputError(f"{folder / name}: changed since the graphs were made; {AGAIN}")
     return manifest
 
 
-def _target(entry: dict[str, Any]) -> Target:
-    return Target(**{**entry, "head": {name: StoredArray(**stored) for name, stored in entry["head"].items()}})
+def _contradiction(manifest: Manifest) -> str | None:
+    """Say which values of a manifest rule each other out; None where they agree."""
+    text, embeddings, vision = manifest.text, manifest.embeddings, manifest.vision
+    if embeddings.shape != [text.vocab_size, text.hidden_size]:
+        return f"embeddings.shape is {embeddings.shape}, not text.vocab_size and text.hidden_size"
+    if text.rope.get("head_dim") != text.head_dim:
+        return f"text.rope.head_dim is {text.rope.get('head_dim')!r}, not text.head_dim, {text.head_dim}"
+    try:
+        inverse_frequencies(text.rope)
+    except InputError as error:
+        return f"text.rope: {error}"
+    if vision and vision.window_tokens < 1:
+        return f"vision.window_size is {vision.window_size}, less than a block of merge_size patches"
+    for target, graphs in manifest.targets.items():
+        if vision and graphs.vision is None:
+            return f"targets.{target}.vision is null, but vision is not"
+        if graphs.mtp and not text.mtp_windows:
+            return f"targets.{target}.mtp is {graphs.mtp!r}, but text.mtp_windows is empty"
+    stored = [embeddings, *(array for graphs in manifest.targets.values() for array in graphs.head.values())]
+    for array in stored:
+        file = manifest.weights.get(array.file)
+        if file is None or array.offset + array.nbytes > file.bytes:
+            return f"{array.file} has no {array.nbytes} bytes at {array.offset}"
+    return None
 
 
 def describe_weights(path: Path) -> WeightsFile:

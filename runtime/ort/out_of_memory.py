@@ -1,15 +1,17 @@
-"""Turns ONNX Runtime's out-of-memory errors into one line."""
+"""Turns ONNX Runtime's errors at run time into one line: out of memory, and graphs that it cannot run."""
 
 from __future__ import annotations
 
 import math
 import re
 from contextlib import contextmanager
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from console.errors import NoMemoryError
+from console.errors import InputError, NoMemoryError
+from runtime.ort.manifest import AGAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -36,3 +38,17 @@ def report_out_of_memory(what: str, advice: str) -> Iterator[None]:
         requested = match and next(filter(None, match.groups()), None)
         size = f", {math.ceil(int(requested) / 2**20)} MiB more in one piece" if requested else ""
         raise NoMemoryError(f"out of memory for {what}{size}; {advice}") from error
+
+
+@contextmanager
+def report_failed_run(what: str) -> Iterator[None]:
+    """Raise InputError where ONNX Runtime cannot run a graph, as one that does not belong to runtime.json.
+
+    what: the call. Out of memory passes: `report_out_of_memory` has the advice.
+    """
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime has a class for each status code
+        if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
+            raise
+        raise InputError(f"ONNX Runtime cannot run {what} ({shorten(str(error), 500)}); {AGAIN}") from error

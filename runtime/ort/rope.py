@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +12,6 @@ from console.errors import InputError
 from runtime.sizes import rope_shape
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from numpy.typing import NDArray
 
 
@@ -45,12 +45,15 @@ def inverse_frequencies(text_config: Mapping[str, Any]) -> NDArray[np.float64]:
         return frequencies
     if kind == "llama3":
         return _scale_llama3(frequencies, rope)
-    raise InputError(f"config.json: rope_type {kind!r} is not supported, only 'default' and 'llama3' are")
+    raise InputError(f"rope_type {kind!r} is not supported, only 'default' and 'llama3' are")
 
 
 def _rope_parameters(text_config: Mapping[str, Any]) -> dict[str, Any]:
     """Rotary settings as one dict, from `rope_parameters` or from the older `rope_scaling` and `rope_theta`."""
-    rope = dict(text_config.get("rope_parameters") or text_config.get("rope_scaling") or {})
+    given = text_config.get("rope_parameters") or text_config.get("rope_scaling") or {}
+    if not isinstance(given, Mapping):
+        raise InputError(f"the rotary embedding needs an object of parameters, found {given!r}")
+    rope = dict(given)
     rope.setdefault("rope_type", rope.get("type", "default"))
     rope.setdefault("rope_theta", text_config.get("rope_theta"))
     rope.setdefault("original_max_position_embeddings", text_config.get("max_position_embeddings"))
@@ -64,6 +67,8 @@ def _scale_llama3(frequencies: NDArray[np.float64], rope: Mapping[str, Any]) -> 
     `high_freq_factor` turns.
     """
     low, high = _number(rope, "low_freq_factor"), _number(rope, "high_freq_factor")
+    if low >= high:
+        raise InputError(f"the rotary embedding needs a low_freq_factor below high_freq_factor, found {low} and {high}")
     turns = _number(rope, "original_max_position_embeddings") * frequencies / (2 * np.pi)
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return frequencies * (smooth + (1 - smooth) / _number(rope, "factor"))
@@ -71,6 +76,6 @@ def _scale_llama3(frequencies: NDArray[np.float64], rope: Mapping[str, Any]) -> 
 
 def _number(rope: Mapping[str, Any], name: str) -> float:
     value = rope.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-        raise InputError(f"config.json: the rotary embedding needs a positive {name}, found {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= sys.float_info.max:
+        raise InputError(f"the rotary embedding needs a positive {name}, found {value!r}")
     return float(value)

@@ -18,10 +18,11 @@ from onnxruntime.capi import _pybind_state
 from console.errors import InputError
 from runtime.ort.device import Device, require_device
 from runtime.ort.huge_pages import use_huge_pages
+from runtime.ort.manifest import AGAIN
 from runtime.ort.out_of_memory import report_out_of_memory
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
 # CUTLASS kernels (fpA_intB) multiply weights in blocks of 32 on a GPU. As a session opens they measure their fastest
 # tiling for these numbers of rows; the last is the longest prompt chunk. The GPU keeps repacked weights only.
@@ -30,6 +31,8 @@ _CUTLASS = {
     "ep.cuda.fpa_intb_profile_m": "1,2,4,8,16,32,1024,4096",
     "session.use_device_allocator_for_initializers": "1",
 }
+_SAME_NAMES = ("float16", "bfloat16", "int8", "int64")
+_DTYPES = {"tensor(float)": "float32"} | {f"tensor({name})": name for name in _SAME_NAMES}  # numpy's names
 _WARNING, _ERROR, _FATAL = 2, 3, 4  # severities of ONNX Runtime's log
 
 
@@ -96,6 +99,20 @@ def open_session(
     if device.kind == "cpu":
         use_huge_pages()
     return session
+
+
+def require_inputs(session: ort.InferenceSession, inputs: Mapping[str, tuple[str, Sequence[int | None]]]) -> None:
+    """Raise InputError unless a graph takes these inputs, by name: dtype, and shape with None for any length.
+
+    Without it, another runtime.json would end in an error of a kernel, or in a cache of any size.
+    """
+    taken = {node.name: (_DTYPES.get(node.type, node.type), node.shape) for node in session.get_inputs()}
+    for name, (dtype, shape) in inputs.items():
+        found, dimensions = taken.get(name, (None, []))
+        same = all(n is None or n == length for n, length in zip(shape, dimensions, strict=False))
+        if found != dtype or len(dimensions) != len(shape) or not same:
+            expected = f"{dtype} {['any' if n is None else n for n in shape]}"
+            raise InputError(f"its input {name} is {found} {dimensions}, runtime.json says {expected}; {AGAIN}")
 
 
 def _settings(path: Path, device: Device, options: Options) -> ort.SessionOptions:

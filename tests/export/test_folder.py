@@ -159,7 +159,7 @@ def test_positions_that_the_runtime_cannot_compute_are_refused(quantized, tmp_pa
     config = json.loads((folder / "config.json").read_text())
     config["text_config"]["rope_parameters"] |= {"rope_type": "yarn", "factor": 2.0}
     (folder / "config.json").write_text(json.dumps(config))
-    refused(folder, f"^{folder}: config.json: rope_type 'yarn' is not supported")
+    refused(folder, f"^{folder}/config.json: rope_type 'yarn' is not supported")
 
 
 def test_float32_weights_have_no_cuda_graph(quantized, tmp_path):

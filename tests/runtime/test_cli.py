@@ -128,9 +128,9 @@ FOLDERS = {
     "a file": (a_file, "is a file, not a folder"),
     "no model": (lambda folder: (folder / "config.json").unlink(), "has no config.json; give a model folder"),
     "not exported": (lambda folder: (folder / "runtime.json").unlink(), "not exported yet; run: python -m export"),
-    "broken runtime.json": (write("runtime.json", b'{"format": 1, '), "runtime.json: not readable"),
-    "runtime.json not readable": (unreadable, "runtime.json: cannot be read (Input/output error); check who may read"),
-    "runtime.json of another kind": (write("runtime.json", b"[1]"), "runtime.json: not readable"),
+    "broken runtime.json": (write("runtime.json", b'{"format": 1, '), "runtime.json: is not valid JSON"),
+    "runtime.json not readable": (unreadable, "runtime.json: cannot be read (Input/output error), run python -m"),
+    "runtime.json of another kind": (write("runtime.json", b"[1]"), "runtime.json: is not a JSON object"),
     "runtime.json of another version": (
         other_format,
         "runtime.json: format 1, this version reads 5; run python -m export again",

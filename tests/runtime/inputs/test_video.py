@@ -183,12 +183,12 @@ def test_settings_are_where_transformers_looks(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"fps": "fast"}, "unusable video settings"),
-        ({"fps": 0.0}, "fps must be above 0"),
+        ({"fps": "fast"}, "fps: Input should be a valid number, found 'fast'"),
+        ({"fps": 0.0}, "fps: Input should be greater than 0"),
         ({"max_frames": 1}, "must be 2 or more"),
         ({"num_frames": 1}, "must be 2 or more"),
-        ({"min_frames": []}, "unusable video settings"),
-        ({"image_mean": 0.5}, "image_mean must be a list of three"),
+        ({"min_frames": []}, "min_frames: Input should be a valid integer"),
+        ({"image_mean": 0.5}, "image_mean: Input should be a valid array"),
         ({"do_resize": False}, "do_resize is false"),
     ],
 )
