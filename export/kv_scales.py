@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 from console.errors import InputError
+from console.files import read_object, to_type
 from quantize.calibration.kv_ranges import KV_SCALES
 from quantize.model.text_config import head_dim
 
@@ -20,6 +22,16 @@ if TYPE_CHECKING:
     from quantize.model.families import Family
 
 _LARGEST = 127
+_ADVICE = "run python -m quantize again"
+_Magnitude = Annotated[float, Field(ge=0)]
+
+
+@dataclass(config=ConfigDict(strict=True, allow_inf_nan=False))
+class _Ranges:
+    """The largest magnitudes of a layer, [kv_heads, head_dim] each."""
+
+    key: list[list[_Magnitude]]
+    value: list[list[_Magnitude]]
 
 
 def read_kv_scales(folder: Path, family: Family, config: PreTrainedConfig) -> list[KvScales]:
@@ -32,17 +44,17 @@ def read_kv_scales(folder: Path, family: Family, config: PreTrainedConfig) -> li
         raise InputError(f"{path} is missing; an int8 KV cache needs the ranges that python -m quantize writes there")
     text = config.get_text_config()
     shape = (text.num_hidden_layers, text.num_key_value_heads, head_dim(text))
+    ranges = to_type(dict[str, _Ranges], read_object(path, _ADVICE), path, _ADVICE)
     try:
-        ranges = json.loads(path.read_text(encoding="utf-8"))
         layers = [ranges[name] for name in family.decoder_blocks(config)]
-        key, value = (torch.tensor([layer[name] for layer in layers]) for name in ("key", "value"))
+        key, value = torch.tensor([layer.key for layer in layers]), torch.tensor([layer.value for layer in layers])
         for name, part in (("key", key), ("value", value)):
             if part.shape != shape:
                 raise ValueError(f"{name}: {list(part.shape)} magnitudes, not {list(shape)}")
-            if not (part.isfinite() & (part >= 0)).all():
-                raise ValueError(f"{name}: magnitudes that are negative or not finite")
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not the ranges of this model ({error}); run python -m quantize again") from error
+            if not part.isfinite().all():
+                raise ValueError(f"{name}: magnitudes that float32 cannot hold")
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{path}: not the ranges of this model ({error}); {_ADVICE}") from error
     has_rope = [kind == "sliding_attention" or text.sliding_window is None for kind in text.layer_types]
     return [
         (_steps(_over_rotations(keys) if rotated else keys), _steps(values))

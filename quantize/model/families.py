@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError
+from console.files import RESTORE
+from quantize.model.config_types import check_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -107,10 +109,8 @@ class Family:
         return [*blocks, (self.head, (("",),))]
 
     def mtp_layers(self, config: PreTrainedConfig) -> int:
-        """Return the number of MTP layers. Raises InputError where config.json has something else than a number."""
-        layers = getattr(config.get_text_config(), "num_nextn_predict_layers", None) or 0
-        if not isinstance(layers, int) or layers < 0:
-            raise InputError(f"config.json: num_nextn_predict_layers is {layers!r}; it must be a number or absent")
+        """Return the number of MTP layers."""
+        layers: int = getattr(config.get_text_config(), "num_nextn_predict_layers", None) or 0
         return layers if self.mtp else 0
 
     def mtp_linears(self, config: PreTrainedConfig) -> Linears:
@@ -122,7 +122,8 @@ class Family:
     def skeleton(self, config: PreTrainedConfig) -> PreTrainedModel:
         """Build the transformers model, with the MTP layer, on the meta device: every module, no memory.
 
-        Attention in its decoder also returns how much each token was read (`quantize.model.attention`).
+        Attention in its decoder also returns how much each token was read (`quantize.model.attention`). Raises
+        InputError where transformers cannot build it.
         """
         import torch
         import transformers
@@ -131,7 +132,10 @@ class Family:
         from quantize.model.mtp import MtpLayer
 
         with torch.device("meta"):
-            model = getattr(transformers, self.auto_class).from_config(config)
+            try:
+                model = getattr(transformers, self.auto_class).from_config(config)
+            except Exception as error:  # sizes that do not fit each other, in the words of any module
+                raise InputError(f"config.json: transformers cannot build this model ({error}); {RESTORE}") from error
             text = model.get_submodule(self.text)
             text.config._attn_implementation = READ_COUNTING
             if (layers := self.mtp_layers(config)) and self.mtp:
@@ -156,7 +160,7 @@ FAMILIES = {
 def find_family(raw: dict[str, Any]) -> Family:
     """Find the family of a raw config.json. Raises InputError for one that is not supported."""
     model_type = raw.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise InputError(f"config.json: model_type {model_type!r} is not supported; supported: {', '.join(FAMILIES)}")
     return FAMILIES[model_type]
 
@@ -168,17 +172,12 @@ def repair_config(raw: dict[str, Any]) -> dict[str, Any]:
     string pattern such as "LLLG". Raises InputError where a needed value is missing.
     """
     family = find_family(raw)
+    check_config(raw, has_vision=family.vision is not None)
     config = copy.deepcopy(raw)
-    if family.vision:
-        for part in ("text_config", "vision_config"):
-            if not isinstance(config.get(part), dict):
-                raise InputError(f"config.json: {part} is missing; take the file of the released checkpoint")
     text = config["text_config"] if family.vision else config
     if text.get("model_type") == "exaone4_5_text":
         text["model_type"] = "exaone4"
-    layers = text.get("num_hidden_layers")
-    if not isinstance(layers, int) or layers < 1:
-        raise InputError(f"config.json: num_hidden_layers is {layers!r}; it must be a positive number")
+    layers = text["num_hidden_layers"]
     kinds = text.get("layer_types") or _expand_pattern(text, layers)
     if len(kinds) < layers:
         raise InputError(f"config.json: layer_types has {len(kinds)} entries for {layers} layers")

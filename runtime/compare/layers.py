@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 
 from console.errors import InputError
+from console.files import read_object, to_type
 from console.progress import track
 from runtime.compare.result import Layer
 from runtime.weights import Weights
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from runtime.ort.manifest import Manifest
 
 REPORT = "quantization_report.json"
+_ADVICE = "copy it from where quantize wrote it, or remove it"
 _UNQUANTIZED = 16  # bits
 # A layer is suspect above this multiple of the median error of its bit width,
 _TIMES_THE_MEDIAN = 4
@@ -62,9 +65,8 @@ def list_layers(folder: Path, manifest: Manifest, baseline: Weights | None) -> l
     suspects = _suspects(errors, bits)
     layers = []
     for name, width in bits.items():
-        report = reported.get(name, {})
-        errors_of_quantize = report.get("error"), report.get("error_rtn")
-        layers.append(Layer(name, width, errors.get(name), *errors_of_quantize, suspect=name in suspects))
+        report = reported.get(name, _Reported(name))
+        layers.append(Layer(name, width, errors.get(name), report.error, report.error_rtn, suspect=name in suspects))
     return layers
 
 
@@ -92,12 +94,30 @@ def _weight_error(baseline: Weights, weights: Weights, name: str) -> float:
     return math.sqrt(squared_error / squared_norm) if squared_norm else float(squared_error > 0)
 
 
-def _reported(folder: Path) -> dict[str, dict[str, Any]]:
+@dataclass(frozen=True, config=ConfigDict(strict=True))
+class _Report:
+    """What is read of quantization_report.json."""
+
+    linears: list[_Reported]
+    """Every quantized linear."""
+
+
+@dataclass(frozen=True, config=ConfigDict(strict=True))
+class _Reported:
+    """A linear in the report."""
+
+    name: str
+    """Its path in the model."""
+    error: float | None = None
+    """Relative error of its outputs;"""
+    error_rtn: float | None = None
+    """that of RTN."""
+
+
+def _reported(folder: Path) -> dict[str, _Reported]:
     """Linear layers of quantization_report.json by name; empty without the file."""
     path = folder / REPORT
     if not path.is_file():
         return {}
-    try:
-        return {linear["name"]: linear for linear in json.loads(path.read_text(encoding="utf-8"))["linears"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a report written by quantize ({error})") from error
+    report = to_type(_Report, read_object(path, _ADVICE), path, _ADVICE)
+    return {linear.name: linear for linear in report.linears}

@@ -12,6 +12,8 @@ from calib_data import READER
 from console.errors import InputError
 from quantize.model.families import FAMILIES, find_family, full_paths, model_config, repair_config
 
+from ...mutations import mutants
+
 RELEASED = json.loads((Path(__file__).parents[2] / "data" / "exaone-4.5-33b.config.json").read_text())
 PERIOD = ["sliding_attention"] * 3 + ["full_attention"]
 TEXT = {  # EXAONE 4.0 1.2B: no sliding window, tied embeddings; fewer layers
@@ -79,17 +81,27 @@ def test_the_original_is_left_alone():
     [
         ({"model_type": "llama"}, "'llama' is not supported; supported: exaone4_5, exaone4"),
         ({}, "None is not supported"),
-        ({"model_type": "exaone4_5", "text_config": {}}, "vision_config is missing"),
-        (changed(RELEASED, num_hidden_layers="many"), "num_hidden_layers is 'many'"),
+        ({"model_type": "exaone4_5", "text_config": {"num_hidden_layers": 2}}, "vision_config is missing"),
+        (changed(RELEASED, num_hidden_layers="many"), "num_hidden_layers: .* integer, found 'many'"),
+        (changed(RELEASED, num_hidden_layers=10**18), "num_hidden_layers: .* less than or equal to 1000"),
+        (changed(RELEASED, num_nextn_predict_layers=10**9), "num_nextn_predict_layers: .* less than or equal to 1000"),
+        (changed(TEXT, layer_types=None, sliding_window=8, sliding_window_pattern=10**18), "sliding_window_pattern"),
+        ({"model_type": []}, "is not supported"),
         (changed(RELEASED, num_hidden_layers=70), "65 entries for 70 layers"),
         (changed(RELEASED, layer_types=["chunked_attention"] * 64), "layer_types has 'chunked_attention'; supported:"),
         (changed(TEXT, sliding_window=8, sliding_window_pattern="LXG"), "neither a number nor letters"),
-        (changed(TEXT, hidden_size="wide"), "rejected by transformers"),
+        (changed(TEXT, hidden_size="wide"), "hidden_size: .* integer, found 'wide'"),
     ],
 )
 def test_configs_that_cannot_be_used(raw, says):
     with pytest.raises(InputError, match=says):
         model_config(raw)
+
+
+def test_a_model_that_transformers_cannot_build_is_one_line():
+    raw = changed(TEXT, hidden_act="soft")
+    with pytest.raises(InputError, match=r"^config\.json: transformers cannot build this model .*soft"):
+        find_family(raw).skeleton(model_config(raw))
 
 
 @pytest.mark.parametrize("raw", [json.loads((READER / "config.json").read_text()), TEXT], ids=["exaone4_5", "exaone4"])
@@ -119,3 +131,13 @@ def test_the_released_model_is_laid_out_without_memory():
     vision = sum(p.numel() for p in model.model.visual.parameters())
     assert round(decoder / 1e9, 3) == 30.954
     assert round(vision / 1e9, 3) == 1.286
+
+
+def test_a_value_of_another_kind_is_no_traceback():
+    for what, changed in mutants(json.loads((READER / "config.json").read_text())):
+        try:
+            model_config(changed)
+        except InputError as error:
+            assert str(error).startswith("config.json"), what
+        except Exception as error:
+            raise AssertionError(f"{what}: {error!r}") from error

@@ -116,7 +116,7 @@ def config(folder, **values):
         (("--model", "empty"), "empty/config.json: no such file"),
         (("--model", "notes.txt"), r"notes.txt: is not valid JSON"),
         (("--model", "llama"), "model_type 'llama' is not supported; supported: exaone4_5, exaone4"),
-        (("--model", "blind"), "vision_config is missing"),
+        (("--model", "blind"), "vision_config: Input should be .*, found None"),
         (("--model", "odd"), "; give `quantize` another"),
         (("--model", "good", "--context", "262145"), "--context 262145 is beyond the model's limit of 262144"),
         (("--model", "good", "--vram", "24"), "--vram '24' is no size"),
