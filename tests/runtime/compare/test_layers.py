@@ -83,7 +83,7 @@ def test_folders_of_two_models_and_broken_reports(baseline, exported, copied):
     with pytest.raises(InputError, match=r"down_proj: \[3, 5\] weights, the baseline has \[256, 768\]"):
         check_layers(copied, manifest, baseline)
     (copied / "quantization_report.json").write_text("{}")
-    with pytest.raises(InputError, match=r"quantization_report\.json: not a report"):
+    with pytest.raises(InputError, match=r"quantization_report\.json: linears is missing"):
         check_layers(copied, manifest, None)
     edit_json(copied / "quantization_report.json", linears=[])
     assert list_layers(copied, manifest, None)
