@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 from console.errors import InputError
 from console.locks import lock, unlock
+from export.checkpoint import open_model
 from export.describe import describe, describe_target, require_runnable
 from export.graphs import write_graphs
 from export.modules.weights import Source
-from quantize.checkpoint.reader import open_checkpoint
-from quantize.model.families import find_family, model_config
 from runtime.ort.manifest import FILE, Manifest, Target, load_manifest
 from runtime.sizes import KvLayout
 
@@ -57,8 +56,7 @@ def export(
     if exact and device == "cuda":
         raise InputError("--exact: has no effect on CUDA graphs, which never round activations to int8; leave it out")
     folder = Path(model)
-    checkpoint = open_checkpoint(folder)
-    family, config = find_family(checkpoint.config), model_config(checkpoint.config)
+    checkpoint, family, config = open_model(folder)
     require_runnable(checkpoint, family, config)
     source = Source(checkpoint, load=False, exact=exact or device == "cuda", block_size=block_size)
     target = describe_target(source, family, config, device, kv_bits=kv_bits, kv_layout=kv_layout)

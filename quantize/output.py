@@ -16,6 +16,7 @@ from console.locks import LOCK, lock
 from quantize.calibration.hidden_states import ACTIVATIONS
 from quantize.calibration.kv_ranges import KV_SCALES
 from quantize.journal import JOURNAL, Journal, difference, read_journal
+from runtime.inputs.chat_template import additional_templates
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -109,27 +110,30 @@ def _tidy(output: Path) -> None:
 
 
 def companions(source: Path) -> list[Path]:
-    """List the files next to the weights: tokenizer, chat template, processor and generation settings, licence."""
+    """List the files next to the weights: tokenizer, chat templates, processor and generation settings, licence."""
     return [
         path
         for path in sorted(source.iterdir())
         if path.name not in NOT_COPIED and path.suffix.lower() not in NOT_COPIED_SUFFIXES
         if path.is_file() and not path.name.startswith(".")
-    ]
+    ] + additional_templates(source)
 
 
 def hash_companions(source: Path) -> str:
     """Hash the companions of a folder by name and content."""
     digest = hashlib.sha256()
     for path in companions(source):
-        digest.update(f"{path.name} {path.stat().st_size}".encode(errors="surrogateescape") + path.read_bytes())
+        name = path.relative_to(source).as_posix()
+        digest.update(f"{name} {path.stat().st_size}".encode(errors="surrogateescape") + path.read_bytes())
     return digest.hexdigest()
 
 
 def copy_companions(source: Path, target: Path) -> None:
     """Copy the companions of a folder."""
     for path in companions(source):
-        shutil.copyfile(path, target / path.name)
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        shutil.copyfile(path, copy)
 
 
 def write_json(path: Path, value: dict[str, Any]) -> None:

@@ -78,13 +78,13 @@ def has_mtp(checkpoint: Checkpoint, family: Family) -> bool:
 
 
 def is_tied(checkpoint: Checkpoint, family: Family, config: PreTrainedConfig) -> bool:
-    """Tell whether the head of the checkpoint is the embedding."""
-    return ties_head(config) and f"{family.head}.weight" not in checkpoint.tensors
+    """Tell whether the head of the checkpoint is the embedding; a head of its own counts, whatever the config says."""
+    return ties_head(config) and not any(name.startswith(f"{family.head}.") for name in checkpoint.tensors)
 
 
 def ties_head(config: PreTrainedConfig) -> bool:
-    """Tell whether the config ties the head to the embedding."""
-    return bool(config.tie_word_embeddings or config.get_text_config().tie_word_embeddings)
+    """Tell whether the config ties the head to the embedding. transformers reads the key of the whole model only."""
+    return bool(config.tie_word_embeddings)
 
 
 def check(scheme: Scheme) -> None:

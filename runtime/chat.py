@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from datetime import datetime
-from typing import TYPE_CHECKING, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, NamedTuple
 
-import jinja2
 import numpy as np
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from console.errors import InputError
-from console.files import read_object, read_text
+from runtime.inputs.chat_template import load_chat_template
+from runtime.inputs.tokenizer import load_special_tokens, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
+    from tokenizers import Tokenizer
 
 IMAGE_TOKEN = "<|image_pad|>"
 VIDEO_TOKEN = "<|video_pad|>"
@@ -39,11 +36,11 @@ class Chat:
     """The tokenizer and chat template of a model folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Read tokenizer.json, chat_template.jinja and, if there is one, tokenizer_config.json."""
+        """Read the tokenizer, its special tokens and the chat template."""
         self._folder = folder
-        self._tokenizer = _load_tokenizer(folder / "tokenizer.json")
-        self._template = _load_template(folder / "chat_template.jinja")
-        self._special_tokens = _load_special_tokens(folder / "tokenizer_config.json")
+        self._tokenizer = load_tokenizer(folder)
+        self._template = load_chat_template(folder)
+        self._special_tokens = load_special_tokens(folder)
         self.image_token_id: int | None = self._tokenizer.token_to_id(IMAGE_TOKEN)
         """Placeholder of one image embedding; None for a model without images."""
         self.video_token_id: int | None = self._tokenizer.token_to_id(VIDEO_TOKEN)
@@ -59,11 +56,11 @@ class Chat:
             content = [{"type": "image"}] * images + [{"type": "video"}] * videos + [{"type": "text", "text": text}]
         messages = [{"role": "user", "content": content}]
         try:
-            return self._template.render(
+            return self._template.compiled.render(
                 **self._special_tokens, messages=messages, add_generation_prompt=True, enable_thinking=thinking
             )
         except Exception as error:  # a template is code of the model's author and may raise anything
-            raise InputError(f"{self._folder / 'chat_template.jinja'}: cannot be rendered ({error})") from error
+            raise InputError(f"{self._template.path}: cannot be rendered ({error})") from error
 
     def encode(
         self,
@@ -190,41 +187,6 @@ class AnswerStream:
         return shown
 
 
-def _load_tokenizer(path: Path) -> Tokenizer:
-    text = read_text(path)
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the library raises plain Exception
-        raise InputError(f"{path}: is not a tokenizer that can be read ({error})") from error
-    # The file may hold settings from training.
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _load_template(path: Path) -> jinja2.Template:
-    """Compile a chat template in the environment that transformers gives its templates."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    try:
-        return environment.from_string(read_text(path))
-    except jinja2.TemplateError as error:
-        raise InputError(f"{path}: is not a valid Jinja template ({error})") from error
-
-
-def _load_special_tokens(path: Path) -> dict[str, str]:
-    """Special tokens by name, such as bos_token, which templates may use."""
-    if not path.exists():
-        return {}
-    tokens = {name: value for name, value in read_object(path).items() if name.endswith("_token")}
-    contents = {name: value.get("content") if isinstance(value, dict) else value for name, value in tokens.items()}
-    return {name: content for name, content in contents.items() if isinstance(content, str)}
-
-
 def _is_utf8(text: str) -> bool:
     """False for lone surrogates: bytes of a command line that are not UTF-8."""
     try:
@@ -232,22 +194,3 @@ def _is_utf8(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without escaped HTML characters, unlike Jinja's own filter."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)

@@ -17,6 +17,7 @@ from export.modules.basic_ops import reshape, select_positions
 from export.modules.cached_attention import cached_attention
 from export.modules.linear import Linear, RMSNorm
 from quantize.model.text_config import head_dim
+from quantize.scheme import is_tied
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
@@ -116,13 +117,13 @@ class DecoderLayer(nn.Module):
         return h + self.mlp_norm(self.mlp(h)), key, value
 
 
-def head(source: Source, family: Family) -> Linear:
+def head(source: Source, family: Family, config: PreTrainedConfig) -> Linear:
     """The linear layer that computes logits: its own weight, or the embeddings where they are tied.
 
     Its blocks are always as stored: with an MTP layer the head is an input of CUDA graphs, and CUTLASS kernels can only
     repack initializers.
     """
-    tied = not any(name.startswith(f"{family.head}.") for name in source.checkpoint.tensors)
+    tied = is_tied(source.checkpoint, family, config)
     return Linear(replace(source, block_size=None), family.embeddings if tied else family.head)
 
 
@@ -147,15 +148,13 @@ class Decoder(nn.Module):
     ) -> None:
         super().__init__()
         self.with_hidden, self.kv_scales, self.full_buffers = with_hidden, kv_scales, full_buffers
-        config = config.get_text_config()
+        text = config.get_text_config()
         self.layers = nn.ModuleList(
-            DecoderLayer(
-                source, name, config, layer, kv_scales[layer] if kv_scales else None, full_buffers=full_buffers
-            )
+            DecoderLayer(source, name, text, layer, kv_scales[layer] if kv_scales else None, full_buffers=full_buffers)
             for layer, name in enumerate(family.decoder_blocks(config))
         )
-        self.norm = RMSNorm(source, family.norm, config.rms_norm_eps)
-        self.head = head(source, family)
+        self.norm = RMSNorm(source, family.norm, text.rms_norm_eps)
+        self.head = head(source, family, config)
 
     def forward(
         self,

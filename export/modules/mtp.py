@@ -36,7 +36,7 @@ class Mtp(nn.Module):
         self.join = Linear(source, f"{name}.fc")
         self.layer = DecoderLayer(source, f"{name}.layers.0", text, 0, full_buffers=full_buffers)
         self.norm = RMSNorm(source, f"{name}.norm", text.rms_norm_eps)
-        self.head = head(source, family)
+        self.head = head(source, family, config)
 
     def forward(
         self,

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import torch
 
+from export.checkpoint import open_model
 from export.kv_scales import read_kv_scales
 from export.modules.decoder import Decoder
 from export.modules.mtp import Mtp
@@ -19,8 +20,6 @@ from export.modules.vision import VisionEncoder
 from export.modules.weights import Source, load_on_use
 from export.verification.inputs import TOKENS
 from export.verification.reference import run_with_cache
-from quantize.checkpoint.reader import open_checkpoint
-from quantize.model.families import find_family, model_config
 from runtime.ort.decoder import DecoderSession, load_head
 from runtime.ort.sessions import Options, open_session
 
@@ -111,9 +110,9 @@ class Graphs:
 
     @cached_property
     def _model(self) -> tuple[Source, Family, PreTrainedConfig]:
-        checkpoint = open_checkpoint(self.folder)
+        checkpoint, family, config = open_model(self.folder)
         source = Source(checkpoint, load=False, exact=self.target.exact, block_size=self.target.block_size)
-        return source, find_family(checkpoint.config), model_config(checkpoint.config)
+        return source, family, config
 
     @cached_property
     def _head(self) -> dict[str, Buffer]:

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jinja2 import TemplateError
 
 from calib_data.sources import open_documents
 from console.errors import InputError
+from runtime.inputs.chat_template import load_chat_template
+from runtime.inputs.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
 
     from calib_data.document import Document
     from quantize.settings import Settings
-
-TEMPLATE = "chat_template.jinja"
+    from runtime.inputs.chat_template import ChatTemplate
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,12 @@ def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig)
     The turn ends with the true answer where there is one. Thinking is on only where there is none: after `<think>` a
     model does not answer at once. Raises InputError for a document or a chat template that the model cannot use.
     """
-    tokenizer, images = _load(model, config)
+    tokenizer, template, images = _load(model, config)
     for document in documents:
         try:
-            prompt = _prompt(tokenizer, document, with_image=images is not None)
-        except (TemplateError, TypeError, ValueError) as error:  # a template can do anything with its arguments
-            raise InputError(
-                f"the chat template of {model} fails ({error}); restore {TEMPLATE} from the original"
-            ) from None
+            prompt = _prompt(tokenizer, template.text, document, with_image=images is not None)
+        except Exception as error:  # a template is code of the model's author and may raise anything
+            raise InputError(f"{template.path}: cannot be rendered ({error}); restore the original file") from None
         answer = _ids(tokenizer, "" if document.answer is None else document.answer + tokenizer.eos_token)
         if images is None:
             yield Sample(torch.cat([_ids(tokenizer, prompt), answer]), len(answer), document.digest())
@@ -78,7 +76,7 @@ def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig)
         grid = features["image_grid_thw"]
         pad = tokenizer.convert_ids_to_tokens(config.image_token_id)
         if pad is None or pad not in prompt:
-            raise InputError(f"the chat template of {model} has no place for a picture; restore {TEMPLATE}")
+            raise InputError(f"{template.path}: has no place for a picture; restore the original file")
         tokens = int(grid.prod()) // images.merge_size**2
         ids = torch.cat([_ids(tokenizer, prompt.replace(pad, pad * tokens)), answer])
         if ids.tolist().count(config.image_token_id) != tokens:
@@ -88,19 +86,25 @@ def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig)
         yield Sample(ids, len(answer), document.digest(), features["pixel_values"], grid)
 
 
-def _load(model: Path, config: PreTrainedConfig) -> tuple[PreTrainedTokenizerBase, Qwen2VLImageProcessorPil | None]:
-    """Load the model's tokenizer, with all that a turn needs, and its image processor; None for a text-only model."""
+def _load(
+    model: Path, config: PreTrainedConfig
+) -> tuple[PreTrainedTokenizerBase, ChatTemplate, Qwen2VLImageProcessorPil | None]:
+    """Load the model's tokenizer, chat template and image processor; no processor for a text-only model.
+
+    The runtime's own readers come first: what they refuse is refused before the weights are quantized.
+    """
     from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
+    load_tokenizer(model)
+    template = load_chat_template(model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, config=config)
         images = None if image_token(config) is None else Qwen2VLImageProcessorPil.from_pretrained(model)
     except (OSError, ValueError) as error:
         raise InputError(f"{model} has no usable tokenizer or image processor: {error}") from None
-    for part, file in (("chat_template", TEMPLATE), ("eos_token", "tokenizer_config.json")):
-        if not getattr(tokenizer, part):
-            raise InputError(f"{model}: its tokenizer has no {part}; restore {file} from the original")
-    return tokenizer, images
+    if not tokenizer.eos_token:
+        raise InputError(f"{model}: its tokenizer has no eos_token; restore tokenizer_config.json from the original")
+    return tokenizer, template, images
 
 
 def image_settings(model: Path) -> dict[str, Any]:
@@ -111,10 +115,11 @@ def image_settings(model: Path) -> dict[str, Any]:
     return settings
 
 
-def _prompt(tokenizer: PreTrainedTokenizerBase, document: Document, with_image: bool) -> str:
+def _prompt(tokenizer: PreTrainedTokenizerBase, template: str, document: Document, with_image: bool) -> str:
     content = [{"type": "image"}, {"type": "text", "text": document.prompt}] if with_image else document.prompt
     prompt: str = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}],
+        chat_template=template,
         tokenize=False,
         add_generation_prompt=True,
         enable_thinking=document.answer is None,

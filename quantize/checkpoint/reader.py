@@ -16,13 +16,12 @@ import torch
 
 from console.errors import InputError
 from console.files import read_object
+from quantize.checkpoint.weight_files import INDEX, weight_files
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 PAGE = 4096
 PIECES = 16  # of a tensor that a fingerprint reads: one page in all
 
@@ -145,48 +144,24 @@ def _spread(nbytes: int) -> list[tuple[int, int]]:
 def open_checkpoint(folder: Path) -> Checkpoint:
     """Read the config and the headers of a single-file or sharded safetensors folder.
 
-    Raises InputError where the folder is missing, incomplete or damaged, or its weights lie outside.
+    Tensors are those that transformers would load: `weight_files` says which files count, and of a tensor in two of
+    them the last one counts. Raises InputError where the folder is missing, incomplete or damaged.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a model folder with config.json and safetensors files")
     config = read_object(folder / "config.json", "give a model folder")
+    files, weight_map = weight_files(folder, config)
     tensors: dict[str, StoredTensor] = {}
-    for path, names in _weight_files(folder).items():
-        _refuse_outside(path, folder)
-        stored = read_header(path)
-        missing = sorted(names - stored.keys())
-        if missing:
-            raise InputError(f"{path} lacks the tensor {missing[0]} that {INDEX} expects in it; download it again")
-        tensors.update(stored if not names else {name: t for name, t in stored.items() if name in names})
+    for path in files:
+        for name, stored in read_header(path).items():
+            tensors.pop(name, None)  # its place, too, is in the last file
+            tensors[name] = stored
+    for name, file in weight_map.items():
+        if name not in tensors:
+            raise InputError(
+                f"{folder / INDEX} places {name} in {file}, and no shard has it; download the folder again"
+            )
     return Checkpoint(folder, config, tensors)
-
-
-def _weight_files(folder: Path) -> dict[Path, set[str]]:
-    """Find the safetensors files, in order, and the tensors expected in each (empty: all that it has)."""
-    if (folder / INDEX).exists():
-        index = read_object(folder / INDEX)
-        weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{folder / INDEX} has no weight_map; download it again")
-        files: dict[Path, set[str]] = {folder / name: set() for name in sorted(set(weight_map.values()))}
-        for tensor, name in weight_map.items():
-            files[folder / name].add(tensor)
-        for path in files:
-            if not path.exists():
-                raise InputError(f"{folder / INDEX} names {path.name}, which is not there; download it")
-        return files
-    if not (folder / SINGLE).exists():
-        raise InputError(f"{folder} has neither {SINGLE} nor {INDEX}; give a folder with safetensors weights")
-    return {folder / SINGLE: set()}
-
-
-def _refuse_outside(path: Path, folder: Path) -> None:
-    """Raise InputError for a file outside its folder: ONNX Runtime opens no external data there."""
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise InputError(
-            f"{path} is a symbolic link out of its folder (a hub cache?), and graphs can only use weights inside it; "
-            "get a plain folder with `hf download ORGANISATION/MODEL --local-dir FOLDER`"
-        )
 
 
 def read_header(path: Path) -> dict[str, StoredTensor]:
@@ -203,10 +178,18 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
         tensors = [_stored(name, path, entry, 8 + length) for name, entry in header.items()]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{path} has a broken safetensors header ({error}); download it again") from None
-    tensors.sort(key=lambda tensor: tensor.offset)
-    end = max((tensor.offset + tensor.nbytes for tensor in tensors), default=0)
-    if end > size:
-        raise InputError(f"{path} is truncated: {size} bytes where its header needs {end}; download it again")
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))
+    end = 8 + length
+    for tensor in tensors:
+        if tensor.offset != end:
+            raise InputError(
+                f"{path} is damaged: the data of {tensor.name} begin at byte {tensor.offset}, those before it end at "
+                f"{end}; download it again"
+            )
+        end += tensor.nbytes
+    if end != size:
+        problem = "truncated" if end > size else "too long"
+        raise InputError(f"{path} is {problem}: {size} bytes where its header needs {end}; download it again")
     return {tensor.name: tensor for tensor in tensors}
 
 

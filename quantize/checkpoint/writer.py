@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Self
 import torch
 
 from console.errors import CannotResumeError
-from quantize.checkpoint.reader import DTYPE_NAMES, DTYPES, INDEX, PAGE
+from quantize.checkpoint.reader import DTYPE_NAMES, DTYPES, PAGE
+from quantize.checkpoint.weight_files import INDEX
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

@@ -14,6 +14,7 @@ import onnxruntime as ort
 
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.layers import REPORT
+from runtime.inputs.chat_template import additional_templates
 from runtime.ort.device import Device
 from runtime.ort.manifest import load_manifest
 
@@ -27,11 +28,13 @@ _PAGES, _PAGE = 64, 4096
 # All files that `Model` and `list_layers` read, apart from runtime.json. Others may come and go.
 _SETTINGS = (
     "chat_template.jinja",
+    "chat_template.json",
     "config.json",
     "generation_config.json",
     "preprocessor_config.json",
     "processor_config.json",
     REPORT,
+    "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
 )
@@ -83,6 +86,7 @@ def fingerprint(folder: Path, kind: str) -> str:
     described = {**asdict(manifest), "targets": asdict(target)}
     digest = hashlib.sha256(json.dumps(described, sort_keys=True).encode())
     settings = [name for name in _SETTINGS if (folder / name).exists()]
+    settings += [path.relative_to(folder).as_posix() for path in additional_templates(folder)]
     for name in [*settings, target.decoder, *([target.vision] if target.vision else [])]:
         content = (folder / name).read_bytes()
         digest.update(f"{name} {len(content)}\n".encode() + content)

@@ -13,10 +13,11 @@ from PIL import Image
 from calib_data import READER
 from calib_data.sources import open_documents, split_of_item
 from console.errors import CannotResumeError, InputError
-from quantize.output import is_finished, output_folder
+from quantize.output import copy_companions, hash_companions, is_finished, output_folder
 from quantize.pipeline import quantize
 from quantize.report import StepReport
 from quantize.settings import REVISION, Settings
+from runtime.inputs.chat_template import load_chat_template
 
 pytestmark = pytest.mark.slow
 
@@ -129,6 +130,23 @@ def test_a_result_is_finished_only_for_the_same_documents_and_companions(tmp_pat
             quantize(settings)
         (model / name).write_bytes(original)
     assert quantize(settings) is None
+
+
+def test_chat_templates_in_a_folder_of_their_own_are_companions(tmp_path):
+    model, output = tmp_path / "model", tmp_path / "out"
+    template = model / "additional_chat_templates" / "default.jinja"
+    template.parent.mkdir(parents=True)
+    output.mkdir()
+    template.write_text("{{ messages }}")
+    (model / "original").mkdir()  # what no command reads
+    (model / "original" / "params.json").write_text("{}")
+    before = hash_companions(model)
+    copy_companions(model, output)
+    assert load_chat_template(output).text == "{{ messages }}"
+    assert [path.name for path in output.iterdir()] == [template.parent.name]
+    assert hash_companions(output) == before
+    template.write_text("{{ messages[0] }}")
+    assert hash_companions(model) != before
 
 
 def test_wrong_input_before_anything_is_finished_leaves_nothing(tmp_path):

@@ -15,6 +15,7 @@ from quantize.calibration.samples import read_samples
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import model_config
 from quantize.settings import Settings
+from runtime.chat import Chat
 
 
 def test_samples_are_prompt_image_tokens_and_answer():
@@ -81,11 +82,13 @@ def test_a_document_that_the_model_cannot_take_is_named(tmp_path, size, row, mes
 @pytest.mark.parametrize(
     ("template", "says"),
     [
-        (None, "has no chat_template; restore chat_template.jinja"),
-        ("{{ raise_exception('no images here') }}", "fails .no images here.; restore chat_template.jinja"),
-        ("{% if %}", "the chat template of .*model fails .Expected an expression"),
-        ("{{ messages[0].content + 'x' }}", "the chat template of .*model fails .*; restore chat_template.jinja"),
-        ("{{ messages[0].role }}: read", "the chat template of .*model has no place for a picture"),
+        (None, "no such file, and no other file has a chat template; copy it"),
+        ("{{ raise_exception('no images here') }}", "cannot be rendered .no images here.; restore the original"),
+        ("{% if %}", "is not a valid Jinja template .Expected an expression"),
+        ("{% continue %}", "is not a valid Jinja template .*'continue' not properly in loop"),
+        ("{{ messages[0].content + 'x' }}", "cannot be rendered .*; restore the original"),
+        ("{{ 1 // 0 }}", "cannot be rendered .*zero"),
+        ("{{ messages[0].role }}: read", "has no place for a picture"),
     ],
 )
 def test_a_chat_template_that_does_not_do_is_named(tmp_path, template, says):
@@ -94,7 +97,7 @@ def test_a_chat_template_that_does_not_do_is_named(tmp_path, template, says):
     (model / "chat_template.jinja").unlink() if template is None else (model / "chat_template.jinja").write_text(
         template
     )
-    with pytest.raises(InputError, match=says):
+    with pytest.raises(InputError, match=f"^{model / 'chat_template.jinja'}: {says}"):
         list(read_samples(Settings(model, count=1), model_config(open_checkpoint(model).config)))
 
 
@@ -104,4 +107,34 @@ def test_a_tokenizer_without_an_end_of_turn_is_named(tmp_path):
     settings = json.loads((model / "tokenizer_config.json").read_text())
     (model / "tokenizer_config.json").write_text(json.dumps(settings | {"eos_token": None}))
     with pytest.raises(InputError, match=r"model: its tokenizer has no eos_token; restore tokenizer_config.json from"):
+        list(read_samples(Settings(model, count=1), model_config(open_checkpoint(model).config)))
+
+
+def test_the_template_of_the_processor_counts(tmp_path):
+    """Where the tokenizer has another one; `generate` prompts with the same."""
+    model = shutil.copytree(READER, tmp_path / "model")
+    template = (model / "chat_template.jinja").read_text()
+    (model / "chat_template.json").write_text(json.dumps({"chat_template": "Page:" + template}))
+    (sample,) = read_samples(Settings(model, count=1), model_config(open_checkpoint(model).config))
+    (document,) = open_documents(split="calibration", count=1, seed=0)
+    chat = Chat(model)
+    prompt = chat.encode(document.prompt, [int((sample.ids == chat.image_token_id).sum())])
+    assert chat.decode(prompt).startswith("Page:")
+    assert sample.ids[: -sample.answer].tolist() == prompt.tolist()
+
+
+@pytest.mark.parametrize(
+    ("files", "says"),
+    [
+        (["vocab.json", "merges.txt"], "vocab.json, merges.txt cannot be read instead; write it"),
+        (["tokenizer.model"], "tokenizer.model cannot be read instead; write it with transformers"),
+        ([], "copy it from the model's original folder"),
+    ],
+)
+def test_a_folder_without_the_tokenizer_that_the_runtime_reads_is_refused(tmp_path, files, says):
+    model = shutil.copytree(READER, tmp_path / "model")
+    (model / "tokenizer.json").unlink()
+    for name in files:
+        (model / name).touch()
+    with pytest.raises(InputError, match=f"^{model / 'tokenizer.json'}: no such file, .*{says}"):
         list(read_samples(Settings(model, count=1), model_config(open_checkpoint(model).config)))

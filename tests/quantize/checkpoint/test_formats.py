@@ -12,7 +12,8 @@ from transformers import AutoModelForImageTextToText, GPTQConfig
 from calib_data import READER
 from console.errors import InputError
 from quantize.checkpoint.formats import pack_weight, quantization_config, weight_metadata
-from quantize.checkpoint.reader import INDEX, PAGE, open_checkpoint
+from quantize.checkpoint.reader import PAGE, open_checkpoint
+from quantize.checkpoint.weight_files import INDEX
 from quantize.model.families import FAMILIES, find_family, model_config
 from quantize.pipeline import quantize
 from quantize.scheme import Scheme, check, choose_quantizers

@@ -13,13 +13,16 @@ from ..damage import edit_json
 @pytest.mark.parametrize(
     "name",
     [
+        "additional_chat_templates/default.jinja",
         "chat_template.jinja",
+        "chat_template.json",
         "config.json",
         "decoder.cpu.onnx",
         "generation_config.json",
         "preprocessor_config.json",
         "processor_config.json",
         "quantization_report.json",
+        "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",
         "vision.cpu.onnx",
@@ -27,6 +30,7 @@ from ..damage import edit_json
 )
 def test_every_file_that_is_read_changes_it(copied, name):
     before = fingerprint(copied, "cpu")
+    (copied / name).parent.mkdir(exist_ok=True)
     with (copied / name).open("ab") as file:
         file.write(b" ")
     assert fingerprint(copied, "cpu") != before
