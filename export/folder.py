@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
 from console.errors import InputError
+from console.generation_config import read_generation_config
 from console.locks import lock, unlock
 from export.checkpoint import open_model
 from export.describe import describe, describe_target, require_runnable
@@ -58,6 +59,7 @@ def export(
     folder = Path(model)
     checkpoint, family, config = open_model(folder)
     require_runnable(checkpoint, family, config)
+    read_generation_config(folder, config.get_text_config().vocab_size)  # a wrong one is refused here
     source = Source(checkpoint, load=False, exact=exact or device == "cuda", block_size=block_size)
     target = describe_target(source, family, config, device, kv_bits=kv_bits, kv_layout=kv_layout)
     with _all_or_none(folder) as new_path:

@@ -15,6 +15,7 @@ import torch
 
 from calib_data.sources import shortfall
 from console.errors import CannotResumeError
+from console.generation_config import read_generation_config
 from console.progress import say
 from quantize.block import BlockQuantizer, no_kwargs
 from quantize.calibration.block_inputs import BlockInputs, make_block_inputs
@@ -49,6 +50,7 @@ def quantize(settings: Settings, recipe: Recipe = RECIPE) -> Report | None:
     """
     checkpoint = open_checkpoint(settings.source)
     scheme = make_scheme(settings, checkpoint)
+    read_generation_config(settings.source, scheme.config.get_text_config().vocab_size)  # a wrong one is refused here
     record = settings.record(checkpoint.fingerprint(), hash_companions(settings.source))
     if is_finished(
         settings.folder, record, lambda: _digests(*read_document_sets(settings, scheme.config, resumed=True))

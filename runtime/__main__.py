@@ -53,6 +53,7 @@ def generate(
     presence_penalty: option.PresencePenalty = None,
     seed: option.SamplingSeed = None,
     thinking: option.Thinking = False,
+    thinking_budget: option.ThinkingBudget = None,
     draft_tokens: option.DraftTokens = AUTO,
     device: option.Device = "cpu",
     memory_limit: option.MemoryLimit = None,
@@ -75,6 +76,7 @@ def generate(
             "presence_penalty": presence_penalty,
             "seed": seed,
             "thinking": thinking,
+            "thinking_budget": thinking_budget,
             "draft_tokens": draft_tokens,
         },
     )
@@ -84,7 +86,7 @@ def generate(
             print_json(answer)
         return
     question = READ_TEXT if prompt is None else prompt
-    inputs = open_prompt_inputs(loaded, question, image or [], video or [], fps=fps, thinking=thinking)
+    inputs = open_prompt_inputs(loaded, question, image or [], video or [], fps=fps, thinking=settings.thinking)
     load_seconds = command.open_sessions()
     if as_json:
         print_json(command.to_json(inputs, load_seconds))
@@ -115,6 +117,7 @@ def evaluate(
     opened = evaluation.evaluation_documents(documents, count, seed, kind)
     loaded = Model(model, device)
     evaluation.require_vision(loaded)
+    evaluation.say_without_effect(loaded)
     loaded.open_sessions()  # so that the first document's time is without it
     scored = [evaluation.score(loaded, document)[0] for document in track(opened, "evaluating")]
     result = {"model": str(model), "source": documents, "kind": kind, "seed": seed, **evaluation.summary(scored)}

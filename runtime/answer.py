@@ -10,13 +10,16 @@ from console.errors import InputError, NoMemoryError
 from console.progress import say
 from runtime.decoding.draft_policy import MAX_DRAFTS, DraftPolicy
 from runtime.decoding.generate import generate, token_limit
-from runtime.decoding.sampling import Sampling
+from runtime.decoding.sampling import RECOMMENDED, Sampling
 from runtime.decoding.speculative import Drafts
+from runtime.decoding.thinking_budget import ThinkingBudget
 from runtime.prompt import embed_prompt
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
+    from console.generation_config import GenerationConfig
+    from runtime.chat import Chat
     from runtime.exported import ExportedModel
     from runtime.prompt import PromptInputs
 
@@ -42,6 +45,8 @@ class AnswerOptions(TypedDict, total=False):
     """Seed of the sampling; None draws a fresh one. With a seed, "auto" drafts nothing: it depends on measured time."""
     thinking: bool
     """Reason before answering; False if left out."""
+    thinking_budget: int | None
+    """Longest reasoning, in tokens; then `</think>` is forced. 0 is a prompt without reasoning; None is no limit."""
     draft_tokens: int | str
     """Draft tokens ahead of each decoder call, 0 to 8; "auto", if left out, drafts where it measures a gain."""
 
@@ -55,9 +60,25 @@ class AnswerSettings:
     max_new_tokens: int
     """Longest answer, in tokens."""
     thinking: bool
-    """Whether the model reasons first."""
+    """Whether the model reasons first; False for a thinking budget of 0."""
+    thinking_budget: int | None
+    """Longest reasoning, in tokens; None without a limit."""
     draft_tokens: int | DraftPolicy
     """Draft tokens ahead of each decoder call, or the policy that chooses the number."""
+
+    def budget(self, chat: Chat) -> ThinkingBudget | None:
+        """The thinking budget of a new answer; None without reasoning or limit."""
+        if self.thinking_budget is None or not self.thinking:
+            return None
+        return ThinkingBudget(self.thinking_budget, chat.end_of_reasoning, chat.parse_reasoning())
+
+    def used_fields(self, generation: GenerationConfig) -> dict[str, object]:
+        """What is used of the fields of generation_config.json, by their names."""
+        sampling = self.sampling
+        used: dict[str, object] = {"max_new_tokens": self.max_new_tokens}
+        if generation.values.get("do_sample"):
+            used |= {"do_sample": sampling.temperature > 0} | {name: getattr(sampling, name) for name in RECOMMENDED}
+        return used
 
     def drafts(self) -> Drafts | None:
         """Counts of a new answer's draft tokens; None where none are drafted."""
@@ -80,7 +101,10 @@ def answer_settings(model: ExportedModel, policy: DraftPolicy, options: AnswerOp
     given = {name: options.get(name) for name in ("temperature", "top_p", "top_k", "presence_penalty")}
     chosen = {name: value for name, value in given.items() if value is not None}
     Sampling(seed=seed, **chosen)  # type: ignore[arg-type]  # or the model's file would be blamed for a wrong option
-    sampling = Sampling.recommended(model.generation, chosen, seed)
+    sampling = Sampling.recommended(model.generation.values, chosen, seed)
+    thinking, budget = options.get("thinking", False), options.get("thinking_budget")
+    if budget is not None:
+        check_thinking_budget(model.chat, budget, limit, thinking=thinking)
     number = parse_draft_tokens(options.get("draft_tokens", AUTO))
     refuse_captured_drafts(number, model.options.capture)
     draft_tokens: int | DraftPolicy | None = number
@@ -88,7 +112,20 @@ def answer_settings(model: ExportedModel, policy: DraftPolicy, options: AnswerOp
         # A captured step is a plain one. With a seed the same answer is wanted again, and the policy depends on time.
         drafts_nothing = model.target.mtp is None or model.options.capture or seed is not None
         draft_tokens = 0 if drafts_nothing else policy
-    return AnswerSettings(sampling, limit, options.get("thinking", False), draft_tokens)
+    return AnswerSettings(sampling, limit, thinking and budget != 0, budget, draft_tokens)
+
+
+def check_thinking_budget(chat: Chat, budget: int, max_new_tokens: int, *, thinking: bool) -> None:
+    """Raise InputError for a budget without reasoning, or one that leaves no token for the answer."""
+    if budget < 0:
+        raise InputError(f"--thinking-budget {budget}: must be 0 or more")
+    if not thinking:
+        raise InputError(f"--thinking-budget {budget}: has no effect without --thinking; add it")
+    if budget and budget + len(chat.end_of_reasoning) >= max_new_tokens:
+        raise InputError(
+            f"--thinking-budget {budget}: leaves no tokens for the answer; give a smaller one, or more than "
+            f"--max-new-tokens {max_new_tokens}"
+        )
 
 
 def refuse_captured_drafts(draft_tokens: int | None, cuda_graph: bool) -> None:
@@ -129,7 +166,11 @@ class Answer:
     text: str
     """The answer without its reasoning."""
     reasoning: str
-    """What the model wrote before `</think>`; empty without `thinking`."""
+    """What the model wrote before `</think>` or a tool call; empty without `thinking`."""
+    reasoning_tokens: int
+    """Tokens of the reasoning, without `</think>`."""
+    budget_spent: bool
+    """Whether `thinking_budget` ended the reasoning."""
     tokens: list[int]
     """Token ids, reasoning included, without the end token."""
     finish_reason: Literal["stop", "length"]
@@ -152,7 +193,7 @@ class AnswerStream:
 
     def __init__(self, model: ExportedModel, inputs: PromptInputs, settings: AnswerSettings) -> None:
         self._model, self._inputs, self._settings = model, inputs, settings
-        self._drafts = settings.drafts()
+        self._drafts, self._budget = settings.drafts(), settings.budget(model.chat)
         self._limit = 0
         self._seconds: list[float] = []  # when it began, and when each token came
         self._tokens: list[int] = []
@@ -171,11 +212,14 @@ class AnswerStream:
         for _ in self._coming:
             pass
         tokens, seconds, drafts = self._tokens, self._seconds, self._drafts
-        answer = self._model.chat.decode_answer(tokens, thinking=self._settings.thinking)
+        chat, settings = self._model.chat, self._settings
+        answer = chat.decode_answer(tokens, thinking=settings.thinking)
         drafted = drafts is not None and (drafts.policy is None or drafts.calls > 0)
         return Answer(
             text=answer.text,
             reasoning=answer.reasoning,
+            reasoning_tokens=chat.parse_reasoning(tokens).tokens if settings.thinking else 0,
+            budget_spent=settings.thinking_budget == 0 if self._budget is None else self._budget.spent,
             tokens=tokens,
             finish_reason="length" if len(tokens) == self._limit else "stop",
             prompt_tokens=len(self._inputs.ids),
@@ -193,7 +237,10 @@ class AnswerStream:
         self._seconds.append(time.perf_counter())
         prompt = embed_prompt(model, self._inputs)
         self._limit = token_limit(model, prompt, settings.max_new_tokens)
-        for token in generate(model, prompt, settings.sampling.sampler(), settings.max_new_tokens, self._drafts):
+        sampler = settings.sampling.sampler()
+        if self._budget is not None:
+            sampler = self._budget.limit(sampler)
+        for token in generate(model, prompt, sampler, settings.max_new_tokens, self._drafts):
             self._tokens.append(token)
             self._seconds.append(time.perf_counter())
             yield token

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ from tokenizers.decoders import DecodeStream
 from console.errors import InputError
 from runtime.inputs.chat_template import load_chat_template
 from runtime.inputs.tokenizer import load_special_tokens, load_tokenizer
+from runtime.reasoning import THINK_END, TOOL_CALL, ReasoningParser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,16 +22,15 @@ if TYPE_CHECKING:
 
 IMAGE_TOKEN = "<|image_pad|>"
 VIDEO_TOKEN = "<|video_pad|>"
-THINK_END = "</think>"
 
 
 class AnswerText(NamedTuple):
     """Generated text in two parts; either may be empty."""
 
     reasoning: str
-    """Text before `</think>`."""
+    """Text before `</think>`, or before a tool call."""
     text: str
-    """Text after it."""
+    """Text after `</think>`, or from the tool call on."""
 
 
 class Chat:
@@ -47,6 +48,7 @@ class Chat:
         """Placeholder of one video embedding; None for a model without videos."""
         self.think_end_id: int | None = self._tokenizer.token_to_id(THINK_END)
         """Token that ends the reasoning; None where `</think>` is not a single token."""
+        self._reasoning_ends = {THINK_END: self.think_end_id, TOOL_CALL: self._tokenizer.token_to_id(TOOL_CALL)}
 
     def render(self, text: str, images: int = 0, videos: int = 0, *, thinking: bool = False) -> str:
         """Render one user turn up to where the answer begins: images, then videos, then text."""
@@ -106,26 +108,53 @@ class Chat:
     def decode_answer(self, ids: Sequence[int], *, thinking: bool) -> AnswerText:
         """Split generated ids into reasoning and answer.
 
-        With thinking, the prompt ends after <think>: everything up to </think> is reasoning, and everything is where
-        </think> is missing.
+        With thinking, the prompt ends after <think>: everything up to </think> or a tool call is reasoning, and
+        everything is where both are missing.
         """
         ids = list(ids)
         if not thinking:
             return AnswerText("", self.decode(ids).strip())
-        if self.think_end_id is None:
-            reasoning, _, answer = self.decode(ids).partition(THINK_END)
+        parser = self.parse_reasoning(ids)
+        marker = parser.marker
+        if marker is None:
+            reasoning, answer = self.decode(ids), ""
+        elif self._reasoning_ends[marker] is None:
+            reasoning, _, answer = self.decode(ids).partition(marker)
         else:
-            end = ids.index(self.think_end_id) if self.think_end_id in ids else len(ids)
-            reasoning, answer = self.decode(ids[:end]), self.decode(ids[end + 1 :])
+            reasoning, answer = self.decode(ids[: parser.tokens]), self.decode(ids[parser.tokens + 1 :])
+        if marker == TOOL_CALL:
+            answer = TOOL_CALL + answer
         return AnswerText(reasoning.strip(), answer.strip())
+
+    def parse_reasoning(self, ids: Sequence[int] = ()) -> ReasoningParser:
+        """A parser of an answer with reasoning that begins with `ids`."""
+        parser = ReasoningParser(self._reasoning_ends, self.stream().push)
+        for token in ids:
+            parser.push(token)
+        return parser
+
+    @cached_property
+    def end_of_reasoning(self) -> list[int]:
+        """Token ids of what the template writes from `</think>` to the answer.
+
+        It is what a prompt without reasoning has more than one with it. Raises InputError for a template that writes no
+        `</think>` there.
+        """
+        open_prompt, closed_prompt = (self.render("", thinking=thinking) for thinking in (True, False))
+        _, marker, rest = closed_prompt.removeprefix(open_prompt).partition(THINK_END)
+        if not closed_prompt.startswith(open_prompt) or not marker:
+            raise InputError(
+                f"{self._folder}: its chat template does not show how reasoning ends; leave out --thinking-budget"
+            )
+        return self.encode_text(marker + rest)
 
     def stream(self) -> TextStream:
         """A decoder of ids one at a time."""
         return TextStream(self._tokenizer)
 
-    def stream_answer(self, *, thinking: bool) -> AnswerStream:
+    def stream_answer(self, *, thinking: bool) -> AnswerTextStream:
         """A decoder of the ids of an answer one at a time."""
-        return AnswerStream(self, thinking)
+        return AnswerTextStream(self, thinking)
 
 
 class TextStream:
@@ -152,7 +181,7 @@ class TextStream:
         return self._tokenizer.decode(self._ids, skip_special_tokens=True)[self._length :]
 
 
-class AnswerStream:
+class AnswerTextStream:
     """Decodes an answer one id at a time; the pieces join to the text of `Chat.decode_answer`.
 
     With thinking, the reasoning comes first and a line `</think>` ends it, special token or not.

@@ -71,6 +71,12 @@ def require_vision(model: ExportedModel) -> None:
         )
 
 
+def say_without_effect(model: ExportedModel) -> None:
+    """Say on stderr which fields of generation_config.json have no effect on greedy answers."""
+    if line := model.generation.without_effect({"do_sample": False, "max_new_tokens": None}):
+        say(line)
+
+
 def truth_of(document: Document) -> str:
     """Known answer of a document; the first of several. Raises InputError where there is none."""
     if document.answer is None:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from console.errors import InputError, naming
-from console.files import RESTORE, read_object
+from console.files import RESTORE
+from console.generation_config import read_generation_config
 from runtime.chat import Chat
 from runtime.inputs.images import ImageSettings
 from runtime.inputs.video import VideoSettings
@@ -25,8 +26,6 @@ from runtime.ort.sessions import Options, open_session, require_inputs
 from runtime.sizes import CHUNKINGS, buffer_limits
 
 if TYPE_CHECKING:
-    from typing import Any
-
     import onnxruntime as ort
     from numpy.typing import NDArray
 
@@ -50,9 +49,9 @@ class ExportedModel:
         """Lengths of the calls that a prompt is split into."""
         self.options = replace(options or Options(), cutlass=self.target.block_size is not None)
         self.chat = Chat(self.folder)
-        self.generation = _read_settings(self.folder / "generation_config.json")
-        """Content of generation_config.json; empty where there is no such file."""
-        self.end_ids = _end_ids(self.folder, self.generation)
+        self.generation = read_generation_config(self.folder, self.manifest.text.vocab_size)
+        """Recommended sampling and end tokens."""
+        self.end_ids = self.generation.end_ids
         """Tokens that end an answer; the first ends a turn."""
         require_device(self.device)
         self._embeddings = self.manifest.embeddings.map(self.folder)
@@ -159,20 +158,3 @@ def look_up(embeddings: NDArray[np.generic], ids: NDArray[np.int64]) -> NDArray[
         part = slice(start, start + _LOOKUP)
         embeds[part] = embeddings[ids[part]]
     return embeds
-
-
-def _read_settings(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.exists() else {}
-
-
-def _end_ids(folder: Path, generation: dict[str, Any]) -> list[int]:
-    """eos_token_id, searched in the files that transformers searches."""
-    config = _read_settings(folder / "config.json")
-    for settings in (generation, config, config.get("text_config") or {}):
-        value = settings.get("eos_token_id")
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if not all(isinstance(token, int) for token in ids):
-            raise InputError(f"{folder}: its eos_token_id is {value!r}; write a token id, or a list of them")
-        if ids:
-            return ids
-    raise InputError(f"{folder / 'generation_config.json'}: has no eos_token_id, so no answer would end; add it")

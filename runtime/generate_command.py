@@ -12,7 +12,6 @@ from calib_data.sources import open_questions
 from console.errors import InputError, naming
 from console.progress import say
 from runtime.answer import AnswerStream, open_answer_sessions
-from runtime.decoding.sampling import ignored
 from runtime.prompt import prompt_inputs
 
 if TYPE_CHECKING:
@@ -39,8 +38,8 @@ class GenerateCommand:
         """Open the sessions after the questions were checked; returns the seconds that it took."""
         start = time.perf_counter()
         open_answer_sessions(self.model, self.settings)
-        if unused := ignored(self.model.generation):
-            say(f"{self.model.folder}/generation_config.json: {', '.join(unused)}: ignored, not supported")
+        if unused := self.model.generation.without_effect(self.settings.used_fields(self.model.generation)):
+            say(unused)
         return time.perf_counter() - start
 
     def print_text(self, inputs: PromptInputs) -> None:
@@ -51,6 +50,8 @@ class GenerateCommand:
             sys.stdout.flush()
         sys.stdout.write("\n")
         answer, context = stream.finish(), self.model.manifest.text.context
+        if answer.budget_spent:
+            say(f"--thinking-budget: ended the reasoning after {answer.reasoning_tokens} tokens")
         if answer.finish_reason == "length":
             full = len(answer.tokens) + answer.prompt_tokens == context
             why = f"the model's context of {context} is full"
@@ -66,6 +67,8 @@ class GenerateCommand:
             "prompt_tokens": answer.prompt_tokens,
             "text": answer.text,
             "reasoning": answer.reasoning,
+            "reasoning_tokens": answer.reasoning_tokens,
+            "thinking_budget_spent": answer.budget_spent,
             "tokens": answer.tokens,
             "finish": "length" if answer.finish_reason == "length" else "end",
             "first_token_seconds": answer.first_token_seconds,

@@ -56,6 +56,14 @@ PresencePenalty = Annotated[
 ]
 SamplingSeed = Annotated[int | None, typer.Option(help="Seed of the sampling.", show_default="random")]
 Thinking = Annotated[bool, typer.Option("--thinking/--no-thinking", help="Reason before answering.")]
+ThinkingBudget = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Longest reasoning, in tokens; then the answer begins. 0 answers at once. Needs --thinking.",
+        show_default="no limit",
+    ),
+]
 DraftTokens = Annotated[
     str,
     typer.Option(

@@ -14,7 +14,7 @@ from runtime.compare.provenance import provenance, resume_settings
 from runtime.compare.report.junit import write_junit
 from runtime.compare.report.page import check_matplotlib, write_report
 from runtime.compare.summary import summarize
-from runtime.evaluate import evaluation_documents
+from runtime.evaluate import evaluation_documents, say_without_effect
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +79,8 @@ def compare_folders(
     if junit and junit.is_dir():
         raise InputError(f"--junit {junit}: is a folder; name a file in it")
     loaded = models.load()
+    for model in loaded.folders:
+        say_without_effect(model)
     documents, about = choice.open(loaded.baseline)
     about["device"] = models.device
     with Progress(output, resume_settings(models, about)) as progress:

@@ -26,16 +26,8 @@ if TYPE_CHECKING:
 _BLOCK = 256  # tokens that share a sum: a block is drawn first, then a token of it
 _SAMPLE = 1024  # tokens sampled to estimate where a small nucleus ends
 
-# Settings of generation_config.json that are not supported, with the values that turn them off.
-_UNSUPPORTED = {
-    "repetition_penalty": 1,
-    "min_p": 0,
-    "typical_p": 1,
-    "epsilon_cutoff": 0,
-    "eta_cutoff": 0,
-    "no_repeat_ngram_size": 0,
-    "num_beams": 1,
-}
+RECOMMENDED = ("presence_penalty", "temperature", "top_k", "top_p")
+"""Fields of `Sampling` that generation_config.json may recommend."""
 
 
 class Sampler(Protocol):
@@ -79,20 +71,16 @@ class Sampling:
     def recommended(cls, generation: Mapping[str, Any], chosen: Mapping[str, Any], seed: int | None) -> Sampling:
         """Settings that the user chose, completed by the recommendations of a model's generation_config.json.
 
-        Greedy decoding takes no recommended penalty. Raises InputError for a recommendation out of its range, and for
-        a chosen top p or top k that greedy decoding would ignore.
+        generation: checked fields of that file. Greedy decoding takes no recommended penalty. Raises InputError for a
+        chosen value out of its range, and for a chosen top p or top k that greedy decoding would ignore.
         """
-        names = ("presence_penalty", "temperature", "top_k", "top_p")
-        values = {name: generation[name] for name in names if generation.get(name) is not None}
+        values = {name: generation[name] for name in RECOMMENDED if generation.get(name) is not None}
         values["temperature"] = values.get("temperature", 1.0) if generation.get("do_sample") else 0.0
         if chosen.get("temperature", values["temperature"]) == 0:
             values.pop("presence_penalty", None)
             if "temperature" not in chosen and {"top_k", "top_p"} & chosen.keys():
                 raise InputError("--top-p, --top-k: have no effect as this model is greedy; give --temperature too")
-        try:
-            return cls(seed=seed, **{**values, **chosen})
-        except (InputError, TypeError) as error:
-            raise InputError(f"generation_config.json: what it recommends is not possible ({error})") from error
+        return cls(seed=seed, **{**values, **chosen})
 
     def sampler(self) -> Sampler:
         """A sampler for one answer; samplers with the same seed make the same choices."""
@@ -125,12 +113,6 @@ class _Draws:
         self._penalties[np.array(generated[self._read :], np.int64)] = self._sampling.presence_penalty
         self._read = len(generated)
         return logits - self._penalties
-
-
-def ignored(generation: Mapping[str, Any]) -> list[str]:
-    """Settings of a generation_config.json that are not supported, such as "min_p 0.1"."""
-    values = {name: generation.get(name) for name in _UNSUPPORTED}
-    return [f"{name} {value}" for name, value in values.items() if value not in (None, _UNSUPPORTED[name])]
 
 
 def greedy(logits: NDArray[np.float32], generated: Sequence[int]) -> int:  # noqa: ARG001

@@ -154,7 +154,7 @@ FOLDERS = {
     ),
     "impossible recommendation": (
         lambda folder: edit_json(folder / "generation_config.json", top_p=7),
-        "generation_config.json: what it recommends",
+        "generation_config.json: top_p is 7; write a number above 0",
     ),
     "NaN weight": (
         lambda folder: change_tensor(folder, "model.language_model.norm.weight", lambda weight: weight * np.nan),

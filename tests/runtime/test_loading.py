@@ -42,7 +42,7 @@ RULED_OUT = {
     "a prompt beyond the context": (lambda folder: set_context(folder, 10), "the model's context is 10; shorten it"),
     "an impossible recommendation": (
         lambda folder: edit_json(folder / "generation_config.json", top_p=7),
-        "generation_config.json: what it recommends",
+        "generation_config.json: top_p is 7; write a number above 0",
     ),
     "a place without a picture": (
         lambda folder: None,

@@ -13,7 +13,7 @@ import torch
 from transformers import LogitsProcessorList, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from console.errors import InputError
-from runtime.decoding.sampling import Sampling, candidates, draw, greedy, ignored, likelier, shortlist
+from runtime.decoding.sampling import Sampling, candidates, draw, greedy, likelier, shortlist
 
 from .sampling_oracle import distribution
 
@@ -289,17 +289,3 @@ def test_a_choice_that_a_greedy_model_ignores_is_an_error(chosen):
     with pytest.raises(InputError, match="give --temperature too"):
         Sampling.recommended({"do_sample": False}, chosen, None)
     assert Sampling.recommended({}, {"temperature": 0.0, **chosen}, None) == Sampling(temperature=0.0, **chosen)
-
-
-@pytest.mark.parametrize(
-    "wrong", [{"top_p": 1.5}, {"temperature": "hot"}, {"top_k": 2.5}, {"top_k": -3}, {"presence_penalty": [1]}]
-)
-def test_impossible_recommendations_name_their_file(wrong):
-    with pytest.raises(InputError, match=r"^generation_config\.json: "):
-        Sampling.recommended({**RECOMMENDED, **wrong}, {}, None)
-
-
-def test_recommendations_that_nothing_here_follows_are_named():
-    neutral = {"repetition_penalty": 1.0, "min_p": None, "no_repeat_ngram_size": 0, "num_beams": 1}
-    assert ignored({**RECOMMENDED, **neutral}) == []
-    assert ignored({**neutral, "repetition_penalty": 1.1, "min_p": 0.05}) == ["repetition_penalty 1.1", "min_p 0.05"]

@@ -1,0 +1,55 @@
+"""Finds where the reasoning of an answer ends, token by token."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+THINK_END = "</think>"
+TOOL_CALL = "<tool_call>"
+
+
+class ReasoningParser:
+    """Follows the tokens of one answer whose prompt ends after `<think>`.
+
+    Reasoning ends at `</think>`, and where a tool call opens.
+    """
+
+    def __init__(self, markers: Mapping[str, int | None], decode: Callable[[int], str]) -> None:
+        """Begin an answer.
+
+        markers: the token of each text that ends reasoning; None where it takes several tokens, and is found in the
+        text. decode: the text that each next token completes.
+        """
+        self._markers, self._decode = markers, decode
+        self._longest = max(map(len, markers))
+        self._tail = ""
+        self._lengths: list[int] = []  # characters that each token completed
+        self.tokens = 0
+        """Tokens of reasoning so far."""
+        self.marker: str | None = None
+        """What ended the reasoning; None before."""
+
+    def push(self, token: int) -> None:
+        """Read the next token; those after the reasoning count for nothing."""
+        if self.marker is not None:
+            return
+        self.marker = next((text for text, known in self._markers.items() if known == token), None)
+        if self.marker is not None:
+            return
+        piece = self._decode(token)
+        self._tail = self._tail[-self._longest :] + piece
+        self._lengths.append(len(piece))
+        self.tokens += 1
+        for text, known in self._markers.items():
+            if known is None and text in self._tail:
+                self.marker = text
+                self._leave_out(len(self._tail) - self._tail.index(text))
+
+    def _leave_out(self, characters: int) -> None:
+        """Take the last tokens off that wrote these characters."""
+        while characters > 0:
+            self.tokens -= 1
+            characters -= self._lengths[self.tokens]
