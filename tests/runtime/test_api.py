@@ -21,6 +21,10 @@ OPTIONS = {
         ("--seed", 3, "--temperature", 2, "--top-p", 0.9, "--top-k", 40, "--presence-penalty", 0.5, "--thinking"),
     ),
     "drafted": ({"temperature": 0, "draft_tokens": 2}, ("--temperature", 0, "--draft-tokens", 2)),
+    "budget": (
+        {"temperature": 0, "thinking": True, "thinking_budget": 2},
+        ("--temperature", 0, "--thinking", "--thinking-budget", 2),
+    ),
 }
 
 
@@ -45,6 +49,11 @@ def test_ask_is_the_answer_of_the_command(case, model, page, command):
     expected = generated(command, *shared, *arguments)
     assert (answer.text, answer.reasoning, answer.tokens) == tuple(expected[n] for n in ("text", "reasoning", "tokens"))
     assert answer.prompt_tokens == expected["prompt_tokens"]
+    assert (answer.reasoning_tokens, answer.budget_spent) == (
+        expected["reasoning_tokens"],
+        expected["thinking_budget_spent"],
+    )
+    assert answer.budget_spent == (case == "budget")
     assert answer.finish_reason == {"end": "stop", "length": "length"}[expected["finish"]]
     assert answer.first_token_seconds > 0
     assert answer.tokens_per_second > 0

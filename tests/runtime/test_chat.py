@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 from calib_data import READER
 from console.errors import InputError
 from runtime.chat import Chat
+from runtime.decoding.thinking_budget import ThinkingBudget
 
 # The turns of EXAONE 4.5, with the Jinja features that chat templates of this family use.
 TEMPLATE = """\
@@ -202,6 +203,48 @@ def test_reasoning_marks_may_be_special_tokens():
     ids = AutoTokenizer.from_pretrained(READER)("합계 읽는다.\n</think>\n\n1,200<|endofturn|>")["input_ids"]
     assert "</think>" not in chat.decode(ids)
     assert chat.decode_answer(ids, thinking=True) == ("합계 읽는다.", "1,200")
+
+
+@pytest.mark.parametrize("tool_token", [True, False])
+@pytest.mark.parametrize("think_tokens", [True, False])
+def test_a_tool_call_ends_reasoning_too(tmp_path, think_tokens, tool_token):
+    write_folder(tmp_path, think_tokens=think_tokens)
+    if tool_token:
+        tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+        tokenizer.add_tokens([AddedToken("<tool_call>", normalized=False)])
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+    chat = Chat(tmp_path)
+    ids = chat.encode_text("I look for 합계.\n<tool_call>{}</tool_call> </think>")
+    assert chat.decode_answer(ids, thinking=True) == ("I look for 합계.", "<tool_call>{}</tool_call> </think>")
+    assert chat.parse_reasoning(ids).tokens == len(chat.encode_text("I look for 합계.\n"))
+
+
+@pytest.mark.parametrize("think_tokens", [True, False])
+def test_reasoning_is_counted_without_what_ends_it(tmp_path, think_tokens):
+    """Also where `</think>` takes several tokens: it is forced whole."""
+    chat = Chat(write_folder(tmp_path, think_tokens=think_tokens))
+    reasoning, ending = chat.encode_text("I look for 합계.\n"), chat.end_of_reasoning
+    assert chat.decode(ending) == "</think>\n\n"
+    assert len(ending) == len(chat.encode_text("</think>")) + len(chat.encode_text("\n\n"))
+    parser = chat.parse_reasoning([*reasoning, *ending, *chat.encode_text("1,200")])
+    assert (parser.tokens, parser.marker) == (len(reasoning), "</think>")
+    assert chat.parse_reasoning(reasoning).tokens == len(reasoning)
+    budget, tokens = ThinkingBudget(len(reasoning), ending, chat.parse_reasoning()), list(reasoning)
+    while (token := budget.forced(tokens)) is not None:
+        tokens.append(token)
+    assert tokens == [*reasoning, *ending]
+    assert budget.forced([*tokens, 99]) is None
+
+
+def test_the_reader_closes_its_reasoning_as_its_template_does():
+    chat = Chat(READER)
+    assert chat.end_of_reasoning == [chat.think_end_id, *chat.encode_text("\n\n")]
+
+
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", "{% if enable_thinking %}<think>{% endif %}</think>"])
+def test_a_template_that_closes_no_reasoning_is_named(tmp_path, template):
+    with pytest.raises(InputError, match="does not show how reasoning ends; leave out --thinking-budget"):
+        _ = Chat(write_folder(tmp_path, template=template)).end_of_reasoning
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])

@@ -365,6 +365,31 @@ def test_a_seed_gives_the_same_answer_again(command, exported):
     assert first != other
 
 
+def test_generation_settings_without_effect_are_named(command, copied):
+    """One line for each folder: what nothing here follows, and what is decided by options, or is greedy always."""
+    path = copied / "generation_config.json"
+    edit_json(path, do_sample=True, temperature=0.6, bad_words_ids=[[100]], min_new_tokens=4, suppress_tokens=[])
+    ignored = f"{path}: ignored, not supported: bad_words_ids, min_new_tokens 4"
+    asked = "--model", copied, "--prompt", "Hello", "--max-new-tokens", 1
+    assert command("generate", *asked, "--json")[2] == f"{ignored}\n"
+    assert command("generate", *asked, "--json", "--temperature", 0)[2] == (
+        f"{ignored}; overridden by options: do_sample True, temperature 0.6\n"
+    )
+    greedy_always = f"{ignored}; overridden by options: do_sample True\n"
+    assert command("evaluate", "--model", copied, "--count", 1, "--kind", "line", "--json")[2] == greedy_always
+    models = "--baseline", copied, "--model", copied
+    assert command("compare", *models, "--count", 1, "--kind", "line", "--json")[2] == 2 * greedy_always
+
+
+def test_a_spent_budget_is_said(command, exported):
+    budget = "--thinking", "--thinking-budget", 2, "--temperature", 0, "--max-new-tokens", 40
+    asked = "--model", exported("fp16"), "--prompt", "Hello", *budget
+    code, out, err = command("generate", *asked)
+    assert code == 0
+    assert "</think>\n\n" in out
+    assert err.startswith("--thinking-budget: ended the reasoning after 2 tokens\n")
+
+
 def test_nothing_to_answer(command, exported):
     assert_one_line(command("generate", "--model", exported("fp16")), "give --image or --video to read, or a --prompt")
 

@@ -50,6 +50,21 @@ RULED_OUT = {
         "--prompt",
         "<|image_pad|>",
     ),
+    "a budget without reasoning": (lambda folder: None, "without --thinking; add it", "--thinking-budget", 5),
+    "a budget as long as the answer": (
+        lambda folder: None,
+        "--thinking-budget 20: leaves no tokens for the answer",
+        *("--thinking", "--thinking-budget", 20, "--max-new-tokens", 20),
+    ),
+    "a budget for a template without reasoning": (
+        lambda folder: (folder / "chat_template.jinja").write_text("{{ messages[0].content }}"),
+        "does not show how reasoning ends",
+        *("--thinking", "--thinking-budget", 5),
+    ),
+    "an end token beyond the vocabulary": (
+        lambda folder: edit_json(folder / "generation_config.json", eos_token_id=512),
+        "generation_config.json: eos_token_id is 512; write a token id",
+    ),
     "an option without effect": (
         lambda folder: edit_json(folder / "generation_config.json", do_sample=False),
         "have no effect as this model is greedy",

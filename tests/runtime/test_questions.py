@@ -145,6 +145,7 @@ PROMPTS = ["글을 읽으세요.", "Read the text.", "Hello", "Read the text.", 
     [
         (*NO_DRAFTS, "--temperature", 0),
         (*NO_DRAFTS, "--temperature", 1.5, "--seed", 3, "--thinking"),
+        ("--draft-tokens", 2, "--temperature", 0, "--thinking", "--thinking-budget", 3),
         ("--draft-tokens", 2, "--seed", 1),
     ],
 )
