@@ -237,6 +237,14 @@ def test_a_folder_without_tokenizer_or_processor(tmp_path, missing):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_wrong_end_token_is_refused_before_anything_is_quantized(tmp_path):
+    model = reader_with(tmp_path / "model")
+    (model / "generation_config.json").write_text('{"eos_token_id": 512}')
+    with pytest.raises(InputError, match=r"generation_config\.json: eos_token_id is 512; write a token id"):
+        quantize(Settings(model, tmp_path / "out", count=1))
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_kill_before_the_first_file_and_one_after_the_last(tmp_path, monkeypatch):
     settings = Settings(READER, tmp_path / "out", count=1, solver="rtn", reference=0)
     (tmp_path / "out.partial").mkdir()
