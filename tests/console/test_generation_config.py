@@ -70,7 +70,12 @@ def test_every_field_of_transformers_is_used_harmless_or_named(tmp_path):
 
 
 def test_defaults_of_transformers_are_not_named(tmp_path):
-    defaults = {**GenerationConfig._get_default_generation_params(), **HARMLESS, "bad_words_ids": [], "max_length": None}
+    defaults = {
+        **GenerationConfig._get_default_generation_params(),
+        **HARMLESS,
+        "bad_words_ids": [],
+        "max_length": None,
+    }
     assert read_generation_config(write(tmp_path, defaults), VOCABULARY).unsupported == []
 
 

@@ -241,7 +241,9 @@ def test_the_reader_closes_its_reasoning_as_its_template_does():
     assert chat.end_of_reasoning == [chat.think_end_id, *chat.encode_text("\n\n")]
 
 
-@pytest.mark.parametrize("template", ["{{ messages[0].content }}", "{% if enable_thinking %}<think>{% endif %}</think>"])
+@pytest.mark.parametrize(
+    "template", ["{{ messages[0].content }}", "{% if enable_thinking %}<think>{% endif %}</think>"]
+)
 def test_a_template_that_closes_no_reasoning_is_named(tmp_path, template):
     with pytest.raises(InputError, match="does not show how reasoning ends; leave out --thinking-budget"):
         _ = Chat(write_folder(tmp_path, template=template)).end_of_reasoning

@@ -5,7 +5,7 @@ import pytest
 
 from calib_data.sources import open_documents
 from runtime.answer import AnswerStream, answer_settings
-from runtime.decoding.forward import decode, prefill
+from runtime.decoding.forward import prefill
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import Sampling, greedy
 from runtime.decoding.speculative import Drafts
