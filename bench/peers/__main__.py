@@ -87,8 +87,8 @@ METHODS = (
     Method("llm-compressor GPTQ", {"observer": None}, LLM_COMPRESSOR),
     Method("llm-compressor GPTQ, MSE scales", {"observer": "mse"}, LLM_COMPRESSOR),
     Method("llm-compressor GPTQ, imatrix scales", {"observer": "imatrix_mse"}, LLM_COMPRESSOR),
-    _auto_round("AutoRound, own masks, last iteration"),
 )
+AUTOROUND = _auto_round("AutoRound, own masks, last iteration")  # hours on SmolLM2
 LANGUAGE_MODEL = (
     Method("GPTQModel", {"mse": 0.0}, GPTQ_MODEL),
     Method("GPTQModel, MSE scales", {"mse": 2.0}, GPTQ_MODEL),
@@ -153,11 +153,17 @@ def main(
     ] = Path("build/peers"),
     slow: Annotated[
         bool,
-        typer.Option("--slow", help="Also AutoRound by default and with 1000 iterations: half an hour a seed."),
+        typer.Option(
+            "--slow",
+            help="Also AutoRound by default and with 1000 iterations: half an hour a seed; on SmolLM2 many hours.",
+        ),
     ] = False,
 ) -> None:
     """Quantize a model with this toolkit and its peers, and compare each with the original weights."""
-    methods = [*METHODS, *(LANGUAGE_MODEL if model == "smollm2" else ()), *NF4, *(SLOW if slow else ())]
+    methods = [*METHODS, *(LANGUAGE_MODEL if model == "smollm2" else ()), *NF4]
+    methods += [AUTOROUND] if model == "reader" or slow else []
+    methods += SLOW if slow else []
+    cache = cache.resolve()  # peers run in a folder of their own
     peers = list(dict.fromkeys(method.peer for method in methods if method.peer))
     for peer in peers:
         environment(peer, cache)  # first: an installation that fails should not fail after an hour
