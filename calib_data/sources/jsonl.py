@@ -1,4 +1,7 @@
-"""The lines of a JSONL file: {"image": path, "prompt": text, "answer": text}, paths relative to the file."""
+"""The lines of a JSONL file: {"image": path, "prompt": text, "answer": text}, paths relative to the file.
+
+Other usual names of these keys are in `fields`.
+"""
 
 from __future__ import annotations
 

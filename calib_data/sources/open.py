@@ -34,8 +34,9 @@ def open_documents(
     """Open at most `count` documents of a split ("calibration", "evaluation", or "training" of rendered ones).
 
     source: "rendered", a folder of images (an answer is read from the .txt of the same name), a .pdf, a .jsonl of
-    {"image", "prompt", "answer"} with paths relative to the file (an image without a prompt is to be read), a local
-    dataset folder, or a Hugging Face dataset id; if the dataset has several splits, name one: "id:validation".
+    {"image", "prompt", "answer"} or other names of `fields`, with paths relative to the file (an image without a prompt
+    is to be read), a local dataset folder, or a Hugging Face dataset id; if the dataset has several splits, name one:
+    "id:validation".
     seed: which documents are drawn. kind: rendered only, one of `render.KINDS` or None for a mix. pictures: every
     document must have one; False lets a .jsonl have prompts and answers alone.
 
