@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from calib_data.levels import prepare_samples, to_8_bits
 from calib_data.pages import seek_single_picture
 from console.errors import InputError, naming
+from console.files import existing
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -19,17 +21,19 @@ _OF_SYSTEMS = {"#recycle", "$recycle.bin", "@eadir", "__macosx", "desktop.ini", 
 
 
 def open_image(path: Path | str) -> Image.Image:
-    """Read an image file completely, turned upright, as RGB.
+    """Read an image file completely, turned upright, as RGB. Its name may be written in any Unicode form.
 
     Raises InputError, naming the file, if it cannot be opened or decoded, has several pages or frames, has samples of
     unknown range, or exceeds Pillow's limit (about 89 million pixels).
     """
-    path = Path(path)
+    path = existing(Path(path))
     try:
         file = path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL character or half of a surrogate pair
         reason = str(error.strerror if isinstance(error, OSError) else error).lower()
-        raise InputError(f"{path}: {reason}; give the path of an image file") from error
+        inline = re.search("(^|/)data:[^,]*,", str(path))
+        advice = "save what a data: URI holds as a file" if inline else "give the path of an image file"
+        raise InputError(f"{path}: {reason}; {advice}") from error
     with file:
         return read_image(file, str(path))
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from console.renamed import current_arguments
 from console.streams import OutputClosedError, OutputError, finish_output, open_streams
+from console.text import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,6 +31,10 @@ TERMINATED = 143
 
 class InputError(Exception):
     """The user gave something wrong. The message is one line: it names the file or argument and what to do."""
+
+    def __str__(self) -> str:
+        """The message, without the middle of a value that is too long to read."""
+        return shorten(super().__str__())
 
 
 class EmptySplitError(InputError):
@@ -76,7 +81,7 @@ def run_command(app: typer.Typer, renamed: Mapping[str, str] | None = None) -> N
     with suppress(OutputError):  # what was printed before another error, which is the one to report
         sys.stdout.flush()
     if message:
-        sys.stderr.write(" ".join(message.split()) + "\n")
+        sys.stderr.write(shorten(" ".join(message.split())) + "\n")
     sys.exit(code)
 
 

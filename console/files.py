@@ -1,31 +1,69 @@
-"""Read text and JSON files, with one clear error."""
+"""Find and read text and JSON files, with one clear error."""
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
+from functools import lru_cache
+from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 from console.errors import InputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from console.text import canonical
 
 Content = TypeVar("Content")
 RESTORE = "copy it from the model's original folder"
 
 
+def existing(path: Path) -> Path:
+    """The path as its folders spell it: macOS decomposes Hangul and accents in names, lists of files often do not.
+
+    Returns the path itself where nothing has that name.
+    """
+    if os.path.lexists(path):
+        return path
+    found = Path(path.anchor)
+    for part in path.parts[bool(path.anchor) :]:
+        name = part if os.path.lexists(found / part) else _names(found, _changed(found)).get(canonical(part))
+        if name is None:
+            return path
+        found /= name
+    return found
+
+
+@lru_cache(maxsize=8)
+def _names(folder: Path, changed: int) -> dict[str, str]:
+    """Names in a folder by their NFC; none in what is no folder. changed: when, so that new files are seen."""
+    return {canonical(name): name for name in sorted(os.listdir(folder))} if changed else {}  # noqa: PTH208
+
+
+def _changed(folder: Path) -> int:
+    """When names in a folder changed, in nanoseconds; 0 if it cannot be listed."""
+    return folder.stat().st_mtime_ns if os.access(folder, os.R_OK) and folder.is_dir() else 0
+
+
 def read_text(path: Path, advice: str = RESTORE) -> str:
-    """Read a UTF-8 file, with or without a byte order mark. Raises InputError, which ends with the advice."""
+    """Read a file of UTF-8, or of UTF-16 with a byte order mark. Raises InputError, which ends with the advice."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding=_encoding(path))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file, {advice}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: UTF-16 of an odd number of bytes
         reason = error.strerror if isinstance(error, OSError) else error
         raise InputError(f"{path}: cannot be read ({reason}), {advice}") from error
+    if "\0" in text:  # UTF-16 without a mark is valid UTF-8 where it is ASCII
+        raise InputError(f"{path}: cannot be read (it has NUL characters, as UTF-16 without a mark), {advice}")
+    return text
+
+
+def _encoding(path: Path) -> str:
+    with path.open("rb") as file:
+        mark = file.read(2)
+    return "utf-16" if mark in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) else "utf-8-sig"
 
 
 def read_object(path: Path, advice: str = RESTORE) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from console.text import shorten
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -37,7 +40,13 @@ def track(items: Sequence[Item], label: str) -> Iterator[Item]:
 
 def say(line: str) -> None:
     """Print one line on stderr."""
-    Console(stderr=True, soft_wrap=True, markup=False).print(line, highlight=False)
+    Console(stderr=True, soft_wrap=True, markup=False).print(shorten(line), highlight=False)
+
+
+@cache
+def say_once(line: str) -> None:
+    """Print one line on stderr, however often a source is opened in this process."""
+    say(line)
 
 
 def _lines(items: Sequence[Item], label: str, console: Console) -> Iterator[Item]:

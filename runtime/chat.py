@@ -9,6 +9,7 @@ import numpy as np
 from tokenizers.decoders import DecodeStream
 
 from console.errors import InputError
+from console.text import canonical
 from runtime.inputs.chat_template import load_chat_template
 from runtime.inputs.tokenizer import load_special_tokens, load_tokenizer
 from runtime.reasoning import THINK_END, TOOL_CALL, ReasoningParser
@@ -74,11 +75,12 @@ class Chat:
     ) -> NDArray[np.int64]:
         """Token ids [T] int64 of one user turn, with `image_tokens[i]` placeholders for the i-th image, videos alike.
 
+        The text is read in its `canonical` form, then by the tokenizer's own normalizer.
         Raises InputError where the template has no placeholder for an image or video, or the text contains one.
         """
         if not _is_utf8(text):
             raise InputError(f"prompt: {text!r} is not valid UTF-8, check how the text is encoded")
-        rendered = self.render(text, len(image_tokens), len(video_tokens), thinking=thinking)
+        rendered = self.render(canonical(text), len(image_tokens), len(video_tokens), thinking=thinking)
         ids = np.array(self._tokenizer.encode(rendered, add_special_tokens=False).ids, np.int64)
         repeats = np.ones_like(ids)
         for kind, placeholder, token_id, tokens in (
@@ -97,8 +99,8 @@ class Chat:
         return np.repeat(ids, repeats)
 
     def encode_text(self, text: str) -> list[int]:
-        """Token ids of plain text, such as an answer, without chat template."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        """Token ids of plain text in its `canonical` form, such as an answer, without chat template."""
+        ids: list[int] = self._tokenizer.encode(canonical(text), add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 from functools import partial
 from pathlib import Path
@@ -10,17 +9,18 @@ from typing import TYPE_CHECKING, Any
 
 from calib_data.document import READ_TEXT, Document
 from calib_data.images import read_image
-from calib_data.sources.entry import Entry
+from calib_data.sources.fields import ANSWERS, PROMPTS, text_of, texts_of
 from console.errors import InputError, require_package
+from console.progress import say_once
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from datasets import Dataset
     from PIL import Image
 
 _SAVED = ("dataset_dict.json", "dataset_info.json")  # what `save_to_disk` writes
 _FILES = ("*.parquet", "*.arrow", *_SAVED)
-_PROMPTS = ("prompt", "question", "query")
-_ANSWERS = ("answer", "answers", "text", "ground_truth")
 
 
 def holds_dataset(folder: Path) -> bool:
@@ -29,7 +29,7 @@ def holds_dataset(folder: Path) -> bool:
     return any(not any(part.startswith(".") for part in path.parts) for path in found)
 
 
-def dataset_entries(source: str, split: str | None) -> list[Entry]:
+def dataset_documents(source: str, split: str | None) -> list[Callable[[], Document]]:
     """All rows. split: one of the dataset's own splits; None if it has a single one.
 
     Raises InputError if there is no such dataset or split, or it has no column `image` of pictures.
@@ -43,9 +43,10 @@ def dataset_entries(source: str, split: str | None) -> list[Entry]:
         raise InputError(f"{source}: has no column 'image' of pictures, its columns are {columns}")
     pictures = table.select_columns("image").cast_column("image", datasets.Image(decode=False))
     texts = table.remove_columns("image")
-    # Questions about one page are rows of their own, each with the page: its bytes decide the split.
-    keys = (_key(row["image"], number) for number, row in enumerate(pictures))
-    return [Entry(key, partial(_document, source, pictures, texts, number)) for number, key in enumerate(keys)]
+    asked, answered = (next((n for n in names if n in texts.column_names), None) for names in (PROMPTS, ANSWERS))
+    if unread := [column for column in texts.column_names if column not in (asked, answered)]:
+        say_once(f"{source}: columns that are not read: {', '.join(map(repr, unread))}")
+    return [partial(_document, source, pictures, texts, number, (asked, answered)) for number in range(len(table))]
 
 
 def _load(source: str, split: str | None) -> Dataset:
@@ -67,11 +68,6 @@ def _load(source: str, split: str | None) -> Dataset:
     raise InputError(f"{source}: {problem}, give one of {', '.join(f'{source}:{name}' for name in splits)}")
 
 
-def _key(picture: dict[str, Any] | None, number: int) -> str:
-    content = _picture_bytes(picture)
-    return f"row/{number}" if content is None else hashlib.blake2b(content).hexdigest()
-
-
 def _picture_bytes(picture: dict[str, Any] | None) -> bytes | None:
     """The image file of a row, stored in the table or next to it; None if there is none."""
     if picture is None or picture["bytes"] is not None:
@@ -80,30 +76,20 @@ def _picture_bytes(picture: dict[str, Any] | None) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _document(source: str, pictures: Dataset, texts: Dataset, number: int) -> Document:
-    place = f"{source}: row {number}"
+def _document(
+    source: str, pictures: Dataset, texts: Dataset, number: int, columns: tuple[str | None, str | None]
+) -> Document:
+    place, (asked, answered) = f"{source}: row {number}", columns
     try:
-        prompt, answers = _prompt_and_answers(texts[number])
+        row = texts[number]
+        prompt = READ_TEXT if asked is None else text_of(row, asked)
+        if prompt is None:
+            raise ValueError(f"no text in its column {asked!r}")
+        answers = texts_of(row, answered)
     except ValueError as error:  # also of strings in Arrow that are not UTF-8
         raise InputError(f"{place} is not valid: {error}") from error
-    first = answers[0] if answers else None
     opener = partial(_open_image, pictures, number, place)
-    return Document(opener, prompt, first, f"row/{number}", tuple(answers[1:]))
-
-
-def _prompt_and_answers(row: dict[str, Any]) -> tuple[str, list[str]]:
-    """Take them from whichever known columns there are. Raises ValueError if one is not text."""
-    asked = next((column for column in _PROMPTS if column in row), None)
-    answered = next((column for column in _ANSWERS if column in row), None)
-    prompt = READ_TEXT if asked is None else row[asked]
-    answers = None if answered is None else row[answered]
-    if not isinstance(answers, list):
-        answers = [] if answers is None else [answers]
-    if not isinstance(prompt, str):
-        raise ValueError(f"no text in its column {asked!r}")
-    if not all(isinstance(answer, str) for answer in answers):
-        raise ValueError(f"an answer that is not text in its column {answered!r}")
-    return prompt, answers
+    return Document(opener, prompt, next(iter(answers), None), f"row/{number}", tuple(answers[1:]))
 
 
 def _open_image(pictures: Dataset, number: int, place: str) -> Image.Image:

@@ -1,24 +1,31 @@
-"""The lines of a JSONL file: {"image": path, "prompt": text, "answer": text}, paths relative to the file."""
+"""The lines of a JSONL file: {"image": path, "prompt": text, "answer": text}, paths relative to the file.
+
+Other usual names of these keys are in `fields`.
+"""
 
 from __future__ import annotations
 
 import json
-import posixpath
+from collections import Counter
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from calib_data.document import READ_TEXT, Document
 from calib_data.images import open_image
-from calib_data.sources.entry import Entry
+from calib_data.sources.fields import ANSWERS, IMAGES, PROMPTS, given, may_ask, text_of, texts_of
 from console.errors import InputError, naming
 from console.files import read_text
+from console.progress import say_once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from PIL import Image
+
+# Benchmarks keep the question as `text`, datasets the true text of a page.
+_ANSWERS_TO_QUESTIONS = tuple(name for name in ANSWERS if name != "text")
 
 
 @dataclass(frozen=True)
@@ -31,13 +38,15 @@ class _Row:
     """Path as it is written."""
     prompt: str
     """What is asked; READ_TEXT for an image without a prompt."""
-    answer: str | None
-    """The true answer."""
+    answers: tuple[str, ...]
+    """The true answers."""
+    unread: tuple[str, ...]
+    """Keys that nobody reads."""
 
 
-def jsonl_entries(path: Path) -> list[Entry]:
-    """All lines in order. The picture, or the prompt where there is none, decides the split."""
-    return [Entry(_key(row), partial(_document, path, row)) for row in _rows(path)]
+def jsonl_documents(path: Path) -> list[Callable[[], Document]]:
+    """All lines in order."""
+    return [partial(_document, path, row) for row in _rows(path, ANSWERS)]
 
 
 def open_questions(path: Path) -> list[tuple[str, Document]]:
@@ -45,42 +54,63 @@ def open_questions(path: Path) -> list[tuple[str, Document]]:
 
     Either of the two may be left out. Raises InputError for a line that is not valid; pictures are not opened yet.
     """
-    questions = [(_place(path, row.number), _document(path, row)) for row in _rows(path)]
+    questions = [(_place(path, row.number), _document(path, row)) for row in _rows(path, _ANSWERS_TO_QUESTIONS)]
     if not questions:
         raise InputError(f"{path}: holds no questions")
     return questions
 
 
-def _key(row: _Row) -> str:
-    """Equal for all questions about one picture, however its path is written."""
-    return row.prompt if row.image is None else posixpath.normpath(row.image)
-
-
-def _rows(path: Path) -> Iterator[_Row]:
+def _rows(path: Path, answers: Sequence[str]) -> list[_Row]:
+    """Parse all lines, and say on stderr which keys are not read. answers: keys of true answers."""
+    rows: list[_Row] = []
     for number, line in enumerate(read_text(path, "give a .jsonl file in UTF-8").split("\n"), start=1):
         if line.strip():
             try:
-                yield _parse(line, number)
+                rows.append(_parse(line, number, answers))
             except (ValueError, RecursionError) as error:  # the latter for brackets that are a thousand deep
                 raise InputError(f"{_place(path, number)} is not valid: {error}") from error
+    if unread := dict.fromkeys(key for row in rows for key in row.unread):
+        say_once(f"{path}: keys that are not read: {', '.join(map(repr, unread))}")
+    return rows
 
 
-def _parse(line: str, number: int) -> _Row:
+def _parse(line: str, number: int, answers: Sequence[str]) -> _Row:
     """Parse one line. Raises ValueError if it is not valid, for a number of thousands of digits too."""
-    row = json.loads(line)
+    row = json.loads(line, object_pairs_hook=_unique)
     if not isinstance(row, dict):
         raise ValueError('no object, write {"image": ..., "prompt": ..., "answer": ...}')
-    image, prompt, answer = (row.get(key) for key in ("image", "prompt", "answer"))
-    if prompt is None and image is not None:
-        prompt = READ_TEXT
-    for key, text in (("image", image), ("prompt", prompt), ("answer", answer)):
-        if not isinstance(text, str | None):
-            raise ValueError(f"{key!r} is not text")
+    image, prompt = (text_of(row, given(row, names)) for names in (IMAGES, PROMPTS))
+    truths = texts_of(row, given(row, answers))
+    unread = tuple(key for key in row if key not in {*IMAGES, *PROMPTS, *answers})
     if prompt is None:
-        raise ValueError("it has neither an 'image' nor a 'prompt'")
-    for text in (prompt, answer or ""):
+        prompt = _default_prompt(row, image, unread)
+    for text in (prompt, *truths):
         text.encode()  # JSON can hold half of a surrogate pair, which no tokenizer takes
-    return _Row(number, image, prompt, answer)
+    return _Row(number, image, prompt, tuple(truths), unread)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object. Raises ValueError where a key is there twice: JSON would take the last."""
+    twice = [key for key, count in Counter(key for key, _ in pairs).items() if count > 1]
+    if twice:
+        raise ValueError(f"key {twice[0]!r} is there twice, keep one")
+    return dict(pairs)
+
+
+def _default_prompt(row: dict[str, Any], image: str | None, unread: tuple[str, ...]) -> str:
+    """READ_TEXT. Raises ValueError without an image, and where an unread key may have the question.
+
+    An unread key is harmless only where nothing is asked in its place.
+    """
+    asked = next((key for key in unread if may_ask(row[key])), None)
+    if asked is not None:
+        raise ValueError(
+            f"it has no 'prompt', and its key {asked!r} is not read; rename it to 'prompt' if it is the question, "
+            f'else add "prompt": "{READ_TEXT}"'
+        )
+    if image is None:
+        raise ValueError("it has neither an 'image' nor a 'prompt'")
+    return READ_TEXT
 
 
 def _place(path: Path, number: int) -> str:
@@ -88,10 +118,11 @@ def _place(path: Path, number: int) -> str:
 
 
 def _document(path: Path, row: _Row) -> Document:
+    answer, also = next(iter(row.answers), None), row.answers[1:]
     if row.image is None:
-        return Document(None, row.prompt, row.answer, f"line/{row.number}")
-    name = f"{row.image}:{row.number}"
-    return Document(partial(_open_image, path, row.image, row.number), row.prompt, row.answer, name)
+        return Document(None, row.prompt, answer, f"line/{row.number}", also)
+    opener = partial(_open_image, path, row.image, row.number)
+    return Document(opener, row.prompt, answer, f"{row.image}:{row.number}", also)
 
 
 def _open_image(path: Path, image: str, number: int) -> Image.Image:

@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, TypeVar
 
 from calib_data.images import open_image
 from calib_data.rendered.render import KINDS, documents
-from calib_data.sources.dataset import dataset_entries, holds_dataset
-from calib_data.sources.folder import folder_entries
-from calib_data.sources.jsonl import jsonl_entries
-from calib_data.sources.pdf import draw_page, page_count, pdf_entries
-from calib_data.splits import SPLITS, Split, split_of_item
+from calib_data.sources.dataset import dataset_documents, holds_dataset
+from calib_data.sources.folder import folder_documents
+from calib_data.sources.jsonl import jsonl_documents
+from calib_data.sources.pdf import draw_page, page_count, pdf_documents
+from calib_data.splits import SPLITS, Split, split_of_picture, split_of_prompt
 from console.errors import EmptySplitError, InputError
+from console.files import existing
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from PIL import Image
 
     from calib_data.document import Document
-    from calib_data.sources.entry import Entry
 
 Choice = TypeVar("Choice", bound=str)
 
@@ -33,13 +34,15 @@ def open_documents(
     """Open at most `count` documents of a split ("calibration", "evaluation", or "training" of rendered ones).
 
     source: "rendered", a folder of images (an answer is read from the .txt of the same name), a .pdf, a .jsonl of
-    {"image", "prompt", "answer"} with paths relative to the file (an image without a prompt is to be read), a local
-    dataset folder, or a Hugging Face dataset id; if the dataset has several splits, name one: "id:validation".
+    {"image", "prompt", "answer"} or other names of `fields`, with paths relative to the file (an image without a prompt
+    is to be read), a local dataset folder, or a Hugging Face dataset id; if the dataset has several splits, name one:
+    "id:validation".
     seed: which documents are drawn. kind: rendered only, one of `render.KINDS` or None for a mix. pictures: every
     document must have one; False lets a .jsonl have prompts and answers alone.
 
     Raises InputError, naming the source or the file, if anything cannot be read, and EmptySplitError if the source has
-    no document in this split. Every picture is opened once as a check and again when it is used; none is kept.
+    no document in this split. Pictures are opened one at a time, in random order, until `count` are of the split, and
+    again when they are used; none is kept. So time does not grow with the source.
     """
     chosen_split = _choice(SPLITS, "split", split)
     if count < 1:
@@ -50,15 +53,16 @@ def open_documents(
         raise InputError(f"kind {kind!r} chooses among rendered documents; {source} has only its own")
     if chosen_split == "training":
         raise InputError(f"{source}: only rendered documents are for training")
-    entries = _entries(source)
-    chosen = [entry for entry in entries if split_of_item(entry.key) == chosen_split]
+    openers = _documents(source)
+    Random(f"{split}/{seed}").shuffle(openers)
+    opened = (opener() for opener in openers)
+    chosen = list(islice((one for one in opened if _split(source, one, pictures) == chosen_split), count))
     if not chosen:
         raise EmptySplitError(
-            f"{source}: none of its {len(entries)} documents is for {split}: 60 % are for calibration, "
+            f"{source}: none of its {len(openers)} documents is for {split}: 60 % are for calibration, "
             "40 % for evaluation; give a larger source"
         )
-    Random(f"{split}/{seed}").shuffle(chosen)
-    return [_checked(source, entry.open(), pictures) for entry in chosen[:count]]
+    return chosen
 
 
 def open_pictures(path: Path) -> Iterator[tuple[str, Image.Image]]:
@@ -66,6 +70,7 @@ def open_pictures(path: Path) -> Iterator[tuple[str, Image.Image]]:
 
     Raises InputError as `open_image` does, and for a PDF that cannot be read or drawn.
     """
+    path = existing(path)
     if path.suffix.lower() != ".pdf" or not path.is_file():
         yield str(path), open_image(path)
         return
@@ -81,22 +86,22 @@ def shortfall(source: str, split: Split, opened: int, asked: int) -> str:
     return f" instead of {asked} ({source} has no more for {split}, other pages are kept for {other})"
 
 
-def _entries(source: str) -> list[Entry]:
-    """All documents of a source that is not rendered."""
-    path, name, split = Path(source), source, None
+def _documents(source: str) -> list[Callable[[], Document]]:
+    """Functions that open the documents of a source that is not rendered."""
+    path, name, split = existing(Path(source)), source, None
     if not path.exists() and (named := re.fullmatch(r"(.*[^:]):([\w.-]+)", source)):
         name, split = named.groups()
-    entries: list[Entry]
+    found: list[Callable[[], Document]]
     if path.is_dir():
-        entries = folder_entries(path)
-        if not entries and holds_dataset(path):
-            entries = dataset_entries(source, None)
+        found = folder_documents(path)
+        if not found and holds_dataset(path):
+            found = dataset_documents(source, None)
     elif split and Path(name).is_dir() and holds_dataset(Path(name)):
-        entries = dataset_entries(name, split)
+        found = dataset_documents(name, split)
     elif path.suffix.lower() == ".pdf" and path.is_file():
-        entries = pdf_entries(path)
+        found = pdf_documents(path)
     elif path.suffix.lower() == ".jsonl" and path.is_file():
-        entries = jsonl_entries(path)
+        found = jsonl_documents(path)
     elif path.exists():
         raise InputError(f"{path}: is not a folder, a .pdf or a .jsonl file, give one of these")
     elif path.suffix.lower() in {".pdf", ".jsonl"} or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -104,19 +109,19 @@ def _entries(source: str) -> list[Entry]:
             f"{path}: no such file or folder, give a folder of images, a .pdf, a .jsonl or a dataset, as owner/name"
         )
     else:
-        entries = dataset_entries(name, split)
-    if not entries:
+        found = dataset_documents(name, split)
+    if not found:
         raise InputError(f"{source}: holds no documents, give images, PDF pages, lines of JSON or rows with pictures")
-    return entries
+    return found
 
 
-def _checked(source: str, document: Document, pictures: bool) -> Document:
-    """Return the document. Raises InputError now, not after hours, if its picture is damaged or missing."""
+def _split(source: str, document: Document, pictures: bool) -> Split:
+    """The split of a document. Raises InputError now, not after hours, if its picture is damaged or missing."""
     if document.picture is not None:
-        document.image  # noqa: B018
-    elif pictures:
+        return split_of_picture(document.image)
+    if pictures:
         raise InputError(f"{source}: {document.name} has no 'image', and a model that sees is to read it; add one")
-    return document
+    return split_of_prompt(document.prompt)
 
 
 def _choice(choices: tuple[Choice, ...], what: str, given: str) -> Choice:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from calib_data.document import READ_TEXT, Document
-from calib_data.sources.entry import Entry
 from calib_data.sources.pdf_fonts import missing_fonts_said
 from console.errors import InputError, require_package
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from pypdfium2 import PdfDocument, PdfPage
@@ -30,10 +29,10 @@ _END = b"%%EOF"
 _TAIL = 65536  # bytes in which a file must say its end; some servers append text to what they send
 
 
-def pdf_entries(path: Path) -> list[Entry]:
+def pdf_documents(path: Path) -> list[Callable[[], Document]]:
     """All pages in order, each to be read; there are no answers. Raises InputError as `page_count` does."""
     names = [f"{path.name}/{number}" for number in range(1, page_count(path) + 1)]
-    return [Entry(name, partial(_document, path, index, name)) for index, name in enumerate(names)]
+    return [partial(_document, path, index, name) for index, name in enumerate(names)]
 
 
 def page_count(path: Path) -> int:

@@ -10,6 +10,7 @@ import torch
 
 from calib_data.sources import open_documents
 from console.errors import InputError
+from console.text import canonical
 from runtime.inputs.chat_template import load_chat_template
 from runtime.inputs.tokenizer import load_tokenizer
 
@@ -57,7 +58,8 @@ def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig)
     """Render documents with the model's own chat template and image processor, one at a time.
 
     The turn ends with the true answer where there is one. Thinking is on only where there is none: after `<think>` a
-    model does not answer at once. Raises InputError for a document or a chat template that the model cannot use.
+    model does not answer at once. Texts are `canonical`, as in the runtime. Raises InputError for a document or a chat
+    template that the model cannot use.
     """
     tokenizer, template, images = _load(model, config)
     for document in documents:
@@ -65,7 +67,7 @@ def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig)
             prompt = _prompt(tokenizer, template.text, document, with_image=images is not None)
         except Exception as error:  # a template is code of the model's author and may raise anything
             raise InputError(f"{template.path}: cannot be rendered ({error}); restore the original file") from None
-        answer = _ids(tokenizer, "" if document.answer is None else document.answer + tokenizer.eos_token)
+        answer = _ids(tokenizer, "" if document.answer is None else canonical(document.answer) + tokenizer.eos_token)
         if images is None:
             yield Sample(torch.cat([_ids(tokenizer, prompt), answer]), len(answer), document.digest())
             continue
@@ -116,7 +118,8 @@ def image_settings(model: Path) -> dict[str, Any]:
 
 
 def _prompt(tokenizer: PreTrainedTokenizerBase, template: str, document: Document, with_image: bool) -> str:
-    content = [{"type": "image"}, {"type": "text", "text": document.prompt}] if with_image else document.prompt
+    text = canonical(document.prompt)
+    content = [{"type": "image"}, {"type": "text", "text": text}] if with_image else text
     prompt: str = tokenizer.apply_chat_template(
         [{"role": "user", "content": content}],
         chat_template=template,

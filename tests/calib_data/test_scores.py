@@ -2,6 +2,7 @@
 
 import random
 import time
+import unicodedata
 
 import pytest
 
@@ -65,3 +66,59 @@ def test_exact_match_ignores_only_white_space():
 def test_an_empty_truth():
     assert character_error_rate("", "") == 0.0
     assert character_error_rate("x", "") == 1.0
+
+
+TRUTH = "합계 12,500원\n커피 café ₩3,000\n\n감사합니다"
+LOOKS_THE_SAME = {
+    "decomposed": unicodedata.normalize("NFD", TRUTH),
+    "windows": TRUTH.replace("\n", "\r\n"),
+    "old mac": TRUTH.replace("\n", "\r"),
+    "line separators": TRUTH.replace("\n", "\u2028"),
+    "next lines": TRUTH.replace("\n", "\x85"),
+    "form feeds": TRUTH.replace("\n", "\f") + "\f",
+    "non-breaking spaces": TRUTH.replace(" ", "\xa0"),
+    "narrow spaces": TRUTH.replace(" ", "\u202f"),
+    "ideographic spaces": TRUTH.replace(" ", "\u3000"),
+    "tabs": TRUTH.replace(" ", "\t"),
+    "Hangul fillers": TRUTH.replace(" ", "\u3164"),
+    "spaces that end lines": TRUTH.replace("\n", " \xa0\n"),
+    "a byte order mark": "\ufeff" + TRUTH,
+    "zero-width spaces": "\u200b".join(TRUTH),
+    "soft hyphens": TRUTH.replace("감사", "감\xad사"),
+    "word joiners": TRUTH.replace(",", "\u2060,\u2060"),
+    "direction marks": "\u200e" + TRUTH.replace("₩", "\u2066₩\u2069"),
+    "zero-width inside a syllable": "\u200b".join(unicodedata.normalize("NFD", TRUTH)),
+}
+
+
+@pytest.mark.parametrize("how", LOOKS_THE_SAME)
+def test_what_looks_the_same_scores_the_same(how):
+    same = LOOKS_THE_SAME[how]
+    wrong = TRUTH.replace("500", "600")
+    assert same != TRUTH
+    for first, second in ((TRUTH, same), (same, TRUTH), (same, same)):
+        scores = exact_match(first, second), character_error_rate(first, second), anls(first, [second])
+        assert scores == (1.0, 0.0, 1.0)
+    assert exact_match(wrong, same) == 0.0
+    assert character_error_rate(wrong, same) == character_error_rate(wrong, TRUTH) == 1 / len(TRUTH)
+    assert anls(wrong, [same]) == anls(wrong, [TRUTH]) < 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "truth"),
+    [
+        ("１２", "12"),  # full-width digits
+        ("ㄱㅏ", "가"),  # the jamo of a keyboard
+        ("ﬁ", "fi"),
+        ("①", "1"),
+        ("x²", "x2"),
+        ("“a”", '"a"'),
+        ("A‑1", "A-1"),  # a non-breaking hyphen
+        ("Total", "total"),
+        ("a  b", "a b"),
+        ("می\u200cخواهم", "میخواهم"),  # a joiner that changes how a word looks
+    ],
+)
+def test_what_looks_different_counts_as_an_edit(answer, truth):
+    assert character_error_rate(answer, truth) > 0
+    assert answer.lower() == truth.lower() or anls(answer, [truth]) < 1

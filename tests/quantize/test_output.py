@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from calib_data import READER
-from calib_data.sources import open_documents, split_of_item
+from calib_data.sources import open_documents, split_of_picture
 from console.errors import CannotResumeError, InputError
 from quantize.output import copy_companions, hash_companions, is_finished, output_folder
 from quantize.pipeline import quantize
@@ -118,8 +118,9 @@ def test_a_result_is_finished_only_for_the_same_documents_and_companions(tmp_pat
         ):
             quantize(settings)
         answer.write_text("a")
-    added = next(name for name in (f"{i}.png" for i in range(12, 99)) if split_of_item(name) == "calibration")
-    Image.new("RGB", (56, 56)).save(pages / added)
+    blank = (Image.new("RGB", (56, 56), (5, 5, i)) for i in range(99))
+    added = "added.png"
+    next(page for page in blank if split_of_picture(page) == "calibration").save(pages / added)
     with pytest.raises(InputError, match="other documents"):
         quantize(settings)
     (pages / added).unlink()

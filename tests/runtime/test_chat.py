@@ -1,10 +1,11 @@
 """Prompts and decoding equal transformers' tokenizer; a stream never shows half a character."""
 
 import json
+import unicodedata
 
 import numpy as np
 import pytest
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 from calib_data import READER
@@ -309,3 +310,24 @@ def test_the_end_of_reasoning_is_shown_where_decoding_skips_its_mark():
 def test_a_prompt_that_is_not_utf8_is_named(folder):
     with pytest.raises(InputError, match=r"prompt: 'a\\udcff' is not valid UTF-8"):
         Chat(folder).encode("a\udcff")
+
+
+@pytest.mark.parametrize("normalizer", [None, normalizers.NFC(), normalizers.NFD(), normalizers.NFKC()])
+def test_text_that_looks_the_same_gives_the_same_tokens(normalizer, tmp_path):
+    """NFC, unless the checkpoint's own tokenizer wants another form: its normalizer comes last."""
+    write_folder(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = f"{KOREAN}\ncafé １２ ㄱㅏ"
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    expected = tokenizer.encode(text, add_special_tokens=False).ids
+    chat = Chat(tmp_path)
+    asked = chat.encode(text).tolist()
+    for form in ("NFC", "NFD"):
+        same = unicodedata.normalize(form, text).replace("\n", "\r\n")
+        assert chat.encode_text(same) == expected
+        assert chat.encode(same).tolist() == asked
+    assert chat.encode_text("１２") != chat.encode_text("12") or isinstance(normalizer, normalizers.NFKC)

@@ -216,7 +216,7 @@ def test_bad_files_and_options_are_one_line(command, exported, asked, monkeypatc
     folder = asked[0].parent
     monkeypatch.chdir(folder)
     (folder / "empty.jsonl").write_text("\n")
-    (folder / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
+    (folder / "binary.jsonl").write_bytes('{"prompt": "합계"}'.encode("cp949"))
     cases = {
         ("nowhere.jsonl",): "nowhere.jsonl: no such file",
         ("pages",): "pages: cannot be read (Is a directory)",

@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup
 from PIL import Image
 
+from calib_data.scores import visible
 from console.errors import InputError
 from runtime.compare.gate import baseline_warnings
 from runtime.compare.report.diff import Piece, differences
@@ -203,7 +204,7 @@ def _document_view(result: DocumentResult, document: Document, names: Sequence[s
     baseline = result.baseline.scored
     answers = []
     if baseline is not None:
-        pieces = differences(result.truth, baseline.answer)
+        pieces = differences(visible(result.truth), visible(baseline.answer))  # as they are scored
         answers.append(Answer(names[0], "the truth", pieces, baseline.exact_match == 1, None, None))
     expected, against = (result.truth, "the truth") if baseline is None else (baseline.answer, "the baseline")
     for number, candidate in enumerate(result.candidates):

@@ -5,6 +5,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from calib_data.sources import open_documents
 from console.errors import InputError
@@ -115,3 +116,20 @@ def test_a_dataset_needs_the_extra(monkeypatch):
     monkeypatch.setattr(sys, "modules", {**sys.modules, "datasets": None})
     with pytest.raises(InputError, match="extra 'data'"):
         open_documents("someone/receipts", split="calibration", count=1)
+
+
+def test_columns_that_are_not_read_are_named_once(tmp_path, capsys):
+    rows = dataset([picture(i) for i in range(4)], ["q"] * 4, [["a"]] * 4)
+    rows.add_column("docId", [1] * 4).add_column("query", ["other"] * 4).save_to_disk(tmp_path)
+    assert {document.prompt for part in open_all(tmp_path).values() for document in part} == {"q"}
+    said = [line for line in capsys.readouterr().err.splitlines() if "not read" in line]
+    assert said == [f"{tmp_path}: columns that are not read: 'docId', 'query'"]
+
+
+def test_few_documents_of_a_dataset_open_few_pictures(tmp_path, monkeypatch):
+    pages = [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(200)]
+    dataset(pages, ["q"] * 200, [["a"]] * 200).save_to_disk(tmp_path)
+    opened, plain = [], Image.open
+    monkeypatch.setattr(Image, "open", lambda *a, **k: opened.append(1) or plain(*a, **k))
+    assert len(open_documents(str(tmp_path), split="evaluation", count=5)) == 5
+    assert len(opened) < 40

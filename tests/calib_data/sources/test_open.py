@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from calib_data.sources import open_documents
-from calib_data.splits import split_of_item
+from calib_data.splits import split_of_picture
 from console.errors import InputError
 
 from .pages import OWN_SPLITS, dataset, open_all, picture
@@ -130,7 +130,7 @@ def test_a_bad_source_is_one_line_that_names_it(tmp_path, case):
 
 def test_too_few_items_for_a_split(tmp_path):
     picture().save(tmp_path / "one.png")
-    other = next(split for split in OWN_SPLITS if split != split_of_item("one.png"))
+    other = next(split for split in OWN_SPLITS if split != split_of_picture(picture()))
     with pytest.raises(InputError, match=f"none of its 1 documents is for {other}: 60 % are for calibration"):
         open_documents(str(tmp_path), split=other, count=1)
 
@@ -153,7 +153,7 @@ def _damage(path: Path, how: str):
 def test_a_bad_picture_is_one_line_that_names_it(tmp_path, how):
     _damage(tmp_path / "scan.jpg", how)
     with pytest.raises(InputError) as error:
-        open_documents(str(tmp_path), split=split_of_item("scan.jpg"), count=1)
+        open_documents(str(tmp_path), split="calibration", count=1)
     assert str(tmp_path / "scan.jpg") in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -195,7 +195,7 @@ def test_one_picture_is_open_at_a_time(tmp_path):
     for size in (8, 2000):
         (tmp_path / str(size)).mkdir()
         for number in range(20):
-            Image.new("RGB", (size, size), "white").save(tmp_path / str(size) / f"{number}.jpg")
+            Image.new("RGB", (size, size), (255, 255, 10 * number)).save(tmp_path / str(size) / f"{number}.jpg")
     arguments = [sys.executable, "-c", PEAK, tmp_path / "8", tmp_path / "2000"]
     count, grown = subprocess.run(arguments, check=True, capture_output=True, text=True).stdout.split()
     assert int(count) > 6
@@ -206,13 +206,9 @@ def test_documents_go_to_other_processes_without_their_pictures(folder, tmp_path
     picture(0).resize((448, 224)).save(tmp_path / "a.pdf")
     dataset([picture(i) for i in range(12)], ["q"] * 12, [["a"]] * 12).save_to_disk(tmp_path / "set")
     sent = [document for source in (folder, tmp_path / "set") for document in open_all(source)["evaluation"][:1]]
-    sent += [document for part in OWN_SPLITS for document in part_of_pdf(tmp_path / "a.pdf", part)]
+    sent += [document for part in open_all(tmp_path / "a.pdf").values() for document in part]
     assert len(sent) == 3
     for document in sent:
         stored = pickle.dumps(document)
         assert len(stored) < 10_000
         np.testing.assert_array_equal(np.asarray(pickle.loads(stored).image), np.asarray(document.image))
-
-
-def part_of_pdf(path, split):
-    return open_documents(str(path), split=split, count=1) if split_of_item(f"{path.name}/1") == split else []

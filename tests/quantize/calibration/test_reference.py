@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText
 
 from calib_data import READER
-from calib_data.sources import open_documents, split_of_item
+from calib_data.sources import open_documents, split_of_picture
 from console.errors import InputError
 from quantize.calibration.reference import TOP
 from quantize.calibration.samples import read_samples
@@ -78,8 +78,8 @@ def test_a_source_without_an_evaluation_split(tmp_path, capsys):
     """One picture is a calibration document or an evaluation document, not both."""
     pages = tmp_path / "pages"
     pages.mkdir()
-    name = next(name for i in range(100) if split_of_item(name := f"{i}.png") == "calibration")
-    Image.new("RGB", (112, 112), (9, 90, 90)).save(pages / name)
+    blank = (Image.new("RGB", (112, 112), (i, 90, 90)) for i in range(100))
+    next(page for page in blank if split_of_picture(page) == "calibration").save(pages / "page.png")
     quantize(Settings(READER, tmp_path / "out", documents=str(pages), count=1, solver="rtn"))
     assert "no reference.npz" in capsys.readouterr().err
     assert not (tmp_path / "out" / "reference.npz").exists()

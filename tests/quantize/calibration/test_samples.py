@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import unicodedata
+from contextlib import suppress
 
 import pytest
 import torch
@@ -9,8 +11,8 @@ from PIL import Image
 from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
 from calib_data import READER
-from calib_data.sources import open_documents, split_of_item
-from console.errors import InputError
+from calib_data.sources import open_documents, split_of_picture
+from console.errors import EmptySplitError, InputError
 from quantize.calibration.samples import read_samples
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.model.families import model_config
@@ -50,6 +52,32 @@ def test_a_document_without_an_answer_ends_where_thinking_starts(tmp_path):
         assert tokenizer.decode(sample.ids).endswith("<|assistant|>\n<think>\n")
 
 
+def test_texts_calibrate_in_the_form_that_the_runtime_reads(tmp_path):
+    """Decomposed Hangul and line ends of Windows give the tokens of the composed text."""
+    config, samples = model_config(open_checkpoint(READER).config), {}
+    Image.new("RGB", (56, 56), (9, 9, 9)).save(tmp_path / "a.png")
+    row = {"image": "a.png", "prompt": "합계는\n얼마?", "answer": "십이만\n원"}
+    for form in ("NFC", "NFD"):
+        path = tmp_path / f"{form}.jsonl"
+        texts = {key: unicodedata.normalize(form, text).replace("\n", "\r\n") for key, text in row.items()}
+        path.write_text(json.dumps(row if form == "NFC" else texts))
+        settings = Settings(READER, documents=str(path), count=1)
+        samples[form] = [
+            sample for split in ("calibration", "evaluation") for sample in _samples_if_any(settings, config, split)
+        ]
+    (composed,), (decomposed,) = samples.values()
+    assert torch.equal(composed.ids, decomposed.ids)
+    chat = Chat(READER)
+    tokens = int((composed.ids == chat.image_token_id).sum())
+    assert composed.ids[: -composed.answer].tolist() == chat.encode(texts["prompt"], [tokens]).tolist()
+    assert composed.ids[-composed.answer : -1].tolist() == chat.encode_text(texts["answer"])
+
+
+def _samples_if_any(settings, config, split):
+    with suppress(EmptySplitError):
+        yield from read_samples(settings, config, split)
+
+
 def test_splits_do_not_meet():
     config = model_config(open_checkpoint(READER).config)
     settings = Settings(READER, count=20)
@@ -70,12 +98,11 @@ def test_splits_do_not_meet():
     ],
 )
 def test_a_document_that_the_model_cannot_take_is_named(tmp_path, size, row, message):
-    names = [f"{i}.png" for i in range(20)]
-    name = next(name for name in names if split_of_item(name) == "calibration")
-    Image.new("RGB", size).save(tmp_path / name)
-    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": name, **row}))
+    blank = (Image.new("RGB", size, (i, 0, 0)) for i in range(20))
+    next(page for page in blank if split_of_picture(page) == "calibration").save(tmp_path / "0.png")
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "0.png", **row}))
     settings = Settings(READER, documents=str(tmp_path / "rows.jsonl"), count=1)
-    with pytest.raises(InputError, match=message.replace("0.png", name)):
+    with pytest.raises(InputError, match=message):
         list(read_samples(settings, model_config(open_checkpoint(READER).config)))
 
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from calib_data.document import Document
-from calib_data.sources import open_documents, split_of_item
+from calib_data.sources import open_documents, split_of_picture
 from runtime.compare.progress import Progress
 from runtime.compare.report.junit import write_junit
 from runtime.evaluate import score
@@ -110,8 +110,8 @@ def test_a_folder_is_no_distance_from_itself(command, exported):
 @pytest.fixture
 def own_answers(tmp_path: Path, reader: Model) -> Path:
     """A source of one document whose true answer is that of the fp16 reader."""
-    name = next(name for name in (f"{number}.png" for number in range(20)) if split_of_item(name) == "evaluation")
-    (document,) = open_documents(split="evaluation", count=1, seed=30, kind="line")
+    lines, name = open_documents(split="evaluation", count=20, seed=30, kind="line"), "line.png"
+    document = next(line for line in lines if split_of_picture(line.image) == "evaluation")
     document.image.save(tmp_path / name)
     row = {"image": name, "prompt": document.prompt, "answer": score(reader, document)[0].answer}
     (tmp_path / "own.jsonl").write_text(json.dumps(row))

@@ -4,6 +4,7 @@ import base64
 import io
 import re
 import sys
+import unicodedata
 from dataclasses import replace
 
 import numpy as np
@@ -107,6 +108,14 @@ def test_changes_are_marked():
     assert ([one.text for one in bill.find("del")], [one.text for one in bill.find("ins")]) == (["2"], ["3"])
     assert [one.text for one in bill.find("dd", "same")] == ["same as the baseline"]
     assert "합계는?" in bill.text
+
+
+def test_what_scores_do_not_count_is_no_difference_from_the_truth():
+    truth = unicodedata.normalize("NFD", "합계 café\n감사합니다").replace("\n", "\r\n").replace(" ", "\xa0")
+    answer = "합계 café\n감사합니다"
+    (document,) = page([measured("x", truth, answer, answer)], "w4").find("article", "document")
+    assert document.find("del") + document.find("ins") == []
+    assert [one.text for one in document.find("dd", "same")] == ["same as the truth", "same as the baseline"]
 
 
 def test_a_line_break_that_changed_is_seen():

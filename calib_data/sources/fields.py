@@ -1,0 +1,45 @@
+"""The names under which datasets and JSONL files keep a document's parts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+IMAGES = ("image", "file_name", "image_path")
+PROMPTS = ("prompt", "question", "query")
+ANSWERS = ("answer", "answers", "text", "ground_truth")
+
+
+def given(row: Mapping[str, object], names: Iterable[str]) -> str | None:
+    """The one of these names that has a value; None if there is none. Raises ValueError if several have."""
+    found = [name for name in names if row.get(name) is not None]
+    if len(found) > 1:
+        raise ValueError(f"it has {' and '.join(map(repr, found))}, keep one of them")
+    return found[0] if found else None
+
+
+def text_of(row: Mapping[str, object], name: str | None) -> str | None:
+    """Text under a name; None without a name. Raises ValueError if it is not text."""
+    value = None if name is None else row[name]
+    if not isinstance(value, str | None):
+        raise ValueError(f"{name!r} is not text")
+    return value
+
+
+def texts_of(row: Mapping[str, object], name: str | None) -> list[str]:
+    """One text or several under a name. Raises ValueError if one is not text."""
+    value = None if name is None else row[name]
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    texts = [text for text in values if isinstance(text, str)]
+    if len(texts) < len(values):
+        raise ValueError(f"{name!r} is not text, give one text or a list of texts that are equally true")
+    return texts
+
+
+def may_ask(value: object) -> bool:
+    """Whether a value could be a question: a phrase, or something that holds one."""
+    if isinstance(value, dict | list):
+        return any(map(may_ask, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str) and ("?" in value or len(value.split()) > 1)

@@ -1,0 +1,48 @@
+"""One form for text that looks the same, and short values in messages."""
+
+import pickle
+import unicodedata
+
+import pytest
+
+from console.errors import InputError, naming
+from console.text import canonical, shorten
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        (unicodedata.normalize("NFD", "합계 café"), "합계 café"),
+        ("a\r\nb\rc\n\r\n", "a\nb\nc\n\n"),
+        ("１２ ㄱㅏ ﬁ ① \xa0\u200d\t", "１２ ㄱㅏ ﬁ ① \xa0\u200d\t"),  # NFKC would change all of these
+    ],
+)
+def test_the_canonical_form(text, same):
+    assert canonical(text) == same == canonical(same)
+
+
+def test_short_messages_stay_as_they_are():
+    path = "/" + "/".join(["폴더" * 20] * 8)
+    assert shorten(f"{path}: line 3 is not valid: no 'image'") == f"{path}: line 3 is not valid: no 'image'"
+    assert shorten("give it as a data: URI") == "give it as a data: URI"
+
+
+@pytest.mark.parametrize("length", [100, 10_000, 1_000_000])
+def test_a_picture_in_a_message_is_a_short_head(length):
+    error = InputError(f"/a/q.jsonl: line 2: data:image/png;base64,{'iVBORw0KGgo' * length} is a data: URI; save it")
+    assert len(str(error)) < 150
+    assert str(error).startswith("/a/q.jsonl: line 2: data:image/png;base64,iVBORw0KGgo")
+    assert str(error).endswith("is a data: URI; save it")
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+    with pytest.raises(InputError) as named, naming("q.jsonl: line 2"):
+        raise error
+    assert str(named.value) == str(error)
+
+
+@pytest.mark.parametrize("value", ["a" * 10**6, "합계는 " * 10**6], ids=["a word", "a prompt"])
+def test_a_megabyte_in_a_message_is_cut_in_the_middle(value):
+    message = str(InputError(f"prompt: {value!r} is not UTF-8, check it"))
+    assert len(message) < 1200
+    assert message.startswith(f"prompt: '{value[:100]}")
+    assert message.endswith(" is not UTF-8, check it")
+    assert shorten(message) == message
