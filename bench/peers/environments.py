@@ -103,8 +103,8 @@ def result_file(peer: Peer, settings: str, model: Path, documents: Path, cache: 
 def _run(command: Sequence[str], log: Path) -> str | None:
     """Run a command with its output in a file; the last line of it if it fails."""
     with log.open("w", encoding="utf-8") as said:
-        # In a folder of its own, where some write logs. No downloads, no check for a newer pip; GPTQModel does not start
-        # with fewer workers.
+        # In a folder of its own, where some write logs. No downloads, and no check for a newer pip. GPTQModel does not
+        # start with fewer workers.
         quiet = os.environ | {"HF_HUB_OFFLINE": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "GPTQMODEL_CPU_WORKERS": "2"}
         failed = subprocess.run(command, cwd=log.parent, stdout=said, stderr=said, env=quiet, check=False).returncode
     if not failed:
