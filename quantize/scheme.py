@@ -127,9 +127,12 @@ def output_config(
     """Make the config.json of the result: the original, repaired, with its dtype and what is quantized how.
 
     A quantized head is no longer tied to the embedding, and an MTP layer that the checkpoint lacks is not announced.
+    `vocab_size` is at the top level, too, where vLLM's MTP layer reads it.
     """
     raw = repair_config(checkpoint.config)
     text = raw["text_config"] if family.vision else raw
+    if "vocab_size" in text:
+        raw["vocab_size"] = text["vocab_size"]
     if text.get("num_nextn_predict_layers") and not has_mtp(checkpoint, family):
         text["num_nextn_predict_layers"] = 0
     raw["dtype"] = settings.dtype

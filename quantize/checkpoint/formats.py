@@ -82,7 +82,7 @@ def quantization_config(
     """Make the `quantization_config` of config.json. quantizers: of every linear, by its full path.
 
     Linears are named by full path where the format allows it: a pattern such as `gate_proj` matches the decoder and the
-    vision tower.
+    vision tower. vLLM renames full paths to those of its own modules, all but the head's.
     """
     plain = [path for path, quantizer in quantizers.items() if quantizer is None]
     if settings.format == "gptq":
@@ -104,12 +104,12 @@ def quantization_config(
     config: dict[str, Any] = QuantizationConfig(
         config_groups={
             f"group_{i}": {
-                "targets": [path for path in quantizers if quantizers[path] == kind],
+                "targets": [_target(path, family) for path in quantizers if quantizers[path] == kind],
                 "weights": _scheme(kind),
             }
             for i, kind in enumerate(kinds)
         },
-        ignore=plain,
+        ignore=[_target(path, family) for path in plain],
         format="pack-quantized",
         quantization_status="compressed",
     ).to_dict()
@@ -137,6 +137,14 @@ def _gptq_config(settings: Settings, family: Family) -> dict[str, Any]:
     }
 
 
+def _target(path: str, family: Family) -> str:
+    """Name a linear for compressed-tensors.
+
+    The head is a pattern: vLLM has it at `language_model.lm_head`, and renames only names with a dot.
+    """
+    return f"re:.*{family.head}$" if path == family.head else path
+
+
 def _scheme(quantizer: Quantizer) -> dict[str, Any]:
     assert isinstance(quantizer, UniformQuantizer)
     return {
@@ -150,6 +158,10 @@ def _scheme(quantizer: Quantizer) -> dict[str, Any]:
 
 
 def _skipped(plain: list[str], vision: str | None) -> list[str]:
-    """Name the vision tower once instead of each of its linears."""
+    """Name the vision tower once instead of each of its linears.
+
+    transformers looks for its path, vLLM for its last part: there the tower is `visual`, and this list is not renamed.
+    """
     inside = [path for path in plain if vision and path.startswith(f"{vision}.")]
-    return [vision for _ in inside[:1] if vision] + [path for path in plain if path not in inside]
+    tower = [vision, vision.split(".")[-1]] if vision and inside else []
+    return tower + [path for path in plain if path not in inside]
