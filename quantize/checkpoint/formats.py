@@ -113,7 +113,9 @@ def quantization_config(
         format="pack-quantized",
         quantization_status="compressed",
     ).to_dict()
-    return config
+    # transformers then unpacks while it loads, so that `generate` finds the weights of the vision tower. It takes the
+    # first group's bits for every linear, so this is right for one group only.
+    return config | ({"dequantize": True} if len(kinds) == 1 else {})
 
 
 def _gptq_config(settings: Settings, family: Family) -> dict[str, Any]:
