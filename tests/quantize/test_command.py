@@ -228,11 +228,17 @@ def test_bfloat16_holds_what_float16_cannot(tmp_path):
     assert stored[5] == 99840  # 195 * 2**9: the nearest to 1e5 that has 8 bits
 
 
-@pytest.mark.parametrize("missing", ["tokenizer.json", "preprocessor_config.json"])
-def test_a_folder_without_tokenizer_or_processor(tmp_path, missing):
+@pytest.mark.parametrize(
+    ("missing", "message"),
+    [
+        ("tokenizer.json", r"tokenizer\.json"),
+        ("preprocessor_config.json", "no usable tokenizer or image processor"),
+    ],
+)
+def test_a_folder_without_tokenizer_or_processor(tmp_path, missing, message):
     model = reader_with(tmp_path / "model")
     (model / missing).unlink()
-    with pytest.raises(InputError, match="no usable tokenizer or image processor"):
+    with pytest.raises(InputError, match=message):
         quantize(Settings(model, tmp_path / "out", count=1))
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
