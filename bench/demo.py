@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calib_data.rendered import fonts
-from calib_data.rendered.render import KINDS
+from calib_data.rendered.render import MIX
 from calib_data.sources import open_documents
 from console.errors import run_command
 from runtime.decoding.generate import generate
@@ -92,7 +92,7 @@ def main(
 ) -> None:
     """Read two held-out documents of each kind with a model and with its FP16 baseline."""
     models = Model(baseline, "cpu"), Model(model, "cpu")
-    drawn = [open_documents("rendered", split="evaluation", count=PER_KIND, seed=seed, kind=kind) for kind in KINDS]
+    drawn = [open_documents("rendered", split="evaluation", count=PER_KIND, seed=seed, kind=kind) for kind in MIX]
     rows = [Read(document, *(answer(reader, document) for reader in models)) for kind in drawn for document in kind]
     table = Table(*COLUMNS, show_lines=True)
     for read in rows:

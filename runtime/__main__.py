@@ -140,6 +140,7 @@ def compare(
     documents: option.ComparedDocuments = RENDERED,
     output: option.Output = None,
     max_drop_anls: option.MaxDropAnls = 0.02,
+    max_unfinished: option.MaxUnfinished = 0.02,
     max_kl: option.MaxKl = None,
     min_agreement: option.MinAgreement = None,
     junit: option.Junit = None,
@@ -149,7 +150,7 @@ def compare(
 ) -> None:
     """Compare folders with their FP16 baseline on the same documents; exit code 1 unless all pass their gates."""
     models = Models(baseline, tuple(model), device, None if documents == RENDERED else documents)
-    gates = Gates(max_kl=max_kl, max_drop_anls=max_drop_anls, min_agreement=min_agreement)
+    gates = Gates(max_kl, max_drop_anls, min_agreement, max_unfinished)
     choice = DocumentChoice(documents, count, seed, kind)
     compared = compare_folders(models, choice, gates, output=output, junit=junit, jobs=jobs)
     if as_json:

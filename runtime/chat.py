@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from tokenizers.decoders import DecodeStream
 
+from calib_data.document import THINK_END
 from console.errors import InputError
 from console.text import canonical
-from runtime.inputs.chat_template import load_chat_template
+from runtime.inputs.chat_template import load_chat_template, reasoning_end, write_reasoning
 from runtime.inputs.tokenizer import load_special_tokens, load_tokenizer
-from runtime.reasoning import THINK_END, TOOL_CALL, ReasoningParser
+from runtime.reasoning import TOOL_CALL, ReasoningParser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,7 +50,9 @@ class Chat:
         """Placeholder of one video embedding; None for a model without videos."""
         self.think_end_id: int | None = self._tokenizer.token_to_id(THINK_END)
         """Token that ends the reasoning; None where `</think>` is not a single token."""
-        self._reasoning_ends = {THINK_END: self.think_end_id, TOOL_CALL: self._tokenizer.token_to_id(TOOL_CALL)}
+        self.tool_call_id: int | None = self._tokenizer.token_to_id(TOOL_CALL)
+        """Token that opens a tool call; None where `<tool_call>` is not a single token."""
+        self._reasoning_ends = {THINK_END: self.think_end_id, TOOL_CALL: self.tool_call_id}
 
     def render(self, text: str, images: int = 0, videos: int = 0, *, thinking: bool = False) -> str:
         """Render one user turn up to where the answer begins: images, then videos, then text."""
@@ -103,6 +106,16 @@ class Chat:
         ids: list[int] = self._tokenizer.encode(canonical(text), add_special_tokens=False).ids
         return ids
 
+    def encode_answer(self, answer: str, reasoning: str | None) -> list[int]:
+        """Token ids of a known answer; of its reasoning before, where there is one, for a prompt with thinking.
+
+        Raises InputError for reasoning that the template has no form for.
+        """
+        if reasoning is None:
+            return self.encode_text(answer)
+        open_prompt, closed_prompt = (self.render("", thinking=thinking) for thinking in (True, False))
+        return self.encode_text(write_reasoning(self._template, open_prompt, closed_prompt, reasoning) + answer)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids, without special tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
@@ -142,13 +155,12 @@ class Chat:
         It is what a prompt without reasoning has more than one with it. Raises InputError for a template that writes no
         `</think>` there.
         """
-        open_prompt, closed_prompt = (self.render("", thinking=thinking) for thinking in (True, False))
-        _, marker, rest = closed_prompt.removeprefix(open_prompt).partition(THINK_END)
-        if not closed_prompt.startswith(open_prompt) or not marker:
+        parts = reasoning_end(*(self.render("", thinking=thinking) for thinking in (True, False)))
+        if parts is None:
             raise InputError(
                 f"{self._folder}: its chat template does not show how reasoning ends; leave out --thinking-budget"
             )
-        return self.encode_text(marker + rest)
+        return self.encode_text(parts[1])
 
     def stream(self) -> TextStream:
         """A decoder of ids one at a time."""

@@ -12,7 +12,7 @@ from calib_data.scores import anls, character_error_rate, exact_match
 from calib_data.sources import open_documents, shortfall
 from console.errors import InputError
 from console.progress import say
-from runtime.decoding.generate import generate
+from runtime.decoding.generate import generate, token_limit
 from runtime.decoding.sampling import greedy
 from runtime.prompt import build_prompt
 
@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from runtime.exported import ExportedModel
     from runtime.prompt import Prompt
 
-ANSWER_TOKENS = 512  # longest answer, or twice the known answer if that is longer: beyond it an answer is wrong anyway
+# Longest answer, without and with reasoning, or twice the known one if that is longer: beyond it an answer is wrong
+# anyway.
+ANSWER_TOKENS, REASONING_TOKENS = 512, 4096
 SCORES = ("exact_match", "cer", "anls")
 
 
@@ -42,6 +44,8 @@ class Scored:
     """Tokens of the answer."""
     seconds: float
     """Time of the answer, vision encoder and prompt included."""
+    finished: bool
+    """Whether the answer ended by itself: not at the limit of tokens, nor within the reasoning."""
     exact_match: float
     """1 for the known answer, else 0."""
     cer: float
@@ -87,21 +91,25 @@ def truth_of(document: Document) -> str:
 def score(model: ExportedModel, document: Document) -> tuple[Scored, Prompt]:
     """Answer a document greedily and score the answer; each score is the best over all known answers.
 
-    Returns the embedded prompt too, for further use.
+    A document with reasoning is answered with thinking, and what follows `</think>` is scored. Returns the embedded
+    prompt too, for further use.
     """
     truth, image = truth_of(document), document.image
     truths = (truth, *document.also)
+    thinking = document.reasoning is not None
     start = time.perf_counter()
-    prompt = build_prompt(model, document.prompt, [image], names=[document.name])
-    longest = 2 * max(len(model.chat.encode_text(text)) for text in truths)
-    tokens = list(generate(model, prompt, greedy, max(ANSWER_TOKENS, longest)))
-    answer = model.chat.decode_answer(tokens, thinking=False).text
+    prompt = build_prompt(model, document.prompt, [image], names=[document.name], thinking=thinking)
+    longest = 2 * max(len(model.chat.encode_answer(text, document.reasoning)) for text in truths)
+    limit = token_limit(model, prompt, max(REASONING_TOKENS if thinking else ANSWER_TOKENS, longest))
+    tokens = list(generate(model, prompt, greedy, limit))
+    answer = model.chat.decode_answer(tokens, thinking=thinking).text
     scored = Scored(
         name=document.name,
         truth=truth,
         answer=answer,
         ids=tokens,
         seconds=time.perf_counter() - start,
+        finished=len(tokens) < limit and (not thinking or model.chat.parse_reasoning(tokens).marker is not None),
         exact_match=max(exact_match(answer, text) for text in truths),
         cer=min(character_error_rate(answer, text) for text in truths),
         anls=anls(answer, truths),

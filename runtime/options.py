@@ -14,7 +14,8 @@ from runtime.answer import AUTO, MAX_DRAFT_TOKENS
 DEFAULT_MODEL = Path("reader-w4")
 _RECOMMENDED = "the model's"
 _SOURCES = (
-    '"rendered", a folder of images, a PDF, a JSONL file, or a Hugging Face dataset (owner/name, or owner/name:split).'
+    '"rendered", "rendered:KIND", a folder of images, a PDF, a JSONL file, or a Hugging Face dataset (owner/name, or '
+    "owner/name:split)."
 )
 
 # Several commands.
@@ -102,6 +103,10 @@ Output = Annotated[
     typer.Option(help="Folder for compare.json and report.html; the same command resumes a stopped comparison."),
 ]
 MaxDropAnls = Annotated[float, typer.Option(min=0, help="Largest drop of ANLS that passes.")]
+MaxUnfinished = Annotated[
+    float,
+    typer.Option(min=0, max=1, help="Largest share of answers without an end, of those that end with the baseline."),
+]
 MaxKl = Annotated[
     float | None,
     typer.Option(min=0, help="Largest mean KL divergence that passes, in nats a token.", show_default="any"),

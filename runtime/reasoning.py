@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-THINK_END = "</think>"
 TOOL_CALL = "<tool_call>"
 
 

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from calib_data.rendered.draw import CharBox
     from calib_data.splits import Split
 
-Kind = Literal["line", "field", "transcription"]
+Kind = Literal["line", "field", "transcription", "reasoning"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+MIX: tuple[Kind, ...] = ("line", "field", "transcription")
+"""What None chooses among: kinds whose answers come at once."""
 TILE = 28
 """Pixels of a merged token. Page sizes are multiples of it, so no processor resizes a rendered page."""
 
@@ -46,12 +48,15 @@ def render(split: Split, seed: int, index: int, kind: Kind | None = None, font: 
     kind: what is asked; None chooses at random. font: a name from `fonts`; None chooses a training font at random.
     """
     rng = Random(f"{split}/{seed}/{kind}/{index}")
-    chosen = rng.choice(KINDS) if kind is None else kind
+    chosen = rng.choice(MIX) if kind is None else kind
     contents = content.line(rng, split) if chosen == "line" else content.document(rng, split, rng.randint(2, 8))
     image, boxes = page(contents, rng, font)
     prompt, answer, thought = ask(contents, chosen, rng)
     name = f"{split}/{seed}/{kind or 'mix'}/{index}"
-    return Rendered(Document(image, prompt, answer, name), contents.text, contents.fields, boxes, thought)
+    reasoning = thought if chosen == "reasoning" else None
+    return Rendered(
+        Document(image, prompt, answer, name, reasoning=reasoning), contents.text, contents.fields, boxes, thought
+    )
 
 
 def documents(
@@ -104,7 +109,7 @@ def _style(rng: Random, font: str, single: bool) -> Style:
 def ask(contents: Content, kind: Kind, rng: Random) -> tuple[str, str, str]:
     """Make a question about a document: prompt, answer and reasoning."""
     korean = contents.korean
-    if kind != "field":
+    if kind not in ("field", "reasoning"):
         return vocabulary.READ[korean], contents.text, vocabulary.THOUGHTS["read"][korean]
     key = rng.choice(sorted(contents.fields))
     name = vocabulary.LABELS[key][korean][0]

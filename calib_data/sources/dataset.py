@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from calib_data.document import READ_TEXT, Document
 from calib_data.images import read_image
-from calib_data.sources.fields import ANSWERS, PROMPTS, text_of, texts_of
+from calib_data.sources.fields import ANSWERS, PROMPTS, REASONINGS, text_of, texts_of
 from console.errors import InputError, require_package
 from console.progress import say_once
 
@@ -43,10 +43,11 @@ def dataset_documents(source: str, split: str | None) -> list[Callable[[], Docum
         raise InputError(f"{source}: has no column 'image' of pictures, its columns are {columns}")
     pictures = table.select_columns("image").cast_column("image", datasets.Image(decode=False))
     texts = table.remove_columns("image")
-    asked, answered = (next((n for n in names if n in texts.column_names), None) for names in (PROMPTS, ANSWERS))
-    if unread := [column for column in texts.column_names if column not in (asked, answered)]:
+    kinds = (PROMPTS, ANSWERS, REASONINGS)
+    read = tuple(next((name for name in names if name in texts.column_names), None) for names in kinds)
+    if unread := [column for column in texts.column_names if column not in read]:
         say_once(f"{source}: columns that are not read: {', '.join(map(repr, unread))}")
-    return [partial(_document, source, pictures, texts, number, (asked, answered)) for number in range(len(table))]
+    return [partial(_document, source, pictures, texts, number, read) for number in range(len(table))]
 
 
 def _load(source: str, split: str | None) -> Dataset:
@@ -76,20 +77,18 @@ def _picture_bytes(picture: dict[str, Any] | None) -> bytes | None:
     return path.read_bytes() if path.is_file() else None
 
 
-def _document(
-    source: str, pictures: Dataset, texts: Dataset, number: int, columns: tuple[str | None, str | None]
-) -> Document:
-    place, (asked, answered) = f"{source}: row {number}", columns
+def _document(source: str, pictures: Dataset, texts: Dataset, number: int, columns: tuple[str | None, ...]) -> Document:
+    place, (asked, answered, reasoned) = f"{source}: row {number}", columns
     try:
         row = texts[number]
         prompt = READ_TEXT if asked is None else text_of(row, asked)
         if prompt is None:
             raise ValueError(f"no text in its column {asked!r}")
-        answers = texts_of(row, answered)
+        answers, reasoning = texts_of(row, answered), text_of(row, reasoned)
     except ValueError as error:  # also of strings in Arrow that are not UTF-8
         raise InputError(f"{place} is not valid: {error}") from error
     opener = partial(_open_image, pictures, number, place)
-    return Document(opener, prompt, next(iter(answers), None), f"row/{number}", tuple(answers[1:]))
+    return Document(opener, prompt, next(iter(answers), None), f"row/{number}", tuple(answers[1:]), reasoning)
 
 
 def _open_image(pictures: Dataset, number: int, place: str) -> Image.Image:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 IMAGES = ("image", "file_name", "image_path")
 PROMPTS = ("prompt", "question", "query")
 ANSWERS = ("answer", "answers", "text", "ground_truth")
+REASONINGS = ("reasoning", "reasoning_content", "thinking")
 
 
 def given(row: Mapping[str, object], names: Iterable[str]) -> str | None:

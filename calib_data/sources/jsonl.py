@@ -1,4 +1,4 @@
-"""The lines of a JSONL file: {"image": path, "prompt": text, "answer": text}, paths relative to the file.
+"""The lines of a JSONL file: {"image": path, "prompt": text, "answer": text, "reasoning": text}, paths relative to it.
 
 Other usual names of these keys are in `fields`.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from calib_data.document import READ_TEXT, Document
 from calib_data.images import open_image
-from calib_data.sources.fields import ANSWERS, IMAGES, PROMPTS, given, may_ask, text_of, texts_of
+from calib_data.sources.fields import ANSWERS, IMAGES, PROMPTS, REASONINGS, given, may_ask, text_of, texts_of
 from console.errors import InputError, naming
 from console.files import read_text
 from console.progress import say_once
@@ -40,6 +40,8 @@ class _Row:
     """What is asked; READ_TEXT for an image without a prompt."""
     answers: tuple[str, ...]
     """The true answers."""
+    reasoning: str | None
+    """What comes before the answer."""
     unread: tuple[str, ...]
     """Keys that nobody reads."""
 
@@ -79,14 +81,14 @@ def _parse(line: str, number: int, answers: Sequence[str]) -> _Row:
     row = json.loads(line, object_pairs_hook=_unique)
     if not isinstance(row, dict):
         raise ValueError('no object, write {"image": ..., "prompt": ..., "answer": ...}')
-    image, prompt = (text_of(row, given(row, names)) for names in (IMAGES, PROMPTS))
+    image, prompt, reasoning = (text_of(row, given(row, names)) for names in (IMAGES, PROMPTS, REASONINGS))
     truths = texts_of(row, given(row, answers))
-    unread = tuple(key for key in row if key not in {*IMAGES, *PROMPTS, *answers})
+    unread = tuple(key for key in row if key not in {*IMAGES, *PROMPTS, *REASONINGS, *answers})
     if prompt is None:
         prompt = _default_prompt(row, image, unread)
-    for text in (prompt, *truths):
+    for text in (prompt, reasoning or "", *truths):
         text.encode()  # JSON can hold half of a surrogate pair, which no tokenizer takes
-    return _Row(number, image, prompt, tuple(truths), unread)
+    return _Row(number, image, prompt, tuple(truths), reasoning, unread)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -120,9 +122,9 @@ def _place(path: Path, number: int) -> str:
 def _document(path: Path, row: _Row) -> Document:
     answer, also = next(iter(row.answers), None), row.answers[1:]
     if row.image is None:
-        return Document(None, row.prompt, answer, f"line/{row.number}", also)
+        return Document(None, row.prompt, answer, f"line/{row.number}", also, row.reasoning)
     opener = partial(_open_image, path, row.image, row.number)
-    return Document(opener, row.prompt, answer, f"{row.image}:{row.number}", also)
+    return Document(opener, row.prompt, answer, f"{row.image}:{row.number}", also, row.reasoning)
 
 
 def _open_image(path: Path, image: str, number: int) -> Image.Image:

@@ -33,10 +33,10 @@ def open_documents(
 ) -> list[Document]:
     """Open at most `count` documents of a split ("calibration", "evaluation", or "training" of rendered ones).
 
-    source: "rendered", a folder of images (an answer is read from the .txt of the same name), a .pdf, a .jsonl of
-    {"image", "prompt", "answer"} or other names of `fields`, with paths relative to the file (an image without a prompt
-    is to be read), a local dataset folder, or a Hugging Face dataset id; if the dataset has several splits, name one:
-    "id:validation".
+    source: "rendered", one kind of these such as "rendered:reasoning", a folder of images (an answer is read from the
+    .txt of the same name), a .pdf, a .jsonl of {"image", "prompt", "answer", "reasoning"} or other names of `fields`,
+    with paths relative to the file (an image without a prompt is to be read), a local dataset folder, or a Hugging Face
+    dataset id; if the dataset has several splits, name one: "id:validation".
     seed: which documents are drawn. kind: rendered only, one of `render.KINDS` or None for a mix. pictures: every
     document must have one; False lets a .jsonl have prompts and answers alone.
 
@@ -47,7 +47,9 @@ def open_documents(
     chosen_split = _choice(SPLITS, "split", split)
     if count < 1:
         raise InputError(f"{count} documents asked for: give at least 1")
-    if source == "rendered":
+    rendered, colon, named = source.partition(":")
+    if rendered == "rendered" and not (colon and kind):
+        kind = named if colon else kind
         return documents(chosen_split, count, seed, None if kind is None else _choice(KINDS, "kind", kind))
     if kind is not None:
         raise InputError(f"kind {kind!r} chooses among rendered documents; {source} has only its own")

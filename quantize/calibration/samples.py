@@ -11,7 +11,7 @@ import torch
 from calib_data.sources import open_documents
 from console.errors import InputError
 from console.text import canonical
-from runtime.inputs.chat_template import load_chat_template
+from runtime.inputs.chat_template import load_chat_template, write_reasoning
 from runtime.inputs.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
@@ -57,17 +57,20 @@ def image_token(config: PreTrainedConfig) -> int | None:
 def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig) -> Iterator[Sample]:
     """Render documents with the model's own chat template and image processor, one at a time.
 
-    The turn ends with the true answer where there is one. Thinking is on only where there is none: after `<think>` a
-    model does not answer at once. Texts are `canonical`, as in the runtime. Raises InputError for a document or a chat
-    template that the model cannot use.
+    The turn ends with the true answer where there is one, after its reasoning where it has one. Thinking is on without
+    an answer, too: after `<think>` a model does not answer at once. Texts are `canonical`, as in the runtime. Raises
+    InputError for a document or a chat template that the model cannot use.
     """
     tokenizer, template, images = _load(model, config)
     for document in documents:
         try:
-            prompt = _prompt(tokenizer, template.text, document, with_image=images is not None)
+            thinking = document.answer is None or document.reasoning is not None
+            prompt = _prompt(tokenizer, template.text, document, with_image=images is not None, thinking=thinking)
+            answer = _answer(tokenizer, template, document, prompt, with_image=images is not None)
+        except InputError:
+            raise
         except Exception as error:  # a template is code of the model's author and may raise anything
             raise InputError(f"{template.path}: cannot be rendered ({error}); restore the original file") from None
-        answer = _ids(tokenizer, "" if document.answer is None else canonical(document.answer) + tokenizer.eos_token)
         if images is None:
             yield Sample(torch.cat([_ids(tokenizer, prompt), answer]), len(answer), document.digest())
             continue
@@ -117,7 +120,22 @@ def image_settings(model: Path) -> dict[str, Any]:
     return settings
 
 
-def _prompt(tokenizer: PreTrainedTokenizerBase, template: str, document: Document, with_image: bool) -> str:
+def _answer(
+    tokenizer: PreTrainedTokenizerBase, template: ChatTemplate, document: Document, prompt: str, *, with_image: bool
+) -> torch.Tensor:
+    """Tokens of reasoning, true answer and end of turn; none without an answer."""
+    if document.answer is None:
+        return _ids(tokenizer, "")
+    text = document.answer
+    if document.reasoning is not None:
+        closed = _prompt(tokenizer, template.text, document, with_image=with_image, thinking=False)
+        text = write_reasoning(template, prompt, closed, document.reasoning) + text
+    return _ids(tokenizer, canonical(text) + str(tokenizer.eos_token))
+
+
+def _prompt(
+    tokenizer: PreTrainedTokenizerBase, template: str, document: Document, *, with_image: bool, thinking: bool
+) -> str:
     text = canonical(document.prompt)
     content = [{"type": "image"}, {"type": "text", "text": text}] if with_image else text
     prompt: str = tokenizer.apply_chat_template(
@@ -125,7 +143,7 @@ def _prompt(tokenizer: PreTrainedTokenizerBase, template: str, document: Documen
         chat_template=template,
         tokenize=False,
         add_generation_prompt=True,
-        enable_thinking=document.answer is None,
+        enable_thinking=thinking,
     )
     return prompt
 

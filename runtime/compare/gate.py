@@ -10,7 +10,7 @@ from runtime.compare.result import Check, Verdict
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from runtime.compare.result import ExactMatch, Layer, Scores
+    from runtime.compare.result import EndingChanges, ExactMatch, Layer, Scores
     from runtime.compare.statistics import Interval
 
 MIN_BASELINE_ANLS = 0.5  # below, the baseline reads too little for scores of answers to be discriminative
@@ -27,6 +27,8 @@ class Gates:
     """Loss of mean ANLS."""
     min_agreement: float | None = None
     """Share of tokens for which both models predict the same token."""
+    max_unfinished: float | None = 0.02
+    """Share of answers that do not end, of those that end with the baseline."""
 
 
 def judge(
@@ -34,17 +36,23 @@ def judge(
     mean_kl: Interval,
     agreement: Interval,
     differences: Mapping[str, Interval] | None,
+    ending_changes: EndingChanges | None,
     baseline: Scores | None,
     exact_match: ExactMatch | None,
     layers: Sequence[Layer],
 ) -> Verdict:
     """Check every gate, and say which differences are significant.
 
-    differences, baseline and exact_match are None if the baseline has no answers.
+    differences, ending_changes, baseline and exact_match are None if the baseline has no answers.
     """
     checks = []
     if gates.max_drop_anls is not None:
-        checks.append(_check_drop(gates.max_drop_anls, differences, baseline))
+        drop = None if differences is None else 0.0 - differences["anls"].value  # avoids -0.0
+        checks.append(_check_answers("--max-drop-anls", gates.max_drop_anls, drop, baseline))
+    if gates.max_unfinished is not None:
+        share = None if ending_changes is None else ending_changes.unfinished
+        value = None if share is None else share.value
+        checks.append(_check_answers("--max-unfinished", gates.max_unfinished, value, baseline))
     if gates.max_kl is not None:
         checks.append(Check("--max-kl", gates.max_kl, mean_kl.value, mean_kl.value <= gates.max_kl))
     if gates.min_agreement is not None:
@@ -57,12 +65,12 @@ def judge(
     return Verdict("passes" in outcomes and "fails" not in outcomes, checks, findings)
 
 
-def _check_drop(limit: float, differences: Mapping[str, Interval] | None, baseline: Scores | None) -> Check:
-    if differences is None:
-        return Check("--max-drop-anls", limit, None, None)
-    drop = 0.0 - differences["anls"].value  # avoids -0.0
+def _check_answers(option: str, limit: float, value: float | None, baseline: Scores | None) -> Check:
+    """Check a limit on answers: against a weak baseline a candidate can fail it, but not pass."""
+    if value is None:
+        return Check(option, limit, None, None)
     within_limit = None if baseline_warnings(baseline) else True
-    return Check("--max-drop-anls", limit, drop, within_limit if drop <= limit else False)
+    return Check(option, limit, value, within_limit if value <= limit else False)
 
 
 def baseline_warnings(baseline: Scores | None) -> list[str]:

@@ -18,6 +18,7 @@ from runtime.compare.models import check_documents
 from runtime.compare.predictions import answer_ids, kl_divergence, predict
 from runtime.compare.progress import changed_error
 from runtime.compare.result import Difference, DocumentResult, ModelResult
+from runtime.compare.stopping.control_tokens import control_ids, control_positions
 from runtime.decoding.forward import answer_parts
 from runtime.evaluate import truth_of
 from runtime.ort.sessions import Options
@@ -103,8 +104,9 @@ def measure(baseline: Baseline, candidates: Sequence[Model], document: Document)
             document.name,
             document.prompt,
             truth_of(document),
-            ModelResult(reference.scored, []),
-            [ModelResult(output.scored, []) for output in outputs],
+            control_positions(tokens, control_ids(candidates[0])),
+            ModelResult(reference.scored, [], []),
+            [ModelResult(output.scored, [], []) for output in outputs],
             [Difference([], [], first_change(reference.scored, output.scored)) for output in outputs],
         )
         for part in answer_parts(len(tokens)):
@@ -120,7 +122,7 @@ def _add_predictions(
     Memory holds the logits of the baseline and of one candidate, and none of them when this returns.
     """
     expected = next(reference.predictions)
-    result.baseline.log_likelihood.extend(_log_likelihood(expected, tokens))
+    _add_model(result.baseline, expected, tokens)
     for output, candidate, difference in zip(outputs, result.candidates, result.differences, strict=True):
         _add_candidate(candidate, difference, tokens, expected, next(output.predictions))
 
@@ -132,15 +134,18 @@ def _add_candidate(
     expected: Predictions,
     predictions: Predictions,
 ) -> None:
-    candidate.log_likelihood.extend(_log_likelihood(predictions, tokens))
+    _add_model(candidate, predictions, tokens)
     difference.kl.extend(kl_divergence(expected, predictions).tolist())
     difference.agree.extend((expected.top_tokens == predictions.top_tokens).tolist())
 
 
-def _log_likelihood(predictions: Predictions, tokens: Sequence[int]) -> list[float | None]:
-    """Log-likelihood of the tokens; None where it is not known."""
-    values = predictions.log_likelihood(np.array(tokens))
-    return [None if np.isnan(value) else float(value) for value in values]
+def _add_model(result: ModelResult, predictions: Predictions, tokens: Sequence[int]) -> None:
+    """Add log-likelihood and rank of the tokens; None where they are not known."""
+    true = np.array(tokens)
+    log_likelihoods, ranks = predictions.log_likelihood(true), predictions.rank(true)
+    known = ~np.isnan(log_likelihoods)
+    result.log_likelihood.extend(float(v) if k else None for v, k in zip(log_likelihoods, known, strict=True))
+    result.rank.extend(int(v) if k else None for v, k in zip(ranks, known, strict=True))
 
 
 def first_change(baseline: Scored | None, candidate: Scored | None) -> int | None:

@@ -37,17 +37,18 @@ def predict(model: Model, document: Document, tokens: Sequence[int]) -> ModelOut
 
 
 def token_ids(model: Model, document: Document) -> list[int]:
-    """Tokenize a document: question with image, true answer and end of turn. Runs no graph."""
+    """Tokenize a document: question with image, reasoning, true answer and end of turn. Runs no graph."""
     vision, image = model.manifest.vision, document.image
     assert vision is not None
     grid = image_grid(image.height, image.width, model.image_settings, document.name)
-    question = model.chat.encode(document.prompt, [math.prod(grid) // vision.merge_size**2])
+    image_tokens, thinking = math.prod(grid) // vision.merge_size**2, document.reasoning is not None
+    question = model.chat.encode(document.prompt, [image_tokens], thinking=thinking)
     return [*question.tolist(), *answer_ids(model, document)]
 
 
 def answer_ids(model: Model, document: Document) -> list[int]:
-    """Tokenize a document's true answer and the end of turn."""
-    return [*model.chat.encode_text(truth_of(document)), model.end_ids[0]]
+    """Tokenize a document's reasoning, if it has one, its true answer and the end of turn."""
+    return [*model.chat.encode_answer(truth_of(document), document.reasoning), model.end_ids[0]]
 
 
 @dataclass(frozen=True)
@@ -95,11 +96,22 @@ class Predictions:
 
     def log_likelihood(self, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
         """Log-probability of one given token at each position, [T]; NaN if it is not among the K likeliest."""
-        rows = np.arange(len(tokens))
-        matches = None if self.ids is None else self.ids == tokens[:, None]
-        columns = tokens if matches is None else matches.argmax(-1)
-        values = self.logits[rows, columns].astype(np.float64) - self.logits.max(-1) - self.log_sum
-        return values if matches is None else np.where(matches.any(-1), values, np.nan)
+        columns, known = self._columns(tokens)
+        values = self.logits[np.arange(len(tokens)), columns].astype(np.float64) - self.logits.max(-1) - self.log_sum
+        return np.where(known, values, np.nan)
+
+    def rank(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Place of one given token at each position by probability, from 1, [T]; only where it is known."""
+        columns, _ = self._columns(tokens)
+        # One position at a time: a comparison of all logits at once would take a quarter of their memory.
+        return np.array([1 + (row > row[column]).sum() for row, column in zip(self.logits, columns, strict=True)])
+
+    def _columns(self, tokens: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Column of one given token at each position, [T], and whether it is known."""
+        if self.ids is None:
+            return tokens, np.ones(len(tokens), bool)
+        matches = self.ids == tokens[:, None]
+        return matches.argmax(-1), matches.any(-1)
 
 
 def _shifted(logits: NDArray[np.float32]) -> NDArray[np.float64]:

@@ -14,6 +14,8 @@ import onnxruntime as ort
 
 from runtime.compare.baseline import FolderBaseline
 from runtime.compare.layers import REPORT
+from runtime.compare.result import FORMAT
+from runtime.compare.stopping.control_tokens import control_ids
 from runtime.inputs.chat_template import additional_templates
 from runtime.ort.device import Device
 from runtime.ort.manifest import load_manifest
@@ -41,7 +43,10 @@ _SETTINGS = (
 
 
 def provenance(loaded: LoadedModels) -> dict[str, Any]:
-    """Date, machine, versions, and the graphs of the baseline (None for a reference) and of every candidate."""
+    """Date, machine, versions, ids of control tokens, and the graphs of the baseline and of every candidate.
+
+    The graphs of a reference are None.
+    """
     baseline = loaded.baseline
     baseline_graphs = _describe_graphs(baseline.model) if isinstance(baseline, FolderBaseline) else None
     return {
@@ -52,6 +57,7 @@ def provenance(loaded: LoadedModels) -> dict[str, Any]:
             "numpy": np.__version__,
             "python": platform.python_version(),
         },
+        "control_tokens": control_ids(loaded.candidates[0]),
         "graphs": [baseline_graphs, *(_describe_graphs(model) for model in loaded.candidates)],
     }
 
@@ -71,7 +77,7 @@ def resume_settings(models: Models, chosen: dict[str, Any]) -> dict[str, Any]:
     parts = [fingerprint(folder, kind).encode() for folder in folders]
     parts += [models.baseline.read_bytes()] if models.has_reference else []
     combined = hashlib.sha256(b"".join(parts)).hexdigest()
-    return {**chosen, "fingerprint": combined, "onnxruntime": ort.__version__}
+    return {**chosen, "format": FORMAT, "fingerprint": combined, "onnxruntime": ort.__version__}
 
 
 def fingerprint(folder: Path, kind: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from runtime.compare.statistics import Interval
 from runtime.evaluate import Scored
@@ -11,9 +11,16 @@ from runtime.evaluate import Scored
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-FORMAT = 1
+FORMAT = 2
 Outcome = Literal["passes", "fails", "not judged"]
-_LABELS = {"--max-drop-anls": "ANLS drop", "--max-kl": "mean KL", "--min-agreement": "agreement"}
+ControlKind = Literal["reasoning_end", "turn_end", "tool_call"]
+CONTROL_KINDS: tuple[ControlKind, ...] = get_args(ControlKind)
+_LABELS = {
+    "--max-drop-anls": "ANLS drop",
+    "--max-unfinished": "unfinished answers",
+    "--max-kl": "mean KL",
+    "--min-agreement": "agreement",
+}
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,8 @@ class ModelResult:
     """Answer and its scores; None for a reference, which has no answers."""
     log_likelihood: list[float | None]
     """Of each token of the true answer and its end, [T]; None where a reference does not know it."""
+    rank: list[int | None]
+    """Place of each of these tokens among all by probability, from 1, [T]; None where a reference does not know it."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,8 @@ class DocumentResult:
     name: str
     prompt: str
     truth: str
+    control: dict[ControlKind, list[int]]
+    """Positions of control tokens among the tokens of the true answer; kinds without any are left out."""
     baseline: ModelResult
     candidates: list[ModelResult]
     differences: list[Difference]
@@ -58,7 +69,7 @@ class DocumentResult:
     def from_json(cls, value: dict[str, Any]) -> DocumentResult:
         """Read what `to_json` made."""
         return cls(
-            **{name: value[name] for name in ("name", "prompt", "truth")},
+            **{name: value[name] for name in ("name", "prompt", "truth", "control")},
             baseline=_model_result(value["baseline"]),
             candidates=[_model_result(candidate) for candidate in value["candidates"]],
             differences=[Difference(**difference) for difference in value["differences"]],
@@ -67,7 +78,7 @@ class DocumentResult:
 
 def _model_result(value: dict[str, Any]) -> ModelResult:
     scored = value["scored"]
-    return ModelResult(None if scored is None else Scored(**scored), value["log_likelihood"])
+    return ModelResult(None if scored is None else Scored(**scored), value["log_likelihood"], value["rank"])
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,54 @@ class Scores:
     exact_match: float
     cer: float
     anls: float
+
+
+@dataclass(frozen=True)
+class ControlToken:
+    """Predictions of a candidate and the baseline where the true next token is a control token of one kind."""
+
+    kind: ControlKind
+    positions: int
+    """Of all documents; those left out of which a reference does not know the token."""
+    kl: Interval
+    """Nats a position."""
+    baseline_probability: float
+    """Mean probability of the true token."""
+    probability: float
+    """The same for the candidate."""
+    probability_change: Interval
+    """Candidate minus baseline."""
+    baseline_rank: float
+    """Mean place of the true token by probability; 1 is the likeliest."""
+    rank: float
+    """The same for the candidate."""
+    rank_change: Interval
+    """Candidate minus baseline."""
+
+
+@dataclass(frozen=True)
+class Endings:
+    """How the greedy answers of a model end."""
+
+    finished: float
+    """Share that end by themselves: not at the limit of tokens, nor within the reasoning."""
+    loops: float
+    """Share that end in a loop (`stopping.endings.in_loop`)."""
+    tokens: float
+    """Mean length, reasoning included."""
+
+
+@dataclass(frozen=True)
+class EndingChanges:
+    """How the greedy answers of a candidate end, against the baseline's."""
+
+    finished: Interval
+    """Candidate minus baseline, as for the next one."""
+    loops: Interval
+    length_ratio: Interval
+    """Tokens of all answers divided by the baseline's; the end counts as a token."""
+    unfinished: Interval | None
+    """Share that do not end, of the answers that end with the baseline; None if none does."""
 
 
 @dataclass(frozen=True)
@@ -140,7 +199,8 @@ class Check:
         """The check in words."""
         label = _LABELS[self.option]
         if self.value is None:
-            return f"{label}: not available, the baseline has no answers"
+            which = " that end" if self.option == "--max-unfinished" else ""
+            return f"{label}: not available, the baseline has no answers{which}"
         outcome = "FAILS" if self.outcome == "fails" else self.outcome
         return f"{label} {self.value:.5f}, {self.option} {self.limit}: {outcome}"
 
@@ -173,6 +233,8 @@ class ModelSummary:
     """None for a reference, which has no answers."""
     perplexity: float
     """Of the tokens of the true answers whose likelihood the baseline knows; at most e^709, where a float ends."""
+    endings: Endings | None
+    """None for a reference, which has no answers."""
     cost: Cost | None
 
 
@@ -192,6 +254,10 @@ class Candidate(ModelSummary):
     answers_changed: int | None
     first_change: float | None
     """Median position of the first token that differs, over changed answers; None without any."""
+    ending_changes: EndingChanges | None
+    """None if the baseline has no answers."""
+    control_tokens: list[ControlToken]
+    """One for each kind that the true answers have."""
     kl_by_position: list[float]
     """Mean KL divergence at each token of the true answers."""
     layers: list[Layer]

@@ -14,6 +14,8 @@ from runtime.compare.gate import Gates, judge
 from runtime.compare.layers import list_layers, quantized_baseline_warning
 from runtime.compare.result import Candidate, Comparison, ExactMatch, ModelSummary, Scores
 from runtime.compare.statistics import Interval, bootstrap, mcnemar, mean_by_position
+from runtime.compare.stopping.control_tokens import summarize_control_tokens
+from runtime.compare.stopping.endings import compare_endings, summarize_endings
 from runtime.evaluate import SCORES, summary
 from runtime.weights import Weights
 
@@ -70,7 +72,8 @@ def summarize_candidate(
     mean_kl = bootstrap([sum(difference.kl) for difference in apart], counts, least=0.0)
     agreement = bootstrap([sum(difference.agree) for difference in apart], counts, least=0.0, most=1.0)
     differences, exact_match = _score_differences(before, after)
-    verdict = judge(gates, mean_kl, agreement, differences, _mean_scores(before), exact_match, layers)
+    ending_changes = compare_endings(_answer_pairs(before, after))
+    verdict = judge(gates, mean_kl, agreement, differences, ending_changes, _mean_scores(before), exact_match, layers)
     changes = [difference.first_change for difference in apart if difference.first_change is not None]
     return Candidate(
         **vars(own),
@@ -81,6 +84,8 @@ def summarize_candidate(
         exact_match_test=exact_match,
         answers_changed=len(changes) if differences else None,
         first_change=float(np.median(changes)) if changes else None,
+        ending_changes=ending_changes,
+        control_tokens=summarize_control_tokens(documents, number),
         kl_by_position=mean_by_position([difference.kl for difference in apart]).tolist(),
         layers=list(layers),
         verdict=replace(verdict, findings=[*warnings, *verdict.findings]),
@@ -98,7 +103,7 @@ def _summarize_model(
     answers = _answers(results)
     if cost is not None and answers:
         cost = replace(cost, tokens_per_second=summary(answers)["tokens_per_second"])
-    return ModelSummary(model, _mean_scores(results), _exp(-float(np.mean(known))), cost)
+    return ModelSummary(model, _mean_scores(results), _exp(-float(np.mean(known))), summarize_endings(answers), cost)
 
 
 def _answers(results: Sequence[ModelResult]) -> list[Scored]:
@@ -130,11 +135,16 @@ def _perplexity_ratio(before: Sequence[ModelResult], after: Sequence[ModelResult
     return Interval(*map(_exp, ratio))
 
 
+def _answer_pairs(before: Sequence[ModelResult], after: Sequence[ModelResult]) -> list[tuple[Scored, Scored]]:
+    """Answers of both models; none if the baseline has none."""
+    return [(b.scored, a.scored) for b, a in zip(before, after, strict=True) if b.scored and a.scored]
+
+
 def _score_differences(
     before: Sequence[ModelResult], after: Sequence[ModelResult]
 ) -> tuple[dict[str, Interval] | None, ExactMatch | None]:
     """Candidate minus baseline of each score, and McNemar's test; None if the baseline has no answers."""
-    pairs = [(b.scored, a.scored) for b, a in zip(before, after, strict=True) if b.scored and a.scored]
+    pairs = _answer_pairs(before, after)
     if not pairs:
         return None, None
     differences = {}

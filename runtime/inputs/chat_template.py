@@ -22,6 +22,7 @@ from jinja2.ext import Extension
 from jinja2.nodes import Scope
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from calib_data.document import THINK_END
 from console.errors import InputError
 from console.files import read_object, read_text
 
@@ -58,6 +59,32 @@ def load_chat_template(folder: Path) -> ChatTemplate:
         return ChatTemplate(path, text, _environment().from_string(text))
     except (jinja2.TemplateError, SyntaxError, RecursionError) as error:  # Python compiles it, too
         raise InputError(f"{path}: is not a valid Jinja template ({error})") from error
+
+
+def write_reasoning(template: ChatTemplate, open_prompt: str, closed_prompt: str, reasoning: str) -> str:
+    """Write what comes between a prompt with thinking and the answer: the reasoning and its end, as the template does.
+
+    open_prompt, closed_prompt: a prompt rendered with and without thinking. The second goes on with an empty reasoning.
+    Raises InputError for a template that has no form for reasoning.
+    """
+    parts = reasoning_end(open_prompt, closed_prompt)
+    if parts is None:
+        raise InputError(
+            f"{template.path}: does not show how reasoning ends (enable_thinking), and a document has reasoning; give "
+            "documents without it"
+        )
+    opening, closing = parts
+    before = opening.removesuffix("\n")  # the line end after the reasoning
+    return before + reasoning + opening[len(before) :] + closing
+
+
+def reasoning_end(open_prompt: str, closed_prompt: str) -> tuple[str, str] | None:
+    """What a prompt without thinking has more than one with it: text before `</think>`, and text from it on.
+
+    None where the template writes no `</think>` there.
+    """
+    opening, marker, rest = closed_prompt.removeprefix(open_prompt).partition(THINK_END)
+    return (opening, marker + rest) if closed_prompt.startswith(open_prompt) and marker else None
 
 
 def additional_templates(folder: Path) -> list[Path]:

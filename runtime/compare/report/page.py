@@ -18,6 +18,7 @@ from calib_data.scores import visible
 from console.errors import InputError
 from runtime.compare.gate import baseline_warnings
 from runtime.compare.report.diff import Piece, differences
+from runtime.compare.report.stopping import TITLE, missing, stopping_groups
 from runtime.compare.report.table import groups, short_names
 
 if TYPE_CHECKING:
@@ -112,6 +113,9 @@ def render(comparison: Comparison, results: Sequence[DocumentResult], documents:
         has_answers=comparison.baseline.scores is not None,
         has_weights=any(layer.error is not None for candidate in candidates for layer in candidate.layers),
         groups=groups(comparison),
+        stopping_title=TITLE,
+        stopping_groups=stopping_groups(comparison),
+        missing=missing(comparison),
         plots=_plots(names, comparison, results),
         suspects={n: [layer for layer in c.layers if layer.suspect] for n, c in zip(names, candidates, strict=True)},
         documents=[_document_view(*pairs[index], [baseline_name, *names]) for index in worst(results)],

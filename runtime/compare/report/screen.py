@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.table import Table
 
-from runtime.compare.report.table import format_perplexity, short_names
+from runtime.compare.report.stopping import TITLE, missing, stopping_lines
+from runtime.compare.report.table import format_interval, format_perplexity, short_names
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rich.console import Console
 
     from runtime.compare.result import Candidate, Comparison, ModelSummary
-    from runtime.compare.statistics import Interval
 
 _COLUMNS = ("exact", "CER", "ANLS", "perpl.", "KL", "agree", "changed", "MiB", "tok/s")
 
@@ -40,7 +42,11 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     console.print(table)
     console.print()
     for candidate in candidates:
-        _print_verdict(candidate, console)
+        _print_lines(candidate.model, _verdict(candidate), console)
+    console.print(f"\n{TITLE}")
+    for candidate in candidates:
+        _print_lines(candidate.model, stopping_lines(candidate), console)
+    _print_lines("", missing(comparison), console)
 
 
 def _scores(model: ModelSummary) -> tuple[str, ...]:
@@ -57,13 +63,12 @@ def _cost(model: ModelSummary) -> tuple[str, str]:
     return f"{model.cost.weights:.1f}", "–" if speed is None else f"{speed:.0f}"
 
 
-def _print_verdict(candidate: Candidate, console: Console) -> None:
-    kl, agreement = _interval(candidate.mean_kl, 5), _interval(candidate.agreement, 4)
+def _verdict(candidate: Candidate) -> list[str]:
+    kl, agreement = format_interval(candidate.mean_kl, 5), format_interval(candidate.agreement, 4)
     lines = [f"mean KL {kl} nats per token, agreement {agreement}", *candidate.verdict.findings]
-    lines += [check.line for check in candidate.verdict.checks]
+    return lines + [check.line for check in candidate.verdict.checks]
+
+
+def _print_lines(model: str, lines: Iterable[str], console: Console) -> None:
     for line in lines:
-        console.print(f"{candidate.model}: {line}", soft_wrap=True, highlight=False, markup=False)
-
-
-def _interval(interval: Interval, digits: int) -> str:
-    return f"{interval.value:.{digits}f} ({interval.low:.{digits}f}–{interval.high:.{digits}f})"
+        console.print(f"{model}: {line}" if model else line, soft_wrap=True, highlight=False, markup=False)

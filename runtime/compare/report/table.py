@@ -63,12 +63,12 @@ def groups(comparison: Comparison) -> list[Group]:
         _row("Answers changed", f"of {count}", candidates, _answers_changed),
     ]
     predictions = [
-        _row("KL divergence", "nats per token", candidates, lambda c: _with_interval(c.mean_kl, 5)),
+        _row("KL divergence", "nats per token", candidates, lambda c: interval_cell(c.mean_kl, 5)),
         _row(
             "Token agreement",
             "same top prediction",
             candidates,
-            lambda c: _with_interval(c.agreement, 4),
+            lambda c: interval_cell(c.agreement, 4),
         ),
         Row(
             "Perplexity",
@@ -94,7 +94,7 @@ def _score(label: str, note: str, baseline: ModelSummary, candidates: list[Candi
         if candidate.differences is None:
             cells.append(own._replace(detail="difference not available"))
         else:
-            cells.append(_difference(own.value, candidate.differences[name], less_is_better=name == "cer"))
+            cells.append(difference_cell(own.value, candidate.differences[name], less_is_better=name == "cer"))
     return Row(label, note, cells)
 
 
@@ -102,7 +102,8 @@ def _score_cell(scores: Scores | None, name: str) -> Cell:
     return Cell(NOT_AVAILABLE if scores is None else f"{getattr(scores, name):.4f}")
 
 
-def _difference(value: str, change: Interval, *, less_is_better: bool) -> Cell:
+def difference_cell(value: str, change: Interval, *, less_is_better: bool) -> Cell:
+    """Show a value with its difference from the baseline, and whether that is significant."""
     significance: Significance = "noise"
     if not change.contains_zero:
         significance = "gain" if (change.value < 0) == less_is_better else "loss"
@@ -113,7 +114,8 @@ def _signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "−")
 
 
-def _with_interval(interval: Interval, digits: int) -> Cell:
+def interval_cell(interval: Interval, digits: int) -> Cell:
+    """Show a value with its interval."""
     return Cell(f"{interval.value:.{digits}f}", f"{interval.low:.{digits}f} to {interval.high:.{digits}f}")
 
 
@@ -148,3 +150,8 @@ def _cost_rows(models: list[ModelSummary]) -> list[Row]:
         values = [None if cost is None else getattr(cost, name) for cost in costs]
         rows.append(Row(label, note, [Cell(NOT_AVAILABLE if v is None else f"{v:.{digits}f}") for v in values]))
     return rows
+
+
+def format_interval(interval: Interval, digits: int) -> str:
+    """Format a value and its interval in one line."""
+    return f"{interval.value:.{digits}f} ({interval.low:.{digits}f}–{interval.high:.{digits}f})"

@@ -1,0 +1,1 @@
+"""Whether a candidate still stops: predictions of control tokens, and how greedy answers end."""
