@@ -243,6 +243,27 @@ def test_the_reader_closes_its_reasoning_as_its_template_does():
 
 
 @pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("{{ '<think>\\n' if enable_thinking else '<think>\\n\\n</think>\\n\\n' }}", "I look.\n</think>\n\n1,200"),
+        ("{{ '' if enable_thinking else '<think>\\n\\n</think>\\n\\n' }}", "<think>\nI look.\n</think>\n\n1,200"),
+        ("<think>{{ '' if enable_thinking else '</think>' }}", "I look.</think>1,200"),
+    ],
+)
+def test_a_known_answer_is_written_as_the_template_writes_it(tmp_path, written, expected):
+    """Reasoning goes where a prompt without thinking has none."""
+    chat = Chat(write_folder(tmp_path, template="{{ messages[0].content }}" + written))
+    assert chat.encode_answer("1,200", "I look.") == chat.encode_text(expected)
+    assert chat.encode_answer("1,200", None) == chat.encode_text("1,200")
+
+
+def test_reasoning_for_a_template_without_it_is_refused(tmp_path):
+    chat = Chat(write_folder(tmp_path, template="{{ messages[0].content }}"))
+    with pytest.raises(InputError, match=r"chat_template\.jinja: does not show how reasoning ends .enable_thinking"):
+        chat.encode_answer("1,200", "I look.")
+
+
+@pytest.mark.parametrize(
     "template", ["{{ messages[0].content }}", "{% if enable_thinking %}<think>{% endif %}</think>"]
 )
 def test_a_template_that_closes_no_reasoning_is_named(tmp_path, template):

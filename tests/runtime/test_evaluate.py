@@ -18,7 +18,15 @@ from runtime.prompt import build_prompt
 from .damage import edit_json
 
 LINE = Scored(
-    name="line", truth="abcd", answer="abcd", ids=[1, 2, 3, 4], seconds=0.5, exact_match=1.0, cer=0.0, anls=1.0
+    name="line",
+    truth="abcd",
+    answer="abcd",
+    ids=[1, 2, 3, 4],
+    seconds=0.5,
+    finished=True,
+    exact_match=1.0,
+    cer=0.0,
+    anls=1.0,
 )
 
 

@@ -31,6 +31,17 @@ def test_jsonl_keeps_a_picture_in_one_split(folder):
     assert all(one.isdisjoint(other) for one, other in combinations(homes, 2))
 
 
+@pytest.mark.parametrize("key", ["reasoning", "reasoning_content", "thinking"])
+def test_reasoning_has_a_key_of_its_own_or_is_in_the_answer(key, tmp_path, capsys):
+    picture().save(tmp_path / "a.png")
+    own = {"image": "a.png", "prompt": "Who?", "answer": "Kim", key: "I look for a name."}
+    inside = {"image": "a.png", "prompt": "Who?", "answer": "<think>I look for a name.</think>Kim"}
+    (tmp_path / "one.jsonl").write_text("\n".join(map(json.dumps, (own, inside))))
+    found = open_documents(str(tmp_path / "one.jsonl"), split=split_of_picture(picture()), count=5)
+    assert [(one.reasoning, one.answer) for one in found] == [("I look for a name.", "Kim")] * 2
+    assert "not read" not in capsys.readouterr().err
+
+
 def test_jsonl_paths_are_relative_to_the_file(tmp_path):
     (tmp_path / "pages").mkdir()
     picture().save(tmp_path / "pages" / "a.png")

@@ -51,6 +51,21 @@ def test_rendered_is_the_default_and_knows_kinds():
     assert all("\n" not in document.answer for document in documents)
 
 
+def test_a_kind_of_rendered_documents_is_a_source_too():
+    """So that commands without --kind reach it; the mix has no reasoning."""
+    named, chosen = (
+        [one.digest() for one in open_documents(source, split="calibration", count=3, kind=kind)]
+        for source, kind in (("rendered:reasoning", None), ("rendered", "reasoning"))
+    )
+    assert named == chosen
+    assert all(one.reasoning for one in open_documents("rendered:reasoning", split="calibration", count=3))
+    assert not any(one.reasoning for one in open_documents(split="calibration", count=30))
+    with pytest.raises(InputError, match="unknown kind 'poem': choose one of line, field, transcription, reasoning"):
+        open_documents("rendered:poem", split="calibration", count=1)
+    with pytest.raises(InputError, match="kind 'line' chooses among rendered documents; rendered:field has only"):
+        open_documents("rendered:field", split="calibration", count=1, kind="line")
+
+
 def _bad(tmp_path):
     """Name -> (source, words of the message)."""
     empty = tmp_path / "empty"

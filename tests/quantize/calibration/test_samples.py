@@ -78,6 +78,18 @@ def _samples_if_any(settings, config, split):
         yield from read_samples(settings, config, split)
 
 
+def test_reasoning_is_written_before_the_answer_as_in_the_runtime():
+    settings = Settings(READER, documents="rendered:reasoning", count=4)
+    documents, chat = open_documents("rendered:reasoning", split="calibration", count=4), Chat(READER)
+    samples = list(read_samples(settings, model_config(open_checkpoint(READER).config)))
+    for document, sample in zip(documents, samples, strict=True):
+        written = f"{document.reasoning}\n</think>\n\n{document.answer}<|endofturn|>"
+        assert AutoTokenizer.from_pretrained(READER).decode(sample.ids[-sample.answer :]) == written
+        image_tokens = int((sample.ids == chat.image_token_id).sum())
+        prompt = chat.encode(document.prompt, [image_tokens], thinking=True).tolist()
+        assert sample.ids.tolist() == [*prompt, *chat.encode_answer(document.answer, document.reasoning), 53]
+
+
 def test_splits_do_not_meet():
     config = model_config(open_checkpoint(READER).config)
     settings = Settings(READER, count=20)

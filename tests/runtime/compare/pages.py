@@ -21,16 +21,17 @@ ABOUT = {
     "device": "cpu",
     "date": "2026-01-02",
     "machine": "x86_64",
+    "control_tokens": {"reasoning_end": [72], "turn_end": [53], "tool_call": []},
     "versions": {"onnxruntime": "1.31.1", "python": "3.11.7"},
 }
 COST = Cost(weights=4.0, kv_cache_at_4096=8.0, resident=3.0, tokens_per_second=100.0)
 LAYERS = [Layer(f"model.layers.{n}.mlp.down_proj", 4, 0.1 + n / 100, 0.001, 0.003, suspect=False) for n in range(12)]
 
 
-def scored(name, truth, answer):
+def scored(name, truth, answer, finished=True):
     ids = [ord(char) for char in answer]
     numbers = exact_match(answer, truth), character_error_rate(answer, truth), anls(answer, [truth])
-    return Scored(name, truth, answer, ids, 0.5, *numbers)
+    return Scored(name, truth, answer, ids, 0.5, finished, *numbers)
 
 
 def measured(name, truth, baseline, *answers, kl=None, prompt="Read the text."):
@@ -43,8 +44,9 @@ def measured(name, truth, baseline, *answers, kl=None, prompt="Read the text."):
         name,
         prompt,
         truth,
-        ModelResult(own, [-0.1] * length),
-        [ModelResult(other, [-0.2] * length) for other in others],
+        {"turn_end": [length - 1]},
+        ModelResult(own, [-0.1] * length, [1] * length),
+        [ModelResult(other, [-0.2] * length, [2] * length) for other in others],
         [Difference([kl[n]] * length, [True] * length, first_change(own, other)) for n, other in enumerate(others)],
     )
 

@@ -11,10 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoTokenizer
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from calib_data.document import Document
 from calib_data.sources import open_documents, split_of_picture
 from runtime.compare.progress import Progress
 from runtime.compare.report.junit import write_junit
@@ -25,8 +22,8 @@ from runtime.ort.manifest import load_manifest
 from ..commands import assert_one_line, process
 from ..damage import WEIGHTS, change_tensor, edit_json
 from .pages import comparison, measured
+from .references import END, answer_logits
 
-END = 53  # <|endofturn|>
 DOCUMENTS, SEED = 24, 3
 
 
@@ -36,27 +33,6 @@ def compare(command, baseline, model, *arguments):
     assert out.count("\n") == 1, err
     result = json.loads(out)
     return code, {**result["candidates"][0], "baseline": result["baseline"], "about": result}
-
-
-@torch.no_grad()
-def reference_logits(folder: Path, documents: list[Document]) -> list[torch.Tensor]:
-    """Logits by transformers, float32, for each token of the true answers and their end."""
-    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
-    tokenizer, processor = AutoTokenizer.from_pretrained(folder), Qwen2VLImageProcessorPil.from_pretrained(folder)
-    logits = []
-    for document in documents:
-        pixels = processor(document.image, return_tensors="pt")
-        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": document.prompt}]}
-        text = tokenizer.apply_chat_template(
-            [message], tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
-        text = text.replace("<|image_pad|>", "<|image_pad|>" * (int(pixels["image_grid_thw"].prod()) // 4))
-        prompt, answer = (tokenizer.encode(part, add_special_tokens=False) for part in (text, document.answer))
-        ids = torch.tensor([[*prompt, *answer, END]])
-        logits.append(
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), **pixels).logits[0, len(prompt) - 1 : -1]
-        )
-    return logits
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +49,7 @@ def test_numbers_are_those_of_transformers(w4_result: dict, exported: Callable[[
     """KL, agreement and perplexity of a 4-bit folder, each model loaded from its folder by transformers itself."""
     documents = open_documents(split="evaluation", count=DOCUMENTS, seed=SEED)
     log_p, log_q = (
-        torch.cat(reference_logits(exported(name), documents)).double().log_softmax(-1) for name in ("fp16", "w4")
+        torch.cat(answer_logits(exported(name), documents)).double().log_softmax(-1) for name in ("fp16", "w4")
     )
     kl = torch.nn.functional.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
     chat = Model(exported("fp16"), "cpu").chat
@@ -126,7 +102,7 @@ def test_the_gate_stops_a_damaged_folder(command, exported, own_answers, copied)
     assert code == 1
     assert result["baseline"]["scores"] == {"exact_match": 1.0, "cer": 0.0, "anls": 1.0}
     assert result["scores"]["anls"] < 0.98
-    (check,) = result["verdict"]["checks"]
+    check, _ = result["verdict"]["checks"]
     assert check["value"] == 1.0 - result["scores"]["anls"]
     assert (result["verdict"]["passed"], result["answers_changed"]) == (False, 1)
     assert result["mean_kl"]["value"] > 0.01
@@ -147,7 +123,7 @@ def test_the_default_gate_stops_one_corrupted_layer_and_not_4_bits(command, expo
     change_tensor(copied, "model.language_model.layers.1.mlp.down_proj.weight", lambda weight: np.roll(weight, 1, 0))
     code, result = compare(command, exported("fp16"), copied, *arguments)
     assert code == 1
-    (check,) = result["verdict"]["checks"]
+    check, _ = result["verdict"]["checks"]
     assert check["value"] > check["limit"] == 0.02
     assert [layer["name"] for layer in result["layers"] if layer["suspect"]] == [
         "model.language_model.layers.1.mlp.down_proj"
@@ -267,7 +243,7 @@ def test_gates_are_written_as_junit(command, exported, tmp_path):
     assert command("compare", *arguments, "--junit", path)[0] == 1
     suites = ET.parse(path).getroot().findall("testsuite")
     assert [suite.get("name") for suite in suites] == [str(exported("w4")), str(exported("fp16"))]
-    assert [(suite.get("tests"), suite.get("failures")) for suite in suites] == [("2", "1"), ("2", "0")]
+    assert [(suite.get("tests"), suite.get("failures")) for suite in suites] == [("3", "1"), ("3", "0")]
     failure = suites[0].find("testcase[@name='--max-kl']/failure")
     assert failure.get("message").startswith("mean KL 0.000")
 
@@ -316,7 +292,15 @@ def test_a_reference_gives_the_divergence_of_the_folder(command, exported, kept)
     assert by_reference["baseline"]["perplexity"] == pytest.approx(by_folder["baseline"]["perplexity"], rel=1e-4)
     assert by_reference["agreement"] == by_folder["agreement"]
     assert by_reference["scores"] == by_folder["scores"]
-    for name in ("differences", "answers_changed", "exact_match_test"):
+    (turn,), (expected,) = by_reference["control_tokens"], by_folder["control_tokens"]
+    assert untimed(turn) == {
+        name: pytest.approx(value, rel=1e-3, abs=1e-6) if isinstance(value, float) else untimed(value)
+        for name, value in expected.items()
+        if name != "kl"
+    } | {"kl": turn["kl"]}
+    assert turn["kl"]["value"] == pytest.approx(expected["kl"]["value"], rel=1e-2, abs=1e-7)
+    assert by_reference["endings"] == by_folder["endings"]
+    for name in ("differences", "answers_changed", "exact_match_test", "ending_changes"):
         assert by_reference[name] is None
     assert by_reference["baseline"]["scores"] is None
     assert {layer["error"] for layer in by_reference["layers"]} == {None}

@@ -1,7 +1,9 @@
 """Verdicts and findings for numbers known by hand."""
 
+from dataclasses import replace
+
 from runtime.compare.gate import Gates, judge
-from runtime.compare.result import ExactMatch, Layer, Scores
+from runtime.compare.result import EndingChanges, ExactMatch, Layer, Scores
 from runtime.compare.statistics import Interval
 
 KL, AGREEMENT = Interval(0.01, 0.005, 0.02), Interval(0.99, 0.98, 1.0)
@@ -10,12 +12,14 @@ DIFFERENCES = {
     "cer": Interval(0.01, -0.01, 0.03),
     "exact_match": Interval(-0.1, -0.2, 0.0),
 }
+NOTHING = Interval(0.0, 0.0, 0.0)
+ENDINGS = EndingChanges(NOTHING, NOTHING, Interval(1.0, 1.0, 1.0), NOTHING)
 STRONG = Scores(0.9, 0.02, 0.98)
 
 
-def judged(gates, differences=DIFFERENCES, baseline=STRONG, layers=()):
+def judged(gates, differences=DIFFERENCES, baseline=STRONG, layers=(), endings=ENDINGS):
     test = ExactMatch(6, 0, 0.03125) if differences else None
-    return judge(gates, KL, AGREEMENT, differences, baseline, test, layers)
+    return judge(gates, KL, AGREEMENT, differences, endings if differences else None, baseline, test, layers)
 
 
 def test_every_gate_passes_up_to_its_limit():
@@ -30,6 +34,20 @@ def test_every_gate_passes_up_to_its_limit():
         (failed,) = [check for check in verdict.checks if not check.passed]
         assert failed.option == option
         assert failed.line.endswith("FAILS")
+
+
+def test_answers_that_no_longer_end_fail_a_gate_of_their_own():
+    """By their share of those that end with the baseline; without any of those nothing can be judged."""
+    endings = replace(ENDINGS, unfinished=Interval(0.03, 0.0, 0.1))
+    small = {**DIFFERENCES, "anls": Interval(-0.01, -0.02, 0.0)}
+    verdict = judged(Gates(), small, endings=endings)
+    assert verdict.outcome == "fails"
+    assert verdict.checks[1].line == "unfinished answers 0.03000, --max-unfinished 0.02: FAILS"
+    assert judged(Gates(max_unfinished=0.03), small, endings=endings).passed
+    none_ended = judged(Gates(), small, endings=replace(ENDINGS, unfinished=None))
+    assert none_ended.checks[1].line == "unfinished answers: not available, the baseline has no answers that end"
+    assert none_ended.passed
+    assert judged(Gates(), small, Scores(0, 1, 0.2)).outcome == "not judged"
 
 
 def test_a_gain_is_no_drop():
@@ -59,7 +77,7 @@ def test_without_answers_nothing_can_fail_or_pass_by_them_and_that_is_said():
     )
     assert judged(Gates(max_kl=0.001), differences=None, baseline=None).outcome == "fails"
     assert judged(Gates(max_kl=0.01), differences=None, baseline=None).passed
-    assert not judged(Gates(max_drop_anls=None)).passed
+    assert not judged(Gates(max_drop_anls=None, max_unfinished=None)).passed
 
 
 def test_a_baseline_that_cannot_read_is_too_weak():

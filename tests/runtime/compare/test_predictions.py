@@ -68,12 +68,25 @@ def test_tokens_that_were_not_kept_are_unknown():
     np.testing.assert_array_equal(p.top_tokens, LOGITS[0].argmax(-1))
 
 
+def test_ranks_are_those_of_sorting():
+    tokens = np.random.default_rng(1).integers(0, 300, 40)
+    order = (-torch.from_numpy(LOGITS[0])).argsort(-1)
+    expected = (order == torch.from_numpy(tokens)[:, None]).int().argmax(-1) + 1
+    whole = Predictions.from_logits(LOGITS[0])
+    np.testing.assert_array_equal(whole.rank(tokens), expected)
+    kept = truncated(whole, 100)
+    known = ~np.isnan(kept.log_likelihood(tokens))
+    np.testing.assert_array_equal(kept.rank(tokens)[known], expected[known])
+    assert (expected[known] <= 100).all()
+    assert (expected[~known] > 100).all()
+
+
 def test_all_that_is_read_of_predictions_takes_a_few_rows_of_memory():
     """Beside the logits that were given: float64 copies of them all would take twice as much each."""
     logits = np.random.default_rng(0).normal(size=(2, 256, 5000)).astype(np.float32)
     tracemalloc.start()
     p, q = map(Predictions.from_logits, logits)
-    kl_divergence(p, q), p.top_tokens == q.top_tokens, p.log_likelihood(q.top_tokens)
+    kl_divergence(p, q), p.top_tokens == q.top_tokens, p.log_likelihood(q.top_tokens), p.rank(q.top_tokens)
     _, most = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert most < 10 * 5000 * 8

@@ -17,7 +17,15 @@ SECOND = Document(Image.new("RGB", (4, 4), "red"), "What is it?", "two\u2028\x85
 
 
 def measured(document):
-    return DocumentResult(document.name, document.prompt, document.answer, ModelResult(None, [-0.5, None]), [], [])
+    return DocumentResult(
+        document.name,
+        document.prompt,
+        document.answer,
+        {"turn_end": [1]},
+        ModelResult(None, [-0.5, None], [2, None]),
+        [],
+        [],
+    )
 
 
 @pytest.fixture

@@ -40,7 +40,13 @@ def test_verdict_comes_first_and_names_what_fails(two):
     drop = 1 / len("total 0")  # one letter of seven
     assert header.find("p", "fail")[0].text == f"reader-bad: ANLS drop {drop:.5f}, --max-drop-anls 0.02: FAILS"
     order = [one.text for one in two.find("h2")]
-    assert order[2:] == ["What was compared", "Scores", "Where they differ", "Worst documents"]
+    assert order[2:] == [
+        "What was compared",
+        "Scores",
+        "Control tokens and endings",
+        "Where they differ",
+        "Worst documents",
+    ]
 
 
 def test_every_candidate_has_its_verdict_checks_and_findings(two):
@@ -50,6 +56,7 @@ def test_every_candidate_has_its_verdict_checks_and_findings(two):
     lines = [one.text for one in cards[1].find("ul", "checks")[0].find("li")]
     assert lines == [
         "ANLS drop 0.14286, --max-drop-anls 0.02: FAILS",
+        "unfinished answers 0.00000, --max-unfinished 0.02: passes",
         "mean KL 0.00100, --max-kl 0.01: passes",
     ]
     assert any("significant loss" in one.text for one in cards[1].find("ul", "findings")[0].find("li"))

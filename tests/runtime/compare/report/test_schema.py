@@ -67,7 +67,7 @@ def test_a_candidate_that_gives_the_truth_no_chance_is_summed_up():
     documents = [measured(str(n), "abc", "abc", "xyz") for n in range(4)]
     for place in (0, 2):
         scored = documents[place].candidates[0].scored
-        documents[place] = replace(documents[place], candidates=[ModelResult(scored, [-1500.0] * 4)])
+        documents[place] = replace(documents[place], candidates=[ModelResult(scored, [-1500.0] * 4, [9] * 4)])
     result = comparison(documents, "broken")
     content = json.loads(json.dumps(result.to_json(documents), allow_nan=False))
     assert errors(content) == []
@@ -94,7 +94,7 @@ def test_the_table_keeps_names_whole_on_80_columns():
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        (("format",), 2),
+        (("format",), 1),
         (("surprise",), 1),
         (("candidates", 0, "mean_kl"), 0.5),
         (("candidates", 0, "scores", "anls"), 1.5),
