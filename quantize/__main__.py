@@ -50,8 +50,8 @@ def main(
     documents: Annotated[
         str,
         typer.Option(
-            help="Source of documents: `rendered`, `rendered:KIND`, a folder of images, a PDF, a JSONL file or a Hugging "
-            "Face dataset."
+            help="Source of documents: `rendered`, `rendered:KIND`, a folder of images, a PDF, a JSONL file or a "
+            "Hugging Face dataset."
         ),
     ] = "rendered",
     count: Annotated[int, typer.Option(help="Number of calibration documents.")] = 128,
