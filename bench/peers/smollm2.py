@@ -33,11 +33,12 @@ SCRIPT = Path(__file__).with_name("convert_gguf.py")
 PROMPT = 100  # characters of a held-out passage that are given; the rest is the true answer
 
 # For this comparison only: `quantize` offers the families that `export` knows.
-FAMILIES["llama"] = Family("llama", "AutoModelForCausalLM", "model", post_norm=False)
+FAMILY = Family("llama", "AutoModelForCausalLM", "model", post_norm=False)
 
 
 def smollm2(cache: Path) -> Path:
     """The checkpoint folder; makes it and, next to it, the passages. Raises InputError where pip cannot download."""
+    FAMILIES[FAMILY.model_type] = FAMILY
     folder = cache / "smollm2" / "model"
     if folder.exists():
         return folder

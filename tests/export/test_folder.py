@@ -132,9 +132,13 @@ def test_an_int8_cache_needs_the_ranges_of_this_model(quantized, tmp_path):
     folder = copy_of(quantized("w4"), tmp_path / "w4")
     ranges = json.loads((folder / "kv_scales.json").read_text())
     first = next(iter(ranges))
-    for wrong in ({}, {**ranges, first: {"key": [[1.0]], "value": [[1.0]]}}, [1]):
+    for wrong, message in (
+        ({}, "not the ranges of this model"),
+        ({**ranges, first: {"key": [[1.0]], "value": [[1.0]]}}, "not the ranges of this model"),
+        ([1], "is not a JSON object"),
+    ):
         (folder / "kv_scales.json").write_text(json.dumps(wrong))
-        refused(folder, r"kv_scales\.json: not the ranges of this model", kv_bits=8)
+        refused(folder, rf"kv_scales\.json: {message}", kv_bits=8)
     (folder / "kv_scales.json").unlink()
     refused(folder, r"kv_scales\.json is missing; .* python -m quantize", kv_bits=8)
 

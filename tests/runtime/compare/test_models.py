@@ -66,7 +66,7 @@ def test_a_document_that_does_not_fit_is_found_first(refused, reader, copied):
 
 def test_linears_of_other_widths_and_broken_reports_are_found_at_once(refused, copied):
     (copied / "quantization_report.json").write_text("{}")
-    assert "quantization_report.json: not a report" in refused("--count", 1)
+    assert "quantization_report.json: linears is missing" in refused("--count", 1)
     (copied / "quantization_report.json").unlink()
     path = copied / WEIGHTS
     content = bytearray(path.read_bytes())
