@@ -50,7 +50,7 @@ def ending_line(name: str, candidate: Candidate) -> str:
 
 
 def _signed(interval: Interval, digits: int) -> str:
-    value, low, high = (f"{number:+.{digits}f}" for number in interval)
+    value, low, high = (f"{round(number, digits) + 0.0:+.{digits}f}" for number in interval)  # no -0.0
     return f"{value} ({low} to {high})"
 
 

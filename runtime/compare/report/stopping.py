@@ -73,7 +73,7 @@ def stopping_lines(candidate: Candidate) -> Iterator[str]:
 
 
 def _change(interval: Interval, digits: int) -> str:
-    value, low, high = (f"{number:+.{digits}f}" for number in interval)
+    value, low, high = (f"{round(number, digits) + 0.0:+.{digits}f}" for number in interval)  # no -0.0
     return f"{value} ({low} to {high})"
 
 
