@@ -46,17 +46,20 @@ class Row:
     """None is RTN, the same for all seeds."""
 
 
-PLAIN = Recipe(tokens="none", weighted_scales=False, sweeps=0)
+PLAIN = Recipe(tokens="none", weighted_scales=False, sweeps=0, input_errors=0)
+WEIGHTED = replace(RECIPE, input_errors=0)
 ROWS = (
     Row("4-bit g128, RTN", "int", None),
     Row("plain GPTQ", "int", PLAIN),
     Row("+ tokens of the same size", "int", replace(PLAIN, tokens="equal norms")),
     Row("+ scales weighted by use", "int", replace(PLAIN, tokens="equal norms", weighted_scales=True)),
-    Row("+ coordinate descent", "int", replace(RECIPE, tokens="equal norms")),
-    Row("+ tokens by importance", "int", replace(RECIPE, tokens="weights")),
-    Row("+ and by attention (the default)", "int", RECIPE),
+    Row("+ coordinate descent", "int", replace(WEIGHTED, tokens="equal norms")),
+    Row("+ tokens by importance", "int", replace(WEIGHTED, tokens="weights")),
+    Row("+ and by attention", "int", WEIGHTED),
+    Row("+ errors of inputs made up for (the default)", "int", RECIPE),
     Row("NF4, RTN (bitsandbytes)", "nf4", None),
     Row("plain GPTQ on NF4", "nf4", PLAIN),
+    Row("the default on NF4, without the last", "nf4", WEIGHTED),
     Row("the default on NF4", "nf4", RECIPE),
 )
 

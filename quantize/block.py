@@ -2,7 +2,8 @@
 
     load the block
     run the evaluation documents through it
-    run the calibration documents through it and sum up the Hessians of its linears
+    run the calibration documents through it, with inputs of the quantized and of the unquantized blocks in front of it,
+        and sum up the Hessians of its linears and the errors of their inputs
     solve each group of linears that read the same inputs, and put the quantized weights in their place
     run the calibration documents through the quantized block
     write the block and free it
@@ -28,7 +29,7 @@ from quantize.solver.hessians import Hessians
 from quantize.solver.solve import solve_together
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from torch import nn
 
@@ -61,6 +62,9 @@ class BlockQuantizer:
     """Inputs of the next block, from the quantized blocks in front of it."""
     evaluation: BlockInputs | None
     """Inputs of the next block, from the unquantized blocks; None where nothing is evaluated."""
+    unquantized: BlockInputs | None
+    """The calibration documents again, from the unquantized decoder: what inputs would be without errors. They begin
+    at the embeddings. None where no linear makes up for errors."""
 
     def quantize(self, path: str, linears: Linears, kwargs: Kwargs, *, last: bool = False) -> list[LinearReport]:
         """Quantize one block. linears: below its path. last: nothing reads its outputs."""
@@ -94,18 +98,31 @@ class BlockQuantizer:
             name = f"{self.scheme.family.embeddings}.weight"
         return self.scheme.checkpoint.load_for(name, self.scheme.settings.torch_dtype)
 
-    def hessians(self, path: str, groups: Iterable[Group], kwargs: Kwargs) -> dict[Group, torch.Tensor]:
-        """Run the calibration documents through a block. Returns the Hessian of each group of its linears."""
+    def hessians(self, path: str, groups: Sequence[Group], kwargs: Kwargs) -> Hessians:
+        """Run the calibration documents through a block.
+
+        Returns the Hessian of each group of its linears and, in the decoder, the errors of their inputs.
+        """
         scheme = self.scheme
-        collected = Hessians(scheme.model, list(groups), scheme.family, self.recipe.tokens)
+        unquantized = self.unquantized if path in scheme.family.decoder_blocks(scheme.config) else None
+        with_errors = groups if unquantized else ()
+        collected = Hessians(scheme.model, groups, scheme.family, self.recipe.tokens, with_errors)
         module, states = scheme.model.get_submodule(path), self.calibration.states.read()
+
+        def add(i: int) -> None:
+            collected.keep_unquantized()
+            arguments = kwargs(self.calibration, i)
+            module(self._input(path, states[i]), **arguments)
+            collected.add(arguments.get("token_weights"))
+
         with collected.recording(), overflow_check(module, path, scheme.settings.torch_dtype):
-            for i in range(len(states)):
-                arguments = kwargs(self.calibration, i)
-                module(self._input(path, states[i]), **arguments)
-                collected.add(arguments.get("token_weights"))
+            if unquantized:
+                self._advance(unquantized, module, path, kwargs, add)
+            else:
+                for i in range(len(states)):
+                    add(i)
         collected.check()
-        return collected.sums
+        return collected
 
     def write(self, path: str, groups: Linears, solved: dict[str, Solved]) -> None:
         """Write a loaded block. Linears that read the same inputs lie side by side in the file."""
@@ -140,20 +157,32 @@ class BlockQuantizer:
         if not to_solve and not last:  # the last block runs even so, to check that the new dtype holds its values
             return {}
         solved: dict[str, Solved] = {}
-        hessians = self.hessians(path, to_solve, kwargs)
+        collected = self.hessians(path, list(to_solve), kwargs)
         for group, quantizer in to_solve.items():
             weights = [model.get_parameter(f"{linear}.weight") for linear in group]
-            results = solve_together(weights, hessians.pop(group), quantizer, settings.solver, self.recipe)
+            H, errors = collected.sums.pop(group), collected.errors.pop(group, None)
+            results = solve_together(weights, H, quantizer, settings.solver, self.recipe, errors)
             for linear, weight, result in zip(group, weights, results, strict=True):
                 weight.copy_(result.weight)
                 solved[linear] = result
         return solved
 
-    def _advance(self, inputs: BlockInputs, module: nn.Module, path: str, kwargs: Kwargs) -> None:
-        """Run documents through a block: its outputs become the hidden states that the next block reads."""
+    def _advance(
+        self,
+        inputs: BlockInputs,
+        module: nn.Module,
+        path: str,
+        kwargs: Kwargs,
+        after: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Run documents through a block: its outputs become the hidden states that the next block reads.
+
+        after: called after each document.
+        """
 
         def run(i: int) -> torch.Tensor:
             output: torch.Tensor = module(self._input(path, states[i]), **kwargs(inputs, i))
+            after(i)
             return output.reshape(-1, output.shape[-1])
 
         states = inputs.states.read()

@@ -42,6 +42,10 @@ def embed_tokens(blocks: BlockQuantizer, splits: Sequence[BlockInputs]) -> None:
         embed = token_embedder(inputs, table)
         states = (embed(i) for i in range(len(inputs.documents)))
         inputs.states.write(states, [len(ids) for ids in inputs.documents.ids], table.shape[1])
+    if blocks.unquantized:  # up to here, the same
+        embedded = blocks.calibration.states.read()
+        same = (embedded[i] for i in range(len(embedded)))
+        blocks.unquantized.states.write(same, embedded.layout.lengths, embedded.layout.width)
     blocks.writer.write([(f"{blocks.scheme.family.embeddings}.weight", table)])
 
 

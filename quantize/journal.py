@@ -30,9 +30,9 @@ class Journal:
     steps: list[StepReport] = field(default_factory=list)
     """The steps, in order."""
     states: dict[str, Layout] = field(default_factory=dict)
-    """By split: the file of hidden states that the next block reads."""
+    """By stream: the file of hidden states that the next block reads."""
     images: dict[str, Layout] = field(default_factory=dict)
-    """By split: the file of image tokens."""
+    """By stream: the file of image tokens."""
     documents: dict[str, str] = field(default_factory=dict)
     """By split: a digest of its documents."""
     linears: list[LinearReport] = field(default_factory=list)
@@ -81,8 +81,8 @@ def _resumed(saved: dict[str, Any], folder: Path, settings: dict[str, Any]) -> J
     return Journal(
         settings,
         [StepReport(**step) for step in saved["steps"]],
-        {split: Layout(**layout) for split, layout in saved["states"].items()},
-        {split: Layout(**layout) for split, layout in saved["images"].items()},
+        {stream: Layout(**layout) for stream, layout in saved["states"].items()},
+        {stream: Layout(**layout) for stream, layout in saved["images"].items()},
         saved["documents"],
         [LinearReport(**linear | {"shape": tuple(linear["shape"])}) for linear in saved["linears"]],
         saved["kv_ranges"],

@@ -152,9 +152,11 @@ class Pipeline:
     def _disk_space(self) -> str:
         """Say how much disk space hidden states take, and whether there are fewer documents than asked for."""
         settings, count = self.blocks.scheme.settings, len(self.blocks.calibration.documents)
-        needed = sum(inputs.documents.bytes_needed() for inputs in self.splits) / 2**20
+        needed = sum(inputs.documents.bytes_needed() for inputs in self.splits)
+        if self.blocks.unquantized:
+            needed += self.blocks.unquantized.documents.bytes_needed(images=False)
         fewer = shortfall(settings.documents, "calibration", count, settings.count)
-        return f"{count} documents{fewer}; hidden states take up to {needed:.1f} MiB in {self.runner.folder}"
+        return f"{count} documents{fewer}; hidden states take up to {needed / 2**20:.1f} MiB in {self.runner.folder}"
 
 
 def start(scheme: Scheme, recipe: Recipe, folder: Path, journal: Journal, writer: CheckpointWriter) -> Pipeline:
@@ -176,15 +178,23 @@ def start(scheme: Scheme, recipe: Recipe, folder: Path, journal: Journal, writer
     splits = [
         _inputs(documents, scheme, folder, journal) for documents in (calibration, evaluation) if documents is not None
     ]
-    blocks = BlockQuantizer(scheme, recipe, writer, splits[0], splits[1] if len(splits) > 1 else None)
-    runner = StepRunner(folder, journal, writer, [inputs.states for inputs in splits], settings.device)
-    return Pipeline(blocks, runner, splits)
+    corrects = recipe.input_errors and settings.solver == "gptq" and settings.bits == 4
+    unquantized = _inputs(calibration, scheme, folder, journal, "unquantized") if corrects else None
+    blocks = BlockQuantizer(scheme, recipe, writer, splits[0], splits[1] if len(splits) > 1 else None, unquantized)
+    streams = [inputs.states for inputs in (*splits, unquantized) if inputs]
+    return Pipeline(blocks, StepRunner(folder, journal, writer, streams, settings.device), splits)
 
 
-def _inputs(documents: DocumentSet, scheme: Scheme, folder: Path, journal: Journal) -> BlockInputs:
-    """Make the inputs of the block that comes next; every step that writes hidden states writes one file a split."""
-    layouts = journal.states.get(documents.split), journal.images.get(documents.split)
-    states = HiddenStates(documents.split, folder, documents.dtype, len(journal.steps), *layouts)
+def _inputs(
+    documents: DocumentSet, scheme: Scheme, folder: Path, journal: Journal, stream: str | None = None
+) -> BlockInputs:
+    """Make the inputs of the block that comes next. stream: by default, the split of the documents.
+
+    A step writes at most one file of hidden states a stream, so the number of steps gives it a new name.
+    """
+    stream = stream or documents.split
+    layouts = journal.states.get(stream), journal.images.get(stream)
+    states = HiddenStates(stream, folder, documents.dtype, len(journal.steps), *layouts)
     return make_block_inputs(documents, states, scheme.model, scheme.family, torch.device(scheme.settings.device))
 
 

@@ -28,8 +28,9 @@ class LinearReport:
     solver: Literal["gptq", "rtn"]
     """rtn where the user chose it, or where the Hessian could not be factorised."""
     error: float | None
-    """‖(W − Ŵ)X‖² / ‖WX‖² over the calibration tokens (weighted by `quantize.solver.token_weights`). None where the
-    Hessian is not positive semidefinite, as sums in float32 can be: the error is unknown then."""
+    """‖(W − Ŵ)X‖² / ‖WX‖² over the calibration tokens (weighted by `quantize.solver.token_weights`). W is the weight
+    to come close to, which in a decoder of 4 bits makes up for errors of its inputs (`quantize.solver.input_errors`).
+    None where the Hessian is not positive semidefinite, as sums in float32 can be: the error is unknown then."""
     error_rtn: float | None
     """The same error with RTN."""
     damping: float | None

@@ -22,7 +22,7 @@ NF4_BLOCK = 64  # bitsandbytes' default; its layout has one block size for the w
 
 # Raise it when the same settings give other bytes, because of the solver, the splits of documents, their prompts or
 # their names: a run of another revision is neither resumed nor accepted as finished.
-REVISION = 4
+REVISION = 5
 
 
 @dataclass(frozen=True)

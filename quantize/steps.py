@@ -36,7 +36,7 @@ class StepRunner:
     writer: CheckpointWriter
     """Writes the new checkpoint."""
     states: Sequence[HiddenStates]
-    """The hidden states of each split."""
+    """All hidden states."""
     device: str
     """Device that steps compute on, for messages."""
 
@@ -52,8 +52,8 @@ class StepRunner:
             step()
         journal = self.journal
         journal.steps.append(StepReport(name, round(time.perf_counter() - started, 3), peak_mib()))
-        journal.states = {states.split: states.current for states in self.states if states.current}
-        journal.images = {states.split: states.images for states in self.states if states.images}
+        journal.states = {states.stream: states.current for states in self.states if states.current}
+        journal.images = {states.stream: states.images for states in self.states if states.images}
         journal.writer = self.writer.state()
         journal.save(self.folder)
 

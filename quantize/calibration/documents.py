@@ -65,15 +65,18 @@ class DocumentSet:
             assert sample.patches is not None
             yield sample.patches
 
-    def bytes_needed(self) -> int:
-        """Compute the most bytes on disk of hidden states: what a block reads, what it writes, and image tokens."""
+    def bytes_needed(self, *, images: bool = True) -> int:
+        """Compute the most bytes on disk of hidden states: what a block reads, what it writes, and image tokens.
+
+        images: whether image patches and image tokens count.
+        """
         width: int = self.config.get_text_config().hidden_size
         values = 2 * sum(map(len, self.ids)) * width
-        if self.grids:
+        if self.grids and images:
             tower = self.config.vision_config
             patches = sum(int(grid.prod(-1).sum()) for grid in self.grids)
-            images = patches // tower.spatial_merge_size**2 * width  # on the disk as long as the decoder's, too
-            values = max(values + images, 2 * patches * tower.hidden_size)
+            merged = patches // tower.spatial_merge_size**2 * width  # on the disk as long as the decoder's, too
+            values = max(values + merged, 2 * patches * tower.hidden_size)
         return int(values * self.dtype.itemsize)
 
 

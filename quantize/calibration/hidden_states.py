@@ -72,10 +72,10 @@ class Activations:
 
 @dataclass
 class HiddenStates:
-    """Hidden states of one split between two blocks, and its image tokens, in files of a run's folder."""
+    """Hidden states of documents between two blocks, and their image tokens, in files of a run's folder."""
 
-    split: str
-    """Split of the documents, for the names of files."""
+    stream: str
+    """What they are, for the names of files and in the journal: the split of the documents, or "unquantized"."""
     folder: Path
     """Folder of the run."""
     dtype: torch.dtype
@@ -98,7 +98,7 @@ class HiddenStates:
 
     def write(self, states: Iterable[torch.Tensor], lengths: list[int], width: int) -> None:
         """Write hidden states [T, width] of each document for the next block."""
-        layout = Layout(f"{ACTIVATIONS}-{self.split}-{self.written}", lengths, width)
+        layout = Layout(f"{ACTIVATIONS}-{self.stream}-{self.written}", lengths, width)
         activations = Activations(self.folder, layout, self.dtype, new=True)
         for document, document_states in enumerate(states):
             activations[document] = document_states

@@ -1,4 +1,4 @@
-"""Collect the Hessians of a block's linears while calibration documents run through it.
+"""Collect the Hessians of a block's linears, and the errors of their inputs, while documents run through it.
 
 Where norms follow the linears, tokens are weighted as `quantize.solver.token_weights` describes.
 """
@@ -14,10 +14,11 @@ import torch
 
 from console.errors import InputError
 from quantize.solver import gptq
-from quantize.solver.token_weights import weigh_tokens
+from quantize.solver.input_errors import InputErrors
+from quantize.solver.token_weights import token_factors
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
 
     from torch import nn
 
@@ -28,19 +29,25 @@ Group = tuple[str, ...]
 
 
 class Hessians:
-    """One Hessian [K, K] for each group of linears that read the same inputs.
+    """One Hessian [K, K] for each group of linears that read the same inputs, and the errors of these inputs.
 
-    sums: the Hessians, summed over all documents that were added.
+    sums: the Hessians, summed over all documents that were added. errors: the errors of some groups.
     """
 
-    def __init__(self, model: nn.Module, groups: Sequence[Group], family: Family, tokens: TokenWeighting) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        groups: Sequence[Group],
+        family: Family,
+        tokens: TokenWeighting,
+        with_errors: Collection[Group] = (),
+    ) -> None:
         self._model, self._family, self._tokens = model, family, tokens
         self._inputs: dict[Group, torch.Tensor] = {}
+        self._unquantized: dict[Group, torch.Tensor] = {}
         self._attention: dict[Group, torch.Tensor] = {}
-        self.sums: dict[Group, torch.Tensor] = {}
-        for group in groups:
-            weight = model.get_parameter(f"{group[0]}.weight")
-            self.sums[group] = torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
+        self.sums = {group: self._square(group) for group in groups}
+        self.errors = {group: InputErrors(self._square(group)) for group in with_errors}
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -58,14 +65,23 @@ class Hessians:
             for hook in hooks:
                 hook.remove()
 
+    def keep_unquantized(self) -> None:
+        """Keep what was recorded as the inputs in the unquantized model, for the document that is added next."""
+        self._unquantized = {group: self._inputs[group] for group in self.errors}
+
     def add(self, token_weights: torch.Tensor | None) -> None:
         """Add the document that has just run through the model. token_weights: [T] in a decoder, else None."""
         for group, H in self.sums.items():
             X = self._inputs.pop(group).reshape(-1, len(H))
+            unquantized = self._unquantized.pop(group).reshape(X.shape) if group in self.errors else None
             attention = self._attention.pop(group) if _feeds_attention(group) else None
-            if token_weights is not None and self._family.is_post_norm(group[0]):
-                X = self._weighted(X, token_weights, attention)
+            if token_weights is not None and self._family.is_post_norm(group[0]) and self._tokens != "none":
+                factors = self._factors(X, token_weights, attention)
+                X = X * factors
+                unquantized = None if unquantized is None else unquantized * factors
             gptq.add_inputs(H, X)
+            if unquantized is not None:
+                self.errors[group].add(X, unquantized)
 
     def check(self) -> None:
         """Raise InputError where inputs were not finite, or too large for their products."""
@@ -76,15 +92,17 @@ class Hessians:
                     "the checkpoint is damaged, download it again"
                 )
 
-    def _weighted(self, X: torch.Tensor, token_weights: torch.Tensor, attention: torch.Tensor | None) -> torch.Tensor:
+    def _square(self, group: Group) -> torch.Tensor:
+        weight = self._model.get_parameter(f"{group[0]}.weight")
+        return torch.zeros(weight.shape[1], weight.shape[1], device=weight.device)
+
+    def _factors(self, X: torch.Tensor, token_weights: torch.Tensor, attention: torch.Tensor | None) -> torch.Tensor:
         """Weigh tokens X [T, K]; attention [T], where it reads these linears, is added to the weights [T]."""
-        if self._tokens == "none":
-            return X
         if self._tokens == "equal norms":
-            return weigh_tokens(X, torch.ones_like(token_weights))
+            return token_factors(X, torch.ones_like(token_weights))
         if attention is None or self._tokens == "weights":
-            return weigh_tokens(X, token_weights)
-        return weigh_tokens(X, token_weights + attention)
+            return token_factors(X, token_weights)
+        return token_factors(X, token_weights + attention)
 
     def _record_inputs(self, group: Group, _: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
         self._inputs[group] = inputs[0]

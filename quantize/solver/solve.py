@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
@@ -14,6 +14,8 @@ from quantize.solver.quantizers import ROWS, Quantizer, dequantize, fit_weighted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from quantize.solver.input_errors import InputErrors
 
 Solver = Literal["gptq", "rtn"]
 TokenWeighting = Literal["none", "equal norms", "weights", "weights and attention"]
@@ -29,6 +31,9 @@ class Recipe:
     """Whether the diagonal of the Hessian weighs the errors of a group when its scale is chosen."""
     sweeps: int = SWEEPS
     """Sweeps of coordinate descent."""
+    input_errors: float = 0.5
+    """Share of the errors of its inputs that a decoder's linear of 4 bits makes up for
+    (`quantize.solver.input_errors`)."""
 
 
 RECIPE = Recipe()
@@ -56,21 +61,42 @@ class Solved:
         return dequantize(self.codes, self.scales, self.quantizer)
 
 
+class Solution(NamedTuple):
+    """What the solver chose for a weight."""
+
+    codes: torch.Tensor
+    """[N, K] int8."""
+    scales: torch.Tensor
+    """[N, K / group size]."""
+    damping: float
+    """Damping of the Hessian."""
+    target: torch.Tensor
+    """The weight [N, K] to come close to: the original one, or what makes up for errors of its inputs, too."""
+
+
 def solve_together(
-    weights: Sequence[torch.Tensor], H: torch.Tensor, quantizer: Quantizer, solver: str, recipe: Recipe = RECIPE
+    weights: Sequence[torch.Tensor],
+    H: torch.Tensor,
+    quantizer: Quantizer,
+    solver: str,
+    recipe: Recipe = RECIPE,
+    errors: InputErrors | None = None,
 ) -> list[Solved]:
-    """Quantize weights [N, K] (float32) that read the same inputs, with one factorisation of their Hessian H [K, K]."""
+    """Quantize weights [N, K] (float32) that read the same inputs, with one factorisation of their Hessian H [K, K].
+
+    errors: of these inputs, where the weights are to make up for some of them.
+    """
     W = weights[0] if len(weights) == 1 else torch.cat(list(weights))  # no second copy of a head's 3 GB
     rounded = rtn(W, quantizer)
-    solution = None if solver == "rtn" else solve(W, H, quantizer, recipe)
-    codes, scales, damping = solution or (*rounded, None)
+    solution = None if solver == "rtn" else solve(W, H, quantizer, recipe, errors)
+    codes, scales, damping, target = solution or (*rounded, None, W)
     used: Solver = "gptq" if solution else "rtn"
     solved, first = [], 0
     for weight in weights:
         rows = slice(first, first := first + len(weight))
-        energy = gptq.output_energy(weight, H)
-        error = _error(weight, codes[rows], scales[rows], H, quantizer)
-        error_rtn = _error(weight, rounded[0][rows], rounded[1][rows], H, quantizer)
+        energy = gptq.output_energy(target[rows], H)
+        error = _error(target[rows], codes[rows], scales[rows], H, quantizer)
+        error_rtn = _error(target[rows], rounded[0][rows], rounded[1][rows], H, quantizer)
         # More damping shows that H is indefinite: then an energy can be anything.
         known = damping in (None, gptq.DAMPING) and all(0 <= value < math.inf for value in (energy, error, error_rtn))
         # Without any input there is no output, and no error either.
@@ -87,18 +113,24 @@ def _error(W: torch.Tensor, codes: torch.Tensor, scales: torch.Tensor, H: torch.
 
 
 def solve(
-    W: torch.Tensor, H: torch.Tensor, quantizer: Quantizer, recipe: Recipe = RECIPE
-) -> tuple[torch.Tensor, torch.Tensor, float] | None:
-    """Solve W [N, K] for the Hessian H [K, K]: weighted scales, then GPTQ, then coordinate descent.
+    W: torch.Tensor,
+    H: torch.Tensor,
+    quantizer: Quantizer,
+    recipe: Recipe = RECIPE,
+    errors: InputErrors | None = None,
+) -> Solution | None:
+    """Solve W [N, K] for the Hessian H [K, K]: input errors, weighted scales, GPTQ, coordinate descent.
 
-    Returns codes [N, K], scales [N, K / group size] and the damping of H. None where H has no factor: it is not finite,
-    or its values are too large for float32. H is unchanged afterwards.
+    Returns None where H has no factor: it is not finite, or its values are too large for float32. H is unchanged
+    afterwards.
     """
     factor = gptq.factorise(H)
     if factor is None:
         return None
     damping, undamped = factor.damping, H.diagonal().clone()
     gptq.damp(H, damping)
+    if errors is not None:
+        W = errors.corrected(W, factor, recipe.input_errors)
     # At 8 bits GPTQ moves weights by more than a step: clipping those costs more than a finer step saves.
     weighted = recipe.weighted_scales and quantizer.bits == 4
     scales = fit_weighted(W, H.diagonal(), quantizer) if weighted else quantizer.fit(W)
@@ -106,4 +138,4 @@ def solve(
     del factor  # as large as H, and not needed any more
     codes, scales = descend(W, H, codes, scales, quantizer, recipe.sweeps)
     H.diagonal().copy_(undamped)
-    return codes, scales, damping
+    return Solution(codes, scales, damping, W)

@@ -37,6 +37,9 @@ def token_weights(ids: torch.Tensor, answer: int, image_token: int | None) -> to
     return torch.where(images, 1.0, last_layer_weights(len(ids), answer)) if images.any() else torch.ones(len(ids))
 
 
-def weigh_tokens(X: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Scale tokens X [T, K], one per row, to a mean square of `weights` [T]; a token of zeros stays."""
-    return X * (weights / X.square().mean(-1).clamp(min=1e-30)).sqrt()[:, None]
+def token_factors(X: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Compute what to multiply tokens X [T, K] by, for a mean square of `weights` [T]. A token of zeros stays zeros.
+
+    Returns [T, 1].
+    """
+    return (weights / X.square().mean(-1).clamp(min=1e-30)).sqrt()[:, None]

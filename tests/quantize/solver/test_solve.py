@@ -63,7 +63,7 @@ def test_inputs_that_were_never_used_are_rounded_as_well_as_nearest_does(quantiz
     """Another document may use them. Used inputs come first: a group may be dead in part."""
     W, H = problem(32, 64, 300)
     H[used:], H[:, used:] = 0, 0
-    codes, scales, _ = solve(W, H.float(), quantizer)
+    codes, scales, *_ = solve(W, H.float(), quantizer)
     dead = slice(used, 64)
     error = (W - dequantize(codes, scales, quantizer))[:, dead].square().mean()
     nearest = (W - dequantize(*rtn(W, quantizer), quantizer))[:, dead].square().mean()
@@ -76,6 +76,6 @@ def test_a_negative_scale_is_used_where_only_it_fits(quantizer, sign):
     """All 16 values of a quantizer, mirrored or not, are stored exactly: -8 .. 7 and the codebook are not symmetric."""
     values = torch.arange(16, dtype=torch.int8) - (8 if isinstance(quantizer, UniformQuantizer) else 0)
     W = sign * quantizer.values(values, torch.ones(()))[None]
-    codes, scales, _ = solve(W, torch.eye(16), quantizer)
+    codes, scales, *_ = solve(W, torch.eye(16), quantizer)
     torch.testing.assert_close(dequantize(codes, scales, quantizer), W, rtol=1e-3, atol=1e-3)
     assert (scales.sign() == sign).all()

@@ -2,7 +2,7 @@
 
 import torch
 
-from quantize.solver.token_weights import PROMPT, last_layer_weights, token_weights, weigh_tokens
+from quantize.solver.token_weights import PROMPT, last_layer_weights, token_factors, token_weights
 
 IMAGE = 9
 
@@ -26,6 +26,6 @@ def test_without_an_image():
 
 def test_a_token_has_the_mean_square_of_its_importance_and_zeros_stay():
     X = torch.tensor([[3.0, 4.0], [0.0, 0.0], [300.0, -400.0]])
-    scaled = weigh_tokens(X, torch.tensor([1.0, 1.0, 0.25]))
+    scaled = X * token_factors(X, torch.tensor([1.0, 1.0, 0.25]))
     assert torch.allclose(scaled.square().mean(-1), torch.tensor([1.0, 0.0, 0.25]))
     assert torch.allclose(scaled[2] / scaled[0], torch.tensor([0.5, -0.5]))
