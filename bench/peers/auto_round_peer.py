@@ -18,10 +18,10 @@ def quantize(
 ) -> PreTrainedModel:
     """Replace the decoder's weights by 4-bit values, symmetric in groups.
 
-    settings: `group_size`; `iters`; `lr`, the learning rate, null for the default; `own_masks`, whether every block has its own mask; `last_iteration`, whether to
-    keep the last iteration instead of the one with the smallest loss. By default AutoRound runs every block with the
-    mask of the first one, which is a sliding window in EXAONE 4.5. It also compares the losses of different batches,
-    although these differ with the length of the documents alone.
+    settings: `group_size`; `iters`; `lr`, the learning rate, null for the default; `own_masks`, whether every block has
+    its own mask; `last_iteration`, whether to keep the last iteration instead of the one with the smallest loss. By
+    default AutoRound runs every block with the mask of the first one, which is a sliding window in EXAONE 4.5. It also
+    compares the losses of different batches, although these differ with the length of the documents alone.
     """
     rounding = AutoRound(
         model,
