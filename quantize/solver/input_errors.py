@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from quantize.solver.gptq import STRIPE
 from quantize.solver.quantizers import ROWS
 
 if TYPE_CHECKING:
@@ -43,6 +44,9 @@ class InputErrors:
         share /= 1 + SHRINKAGE * len(self.D) / max(self.tokens, 1)
         result = torch.empty_like(W)
         for rows, corrected in zip(W.split(ROWS), result.split(ROWS), strict=True):
-            change = (rows @ self.D)[:, factor.order] @ factor.V.T @ factor.V  # H⁻¹ = Vᵀ V
+            errors, change = (rows @ self.D)[:, factor.order], torch.zeros_like(rows)
+            for first in range(0, len(self.D), STRIPE):  # H⁻¹ = Vᵀ V, without the zeros of V
+                V = factor.V[first : first + STRIPE, : first + STRIPE]
+                change[:, : V.shape[1]].addmm_(errors[:, : V.shape[1]] @ V.T, V)
             corrected[:, factor.order] = rows[:, factor.order].add_(change, alpha=share)
         return result

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from quantize.solver import input_errors
 from quantize.solver.gptq import add_inputs, factorise
 from quantize.solver.input_errors import InputErrors
 
@@ -41,6 +42,16 @@ def test_the_whole_share_is_the_least_squares_solution():
 
 
 @pytest.mark.parametrize("tokens", [1, 24, 8 * 24, 10**9])
+def test_stripes_of_many_inputs_give_the_same(monkeypatch):
+    W, X, unquantized = problem()
+    H, errors = collected(X, unquantized)
+    factor = factorise(H)
+    whole = errors.corrected(W, factor, 0.5)
+    monkeypatch.setattr(input_errors, "STRIPE", 7)
+    monkeypatch.setattr(input_errors, "ROWS", 2)
+    torch.testing.assert_close(errors.corrected(W, factor, 0.5), whole)
+
+
 def test_the_share_shrinks_with_few_tokens(tokens):
     W, X, unquantized = problem()
     H, errors = collected(X, unquantized)
