@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
+import threading
+from collections import deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import cache
 from typing import TYPE_CHECKING
@@ -24,7 +28,8 @@ from runtime.evaluate import truth_of
 from runtime.ort.sessions import Options
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+    from concurrent.futures import Future
 
     from calib_data.document import Document
     from runtime.compare.baseline import Baseline
@@ -52,11 +57,9 @@ def measure_all(
         _store((_measure_unchanged(loaded, *item) for item in remaining.items()), remaining, progress)
     else:
         loaded.release()
-        options = Options(threads=max(1, (os.cpu_count() or 1) // jobs))
-        context = multiprocessing.get_context("spawn")
         try:
-            with ProcessPoolExecutor(jobs, context, _start_worker, (models, options)) as pool:
-                _store(pool.map(_measure_in_worker, remaining.items()), remaining, progress)
+            with closing(_measure_in_processes(models, remaining, jobs)) as results:  # at once, not when it is freed
+                _store(results, remaining, progress)
         except BrokenProcessPool as error:
             raise InputError(
                 f"--jobs {jobs}: a process was killed, probably out of memory; give a smaller number"
@@ -78,6 +81,37 @@ def _measure_unchanged(loaded: LoadedModels, digest: str, document: Document) ->
     return measure(loaded.baseline, loaded.candidates, opened)
 
 
+def _measure_in_processes(
+    models: Models, remaining: Mapping[str, Document], jobs: int
+) -> Generator[DocumentResult, None, None]:
+    """Measure documents in several processes; results come in order.
+
+    Few documents are handed out at a time and none is taken back: after a stop, Python's pool waits forever where a
+    process ended while cancelled work was left.
+    """
+    options = Options(threads=max(1, (os.cpu_count() or 1) // jobs))
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context, _start_worker, (models, options)) as pool:
+        coming: deque[Future[DocumentResult]] = deque()
+        for item in remaining.items():
+            with _no_interrupt():  # or Ctrl-C would stop the new process as well
+                coming.append(pool.submit(_measure_in_worker, item))
+            if len(coming) > jobs:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+
+
+@contextmanager
+def _no_interrupt() -> Iterator[None]:
+    """Hold SIGINT back; processes that are started meanwhile never get it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 _worker_models: Callable[[], LoadedModels]
 
 
@@ -85,6 +119,15 @@ def _start_worker(models: Models, options: Options) -> None:
     """Let a worker load the models with its first document: an error in this initializer would break the pool."""
     global _worker_models
     _worker_models = cache(lambda: models.load(options))
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """End this process when the command was killed: it would wait for documents forever, its models in memory."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _measure_in_worker(item: tuple[str, Document]) -> DocumentResult:

@@ -1,8 +1,14 @@
 """Measuring documents: in several processes, of pages that change meanwhile, and the memory that one document takes."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 import weakref
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -17,6 +23,8 @@ from runtime.compare.predictions import ModelOutput
 from runtime.compare.progress import PROGRESS, Progress
 from runtime.decoding.forward import answer_parts
 
+from ..commands import ENVIRONMENT
+
 
 def test_processes_that_cannot_begin_say_why_and_the_first_models_are_given_back(exported, copied, capfd):
     models = Models(exported("fp16"), (copied,), "cpu")
@@ -28,6 +36,54 @@ def test_processes_that_cannot_begin_say_why_and_the_first_models_are_given_back
         measure_all(models, loaded, documents, progress, jobs=2)
     assert [session() for session in sessions] == [None, None]
     assert "Traceback" not in capfd.readouterr().err
+
+
+def workers(parent):
+    """Processes that measure documents for a command."""
+    children = [int(child) for child in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]
+    return [child for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 30
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("send", "number", "code"),
+    [
+        (os.killpg, signal.SIGINT, 130),  # Ctrl-C in a terminal
+        (os.killpg, signal.SIGTERM, 143),  # `timeout`
+        (os.kill, signal.SIGHUP, -signal.SIGHUP),
+        (os.kill, signal.SIGKILL, -signal.SIGKILL),
+    ],
+)
+def test_a_stopped_command_waits_for_nothing_and_leaves_no_process(send, number, code, exported, tmp_path):
+    """Its processes are still starting, with work left to hand out."""
+    models = "--baseline", exported("fp16"), "--model", exported("w4")
+    arguments = [sys.executable, "-m", "runtime", "compare", *models, "--count", "12", "--jobs", "2"]
+    with subprocess.Popen(
+        list(map(str, arguments)),
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as running:
+        try:
+            started = wait_for(lambda: len(found := workers(running.pid)) == 2 and found)
+            send(running.pid, number)
+            _, err = running.communicate(timeout=40)
+        finally:
+            running.kill()
+    assert running.returncode == code
+    assert "Traceback" not in err
+    wait_for(lambda: not any(Path(f"/proc/{worker}/cmdline").exists() for worker in started))
 
 
 @pytest.fixture
