@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, TypedDict
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from console.errors import InputError, NoMemoryError
 from console.progress import say
@@ -26,6 +27,12 @@ if TYPE_CHECKING:
 MAX_NEW_TOKENS = 512
 AUTO = "auto"
 MAX_DRAFT_TOKENS = 8
+_KINDS: dict[str, tuple[Any, str]] = {
+    "max_new_tokens": (Integral, "a whole number"),
+    **dict.fromkeys(("top_k", "seed", "thinking_budget"), (Integral | None, "a whole number")),
+    **dict.fromkeys(("temperature", "top_p", "presence_penalty"), (Real | None, "a number")),
+    "thinking": (bool, "True or False"),
+}
 
 
 class AnswerOptions(TypedDict, total=False):
@@ -66,11 +73,12 @@ class AnswerSettings:
     draft_tokens: int | DraftPolicy
     """Draft tokens ahead of each decoder call, or the policy that chooses the number."""
 
-    def budget(self, chat: Chat) -> ThinkingBudget | None:
+    def budget(self, model: ExportedModel) -> ThinkingBudget | None:
         """The thinking budget of a new answer; None without reasoning or limit."""
         if self.thinking_budget is None or not self.thinking:
             return None
-        return ThinkingBudget(self.thinking_budget, chat.end_of_reasoning, chat.parse_reasoning())
+        chat = model.chat
+        return ThinkingBudget(self.thinking_budget, chat.end_of_reasoning, chat.parse_reasoning(), model.end_ids)
 
     def used_fields(self, generation: GenerationConfig) -> dict[str, object]:
         """What is used of the fields of generation_config.json, by their names."""
@@ -95,6 +103,7 @@ def answer_settings(model: ExportedModel, policy: DraftPolicy, options: AnswerOp
     """
     if unknown := options.keys() - AnswerOptions.__annotations__.keys():
         raise TypeError(f"unknown options: {', '.join(sorted(unknown))}")
+    _check_kinds(options)
     limit, seed = options.get("max_new_tokens", MAX_NEW_TOKENS), options.get("seed")
     if limit < 1:
         raise InputError(f"--max-new-tokens {limit}: must be 1 or more")
@@ -113,6 +122,14 @@ def answer_settings(model: ExportedModel, policy: DraftPolicy, options: AnswerOp
         drafts_nothing = model.target.mtp is None or model.options.capture or seed is not None
         draft_tokens = 0 if drafts_nothing else policy
     return AnswerSettings(sampling, limit, thinking and budget != 0, budget, draft_tokens)
+
+
+def _check_kinds(options: AnswerOptions) -> None:
+    """Raise InputError for a value of another kind. An answer of at most 1.5 tokens would never end."""
+    for name, value in options.items():
+        kind, expected = _KINDS.get(name, (object, ""))
+        if not isinstance(value, kind):
+            raise InputError(f"--{name.replace('_', '-')} {value!r}: must be {expected}")
 
 
 def check_thinking_budget(chat: Chat, budget: int, max_new_tokens: int, *, thinking: bool) -> None:
@@ -193,7 +210,7 @@ class AnswerStream:
 
     def __init__(self, model: ExportedModel, inputs: PromptInputs, settings: AnswerSettings) -> None:
         self._model, self._inputs, self._settings = model, inputs, settings
-        self._drafts, self._budget = settings.drafts(), settings.budget(model.chat)
+        self._drafts, self._budget = settings.drafts(), settings.budget(model)
         self._limit = 0
         self._seconds: list[float] = []  # when it began, and when each token came
         self._tokens: list[int] = []

@@ -52,6 +52,8 @@ class GenerateCommand:
         answer, context = stream.finish(), self.model.manifest.text.context
         if answer.budget_spent:
             say(f"--thinking-budget: ended the reasoning after {answer.reasoning_tokens} tokens")
+        if self.settings.thinking and answer.reasoning_tokens == len(answer.tokens):
+            say("no answer came, all of it is reasoning; --thinking-budget makes the model answer")
         if answer.finish_reason == "length":
             full = len(answer.tokens) + answer.prompt_tokens == context
             why = f"the model's context of {context} is full"

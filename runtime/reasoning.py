@@ -47,6 +47,10 @@ class ReasoningParser:
                 self.marker = text
                 self._leave_out(len(self._tail) - self._tail.index(text))
 
+    def ends_with(self, token: int) -> bool:
+        """Whether a token ends the reasoning by itself."""
+        return token in self._markers.values()
+
     def _leave_out(self, characters: int) -> None:
         """Take the last tokens off that wrote these characters."""
         while characters > 0:

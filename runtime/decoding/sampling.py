@@ -60,7 +60,7 @@ class Sampling:
             raise InputError(f"--temperature {self.temperature}: must be 0 (greedy) or more")
         if not 0 < self.top_p <= 1:
             raise InputError(f"--top-p {self.top_p}: must be above 0 and at most 1")
-        if self.top_k < 0 or not isinstance(self.top_k, int):
+        if self.top_k < 0:
             raise InputError(f"--top-k {self.top_k}: must be 0 (off) or a whole number above")
         if not -2 <= self.presence_penalty <= 2:
             raise InputError(f"--presence-penalty {self.presence_penalty}: must be between -2 and 2")

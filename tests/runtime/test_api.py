@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -174,3 +175,27 @@ def test_the_package_imports_no_onnx_runtime():
     assert done.stdout.startswith("False")
     with pytest.raises(ImportError, match="cannot import name 'Nothing'"):
         from runtime import Nothing  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"max_new_tokens": value} for value in (1.5, None, "5")),
+        *({"thinking": True, "thinking_budget": value} for value in (1.5, "5", [3])),
+        *({"temperature": 1, "seed": value} for value in (1.5, "5")),
+        *({"temperature": 1, "top_k": value} for value in (1.5, "5")),
+        *({name: "5"} for name in ("temperature", "top_p", "presence_penalty")),
+        {"thinking": "yes"},
+    ],
+    ids=str,
+)
+def test_an_option_of_another_kind_is_refused(wrong, model):
+    """At most 1.5 tokens would be an answer without end."""
+    name = list(wrong)[-1].replace("_", "-")
+    with pytest.raises(InputError, match=rf"^--{name} .*: must be (a whole number|a number|True or False)$"):
+        model.ask("a question", **wrong)
+
+
+def test_numbers_of_numpy_are_numbers(model):
+    found = [model.ask("a question", max_new_tokens=n, temperature=t).tokens for n, t in ((3, 0), (np.int64(3), np.float32(0)))]
+    assert found[0] == found[1]

@@ -24,7 +24,7 @@ def prompt(reader):
 
 
 def budget_of(reader, tokens):
-    return ThinkingBudget(tokens, reader.chat.end_of_reasoning, reader.chat.parse_reasoning())
+    return ThinkingBudget(tokens, reader.chat.end_of_reasoning, reader.chat.parse_reasoning(), reader.end_ids)
 
 
 def continued(reader, prompt, prefix, tokens):
@@ -83,6 +83,28 @@ def test_a_budget_that_is_not_reached_changes_nothing(reader, prompt):
     sampler = budget.limit(lambda logits, generated: tokens[len(generated)])
     assert list(generate(reader, prompt, sampler, len(tokens))) == tokens
     assert not budget.spent
+
+
+def test_reasoning_that_ends_at_the_last_token_of_the_budget_ends_by_itself(reader, prompt):
+    """What the model writes after `</think>` is its own, as with a larger budget."""
+    tokens = [100, 101, 102, reader.chat.think_end_id, *range(103, 123)]
+    budget = budget_of(reader, 3)
+    sampler = budget.limit(lambda logits, generated: tokens[len(generated)])
+    assert list(generate(reader, prompt, sampler, len(tokens))) == tokens
+    assert not budget.spent
+
+
+@pytest.mark.parametrize("drafts", [None, 3])
+def test_an_answer_comes_where_the_turn_would_end_within_the_reasoning(drafts, reader, prompt):
+    tokens, ending = [100, 101, reader.end_ids[0]], reader.chat.end_of_reasoning
+    prefix = [*tokens[:2], *ending]
+    budget = budget_of(reader, 50)
+    sampler = budget.limit(
+        lambda logits, generated: tokens[len(generated)] if len(generated) < 3 else greedy(logits, generated)
+    )
+    found = list(generate(reader, prompt, sampler, TOKENS, drafts and Drafts(drafts)))
+    assert found == [*prefix, *continued(reader, prompt, prefix, TOKENS - len(prefix))]
+    assert budget.spent
 
 
 def test_rows_of_a_batch_have_budgets_of_their_own(reader, prompt):
