@@ -96,6 +96,7 @@ def describe_target(
         rewind=None,
         mtp_rewind=None,
         head={},
+        graphs={},
         versions={name: version(name) for name in ("torch", "transformers", "onnx")},
     )
 

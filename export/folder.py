@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -13,7 +14,7 @@ from export.checkpoint import open_model
 from export.describe import describe, describe_target, require_runnable
 from export.graphs import write_graphs
 from export.modules.weights import Source
-from runtime.ort.manifest import FILE, Manifest, Target, load_manifest
+from runtime.ort.manifest import FILE, Manifest, Target, hash_file, load_manifest
 from runtime.sizes import KvLayout
 
 if TYPE_CHECKING:
@@ -62,8 +63,11 @@ def export(
     read_generation_config(folder, config.get_text_config().vocab_size)  # a wrong one is refused here
     source = Source(checkpoint, load=False, exact=exact or device == "cuda", block_size=block_size)
     target = describe_target(source, family, config, device, kv_bits=kv_bits, kv_layout=kv_layout)
+    written: dict[str, Path] = {}
     with _all_or_none(folder) as new_path:
-        target = write_graphs(source, family, config, device, target, new_path)
+        new_graph = lambda name: written.setdefault(name, new_path(name))  # noqa: E731
+        target = write_graphs(source, family, config, device, target, new_graph)
+        target = replace(target, graphs={name: hash_file(path) for name, path in written.items()})
         targets = {**_other_targets(folder, device), device: target}
         manifest = describe(checkpoint, family, config, targets)
         manifest.save(new_path(FILE))

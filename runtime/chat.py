@@ -54,6 +54,12 @@ class Chat:
         """Token that opens a tool call; None where `<tool_call>` is not a single token."""
         self._reasoning_ends = {THINK_END: self.think_end_id, TOOL_CALL: self.tool_call_id}
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Tokens and their ids."""
+        vocabulary: dict[str, int] = self._tokenizer.get_vocab()
+        return vocabulary
+
     def render(self, text: str, images: int = 0, videos: int = 0, *, thinking: bool = False) -> str:
         """Render one user turn up to where the answer begins: images, then videos, then text."""
         # A plain string without images: templates of text-only models support nothing else.

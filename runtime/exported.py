@@ -75,7 +75,7 @@ class ExportedModel:
     def decoder(self) -> DecoderSession:
         """The decoder with its head."""
         head = self._head  # first: a GPU too small for it needs to read no more
-        path, text, capture = self.folder / self.target.decoder, self.manifest.text, self.options.capture
+        path, text, capture = self._graph(self.target.decoder), self.manifest.text, self.options.capture
         session = open_session(path, self.device, self.options)
         with naming(str(path)):
             return DecoderSession(session, text, self.target, self.device, head, capture=capture)
@@ -120,7 +120,12 @@ class ExportedModel:
 
     def _open(self, graph: str, *, varying_shapes: bool = False) -> ort.InferenceSession:
         options = replace(self.options, capture=False)
-        return open_session(self.folder / graph, self.device, options, varying_shapes=varying_shapes)
+        return open_session(self._graph(graph), self.device, options, varying_shapes=varying_shapes)
+
+    def _graph(self, name: str) -> Path:
+        """Path of a graph that is as it was exported, or missing."""
+        self.target.check_graph(self.folder / name)
+        return self.folder / name
 
     @cached_property
     def image_settings(self) -> ImageSettings:

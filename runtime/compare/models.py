@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tokenizers import Tokenizer
-
 from console.errors import InputError, naming
 from runtime.compare.baseline import Baseline, FolderBaseline, ReferenceBaseline
 from runtime.compare.layers import check_layers
@@ -118,7 +116,7 @@ def _check_same_inputs(baseline: Model, candidate: Model) -> None:
         require_vision(model)
     sizes = [model.manifest.text.vocab_size for model in models]
     # Vocabularies, not files: another tool may have saved the same tokenizer in another layout.
-    vocabularies = [Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab() for folder in folders]
+    vocabularies = [model.chat.vocabulary for model in models]
     if sizes[0] != sizes[1] or vocabularies[0] != vocabularies[1]:
         raise InputError(f"{folders[1]}: its vocabulary is not that of {folders[0]}; give folders of one model")
     settings = [model.image_settings for model in models]

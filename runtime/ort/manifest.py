@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 FILE = "runtime.json"
 AGAIN = "run python -m export again"
-FORMAT = 5
+FORMAT = 6
 HEADER_PREFIX = 8  # bytes of a .safetensors file that hold the length of its header
 _PIECE = 1 << 22  # bytes of a file read at once
 
@@ -151,8 +151,15 @@ class Target:
     """The same for the MTP layer's."""
     head: dict[str, StoredArray]
     """Head weights that decoder and MTP layer take as inputs, so that a GPU holds one copy; empty: initializers."""
+    graphs: dict[FileName, str]
+    """SHA-256 of each graph: one of another export may load, and read these weights at its own offsets."""
     versions: dict[str, str]
     """Packages that made the graphs."""
+
+    def check_graph(self, path: Path) -> None:
+        """Raise InputError for a graph that is there, but is not the one that was exported."""
+        if path.is_file() and hash_file(path) != self.graphs.get(path.name):
+            raise InputError(f"{path}: is damaged, or of another export; {AGAIN}")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -238,6 +245,11 @@ def _contradiction(manifest: Manifest) -> str | None:
 def describe_weights(path: Path) -> WeightsFile:
     """Describe a .safetensors file for the manifest; reads all of it."""
     return WeightsFile(*describe_header(path), checksum(path))
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a small file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def checksum(path: Path) -> int:

@@ -133,7 +133,7 @@ FOLDERS = {
     "runtime.json of another kind": (write("runtime.json", b"[1]"), "runtime.json: is not a JSON object"),
     "runtime.json of another version": (
         other_format,
-        "runtime.json: format 1, this version reads 5; run python -m export again",
+        "runtime.json: format 1, this version reads 6; run python -m export again",
     ),
     "weights changed": (flip_header_byte, f"{WEIGHTS}: changed since"),
     "weights truncated": (lambda folder: os.truncate(folder / WEIGHTS, 2_000_000), f"{WEIGHTS}: changed since"),
@@ -141,7 +141,7 @@ FOLDERS = {
     "weights empty": (write(WEIGHTS, b""), f"{WEIGHTS}: cannot be read"),
     "weights gone": (lambda folder: (folder / WEIGHTS).unlink(), f"{WEIGHTS}: no such file; copy it from where"),
     "graph gone": (lambda folder: (folder / "decoder.cpu.onnx").unlink(), "decoder.cpu.onnx is missing; run:"),
-    "graph damaged": (write("decoder.cpu.onnx", b"\x08\x0abroken" * 99), "decoder.cpu.onnx: ONNX Runtime cannot load"),
+    "graph damaged": (write("decoder.cpu.onnx", b"\x08\x0abroken" * 99), "decoder.cpu.onnx: is damaged, or of another"),
     "tokenizer gone": (lambda folder: (folder / "tokenizer.json").unlink(), "tokenizer.json: no such file"),
     "generation settings broken": (
         write("generation_config.json", b"[]"),

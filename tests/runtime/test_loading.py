@@ -92,14 +92,14 @@ def test_evaluate_needs_no_weights_to_refuse_a_model_of_text(command, broken):
 def test_the_decoder_is_loaded_before_a_picture_is_read(drafts, command, broken, picture):
     """Also the layer that drafts."""
     result = command("generate", "--model", broken, "--image", picture, "--draft-tokens", drafts)
-    assert_one_line(result, "mtp.cpu.onnx" if drafts else "decoder.cpu.onnx", "ONNX Runtime cannot load it")
+    assert_one_line(result, "mtp.cpu.onnx" if drafts else "decoder.cpu.onnx", "is damaged, or of another export; run python -m export again")
 
 
 @pytest.mark.parametrize("arguments", [("evaluate", "--model"), ("compare", "--baseline")])
 def test_documents_are_not_read_before_the_decoder_is_loaded(arguments, command, broken):
     models = [*arguments, broken, *(["--model", broken] if arguments[0] == "compare" else [])]
     result = command(*models, "--count", 1, "--kind", "line")
-    assert_one_line(result, "decoder.cpu.onnx", "ONNX Runtime cannot load it")
+    assert_one_line(result, "decoder.cpu.onnx", "is damaged, or of another export; run python -m export again")
 
 
 COSTS = """
@@ -124,3 +124,12 @@ def test_the_memory_that_compare_tells_has_the_weights_in_it(exported):
     costs = json.loads(done.stdout)
     assert len(costs) == 3
     assert all(resident > weights for resident, weights in costs)
+
+
+@pytest.mark.parametrize("graph", ["decoder", "vision", "mtp", "rewind"])
+def test_a_graph_of_another_export_is_refused(graph, command, exported, copied, picture):
+    """It may load, and read these weights as others: as int8, or at other offsets."""
+    path = copied / f"{graph}.cpu.onnx"
+    path.write_bytes((exported("nf4") / path.name).read_bytes() + b"\x40\x01")
+    result = command("generate", "--model", copied, "--image", picture, "--draft-tokens", 2)
+    assert_one_line(result, f"{path}: is damaged, or of another export; run python -m export again")

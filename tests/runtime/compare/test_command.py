@@ -17,7 +17,7 @@ from runtime.compare.progress import Progress
 from runtime.compare.report.junit import write_junit
 from runtime.evaluate import score
 from runtime.model import Model
-from runtime.ort.manifest import load_manifest
+from runtime.ort.manifest import hash_file, load_manifest
 
 from ..commands import assert_one_line, process
 from ..damage import WEIGHTS, change_tensor, edit_json
@@ -216,6 +216,9 @@ def test_a_comparison_does_not_resume_with_other_weights_or_graphs(command, expo
     model = onnx.load(graph, load_external_data=False)
     model.producer_name = "another"
     onnx.save(model, graph)
+    targets = json.loads((copied / "runtime.json").read_text())["targets"]
+    targets["cpu"]["graphs"][graph.name] = hash_file(graph)
+    edit_json(copied / "runtime.json", targets=targets)
     assert command("compare", *arguments) == (2, "", refused)
 
 

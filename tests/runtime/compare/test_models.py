@@ -30,6 +30,14 @@ def refused(command, exported, copied, tmp_path):
     return run
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_tokenizer_in_another_encoding_is_the_same(encoding, command, exported, copied):
+    path = copied / "tokenizer.json"
+    path.write_text(path.read_text(encoding="utf-8"), encoding=encoding)
+    models = "--baseline", exported("fp16"), "--model", copied
+    assert command("compare", *models, "--count", 1, "--max-drop-anls", 1)[0] == 0
+
+
 def test_a_tokenizer_that_was_saved_again_is_the_same(command, exported, copied):
     path = copied / "tokenizer.json"
     before = path.read_bytes()
