@@ -60,7 +60,7 @@ class Models:
             model, cost = _load_with_cost(path, self.device, options)
             _check_same_inputs(own or (candidates or [model])[0], model)
             if isinstance(baseline, ReferenceBaseline):
-                _check_image_settings(baseline, model)
+                _check_reference(baseline, model)
             check_layers(path, model.manifest, weights)
             candidates.append(model)
             costs.append(cost)
@@ -124,8 +124,16 @@ def _check_same_inputs(baseline: Model, candidate: Model) -> None:
         raise InputError(f"{folders[1]}: its image settings are not those of {folders[0]}; copy them from one model")
 
 
-def _check_image_settings(baseline: ReferenceBaseline, candidate: Model) -> None:
-    """Raise InputError if a candidate prepares images differently from the model that the reference was made with."""
+def _check_reference(baseline: ReferenceBaseline, candidate: Model) -> None:
+    """Raise InputError if a candidate prepares images differently from the model that the reference was made with.
+
+    The same for a reference with tokens that the candidate does not have.
+    """
+    if baseline.largest_id >= candidate.manifest.text.vocab_size:
+        raise InputError(
+            f"{candidate.folder}: its vocabulary lacks token {baseline.largest_id} of {baseline.path}; give files of "
+            "one model"
+        )
     if baseline.image_settings not in (None, candidate.image_settings):
         raise InputError(
             f"{candidate.folder}: its image settings are not those that {baseline.path} was made with; copy them from "

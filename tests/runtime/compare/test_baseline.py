@@ -106,3 +106,38 @@ def test_rows_of_a_dataset_are_found_where_they_are_now(tmp_path):
     names = [document.name for document in open_documents(str(tmp_path / "moved"), split="evaluation", count=10)]
     assert [document.name for document in found] == names
     assert {name.partition("/")[0] for name in names} == {"row"}
+
+
+DAMAGED = {
+    "document": lambda a: a + 0.5,
+    "length": lambda a: a[:-1],
+    "answer": lambda a: a[:-1],
+    "answer of nothing": lambda a: a * 0,
+    "ids": lambda a: a[:-1],
+    "top_ids": lambda a: a[:-1],
+    "top_ids as text": lambda a: a.astype(str),
+    "top_ids below 0": lambda a: -a,
+    "top_logits": lambda a: a * np.float32(np.nan),
+    "top_logits too large": lambda a: a + 1000,
+    "logsumexp": lambda a: a * np.inf,
+    "logsumexp of 0": lambda a: a * 0,
+}
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+def test_a_reference_whose_arrays_do_not_fit_is_refused(case, kept):
+    path, name = kept / "reference.npz", case.split()[0]
+    with np.load(path) as stored:
+        content = dict(stored)
+    np.savez(path, **content | {name: DAMAGED[case](content[name])})
+    with pytest.raises(InputError, match=rf"^{path}: not a reference written by quantize \("):
+        ReferenceBaseline(path)
+
+
+def test_a_reference_of_a_larger_vocabulary_is_refused(exported, kept):
+    path = kept / "reference.npz"
+    with np.load(path) as stored:
+        content = dict(stored)
+    np.savez(path, **content | {"top_ids": content["top_ids"] + 600})
+    with pytest.raises(InputError, match=r"its vocabulary lacks token 604 of .*reference\.npz"):
+        Models(path, (exported("fp16"),), "cpu").load()
