@@ -133,7 +133,12 @@ def _problem(content: Mapping[str, NDArray[Any]]) -> str | None:
         return "its documents do not have one digest, length and answer each"
     if length.min() < 1 or length.sum() != len(content["ids"]):
         return "ids are not as many as length says"
-    if answer.min() < 1 or answer.sum() != rows or len(log_sums) != rows or content["top_ids"].shape != top_logits.shape:
+    if (
+        answer.min() < 1
+        or answer.sum() != rows
+        or len(log_sums) != rows
+        or content["top_ids"].shape != top_logits.shape
+    ):
         return "predictions are not as many as answer says"
     if content["top_ids"].min(initial=0) < 0 or not np.isfinite(top_logits).all() or not np.isfinite(log_sums).all():
         return "it has negative token ids, or logits that are not finite"

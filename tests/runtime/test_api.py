@@ -197,5 +197,8 @@ def test_an_option_of_another_kind_is_refused(wrong, model):
 
 
 def test_numbers_of_numpy_are_numbers(model):
-    found = [model.ask("a question", max_new_tokens=n, temperature=t).tokens for n, t in ((3, 0), (np.int64(3), np.float32(0)))]
+    found = [
+        model.ask("a question", max_new_tokens=n, temperature=t).tokens
+        for n, t in ((3, 0), (np.int64(3), np.float32(0)))
+    ]
     assert found[0] == found[1]

@@ -92,7 +92,11 @@ def test_evaluate_needs_no_weights_to_refuse_a_model_of_text(command, broken):
 def test_the_decoder_is_loaded_before_a_picture_is_read(drafts, command, broken, picture):
     """Also the layer that drafts."""
     result = command("generate", "--model", broken, "--image", picture, "--draft-tokens", drafts)
-    assert_one_line(result, "mtp.cpu.onnx" if drafts else "decoder.cpu.onnx", "is damaged, or of another export; run python -m export again")
+    assert_one_line(
+        result,
+        "mtp.cpu.onnx" if drafts else "decoder.cpu.onnx",
+        "is damaged, or of another export; run python -m export again",
+    )
 
 
 @pytest.mark.parametrize("arguments", [("evaluate", "--model"), ("compare", "--baseline")])
