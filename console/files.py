@@ -7,14 +7,16 @@ import json
 import os
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from console.errors import InputError
 from console.text import canonical, short_repr
 
 Content = TypeVar("Content")
+Size = Annotated[int, Field(ge=1, le=1 << 30)]
+"""A length of an axis, or a number of tokens or pixels; no larger than kernels can count."""
 RESTORE = "copy it from the model's original folder"
 
 
