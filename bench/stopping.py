@@ -23,7 +23,6 @@ from runtime.compare.summary import summarize_candidate
 
 if TYPE_CHECKING:
     from runtime.compare.result import Candidate, ControlToken, DocumentResult
-    from runtime.compare.statistics import Interval
 
 app = typer.Typer(add_completion=False)
 ROWS: tuple[Format, ...] = tuple(
@@ -34,7 +33,7 @@ ROWS: tuple[Format, ...] = tuple(
 def control_line(name: str, token: ControlToken) -> str:
     """One row of the table of control tokens."""
     kl = f"{1000 * token.kl.value:.3f} ({1000 * token.kl.low:.3f}–{1000 * token.kl.high:.3f})"
-    return f"| {name} | {kl} | {token.probability:.4f} | {_signed(token.probability_change, 4)} | {token.rank:.3f} |"
+    return f"| {name} | {kl} | {token.probability:.4f} | {token.probability_change.with_signs(4)} | {token.rank:.3f} |"
 
 
 def ending_line(name: str, candidate: Candidate) -> str:
@@ -47,11 +46,6 @@ def ending_line(name: str, candidate: Candidate) -> str:
     return f"| {name} | {endings.finished:.3f} | {endings.loops:.3f} | {ratio} | {{:.3f}} ({{:.3f}}–{{:.3f}}) |".format(
         *changes.unfinished
     )
-
-
-def _signed(interval: Interval, digits: int) -> str:
-    value, low, high = (f"{round(number, digits) + 0.0:+.{digits}f}" for number in interval)  # no -0.0
-    return f"{value} ({low} to {high})"
 
 
 def _print_tables(summaries: dict[str, Candidate]) -> None:

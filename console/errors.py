@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from console.renamed import current_arguments
 from console.streams import OutputClosedError, OutputError, finish_output, open_streams
-from console.text import shorten
+from console.text import shorten_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,7 +34,7 @@ class InputError(Exception):
 
     def __str__(self) -> str:
         """The message, without the middle of a value that is too long to read."""
-        return shorten(super().__str__())
+        return shorten_message(super().__str__())
 
 
 class EmptySplitError(InputError):
@@ -81,7 +81,7 @@ def run_command(app: typer.Typer, renamed: Mapping[str, str] | None = None) -> N
     with suppress(OutputError):  # what was printed before another error, which is the one to report
         sys.stdout.flush()
     if message:
-        sys.stderr.write(shorten(" ".join(message.split())) + "\n")
+        sys.stderr.write(shorten_message(" ".join(message.split())) + "\n")
     sys.exit(code)
 
 

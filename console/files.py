@@ -7,15 +7,16 @@ import json
 import os
 from functools import lru_cache
 from pathlib import Path
-from textwrap import shorten
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from console.errors import InputError
-from console.text import canonical
+from console.text import canonical, short_repr
 
 Content = TypeVar("Content")
+Size = Annotated[int, Field(ge=1, le=1 << 30)]
+"""A length of an axis, or a number of tokens or pixels; no larger than kernels can count."""
 RESTORE = "copy it from the model's original folder"
 
 
@@ -89,5 +90,4 @@ def to_type(kind: type[Content], value: object, path: Path, advice: str = RESTOR
         field = ".".join(map(str, first["loc"]))
         if first["type"] == "missing":
             raise InputError(f"{path}: {field} is missing; {advice}") from None
-        found = shorten(repr(first["input"]), 40)
-        raise InputError(f"{path}: {field}: {first['msg']}, found {found}; {advice}") from None
+        raise InputError(f"{path}: {field}: {first['msg']}, found {short_repr(first['input'])}; {advice}") from None

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError
 from console.files import read_object
+from console.text import short_repr
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -104,7 +105,7 @@ def read_generation_config(folder: Path, vocab_size: int) -> GenerationConfig:
     for name, (is_possible, expected) in _RANGES.items():
         value = values.get(name)
         if value is not None and not is_possible(value):
-            raise InputError(f"{path}: {name} is {_short(value)}; write {expected}")
+            raise InputError(f"{path}: {name} is {short_repr(value)}; write {expected}")
     return GenerationConfig(path, values, _end_ids(folder, values, vocab_size))
 
 
@@ -125,7 +126,7 @@ def _token_ids(path: Path, name: str, value: object, vocab_size: int) -> list[in
     possible = all(type(token) is int and 0 <= token < vocab_size for token in ids)
     if value == [] or not possible or (isinstance(value, list) and name != "eos_token_id"):
         expected = "a token id, or a list of them" if name == "eos_token_id" else "a token id"
-        raise InputError(f"{path}: {name} is {_short(value)}; write {expected}, from 0 to {vocab_size - 1}")
+        raise InputError(f"{path}: {name} is {short_repr(value)}; write {expected}, from 0 to {vocab_size - 1}")
     return ids
 
 
@@ -141,9 +142,4 @@ def _is_number(value: object) -> bool:
 
 def _describe(name: str, value: object) -> str:
     """A field with its value, where that is short."""
-    return name if isinstance(value, list | dict) else f"{name} {_short(value)}"
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."
+    return name if isinstance(value, list | dict) else f"{name} {short_repr(value)}"

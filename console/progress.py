@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from console.text import shorten
+from console.text import shorten_message
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -40,7 +40,7 @@ def track(items: Sequence[Item], label: str) -> Iterator[Item]:
 
 def say(line: str) -> None:
     """Print one line on stderr."""
-    Console(stderr=True, soft_wrap=True, markup=False).print(shorten(line), highlight=False)
+    Console(stderr=True, soft_wrap=True, markup=False).print(shorten_message(line), highlight=False)
 
 
 @cache

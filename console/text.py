@@ -7,6 +7,7 @@ import unicodedata
 
 _LONGEST_WORD = 400  # a path fits, a picture in base64 does not
 _LONGEST_MESSAGE = 1200
+_LONGEST_VALUE = 40
 
 
 def canonical(text: str) -> str:
@@ -19,12 +20,22 @@ def canonical(text: str) -> str:
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
-def shorten(message: str) -> str:
+def shorten_message(message: str) -> str:
     """A message without the middle of what is too long: a `data:` URI, a prompt of a megabyte."""
-    message = re.sub(r"data:[\w.+-]+/[^\s,]{1,100},\S{40,}", lambda uri: _cut(uri[0], 40, 0), message)
-    message = re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda word: _cut(word[0], 120, 60), message)
-    return message if len(message) <= _LONGEST_MESSAGE else _cut(message, 700, 300)
+    message = re.sub(r"data:[\w.+-]+/[^\s,]{1,100},\S{40,}", lambda uri: shorten(uri[0], 80), message)
+    message = re.sub(rf"\S{{{_LONGEST_WORD + 1},}}", lambda word: shorten(word[0], _LONGEST_WORD), message)
+    return shorten(message, _LONGEST_MESSAGE)
 
 
-def _cut(text: str, head: int, tail: int) -> str:
-    return f"{text[:head]}…[{len(text)} characters]…{text[len(text) - tail :]}"
+def shorten(text: str, longest: int) -> str:
+    """Text of at most so many characters: where it has more, its middle is left out, and its length is said."""
+    if len(text) <= longest:
+        return text
+    note = f"…[{len(text)} characters]…"
+    tail = (longest - len(note)) // 3
+    return text[: longest - len(note) - tail] + note + text[len(text) - tail :]
+
+
+def short_repr(value: object) -> str:
+    """A value as Python writes it, short enough for a message."""
+    return shorten(repr(value), _LONGEST_VALUE)

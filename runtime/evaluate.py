@@ -14,7 +14,7 @@ from console.errors import InputError
 from console.progress import say
 from runtime.decoding.generate import generate, token_limit
 from runtime.decoding.sampling import greedy
-from runtime.prompt import build_prompt
+from runtime.prompt import embed_prompt, prompt_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -98,7 +98,8 @@ def score(model: ExportedModel, document: Document) -> tuple[Scored, Prompt]:
     truths = (truth, *document.also)
     thinking = document.reasoning is not None
     start = time.perf_counter()
-    prompt = build_prompt(model, document.prompt, [image], names=[document.name], thinking=thinking)
+    inputs = prompt_inputs(model, document.prompt, [image], names=[document.name], thinking=thinking)
+    prompt = embed_prompt(model, inputs)
     longest = 2 * max(len(model.chat.encode_answer(text, document.reasoning)) for text in truths)
     limit = token_limit(model, prompt, max(REASONING_TOKENS if thinking else ANSWER_TOKENS, longest))
     tokens = list(generate(model, prompt, greedy, limit))

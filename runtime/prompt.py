@@ -156,16 +156,10 @@ def embed_prompt(model: ExportedModel, inputs: PromptInputs) -> Prompt:
 
 
 def build_prompt(
-    model: ExportedModel,
-    question: str,
-    images: Sequence[Image.Image] = (),
-    videos: Sequence[Video] = (),
-    *,
-    names: Sequence[str] = (),
-    thinking: bool = False,
+    model: ExportedModel, question: str, images: Sequence[Image.Image] = (), videos: Sequence[Video] = ()
 ) -> Prompt:
-    """Render a question and embed it: `prompt_inputs`, then `embed_prompt`."""
-    return embed_prompt(model, prompt_inputs(model, question, images, videos, names=names, thinking=thinking))
+    """Render a question without thinking, and embed it."""
+    return embed_prompt(model, prompt_inputs(model, question, images, videos))
 
 
 def embed_image(model: ExportedModel, image: Image.Image, name: str) -> NDArray[np.float32]:

@@ -8,12 +8,10 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
-from console.files import to_type
+from console.files import Size, to_type
 
 _STRICT = ConfigDict(strict=True, allow_inf_nan=False)
 
-Size = Annotated[int, Field(ge=1, le=1 << 30)]
-"""Channels, heads, tokens or pixels."""
 Layers = Annotated[int, Field(ge=1, le=1000)]
 """Layers, for each of which modules are built."""
 

@@ -91,7 +91,7 @@ def _score_findings(differences: Mapping[str, Interval] | None, exact_match: Exa
     lines = []
     for name in ("anls", "cer"):
         change = differences[name]
-        label = f"{name.upper()} changes by {change.value:+.4f} ({change.low:+.4f} to {change.high:+.4f})"
+        label = f"{name.upper()} changes by {change.with_signs(4)}"
         if change.contains_zero:
             lines.append(f"{label}: within noise.")
         else:

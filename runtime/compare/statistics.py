@@ -31,6 +31,11 @@ class Interval(NamedTuple):
         """Whether the interval contains 0: the difference is not significant."""
         return self.low <= 0 <= self.high
 
+    def with_signs(self, digits: int) -> str:
+        """A difference in one line, such as "+0.010 (-0.020 to +0.040)"; what rounds to 0 is never -0."""
+        value, low, high = (f"{round(number, digits) + 0.0:+.{digits}f}" for number in self)
+        return f"{value} ({low} to {high})"
+
 
 def bootstrap(
     sums: ArrayLike, counts: ArrayLike | None = None, *, least: float = -math.inf, most: float = math.inf

@@ -13,8 +13,7 @@ from pydantic.dataclasses import dataclass as typed
 
 from calib_data.images import to_rgb
 from console.errors import InputError, naming
-from console.files import RESTORE, read_object, to_type
-from runtime.ort.manifest import Size
+from console.files import RESTORE, Size, read_object, to_type
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -20,9 +20,8 @@ from pydantic.dataclasses import dataclass as typed
 
 from calib_data.images import open_image, visible_paths
 from console.errors import InputError
-from console.files import RESTORE, to_type
+from console.files import RESTORE, Size, to_type
 from runtime.inputs.images import ImageSettings, image_grid, processor_config, to_patches
-from runtime.ort.manifest import Size
 from runtime.sizes import CALL_PATCHES
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 from console.errors import InputError
-from console.files import read_object, to_type
+from console.files import Size, read_object, to_type
 from runtime.ort.rope import inverse_frequencies
 from runtime.sizes import KvLayout
 
@@ -31,8 +31,6 @@ FORMAT = 6
 HEADER_PREFIX = 8  # bytes of a .safetensors file that hold the length of its header
 _PIECE = 1 << 22  # bytes of a file read at once
 
-Size = Annotated[int, Field(ge=1, le=1 << 30)]
-"""A length of an axis, or a number of tokens or pixels; no larger than kernels can count."""
 ByteCount = Annotated[int, Field(ge=0, le=1 << 62)]
 FileName = Annotated[str, Field(pattern=r"^[^/\\]+$")]
 """A file in the folder itself."""

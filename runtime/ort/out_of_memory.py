@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import re
 from contextlib import contextmanager
-from textwrap import shorten
 from typing import TYPE_CHECKING
 
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
 from console.errors import InputError, NoMemoryError
+from console.text import shorten
 from runtime.ort.manifest import AGAIN
 
 if TYPE_CHECKING:
@@ -51,4 +51,5 @@ def report_failed_run(what: str) -> Iterator[None]:
     except Exception as error:  # ONNX Runtime has a class for each status code
         if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
             raise
-        raise InputError(f"ONNX Runtime cannot run {what} ({shorten(str(error), 500)}); {AGAIN}") from error
+        reason = shorten(" ".join(str(error).split()), 500)
+        raise InputError(f"ONNX Runtime cannot run {what} ({reason}); {AGAIN}") from error

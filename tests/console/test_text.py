@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from console.errors import InputError, naming
-from console.text import canonical, shorten
+from console.text import canonical, short_repr, shorten, shorten_message
 
 
 @pytest.mark.parametrize(
@@ -23,8 +23,8 @@ def test_the_canonical_form(text, same):
 
 def test_short_messages_stay_as_they_are():
     path = "/" + "/".join(["폴더" * 20] * 8)
-    assert shorten(f"{path}: line 3 is not valid: no 'image'") == f"{path}: line 3 is not valid: no 'image'"
-    assert shorten("give it as a data: URI") == "give it as a data: URI"
+    assert shorten_message(f"{path}: line 3 is not valid: no 'image'") == f"{path}: line 3 is not valid: no 'image'"
+    assert shorten_message("give it as a data: URI") == "give it as a data: URI"
 
 
 @pytest.mark.parametrize("length", [100, 10_000, 1_000_000])
@@ -42,7 +42,23 @@ def test_a_picture_in_a_message_is_a_short_head(length):
 @pytest.mark.parametrize("value", ["a" * 10**6, "합계는 " * 10**6], ids=["a word", "a prompt"])
 def test_a_megabyte_in_a_message_is_cut_in_the_middle(value):
     message = str(InputError(f"prompt: {value!r} is not UTF-8, check it"))
-    assert len(message) < 1200
+    assert len(message) <= 1200
     assert message.startswith(f"prompt: '{value[:100]}")
     assert message.endswith(" is not UTF-8, check it")
-    assert shorten(message) == message
+    assert shorten_message(message) == message
+
+
+@pytest.mark.parametrize("longest", [40, 60, 400])
+def test_what_is_shortened_has_its_length_and_both_ends(longest):
+    """Text of one long word and text of many words alike."""
+    for text in ("a" * longest + "b", "a " * longest + "b"):
+        short = shorten(text, longest)
+        assert len(short) == longest
+        assert short[0] + short[-1] == "ab"
+        assert f"…[{len(text)} characters]…" in short
+    assert shorten("a" * longest, longest) == "a" * longest
+
+
+def test_a_value_in_a_message_is_short():
+    assert short_repr([1, "2"]) == "[1, '2']"
+    assert short_repr("x" * 5000) == f"'{'x' * 13}…[5002 characters]…{'x' * 6}'"

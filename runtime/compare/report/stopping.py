@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from runtime.compare.result import Candidate, Comparison, ControlKind, ControlToken, EndingChanges, ModelSummary
-    from runtime.compare.statistics import Interval
 
 TITLE = "Control tokens and endings"
 LABELS: dict[ControlKind, str] = {
@@ -55,8 +54,8 @@ def missing(comparison: Comparison) -> list[str]:
 def stopping_lines(candidate: Candidate) -> Iterator[str]:
     """Sum up a candidate in lines for the screen."""
     for token in candidate.control_tokens:
-        probability = f"{token.probability:.4f}, {_change(token.probability_change, 4)}"
-        rank = f"{token.rank:.2f}, {_change(token.rank_change, 2)}"
+        probability = f"{token.probability:.4f}, {token.probability_change.with_signs(4)}"
+        rank = f"{token.rank:.2f}, {token.rank_change.with_signs(2)}"
         yield (
             f"{LABELS[token.kind].lower()}, {token.positions} positions: KL {format_interval(token.kl, 5)}; "
             f"probability {probability}; rank {rank}"
@@ -66,15 +65,10 @@ def stopping_lines(candidate: Candidate) -> Iterator[str]:
     values, changes = candidate.endings, candidate.ending_changes
     parts = [f"{values.finished:.4f} end by themselves", f"{values.loops:.4f} in a loop", f"{values.tokens:.1f} tokens"]
     if changes is not None:
-        parts[0] += f", {_change(changes.finished, 4)}"
-        parts[1] += f", {_change(changes.loops, 4)}"
+        parts[0] += f", {changes.finished.with_signs(4)}"
+        parts[1] += f", {changes.loops.with_signs(4)}"
         parts[2] += f", × {format_interval(changes.length_ratio, 3)}"
     yield f"answers: {'; '.join(parts)}"
-
-
-def _change(interval: Interval, digits: int) -> str:
-    value, low, high = (f"{round(number, digits) + 0.0:+.{digits}f}" for number in interval)  # no -0.0
-    return f"{value} ({low} to {high})"
 
 
 def _of_kind(comparison: Comparison, kind: ControlKind) -> list[ControlToken]:

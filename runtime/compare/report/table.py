@@ -107,11 +107,7 @@ def difference_cell(value: str, change: Interval, *, less_is_better: bool) -> Ce
     significance: Significance = "noise"
     if not change.contains_zero:
         significance = "gain" if (change.value < 0) == less_is_better else "loss"
-    return Cell(value, f"{_signed(change.value)} ({_signed(change.low)} to {_signed(change.high)})", significance)
-
-
-def _signed(value: float) -> str:
-    return f"{value:+.4f}".replace("-", "−")
+    return Cell(value, change.with_signs(4).replace("-", "−"), significance)
 
 
 def interval_cell(interval: Interval, digits: int) -> Cell:

@@ -66,3 +66,15 @@ def test_intervals_of_few_documents_stay_within_what_is_possible():
     assert bootstrap(*kl, least=0.0) == bootstrap(*kl)._replace(low=0.0)
     assert bootstrap(*agreement, least=0.0, most=1.0) == bootstrap(*agreement)._replace(high=1.0)
     assert bootstrap([-1e-18, 1e-18], least=0.0).value == 0.0
+
+
+@pytest.mark.parametrize(
+    ("interval", "digits", "shown"),
+    [
+        ((0.01, -0.02, 0.04), 3, "+0.010 (-0.020 to +0.040)"),
+        ((-0.00001, -0.00004, 0.0), 4, "+0.0000 (+0.0000 to +0.0000)"),  # what rounds to 0 has lost its sign
+        ((-1.005, -12.5, -0.004), 2, "-1.00 (-12.50 to +0.00)"),
+    ],
+)
+def test_a_difference_has_signs_and_no_negative_zero(interval, digits, shown):
+    assert Interval(*interval).with_signs(digits) == shown

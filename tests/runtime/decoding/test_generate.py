@@ -17,7 +17,7 @@ from runtime.decoding.prompt_chunks import prompt_chunks
 from runtime.decoding.sampling import greedy
 from runtime.decoding.speculative import Drafts
 from runtime.model import Model
-from runtime.prompt import build_prompt, embed_image
+from runtime.prompt import build_prompt, embed_image, prompt_inputs
 from runtime.sizes import CHUNKINGS, Chunking
 
 from ..damage import WEIGHTS, change_tensor, edit_json, set_context
@@ -143,7 +143,7 @@ def test_a_prompt_holds_its_embeddings_once(words, pictures, copies, reader):
 def test_a_picture_that_is_too_long_is_named(reader):
     good, bad = Image.new("RGB", (56, 56)), Image.new("RGB", (3, 1000))
     with pytest.raises(InputError, match=r"^scan-7\.png: 3 x 1000 pixels"):
-        build_prompt(reader, "Read the text.", [good, bad], names=["scan-6.png", "scan-7.png"])
+        prompt_inputs(reader, "Read the text.", [good, bad], names=["scan-6.png", "scan-7.png"])
     with pytest.raises(InputError, match=r"^image 2: 3 x 1000 pixels"):
         build_prompt(reader, "Read the text.", [good, bad])
 

@@ -10,7 +10,7 @@ from runtime.decoding.generate import generate
 from runtime.decoding.sampling import Sampling, greedy
 from runtime.decoding.speculative import Drafts
 from runtime.decoding.thinking_budget import ThinkingBudget
-from runtime.prompt import Prompt, build_prompt, prompt_inputs
+from runtime.prompt import Prompt, embed_prompt, prompt_inputs
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +20,7 @@ TOKENS = 60
 @pytest.fixture(scope="module")
 def prompt(reader):
     (document,) = open_documents("rendered", split="evaluation", count=1, seed=1, kind="transcription")
-    return build_prompt(reader, document.prompt, [document.image], thinking=True)
+    return embed_prompt(reader, prompt_inputs(reader, document.prompt, [document.image], thinking=True))
 
 
 def budget_of(reader, tokens):
