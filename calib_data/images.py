@@ -17,6 +17,9 @@ from console.files import existing
 if TYPE_CHECKING:
     from typing import BinaryIO
 
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+"""Of the image files in a folder of documents."""
+
 _OF_SYSTEMS = {"#recycle", "$recycle.bin", "@eadir", "__macosx", "desktop.ini", "ehthumbs.db", "thumbs.db"}
 
 

@@ -30,9 +30,8 @@ def missing_fonts_said(name: str, place: str) -> Iterator[None]:
     yield
     scripts = tuple(script for charset, script in _CHARSETS.items() if charset in missing)
     if scripts:
-        line = (
-            f"neither the PDF nor this system has a {' and '.join(scripts)} font, so text may be missing; install one"
-        )
+        fonts = " and ".join(scripts)
+        line = f"neither the PDF nor this system has a {fonts} font, so text may be missing; install one"
         say_once(f"{place}: {line}", about=(name, scripts))
 
 
