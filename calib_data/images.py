@@ -17,6 +17,9 @@ from console.files import existing
 if TYPE_CHECKING:
     from typing import BinaryIO
 
+SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
+"""Of the image files in a folder of documents."""
+
 _OF_SYSTEMS = {"#recycle", "$recycle.bin", "@eadir", "__macosx", "desktop.ini", "ehthumbs.db", "thumbs.db"}
 
 
@@ -53,7 +56,7 @@ def read_image(file: BinaryIO, name: str) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what matters of a damaged file is said by an error
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with naming(name), Image.open(file) as image:
+            with naming(name), _opened(file) as image:
                 seek_single_picture(image)
                 prepare_samples(image)
                 ImageOps.exif_transpose(image, in_place=True)  # a copy would be one more picture in memory
@@ -67,6 +70,15 @@ def read_image(file: BinaryIO, name: str) -> Image.Image:
         ) from error
     except Exception as error:  # decoders raise almost anything on damaged files
         raise InputError(f"{name}: cannot be read as an image ({error})") from error
+
+
+def _opened(file: BinaryIO) -> Image.Image:
+    """Open an image file. Checksums of a PNG are compared first: Pillow would draw rows that are lost black."""
+    image = Image.open(file)
+    if image.format == "PNG":
+        image.verify()
+        image = Image.open(file)
+    return image
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

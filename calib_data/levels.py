@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImagePalette
 
 from console.errors import InputError
 
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import BinaryIO
 
-_BITS, _PHOTOMETRIC, _FILL_ORDER, _PLANAR, _SAMPLE_FORMAT = 258, 262, 266, 284, 339  # tags of TIFF 6.0
+# tags of TIFF 6.0
+_BITS, _PHOTOMETRIC, _FILL_ORDER, _PLANAR, _COLOUR_MAP, _SAMPLE_FORMAT = 258, 262, 266, 284, 320, 339
 _WHITE_IS_ZERO, _PLANES, _SIGNED = 0, 2, 2
 _FULL_RANGE = {"PNG", "TIFF", "JPEG2000", "PPM", None}  # formats whose 16 bits are 0 … 65535; None: made in memory
 _SIZ, _BITS_IN_SIZ, _HEADER = b"\xff\x4f\xff\x51", 42, 1 << 20  # JPEG 2000: ITU-T T.800, A.5.1
@@ -26,7 +27,9 @@ def prepare_samples(image: Image.Image) -> None:
     Raises InputError for a TIFF or JPEG 2000 file that Pillow would read wrongly without an error.
     """
     if image.format == "TIFF":
-        _refuse_misread(image, getattr(image, "tag_v2", {}))
+        tags = getattr(image, "tag_v2", {})
+        _refuse_misread(image, tags)
+        _use_8_bit_palette(image, tags)
     if image.format == "JPEG2000":
         _refuse_few_bits(getattr(image, "fp", None))
     colour = image.info.get("transparency")
@@ -71,6 +74,13 @@ def _refuse_misread(image: Image.Image, tags: Mapping[int, Any]) -> None:
         raise InputError(
             "has its samples in separate planes (PlanarConfiguration 2) of a kind not read; save it as PNG"
         )
+
+
+def _use_8_bit_palette(image: Image.Image, tags: Mapping[int, Any]) -> None:
+    """Take a colour map of 8-bit levels as it is, as libtiff does; Pillow divides it by 256, and all is black."""
+    levels = tags.get(_COLOUR_MAP, ())
+    if image.mode == "P" and 0 < max(levels, default=0) < 256:
+        image.palette = ImagePalette.raw("RGB;L", bytes(levels))
 
 
 def _refuse_few_bits(file: BinaryIO | None) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from functools import cache
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
@@ -12,10 +11,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from console.text import shorten_message
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Hashable, Iterator, Sequence
 
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 5.0
+_said: set[tuple[str | None, Hashable]] = set()
 
 
 def track(items: Sequence[Item], label: str) -> Iterator[Item]:
@@ -43,10 +43,15 @@ def say(line: str) -> None:
     Console(stderr=True, soft_wrap=True, markup=False).print(shorten_message(line), highlight=False)
 
 
-@cache
-def say_once(line: str) -> None:
-    """Print one line on stderr, however often a source is opened in this process."""
-    say(line)
+def say_once(line: str, about: Hashable = None) -> None:
+    """Print one line on stderr, however often a source is opened in this process.
+
+    about: what counts as the same line where lines differ, as those of many pages with one fault.
+    """
+    key = (line, None) if about is None else (None, about)
+    if key not in _said:
+        _said.add(key)
+        say(line)
 
 
 def _lines(items: Sequence[Item], label: str, console: Console) -> Iterator[Item]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from calib_data.sources import open_questions
-from console.errors import InputError, naming
+from console.errors import naming
 from console.progress import say
 from runtime.answer import AnswerStream, open_answer_sessions
 from runtime.prompt import prompt_inputs
@@ -95,8 +95,6 @@ class GenerateCommand:
             yield {"name": document.name, "prompt": document.prompt, **answer}
 
     def _inputs(self, document: Document) -> PromptInputs:
-        if not document.prompt.strip():
-            raise InputError("has an empty prompt; write a question, or leave it out to have an image read")
         images = [] if document.picture is None else [document.image]
         names = [document.name for _ in images]
         return prompt_inputs(self.model, document.prompt, images, names=names, thinking=self.settings.thinking)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from calib_data.scores import visible
 from calib_data.sources import open_pictures
 from console.errors import InputError
 from console.progress import say
@@ -72,7 +73,7 @@ def open_prompt_inputs(
     fps: frames to take of a second of a video file. Raises InputError as `prompt_inputs` does, for an empty question
     and for a path that cannot be read.
     """
-    if not question.strip():
+    if not visible(question):
         raise InputError("--prompt: is empty; write a question, or leave it out to have an image read")
     images = [images] if isinstance(images, str | Path | Image.Image) else images
     paths = [videos] if isinstance(videos, str | Path) else list(videos)

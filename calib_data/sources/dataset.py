@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from calib_data.document import READ_TEXT, Document
 from calib_data.images import read_image
-from calib_data.sources.fields import ANSWERS, PROMPTS, REASONINGS, text_of, texts_of
+from calib_data.sources.fields import ANSWERS, PROMPTS, REASONINGS, question_of, text_of, texts_of
 from console.errors import InputError, require_package
 from console.progress import say_once
 
@@ -81,7 +81,7 @@ def _document(source: str, pictures: Dataset, texts: Dataset, number: int, colum
     place, (asked, answered, reasoned) = f"{source}: row {number}", columns
     try:
         row = texts[number]
-        prompt = READ_TEXT if asked is None else text_of(row, asked)
+        prompt = READ_TEXT if asked is None else question_of(row, asked)
         if prompt is None:
             raise ValueError(f"no text in its column {asked!r}")
         answers, reasoning = texts_of(row, answered), text_of(row, reasoned)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import TYPE_CHECKING
+
+from calib_data.images import SUFFIXES
+from calib_data.scores import visible
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-IMAGES = ("image", "file_name", "image_path")
+IMAGES = ("image", "images", "file_name", "image_path")
 PROMPTS = ("prompt", "question", "query")
 ANSWERS = ("answer", "answers", "text", "ground_truth")
 REASONINGS = ("reasoning", "reasoning_content", "thinking")
@@ -19,6 +23,24 @@ def given(row: Mapping[str, object], names: Iterable[str]) -> str | None:
     if len(found) > 1:
         raise ValueError(f"it has {' and '.join(map(repr, found))}, keep one of them")
     return found[0] if found else None
+
+
+def image_of(row: Mapping[str, object], name: str | None) -> str | None:
+    """One path under a name, in a list or not. Raises ValueError for several, and if it is not text."""
+    value = None if name is None else row[name]
+    if not isinstance(value, list) or not value:
+        return None if value == [] else text_of(row, name)
+    if len(value) > 1:
+        raise ValueError(f"{name!r} has {len(value)} pictures, and one is read; give each a line of its own")
+    return text_of({str(name): value[0]}, name)
+
+
+def question_of(row: Mapping[str, object], name: str | None) -> str | None:
+    """Text under a name. Raises ValueError if it is not text, or nothing can be seen of it."""
+    text = text_of(row, name)
+    if text is not None and not visible(text):
+        raise ValueError(f"{name!r} is empty; write a question, or leave it out to have an image read")
+    return text
 
 
 def text_of(row: Mapping[str, object], name: str | None) -> str | None:
@@ -37,6 +59,15 @@ def texts_of(row: Mapping[str, object], name: str | None) -> list[str]:
     if len(texts) < len(values):
         raise ValueError(f"{name!r} is not text, give one text or a list of texts that are equally true")
     return texts
+
+
+def may_show(value: object) -> bool:
+    """Whether a value could be a picture: the path of a file, a `data:` URI, or something that holds one."""
+    if isinstance(value, dict | list):
+        return any(map(may_show, value.values() if isinstance(value, dict) else value))
+    if not isinstance(value, str):
+        return False
+    return value.startswith("data:image/") or PurePath(value).suffix.lower() in SUFFIXES
 
 
 def may_ask(value: object) -> bool:

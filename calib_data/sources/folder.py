@@ -6,7 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from calib_data.document import READ_TEXT, Document
-from calib_data.images import open_image, visible_paths
+from calib_data.images import SUFFIXES, open_image, visible_paths
 from console.errors import InputError
 from console.files import read_text
 from console.progress import say_once
@@ -15,8 +15,6 @@ from console.text import canonical
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-
-SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def folder_documents(folder: Path) -> list[Callable[[], Document]]:

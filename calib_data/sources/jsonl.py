@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Any
 
 from calib_data.document import READ_TEXT, Document
 from calib_data.images import open_image
-from calib_data.sources.fields import ANSWERS, IMAGES, PROMPTS, REASONINGS, given, may_ask, text_of, texts_of
+from calib_data.sources.fields import (
+    ANSWERS,
+    IMAGES,
+    PROMPTS,
+    REASONINGS,
+    given,
+    image_of,
+    may_ask,
+    may_show,
+    question_of,
+    text_of,
+    texts_of,
+)
 from console.errors import InputError, naming
 from console.files import read_text
 from console.progress import say_once
@@ -81,9 +93,13 @@ def _parse(line: str, number: int, answers: Sequence[str]) -> _Row:
     row = json.loads(line, object_pairs_hook=_unique)
     if not isinstance(row, dict):
         raise ValueError('no object, write {"image": ..., "prompt": ..., "answer": ...}')
-    image, prompt, reasoning = (text_of(row, given(row, names)) for names in (IMAGES, PROMPTS, REASONINGS))
+    image, prompt = image_of(row, given(row, IMAGES)), question_of(row, given(row, PROMPTS))
+    reasoning = text_of(row, given(row, REASONINGS))
     truths = texts_of(row, given(row, answers))
     unread = tuple(key for key in row if key not in {*IMAGES, *PROMPTS, *REASONINGS, *answers})
+    shown = next((key for key in unread if may_show(row[key])), None)
+    if image is None and shown is not None:
+        raise ValueError(f"it has no 'image', and its key {shown!r} is not read; rename it to 'image', or drop it")
     if prompt is None:
         prompt = _default_prompt(row, image, unread)
     for text in (prompt, reasoning or "", *truths):

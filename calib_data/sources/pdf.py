@@ -12,6 +12,7 @@ from PIL import Image
 from calib_data.document import READ_TEXT, Document
 from calib_data.sources.pdf_fonts import missing_fonts_said
 from console.errors import InputError, require_package
+from console.progress import say_once
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -36,8 +37,11 @@ def pdf_documents(path: Path) -> list[Callable[[], Document]]:
 
 
 def page_count(path: Path) -> int:
-    """Count the pages. Raises InputError if the file is not a PDF that can be read."""
+    """Count the pages, and say which PDFs are attached. Raises InputError if the file is not a PDF that can be read."""
     with _opened(path) as pdf:
+        names = [pdf.get_attachment(number).get_name() for number in range(pdf.count_attachments())]
+        if attached := [name for name in names if name.lower().endswith(".pdf")]:  # not the XML of an invoice
+            say_once(f"{path}: attached PDFs are not read: {', '.join(attached)}; save them to read them")
         return len(pdf)
 
 
@@ -49,9 +53,12 @@ def draw_page(path: Path, index: int) -> Image.Image:
     """
     import pypdfium2
 
+    from calib_data.sources.pdf_annotations import prepare_annotations  # needs pypdfium2, which is optional
+
     place = f"{path}: page {index + 1}"
     with missing_fonts_said(str(path), place), _opened(path) as pdf:
         try:
+            prepare_annotations(pdf, index, str(path), place)
             page = pdf[index]
             _refuse_huge_images(page, place)
             image: Image.Image = page.render(scale=_scale(*page.get_size()), rev_byteorder=True).to_pil()

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from console.progress import say
+from console.progress import say_once
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,13 +30,9 @@ def missing_fonts_said(name: str, place: str) -> Iterator[None]:
     yield
     scripts = tuple(script for charset, script in _CHARSETS.items() if charset in missing)
     if scripts:
-        _say_once(name, scripts, place)
-
-
-@cache
-def _say_once(_name: str, scripts: tuple[str, ...], place: str) -> None:
-    fonts = " and ".join(scripts)
-    say(f"{place}: neither the PDF nor this system has a {fonts} font, so text may be missing; install one")
+        fonts = " and ".join(scripts)
+        line = f"neither the PDF nor this system has a {fonts} font, so text may be missing; install one"
+        say_once(f"{place}: {line}", about=(name, scripts))
 
 
 @cache

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from transformers.image_transforms import convert_to_rgb
 
 from calib_data.images import open_image, to_rgb
@@ -139,3 +139,18 @@ def test_a_photo_with_a_preview_behind_it_is_one_picture(tmp_path):
     with Image.open(tmp_path / "photo.jpg") as stored:
         assert (stored.format, stored.n_frames) == ("MPO", 2)
     assert open_image(tmp_path / "photo.jpg").size == photo.size
+
+
+@pytest.mark.parametrize("start", [0.3, 0.5, 0.95])
+def test_a_png_whose_end_never_arrived_is_refused(tmp_path, start):
+    """A stopped download leaves zeros where space was reserved: the rows there would be black, without an error."""
+    page = Image.new("L", (200, 300), "white")
+    ImageDraw.Draw(page).multiline_text((10, 10), "\n".join(f"line {n}" for n in range(20)))
+    path = tmp_path / "scan.png"
+    page.save(path)
+    open_image(path)
+    content = path.read_bytes()
+    kept = int(len(content) * start)
+    path.write_bytes(content[:kept] + bytes(len(content) - kept))
+    with pytest.raises(InputError, match=r"scan\.png: cannot be read as an image \("):
+        open_image(path)

@@ -228,3 +228,13 @@ def test_images_in_memory(mode):
 def test_images_in_memory_of_unknown_range_are_refused(mode):
     with pytest.raises(InputError, match="32-bit pixels of unknown range"):
         to_rgb(Image.new(mode, (4, 4)))
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_palette_of_8_bit_levels_is_taken_as_it_is(bits):
+    """Old programs write a TIFF's colour map so, and viewers built on libtiff read it."""
+    palette = np.random.default_rng(bits).integers(0, 256, (2**bits, 3))
+    samples = np.random.default_rng(0).integers(0, 2**bits, (9, 13, 1))
+    colour_map = (320, 3, tuple(map(int, palette.T.reshape(-1))))
+    content = Tiff(photometric=3, bits=bits, more=(colour_map,)).file((samples, ()))
+    np.testing.assert_array_equal(read(content), palette[samples[..., 0]])

@@ -84,6 +84,7 @@ ARGUMENTS = {
     ("--draft-tokens", "two"): "--draft-tokens two: write auto",
     ("--prompt", ""): "--prompt: is empty; write a question",
     ("--prompt", " \n"): "--prompt: is empty; write a question",
+    ("--prompt", "\u200b"): "--prompt: is empty; write a question",
     ("--prompt", "a\udcff"): r"'a\udcff' is not valid UTF-8",
     ("--prompt", "<|image_pad|>"): "remove <|image_pad|> from the text",
     ("--modle", "x"): "No such option: --modle",

@@ -191,7 +191,7 @@ BAD_LINES = {
     "a list": ("[1]", "line 3 is not valid: no object"),
     "nothing asked": ('{"answer": "12"}', "line 3 is not valid: it has neither an 'image' nor a 'prompt'"),
     "a number": ('{"prompt": 3}', "line 3 is not valid: 'prompt' is not text"),
-    "empty": ('{"prompt": " ", "image": "a.png"}', "line 3: has an empty prompt; write a question"),
+    "empty": ('{"prompt": " ", "image": "a.png"}', "line 3 is not valid: 'prompt' is empty; write a question"),
     "half a character": ('{"prompt": "Wh \\ud83d?"}', "line 3 is not valid: ", "surrogates not allowed"),
     "no picture": ('{"image": "pages/none.png"}', "line 3: ", "pages/none.png: no such file"),
     "a strip": ('{"image": "strip.png"}', "line 3: strip.png:3: 3000 x 5 pixels"),

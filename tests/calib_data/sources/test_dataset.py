@@ -82,11 +82,12 @@ def test_a_dataset_row_that_cannot_be_read_is_named(tmp_path):
     broken = [{"bytes": picture_bytes(i)[:300], "path": None} for i in range(12)]
     damaged = rows.remove_columns("image").add_column("image", broken, feature=datasets.Image())
     empty = rows.remove_columns("image").add_column("image", [None] * 12, feature=datasets.Image())
-    silent = rows.remove_columns("question").add_column("question", [None] * 12)
+    silent, blank = (rows.remove_columns("question").add_column("question", [text] * 12) for text in (None, " "))
     for name, wrong, words in (
         ("damaged", damaged, "cannot be read as an image"),
         ("empty", empty, "has no picture"),
         ("silent", silent, "is not valid: no text in its column 'question'"),
+        ("blank", blank, "is not valid: 'question' is empty"),
         (
             "words",
             rows.remove_columns("image").add_column("image", ["a.png"] * 12),

@@ -117,7 +117,7 @@ def only(path):
     return document
 
 
-@pytest.mark.parametrize("image", ["image", "file_name", "image_path"])
+@pytest.mark.parametrize("image", ["image", "images", "file_name", "image_path"])
 @pytest.mark.parametrize("asked", ["prompt", "question", "query"])
 @pytest.mark.parametrize("answered", ["answer", "answers", "text", "ground_truth"])
 def test_usual_names_of_keys_are_read(image, asked, answered, page, capsys):
@@ -134,6 +134,11 @@ def test_usual_names_of_keys_are_read(image, asked, answered, page, capsys):
 def test_several_answers_are_equally_true(given, first, also, page):
     document = only(rows(page, {"image": "a.png", "question": "?", "answers": given}))
     assert (document.answer, document.also) == (first, also)
+
+
+@pytest.mark.parametrize("key", ["image", "images"])
+def test_a_picture_may_be_in_a_list_of_one(key, page):
+    assert only(rows(page, {key: ["a.png"], "prompt": "?"})).image.size == picture().size
 
 
 def test_a_question_of_generate_has_the_same_names(page):
@@ -165,6 +170,13 @@ BAD_ROWS = {
     "a phrase": ({"image": "a.png", "instruction": "Give the total"}, "its key 'instruction' is not read; rename it"),
     "another case": ({"image": "a.png", "Question": "합계는?"}, "its key 'Question' is not read; rename it"),
     "messages": ({"image": "a.png", "messages": [{"role": "user", "content": "Why so?"}]}, "its key 'messages' is not"),
+    "two pictures": ({"images": ["a.png", "b.png"], "prompt": "?"}, "'images' has 2 pictures, and one is read; give e"),
+    "a picture of numbers": ({"image": [5], "prompt": "?"}, "'image' is not text"),
+    "another picture": ({"img": "a.PNG", "prompt": "?"}, "it has no 'image', and its key 'img' is not read; rename it"),
+    "a picture below": ({"media": [{"path": "a.jpg"}], "prompt": "?"}, "its key 'media' is not read; rename it to 'im"),
+    "a picture inline": ({"url": "data:image/png;base64,iVBO", "prompt": "?"}, "its key 'url' is not read; rename it"),
+    "nothing asked": ({"image": "a.png", "prompt": ""}, "'prompt' is empty; write a question, or leave it out"),
+    "nothing to see": ({"image": "a.png", "query": "\u200b\u00a0"}, "'query' is empty; write a question, or leave"),
     "a prompt alone": ({"instruction": "Give the total"}, "its key 'instruction' is not read; rename it to 'prompt'"),
 }
 
