@@ -65,7 +65,10 @@ def export(
     target = describe_target(source, family, config, device, kv_bits=kv_bits, kv_layout=kv_layout)
     written: dict[str, Path] = {}
     with _all_or_none(folder) as new_path:
-        new_graph = lambda name: written.setdefault(name, new_path(name))  # noqa: E731
+
+        def new_graph(name: str) -> Path:
+            return written.setdefault(name, new_path(name))
+
         target = write_graphs(source, family, config, device, target, new_graph)
         target = replace(target, graphs={name: hash_file(path) for name, path in written.items()})
         targets = {**_other_targets(folder, device), device: target}
