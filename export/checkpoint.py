@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from quantize.model.families import Family
 
 _PACKED = ("weight_packed", "qweight")  # what formats store instead of a linear's `weight`
+_FLATTENED = "U8"  # dtype of weights that formats of bitsandbytes store by their bytes, whatever their shape
 
 
 def open_model(folder: Path) -> tuple[Checkpoint, Family, PreTrainedConfig]:
@@ -45,16 +46,18 @@ def _refuse_outside(checkpoint: Checkpoint) -> None:
 def _keep_parameters(checkpoint: Checkpoint, family: Family, config: PreTrainedConfig) -> Checkpoint:
     """Return the checkpoint without biases that the model does not have: transformers ignores them, too.
 
-    Raises InputError for a parameter that is not stored in any format. transformers would draw it at random.
+    Raises InputError for a parameter that is not stored in any format, which transformers would draw at random, and for
+    one of another shape.
     """
-    parameters = [name for name, _ in family.skeleton(config).named_parameters(remove_duplicate=False)]
+    parameters = dict(family.skeleton(config).named_parameters(remove_duplicate=False))
     tied, mtp = is_tied(checkpoint, family, config), has_mtp(checkpoint, family)
-    for name in parameters:
+    for name, parameter in parameters.items():
         path, _, kind = name.rpartition(".")
         in_another_format = kind == "weight" and any(f"{path}.{packed}" in checkpoint.tensors for packed in _PACKED)
         left_out = family.tower(name) == "mtp" and not mtp
-        if not in_another_format and not left_out and not (tied and path == family.head):
-            checkpoint.tensor(name)
-    known = set(parameters)
-    kept = {name: t for name, t in checkpoint.tensors.items() if name in known or not name.endswith(".bias")}
+        if in_another_format or left_out or (tied and path == family.head):
+            continue
+        if checkpoint.tensor(name).dtype != _FLATTENED:
+            checkpoint.require_shape(name, tuple(parameter.shape))
+    kept = {name: t for name, t in checkpoint.tensors.items() if name in parameters or not name.endswith(".bias")}
     return replace(checkpoint, tensors=kept)

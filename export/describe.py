@@ -127,15 +127,9 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def require_runnable(checkpoint: Checkpoint, family: Family, config: PreTrainedConfig) -> None:
+def require_runnable(checkpoint: Checkpoint, config: PreTrainedConfig) -> None:
     """Raise InputError for a model that the runtime would fail to run after it was exported."""
     try:
         inverse_frequencies(rope(config))
     except InputError as error:
         raise InputError(f"{checkpoint.folder / 'config.json'}: {error}") from error
-    text, embeddings = config.get_text_config(), checkpoint.tensor(f"{family.embeddings}.weight")
-    if embeddings.shape != (text.vocab_size, text.hidden_size):
-        raise InputError(
-            f"{embeddings.name}: {list(embeddings.shape)}, config.json says {[text.vocab_size, text.hidden_size]}; "
-            "download the folder again"
-        )

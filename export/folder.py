@@ -59,7 +59,7 @@ def export(
         raise InputError("--exact: has no effect on CUDA graphs, which never round activations to int8; leave it out")
     folder = Path(model)
     checkpoint, family, config = open_model(folder)
-    require_runnable(checkpoint, family, config)
+    require_runnable(checkpoint, config)
     read_generation_config(folder, config.get_text_config().vocab_size)  # a wrong one is refused here
     source = Source(checkpoint, load=False, exact=exact or device == "cuda", block_size=block_size)
     target = describe_target(source, family, config, device, kv_bits=kv_bits, kv_layout=kv_layout)

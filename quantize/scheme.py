@@ -93,13 +93,8 @@ def check(scheme: Scheme) -> None:
     parameters = scheme.model.named_parameters(remove_duplicate=False)
     shapes = {name: tuple(parameter.shape) for name, parameter in parameters}
     for name, expected in shapes.items():
-        if scheme.tied and name == head:
-            continue
-        shape = checkpoint.tensor(name).shape
-        if shape != expected:
-            raise InputError(
-                f"{checkpoint.folder}: {name} is {list(shape)} in the weights, {list(expected)} by config.json"
-            )
+        if not (scheme.tied and name == head):
+            checkpoint.require_shape(name, expected)
     check_shapes(scheme.settings, shapes, scheme.quantizers)
 
 

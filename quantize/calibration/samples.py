@@ -10,9 +10,11 @@ import torch
 
 from calib_data.sources import open_documents
 from console.errors import InputError
+from console.files import RESTORE
 from console.text import canonical
 from runtime.inputs.chat_template import load_chat_template, write_reasoning
-from runtime.inputs.tokenizer import load_tokenizer
+from runtime.inputs.images import ImageSettings
+from runtime.inputs.tokenizer import load_special_tokens, load_tokenizer
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -101,15 +103,34 @@ def _load(
     from transformers import AutoTokenizer, Qwen2VLImageProcessorPil
 
     load_tokenizer(model)
+    load_special_tokens(model)
     template = load_chat_template(model)
+    sees = image_token(config) is not None
+    if sees:
+        _check_image_settings(model, config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, config=config)
-        images = None if image_token(config) is None else Qwen2VLImageProcessorPil.from_pretrained(model)
+        images = Qwen2VLImageProcessorPil.from_pretrained(model) if sees else None
     except (OSError, ValueError) as error:
         raise InputError(f"{model} has no usable tokenizer or image processor: {error}") from None
     if not tokenizer.eos_token:
         raise InputError(f"{model}: its tokenizer has no eos_token; restore tokenizer_config.json from the original")
     return tokenizer, template, images
+
+
+def _check_image_settings(model: Path, config: PreTrainedConfig) -> None:
+    """Raise InputError for settings of images that the runtime refuses, or that cut other patches than the model has.
+
+    transformers takes what it can of them, and raises other errors at a picture.
+    """
+    settings, tower = ImageSettings.from_folder(model), config.vision_config
+    cut = (settings.patch_size, settings.temporal_patch_size, settings.merge_size)
+    taken = (tower.patch_size, tower.temporal_patch_size, tower.spatial_merge_size)
+    if cut != taken:
+        raise InputError(
+            f"{model}: its image processor has a patch_size, temporal_patch_size and merge_size of {cut}, its "
+            f"config.json {taken}; {RESTORE}"
+        )
 
 
 def image_settings(model: Path) -> dict[str, Any]:

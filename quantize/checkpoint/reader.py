@@ -77,6 +77,12 @@ class Checkpoint:
             raise InputError(f"{self.folder}: the checkpoint has no tensor {name}; is it complete?")
         return self.tensors[name]
 
+    def require_shape(self, name: str, expected: tuple[int, ...]) -> None:
+        """Raise InputError where a tensor is missing or has another shape than config.json gives it."""
+        shape = self.tensor(name).shape
+        if shape != expected:
+            raise InputError(f"{self.folder}: {name} is {list(shape)} in the weights, {list(expected)} by config.json")
+
     def load(self, name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Read one tensor, converted to `dtype` where given. It has memory of its own.
 

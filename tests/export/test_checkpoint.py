@@ -44,6 +44,24 @@ def test_a_parameter_that_is_not_stored_is_named(tmp_path, name):
         open_model(folder)
 
 
+@pytest.mark.parametrize(
+    ("part", "key", "says"),
+    [
+        ("vision_config", "num_heads", r"model\.visual\.blocks\.0\.attn\.qkv\.weight is \[256, 128\] in the weights"),
+        ("vision_config", "hidden_size", r"model\.visual\.patch_embed\.proj\.weight is \[128, 3, 2, 14, 14\]"),
+        ("text_config", "intermediate_size", r"layers\.0\.mlp\.gate_proj\.weight is \[768, 256\] in the weights"),
+    ],
+)
+def test_shapes_are_those_of_config(tmp_path, part, key, says):
+    """A config without a key has transformers' default: with other heads, the graphs would answer nonsense."""
+    folder = reader(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    del config[part][key]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=f"^{folder}: .*{says}.* by config.json$"):
+        open_model(folder)
+
+
 def test_a_checkpoint_without_mtp_layer_lacks_nothing(tmp_path):
     mtp = [name for name in load_file(READER / "model.safetensors") if name.startswith("mtp.")]
     checkpoint, *_ = open_model(reader(tmp_path / "model", without=mtp))

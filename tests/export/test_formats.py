@@ -191,7 +191,6 @@ CHANGES = {
     "packed bytes": ({f"{K}.weight_packed": ones(128, 128, dtype=torch.uint8)}, f"{K}.weight_packed: U8 [128, 128]"),
     "no groups": ({f"{K}.weight_scale": ones(128, 0)}, f"{K}.weight_scale: [128, 0] for [128, 256] weights"),
     "a width alone": ({f"{K}.weight_shape": ones(1, dtype=torch.int64) * 256}, f"{K}.weight_shape: I64 [1]"),
-    "a short bias": ({"model.visual.merger.mlp.0.bias": ones(3)}, "model.visual.merger.mlp.0.bias: [3] for"),
     "2 bits": (
         {f"{V}.weight_packed": ones(128, 16, dtype=torch.int32)},
         f"{V}.weight_packed: 512 bits for 256 weights",
@@ -239,7 +238,10 @@ def test_a_checkpoint_that_is_not_the_model_of_its_config_is_refused(untraced, f
     )
     embeddings = "model.language_model.embed_tokens.weight"
     words = shortened(foreign, tmp_path / "words", embeddings, 40)
-    assert refused(words) == f"{embeddings}: [40, 256], config.json says [512, 256]; download the folder again"
+    assert refused(words) == f"{words}: {embeddings} is [40, 256] in the weights, [512, 256] by config.json"
+    bias = "model.visual.merger.mlp.0.bias"
+    short = shortened(foreign, tmp_path / "short", bias, 3)
+    assert refused(short) == f"{short}: {bias} is [3] in the weights, [512] by config.json"
 
 
 def test_asymmetric_groups_of_compressed_tensors_are_refused(tmp_path):

@@ -177,3 +177,30 @@ def test_a_folder_without_the_tokenizer_that_the_runtime_reads_is_refused(tmp_pa
         (model / name).touch()
     with pytest.raises(InputError, match=f"^{model / 'tokenizer.json'}: no such file, .*{says}"):
         list(read_samples(Settings(model, count=1), model_config(open_checkpoint(model).config)))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"patch_size": None}, r"preprocessor_config\.json: patch_size: Input should be a valid integer"),
+        ({"rescale_factor": "x"}, r"preprocessor_config\.json: rescale_factor: Input should be a valid number"),
+        ({"size": [1]}, r"preprocessor_config\.json: size: Input should be an object"),
+        ({"do_resize": False}, "unusable image settings"),
+        ({"patch_size": 16}, r"merge_size of \(16, 2, 2\), its config\.json \(14, 2, 2\); copy it"),
+        ({"temporal_patch_size": 1}, r"merge_size of \(14, 1, 2\), its config\.json \(14, 2, 2\); copy it"),
+    ],
+)
+def test_image_settings_that_the_runtime_refuses_are_refused(tmp_path, change, says):
+    """Not after hours, and not as an error of transformers."""
+    model = shutil.copytree(READER, tmp_path / "model")
+    path = model / "preprocessor_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(InputError, match=f"^{model}.*{says}"):
+        next(read_samples(Settings(model, count=1), model_config(open_checkpoint(READER).config)))
+
+
+def test_a_tokenizer_config_that_is_no_object_is_refused(tmp_path):
+    model = shutil.copytree(READER, tmp_path / "model")
+    (model / "tokenizer_config.json").write_text("[]")
+    with pytest.raises(InputError, match=r"tokenizer_config\.json: is not a JSON object"):
+        next(read_samples(Settings(model, count=1), model_config(open_checkpoint(READER).config)))
