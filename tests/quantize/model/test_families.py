@@ -13,21 +13,10 @@ from console.errors import InputError
 from quantize.model.families import FAMILIES, find_family, full_paths, model_config, repair_config
 
 from ...mutations import mutants
+from ..configs import TEXT
 
 RELEASED = json.loads((Path(__file__).parents[2] / "data" / "exaone-4.5-33b.config.json").read_text())
 PERIOD = ["sliding_attention"] * 3 + ["full_attention"]
-TEXT = {  # EXAONE 4.0 1.2B: no sliding window, tied embeddings; fewer layers
-    "model_type": "exaone4",
-    "vocab_size": 102400,
-    "hidden_size": 2048,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "sliding_window": None,
-    "sliding_window_pattern": None,
-    "tie_word_embeddings": True,
-}
 
 
 def changed(raw, **values):

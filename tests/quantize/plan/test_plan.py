@@ -25,24 +25,13 @@ from runtime.ort.device import HOST
 from runtime.ort.rope import rope_tables
 from runtime.sizes import CHUNKINGS, KvLayers
 
+from ..configs import TEXT
+
 pytestmark = pytest.mark.slow
 
 RELEASED = Path(__file__).parents[2] / "data" / "exaone-4.5-33b.config.json"
 GIB = 2**30
 DEFAULT = {precision.name: precision for precision in PRECISIONS}
-TEXT = {  # EXAONE 4.0 1.2B: no sliding window, tied embeddings; fewer layers
-    "model_type": "exaone4",
-    "vocab_size": 102400,
-    "hidden_size": 2048,
-    "intermediate_size": 4096,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "max_position_embeddings": 65536,
-    "sliding_window": None,
-    "sliding_window_pattern": None,
-    "tie_word_embeddings": True,
-}
 
 
 @pytest.fixture(scope="module")
