@@ -1,7 +1,7 @@
 """Prepare the annotations of a PDF page for PDFium, which draws those that have an appearance, and makes up others.
 
 A program that fills a form should write how each field looks. Many write the value alone and leave the appearance
-empty, as it was. Firefox and Preview show such a value, and so does print. PDFium shows the appearance.
+empty, as it was. PDFium shows the appearance, so an empty one is dropped here: then PDFium draws the value.
 """
 
 from __future__ import annotations
