@@ -82,12 +82,12 @@ class GenerationConfig:
 
         used: what is used instead of some fields, by their names.
         """
-        overridden = [
+        unused = [
             _describe(name, self.values[name])
             for name, value in used.items()
             if self.values.get(name) not in (None, value)
         ]
-        parts = {"ignored, not supported": self.unsupported, "overridden by options": overridden}
+        parts = {"ignored, not supported": self.unsupported, "not used": unused}
         said = "; ".join(f"{what}: {', '.join(fields)}" for what, fields in parts.items() if fields)
         return f"{self.path}: {said}" if said else None
 

@@ -32,7 +32,7 @@ class LinearReport:
     to come close to, which in a decoder of 4 bits makes up for errors of its inputs (`quantize.solver.input_errors`).
     None where the Hessian is not positive semidefinite, as sums in float32 can be: the error is unknown then."""
     error_rtn: float | None
-    """The same error with RTN."""
+    """The same error with RTN of the same weight."""
     damping: float | None
     """Added to the diagonal of the Hessian, relative to its mean. None where no Hessian was used."""
 

@@ -85,8 +85,8 @@ class AnswerSettings:
         sampling = self.sampling
         used: dict[str, object] = {"max_new_tokens": self.max_new_tokens}
         if generation.values.get("do_sample"):
-            used |= {"do_sample": sampling.temperature > 0} | {name: getattr(sampling, name) for name in RECOMMENDED}
-        return used
+            used["do_sample"] = sampling.temperature > 0
+        return used | {name: getattr(sampling, name) for name in RECOMMENDED}
 
     def drafts(self) -> Drafts | None:
         """Counts of a new answer's draft tokens; None where none are drafted."""

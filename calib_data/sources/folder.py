@@ -18,16 +18,18 @@ if TYPE_CHECKING:
 
 
 def folder_documents(folder: Path) -> list[Callable[[], Document]]:
-    """The images of a folder by name; hidden files and what lies in folders below it are passed over.
+    """The images of a folder by name; hidden files are passed over.
 
-    Says on stderr which images have no true text where others have one, and which texts have no image. Raises
-    InputError where two texts could be an image's.
+    Says on stderr which images have no true text where others have one, which texts have no image, and what else is not
+    read, folders below it among them. Raises InputError where two texts could be an image's.
     """
     files = sorted(visible_paths(folder), key=lambda file: canonical(file.name))
     images = [file for file in files if file.suffix.lower() in SUFFIXES]
     texts = [file for file in files if file.suffix.lower() == ".txt" and file.is_file()]
     truths = _truths(images, texts)
     _say_unpaired(folder, images, texts, truths)
+    if images and (others := [file.name for file in files if file not in {*images, *texts}]):
+        say_once(f"{folder}: {len(others)} files and folders are no images and are not read, the first is {others[0]}")
     return [partial(_document, image, truths.get(image)) for image in images]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,7 +64,10 @@ def render(documents: Iterable[Document], model: Path, config: PreTrainedConfig)
     InputError for a document or a chat template that the model cannot use.
     """
     tokenizer, template, images = _load(model, config)
-    for document in documents:
+    for unopened in documents:
+        document = unopened  # its picture is decoded once
+        if unopened.picture is not None:
+            document = replace(unopened, picture=unopened.image)
         try:
             thinking = document.answer is None or document.reasoning is not None
             prompt = _prompt(tokenizer, template.text, document, with_image=images is not None, thinking=thinking)

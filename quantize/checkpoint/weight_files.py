@@ -28,7 +28,7 @@ def weight_files(folder: Path, config: dict[str, Any]) -> tuple[list[Path], dict
     Returns the files, and the index's shard of each tensor (empty without an index). Raises InputError where they are
     missing, or where config.json or an adapter would have transformers read other weights.
     """
-    if "transformers_weights" in config:
+    if config.get("transformers_weights") is not None:
         raise InputError(
             f"{folder / 'config.json'}: transformers_weights names another weights file; remove the key, or give a "
             f"folder with {SINGLE} or {INDEX}"

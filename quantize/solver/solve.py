@@ -52,8 +52,11 @@ class Solved:
     solver: Solver
     """As in `LinearReport`, like the fields below."""
     error: float | None
+    """‖(W − Ŵ)X‖² / ‖WX‖², where W is the weight to come close to."""
     error_rtn: float | None
+    """The same with W rounded to nearest."""
     damping: float | None
+    """Of the Hessian; None where it was not used."""
 
     @property
     def weight(self) -> torch.Tensor:
@@ -87,9 +90,10 @@ def solve_together(
     errors: of these inputs, where the weights are to make up for some of them.
     """
     W = weights[0] if len(weights) == 1 else torch.cat(list(weights))  # no second copy of a head's 3 GB
-    rounded = rtn(W, quantizer)
     solution = None if solver == "rtn" else solve(W, H, quantizer, recipe, errors)
-    codes, scales, damping, target = solution or (*rounded, None, W)
+    target = solution.target if solution else W
+    rounded = rtn(target, quantizer)
+    codes, scales, damping, _ = solution or (*rounded, None, W)
     used: Solver = "gptq" if solution else "rtn"
     solved, first = [], 0
     for weight in weights:
@@ -131,6 +135,7 @@ def solve(
     gptq.damp(H, damping)
     if errors is not None:
         W = errors.corrected(W, factor, recipe.input_errors)
+        errors.D = errors.D.new_empty(0)  # as large as H, and not needed any more
     # At 8 bits GPTQ moves weights by more than a step: clipping those costs more than a finer step saves.
     weighted = recipe.weighted_scales and quantizer.bits == 4
     scales = fit_weighted(W, H.diagonal(), quantizer) if weighted else quantizer.fit(W)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 RESAMPLES = 2000
+DRAWN = 50  # resamples in memory at a time
 LEVEL = 0.95
 _Z = NormalDist().inv_cdf((1 + LEVEL) / 2)
 _STUDENT = (12.706, 4.303)
@@ -52,9 +53,12 @@ def bootstrap(
     value = float(summed.sum() / counted.sum())
     if len(summed) == 1:
         return Interval(value, min(value, 0.0), max(value, 0.0))
-    drawn = np.random.default_rng(0).integers(0, len(summed), (RESAMPLES, len(summed)))
-    with np.errstate(invalid="ignore"):  # a resample may hold only documents with a count of 0
-        values = summed[drawn].sum(1) / counted[drawn].sum(1)
+    generator, parts = np.random.default_rng(0), []
+    for _ in range(0, RESAMPLES, DRAWN):
+        drawn = generator.integers(0, len(summed), (DRAWN, len(summed)))
+        with np.errstate(invalid="ignore"):  # a resample may hold only documents with a count of 0
+            parts.append(summed[drawn].sum(1) / counted[drawn].sum(1))
+    values = np.concatenate(parts)
     low, high = np.quantile(values[np.isfinite(values)], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     widening = _student(len(summed) - 1) / _Z * math.sqrt(len(summed) / (len(summed) - 1))
     low, high = (value + widening * (float(end) - value) for end in (low, high))

@@ -55,7 +55,7 @@ class ThinkingBudget:
             self._parser.push(token)
         self._read = len(generated)
         if self._start is None and self._parser.marker is None and self._must_end(chosen):
-            self.spent, self._start = True, len(generated)
+            self.spent, self._start = self._read >= self._budget, len(generated)
         if self._start is None or len(generated) >= self._start + len(self._ending):
             return chosen
         return self._ending[len(generated) - self._start]

@@ -88,7 +88,7 @@ def test_one_line_names_file_and_fields(tmp_path):
     found = read_generation_config(write(tmp_path, {"temperature": 0.6, "top_p": 0.9, "min_p": 0.1}), VOCABULARY)
     line = found.without_effect({"temperature": 0.3, "top_p": 0.9, "top_k": 5})
     path = tmp_path / "generation_config.json"
-    assert line == f"{path}: ignored, not supported: min_p 0.1; overridden by options: temperature 0.6"
+    assert line == f"{path}: ignored, not supported: min_p 0.1; not used: temperature 0.6"
     assert read_generation_config(write(tmp_path, {"temperature": 0.6}), VOCABULARY).without_effect({}) is None
 
 

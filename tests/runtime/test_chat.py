@@ -230,11 +230,12 @@ def test_reasoning_is_counted_without_what_ends_it(tmp_path, think_tokens):
     parser = chat.parse_reasoning([*reasoning, *ending, *chat.encode_text("1,200")])
     assert (parser.tokens, parser.marker) == (len(reasoning), "</think>")
     assert chat.parse_reasoning(reasoning).tokens == len(reasoning)
-    budget, tokens = ThinkingBudget(len(reasoning), ending, chat.parse_reasoning()), list(reasoning)
-    while (token := budget.forced(tokens)) is not None:
-        tokens.append(token)
-    assert tokens == [*reasoning, *ending]
-    assert budget.forced([*tokens, 99]) is None
+    choose = ThinkingBudget(len(reasoning), ending, chat.parse_reasoning()).limit(lambda _, __: 99)
+    tokens: list[int] = []
+    while len(tokens) < len(reasoning) + len(ending) + 2:
+        chosen = choose(None, tokens)
+        tokens.append(reasoning[len(tokens)] if len(tokens) < len(reasoning) else chosen)
+    assert tokens == [*reasoning, *ending, 99, 99]
 
 
 def test_the_reader_closes_its_reasoning_as_its_template_does():

@@ -208,12 +208,14 @@ def _document_view(result: DocumentResult, document: Document, names: Sequence[s
     baseline = result.baseline.scored
     answers = []
     if baseline is not None:
-        pieces = differences(visible(result.truth), visible(baseline.answer))  # as they are scored
+        pieces = differences(visible(result.truth), visible(baseline.answer))
         answers.append(Answer(names[0], "the truth", pieces, baseline.exact_match == 1, None, None))
-    expected, against = (result.truth, "the truth") if baseline is None else (baseline.answer, "the baseline")
+    truth = visible(result.truth)  # as it is scored
+    expected, against = (truth, "the truth") if baseline is None else (baseline.answer, "the baseline")
     for number, candidate in enumerate(result.candidates):
         assert candidate.scored is not None
-        pieces = differences(expected, candidate.scored.answer)
+        answer = candidate.scored.answer
+        pieces = differences(expected, visible(answer) if baseline is None else answer)
         exact = candidate.scored.exact_match == 1
         answers.append(Answer(names[number + 1], against, pieces, exact, _mean_kl(result, number), number))
     picture, size = _data_uri(document.image)

@@ -145,6 +145,17 @@ def test_images_and_texts_without_each_other_are_said_once(tmp_path, capsys):
     ]
 
 
+def test_other_files_and_folders_are_said_once(tmp_path, capsys):
+    for name in ("scan.png", "photo.jp2", "old.ppm"):
+        picture().save(tmp_path / name)
+    (tmp_path / "a.heic").write_bytes(b"not read")
+    (tmp_path / "more").mkdir()
+    for _ in range(2):
+        assert answers(tmp_path) == {"old.ppm": None, "photo.jp2": None, "scan.png": None}
+    line = f"{tmp_path}: 2 files and folders are no images and are not read, the first is a.heic\n"
+    assert capsys.readouterr().err == line
+
+
 def test_a_text_in_another_encoding_is_named(tmp_path):
     picture().save(tmp_path / "scan.png")
     (tmp_path / "scan.txt").write_bytes("합계 12".encode("cp949"))

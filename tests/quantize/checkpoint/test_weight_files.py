@@ -131,6 +131,11 @@ def hub_cache(folder):
         path.symlink_to(blobs / f"{i}")
 
 
+def no_other_file(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"transformers_weights": None}))
+
+
 TAKEN = {
     "as saved": lambda folder: None,
     "a tensor that the index omits": without(HEAD),
@@ -142,6 +147,7 @@ TAKEN = {
     "shards in another order": renamed_shards,
     "files that the index does not name": unnamed_files,
     "links of the hub's cache": hub_cache,
+    "no other file named": no_other_file,
 }
 
 
