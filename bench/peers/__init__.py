@@ -1,1 +1,1 @@
-"""Our 4-bit GPTQ against llm-compressor's and AutoRound, each of them in an environment of its own."""
+"""Our GPTQ and NF4 against other quantizers, each of them in an environment of its own, on two models."""

@@ -90,4 +90,5 @@ def _run(*command: str, packages: Path | None = None) -> None:
     environment = os.environ | ({"PYTHONPATH": str(packages)} if packages else {})
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise InputError(f"{' '.join(command)} failed: {done.stderr.strip().rpartition(chr(10))[2]}")
+        last_line = done.stderr.strip().rpartition("\n")[2]
+        raise InputError(f"{' '.join(command)} failed: {last_line}")

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from quantize.solver.gptq import factorise
+from quantize.solver.input_errors import InputErrors
 from quantize.solver.quantizers import NF4Quantizer, UniformQuantizer, dequantize, rtn
 from quantize.solver.solve import solve, solve_together
 
@@ -79,3 +81,21 @@ def test_a_negative_scale_is_used_where_only_it_fits(quantizer, sign):
     codes, scales, *_ = solve(W, torch.eye(16), quantizer)
     torch.testing.assert_close(dequantize(codes, scales, quantizer), W, rtol=1e-3, atol=1e-3)
     assert (scales.sign() == sign).all()
+
+
+def test_both_errors_are_of_the_weight_that_makes_up_for_errors_of_inputs():
+    W, H = problem(24, 64, 300)
+    H, quantizer = H.float(), UniformQuantizer(4, 32)
+    D = 0.2 * H.roll(1, 0)
+    target = InputErrors(D.clone(), 300).corrected(W, factorise(H), 0.5)
+    assert (target - W).abs().max() > 0.01
+    (found,) = solve_together([W], H, quantizer, "gptq", errors=InputErrors(D, 300))
+    energy = float((target @ H * target).sum())
+    for weight, error in (
+        (found.weight, found.error),
+        (dequantize(*rtn(target, quantizer), quantizer), found.error_rtn),
+    ):
+        difference = target - weight
+        assert error == pytest.approx(float((difference @ H * difference).sum()) / energy, rel=1e-4)
+    (plain,) = solve_together([W], H, quantizer, "gptq")
+    assert not torch.equal(found.codes, plain.codes)

@@ -123,6 +123,9 @@ def test_what_scores_do_not_count_is_no_difference_from_the_truth():
     (document,) = page([measured("x", truth, answer, answer)], "w4").find("article", "document")
     assert document.find("del") + document.find("ins") == []
     assert [one.text for one in document.find("dd", "same")] == ["same as the truth", "same as the baseline"]
+    (document,) = page([measured("x", truth, None, answer)], "w4").find("article", "document")
+    assert document.find("del") + document.find("ins") == []
+    assert [one.text for one in document.find("dd", "same")] == ["not available", "same as the truth"]
 
 
 def test_a_line_break_that_changed_is_seen():
