@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 from calib_data import READER
@@ -19,11 +20,11 @@ CALIBRATION_DOCUMENTS = 24
 MODELS = {
     "w4": {"bits": 4, "reference": 6},
     "w8": {"bits": 8},
-    "nf4": {"quant_type": "nf4"},
+    "nf4": {"quant_type": "nf4", "reference": 6},
     "bf16": {"bits": 4, "dtype": "bfloat16"},
 }
 
-SLOW_FIXTURES = {"quantized", "exported", "quantized_once", "cuda_stub", "chromium"}
+SLOW_FIXTURES = {"quantization", "quantized", "exported", "quantized_once", "cuda_stub", "chromium"}
 
 
 @pytest.fixture(scope="session")
@@ -34,17 +35,31 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
 
 
 @pytest.fixture(scope="session")
-def quantized(shared: Path) -> Callable[[str], Path]:
+def quantization(shared: Path) -> Callable[[str], Settings]:
+    """Settings of one of MODELS, whose folder is finished. Not to be written to."""
+
+    def settings(name: str) -> Settings:
+        torch.set_num_threads(1)
+        options = {"reference": 0, **MODELS[name]}
+        wanted = Settings(READER, shared / "quantized" / name, count=CALIBRATION_DOCUMENTS, **options)
+        with FileLock(shared / f"quantized-{name}.lock"):
+            quantize(wanted)  # once: then it is there
+        return wanted
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def quantized(shared: Path, quantization: Callable[[str], Settings]) -> Callable[[str], Path]:
     """Readers without graphs: fp16 (a copy), or one of MODELS. Not to be written to."""
 
     def folder(name: str) -> Path:
+        if name != "fp16":
+            return quantization(name).folder
         path = shared / "quantized" / name
         with FileLock(shared / f"quantized-{name}.lock"):
-            if name == "fp16" and not path.exists():
+            if not path.exists():
                 shutil.copytree(READER, path, ignore=shutil.ignore_patterns("*.onnx", "runtime.json"))
-            elif name != "fp16":
-                options = {"reference": 0, **MODELS[name]}
-                quantize(Settings(READER, path, count=CALIBRATION_DOCUMENTS, **options))  # once: then it is there
         return path
 
     return folder

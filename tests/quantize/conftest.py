@@ -55,9 +55,9 @@ def quantized_once(shared):
 
 
 @pytest.fixture(scope="session")
-def w4(quantized_once):
+def w4(quantization):
     """4-bit decoder, 8-bit vision and head: the defaults."""
-    return quantized_once("w4")
+    return Quantized(quantization("w4"))
 
 
 @pytest.fixture(scope="session")
@@ -67,9 +67,9 @@ def w8(quantized_once):
 
 
 @pytest.fixture(scope="session")
-def nf4(quantized_once):
+def nf4(quantization):
     """The NF4 defaults."""
-    return quantized_once("nf4", quant_type="nf4")
+    return Quantized(quantization("nf4"))
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,6 +28,7 @@ from quantize.pipeline import quantize
 from quantize.settings import Settings
 
 from ..half_reader import half_of_the_reader
+from ..in_process import in_process
 
 pytestmark = pytest.mark.slow
 
@@ -69,53 +69,60 @@ def put(name, value):
     return change
 
 
+def assert_one_line(code, out, err, says):
+    *progress, line = err.strip().splitlines()
+    assert (code, out) == (2, "")
+    assert all(row.startswith(("Quantizing: ", "2 documents")) for row in progress), err
+    assert line.startswith("error: ")
+    assert says in line
+
+
 def test_bad_input_ends_a_process_with_code_2_and_one_line(tmp_path):
-    """Cases of every stage: parsing, settings, reading, half-way through writing, which keeps what is finished."""
+    """Half-way through writing: what is finished is kept."""
     reader_with(tmp_path / "nan", put(NAN, float("nan")))
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "thesis.txt").write_text("mine")
-    cases = {
-        ("--solver", "magic"): "magic",
-        ("--model", "missing"): "missing is not a folder",
-        (
-            "--model",
-            "nan",
-            "--count",
-            "2",
-            "--solver",
-            "rtn",
-        ): f"{NAN} has NaN or infinite values; the checkpoint is damaged",
-        ("--output", "taken"): "taken exists and holds something else",
-        ("--format", "gptq", "--head-bits", "8"): "--head-bits 8 is not possible with --format gptq; choose 16",
-    }
     before = sorted(tmp_path.rglob("*"))
-    with ThreadPoolExecutor(2) as pool:
-        results = list(pool.map(lambda arguments: command(*arguments, cwd=tmp_path), cases))
-    for (arguments, says), result in zip(cases.items(), results, strict=True):
-        assert result.returncode == 2, (arguments, result)
-        *progress, line = result.stderr.strip().splitlines()
-        assert all(row.startswith(("Quantizing: ", "2 documents")) for row in progress), result.stderr
-        assert line.startswith("error: ")
-        assert says in line, arguments
-        assert result.stdout == "", arguments
+    ended = command("--model", "nan", "--count", "2", "--solver", "rtn", cwd=tmp_path)
+    says = f"{NAN} has NaN or infinite values; the checkpoint is damaged"
+    assert_one_line(ended.returncode, ended.stdout, ended.stderr, says)
+    assert "(nan-w4.partial keeps what is finished: the same command resumes" in ended.stderr
     left = tmp_path / "nan-w4.partial"
     done = len(json.loads((left / ".journal.json").read_text())["steps"])
     assert done == 1 + 4 + 1 + 1 + 1 + 2  # pixels, blocks, merger, image tokens, embeddings, two layers
-    keeps = "(nan-w4.partial keeps what is finished: the same command resumes"
-    assert [keeps in result.stderr for result in results] == ["nan" in arguments for arguments in cases]
     shutil.rmtree(left)
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_defaults_run_without_arguments(tmp_path, monkeypatch, capsys):
-    result = command("--count", "2", cwd=tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "self_attn.q_proj" in result.stdout
-    assert "calibrated on 2 documents" in result.stdout
-    assert [path.name for path in tmp_path.iterdir()] == ["reader-w4"]
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--solver", "magic"), "magic"),
+        (("--model", "missing"), "missing is not a folder"),
+        (("--output", "taken"), "taken exists and holds something else"),
+        (("--format", "gptq", "--head-bits", "8"), "--head-bits 8 is not possible with --format gptq; choose 16"),
+    ],
+)
+def test_bad_input_leaves_nothing_behind(arguments, says, tmp_path, monkeypatch, capsys):
+    """Parsing, settings and reading."""
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "thesis.txt").write_text("mine")
     monkeypatch.chdir(tmp_path)
-    app(["--count", "2"], standalone_mode=False)
-    assert capsys.readouterr().out.strip() == "reader-w4 is already finished with these settings"
+    before = sorted(tmp_path.rglob("*"))
+    code, out, err = in_process("quantize", app, capsys, monkeypatch)(*arguments)
+    assert_one_line(code, out, err, says)
+    assert "keeps what is finished" not in err
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_defaults_run_without_arguments(tmp_path, monkeypatch, capsys):
+    run = in_process("quantize", app, capsys, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+    code, out, err = run("--count", "2")
+    assert code == 0, err
+    assert "self_attn.q_proj" in out
+    assert "calibrated on 2 documents" in out
+    assert [path.name for path in tmp_path.iterdir()] == ["reader-w4"]
+    assert run("--count", "2")[:2] == (0, "reader-w4 is already finished with these settings\n")
 
 
 @pytest.mark.parametrize("bits", [4, 8])
