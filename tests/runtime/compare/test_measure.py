@@ -73,7 +73,7 @@ def test_a_stopped_command_waits_for_nothing_and_leaves_no_process(send, number,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGHUP)],  # nohup, &
     ) as running:
         try:
             started = wait_for(lambda: len(found := workers(running.pid)) == 2 and found)
