@@ -104,12 +104,24 @@ def _measure_in_processes(
 
 @contextmanager
 def _no_interrupt() -> Iterator[None]:
-    """Hold SIGINT back; processes that are started meanwhile never get it."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """Hold SIGINT back until the end; processes that are started meanwhile never get it.
+
+    They inherit the mask of this thread. But the kernel gives a signal to any thread, and Python then interrupts this
+    one: half of what a new process needs would be written.
+    """
+    if threading.current_thread() is not threading.main_thread():  # Python never interrupts others
+        yield
+        return
+    came: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: came.append(number))
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 _worker_models: Callable[[], LoadedModels]
