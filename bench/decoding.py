@@ -10,11 +10,11 @@ import shutil
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from bench.formats import Format, build
+from bench.formats import CalibrationCount, Count, Format, Seed, build
 from bench.provenance import provenance
 from bench.scale.drafting import COUNTS
 from calib_data.sources import open_documents
@@ -86,9 +86,9 @@ def print_kv(measured: list[DocumentResult]) -> None:
 
 @app.command()
 def main(
-    count: Annotated[int, typer.Option(min=2, help="Held-out documents.")] = 200,
-    calibration_count: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of both.")] = 0,
+    count: Count = 200,
+    calibration_count: CalibrationCount = 128,
+    seed: Seed = 0,
 ) -> None:
     """Compare greedy answers of the reader with an int8 KV cache and with drafts to those without."""
     drawn = open_documents("rendered", split="evaluation", count=count, seed=seed)
