@@ -21,9 +21,9 @@ from calib_data.sources import open_documents
 from console.errors import run_command
 from console.progress import track
 from export import export
-from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
-from runtime.compare.measure import measure
+from runtime.compare.measuring.baseline import FolderBaseline
+from runtime.compare.measuring.measure import measure
 from runtime.compare.summary import summarize_candidate
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import greedy

@@ -22,9 +22,9 @@ from console.progress import track
 from export import export
 from quantize.pipeline import quantize
 from quantize.settings import Settings
-from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
-from runtime.compare.measure import measure
+from runtime.compare.measuring.baseline import FolderBaseline
+from runtime.compare.measuring.measure import measure
 from runtime.compare.summary import summarize_candidate
 from runtime.evaluate import summary
 from runtime.model import Model
