@@ -10,20 +10,20 @@ import shutil
 import tempfile
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from bench.formats import Format, build
+from bench.formats import CalibrationCount, Count, Format, Seed, build
 from bench.provenance import provenance
 from bench.scale.drafting import COUNTS
 from calib_data.sources import open_documents
 from console.errors import run_command
 from console.progress import track
 from export import export
-from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
-from runtime.compare.measure import measure
+from runtime.compare.measuring.baseline import FolderBaseline
+from runtime.compare.measuring.measure import measure
 from runtime.compare.summary import summarize_candidate
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import greedy
@@ -86,9 +86,9 @@ def print_kv(measured: list[DocumentResult]) -> None:
 
 @app.command()
 def main(
-    count: Annotated[int, typer.Option(min=2, help="Held-out documents.")] = 200,
-    calibration_count: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of both.")] = 0,
+    count: Count = 200,
+    calibration_count: CalibrationCount = 128,
+    seed: Seed = 0,
 ) -> None:
     """Compare greedy answers of the reader with an int8 KV cache and with drafts to those without."""
     drawn = open_documents("rendered", split="evaluation", count=count, seed=seed)

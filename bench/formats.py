@@ -22,9 +22,9 @@ from console.progress import track
 from export import export
 from quantize.pipeline import quantize
 from quantize.settings import Settings
-from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
-from runtime.compare.measure import measure
+from runtime.compare.measuring.baseline import FolderBaseline
+from runtime.compare.measuring.measure import measure
 from runtime.compare.summary import summarize_candidate
 from runtime.evaluate import summary
 from runtime.model import Model
@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from runtime.compare.result import DocumentResult
 
 app = typer.Typer(add_completion=False)
+# Options that `bench.decoding` and `bench.stopping` have too.
+Count = Annotated[int, typer.Option(min=4, help="Held-out documents.")]
+CalibrationCount = Annotated[int, typer.Option(min=1, help="Calibration documents.")]
+Seed = Annotated[int, typer.Option(help="Seed of both.")]
 
 
 @dataclass(frozen=True)
@@ -86,9 +90,9 @@ def line(row: Format, model: Model, measured: list[DocumentResult]) -> str:
 
 @app.command()
 def main(
-    count: Annotated[int, typer.Option(min=2, help="Held-out documents.")] = 200,
-    calibration_count: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of both.")] = 0,
+    count: Count = 200,
+    calibration_count: CalibrationCount = 128,
+    seed: Seed = 0,
 ) -> None:
     """Quantize the bundled reader to every format and compare each with FP16."""
     drawn = open_documents("rendered", split="evaluation", count=count, seed=seed)

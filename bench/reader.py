@@ -22,9 +22,9 @@ from calib_data.sources import open_documents
 from console.errors import run_command
 from console.progress import track
 from export import export
-from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
-from runtime.compare.measure import measure
+from runtime.compare.measuring.baseline import FolderBaseline
+from runtime.compare.measuring.measure import measure
 from runtime.compare.summary import summarize_candidate
 from runtime.evaluate import Scored, score, summary
 from runtime.model import Model

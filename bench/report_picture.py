@@ -22,9 +22,9 @@ from calib_data.rendered import fonts
 from calib_data.sources import open_documents
 from console.errors import InputError, run_command
 from runtime.compare.gate import Gates
-from runtime.compare.measure import measure_all
-from runtime.compare.models import Models
-from runtime.compare.progress import Progress
+from runtime.compare.measuring.measure import measure_all
+from runtime.compare.measuring.models import Models
+from runtime.compare.measuring.progress import Progress
 from runtime.compare.provenance import provenance
 from runtime.compare.report.page import write_report
 from runtime.compare.summary import summarize

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from bench.formats import FORMATS, Format, build
+from bench.formats import FORMATS, CalibrationCount, Count, Format, Seed, build
 from bench.provenance import provenance
 from calib_data.sources import open_documents
 from console.errors import run_command
 from console.progress import track
-from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
-from runtime.compare.measure import measure
+from runtime.compare.measuring.baseline import FolderBaseline
+from runtime.compare.measuring.measure import measure
 from runtime.compare.summary import summarize_candidate
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ def _print_tables(summaries: dict[str, Candidate]) -> None:
 
 @app.command()
 def main(
-    count: Annotated[int, typer.Option(min=4, help="Held-out documents.")] = 200,
-    calibration_count: Annotated[int, typer.Option(min=1, help="Calibration documents.")] = 128,
-    seed: Annotated[int, typer.Option(help="Seed of both.")] = 0,
+    count: Count = 200,
+    calibration_count: CalibrationCount = 128,
+    seed: Seed = 0,
 ) -> None:
     """Quantize the bundled reader to several formats, and measure how each stops."""
     drawn = open_documents("rendered:reasoning", split="evaluation", count=count // 2, seed=seed)

@@ -17,7 +17,7 @@ from runtime import options as option
 from runtime.answer import AUTO, MAX_NEW_TOKENS, answer_settings, parse_draft_tokens, refuse_captured_drafts
 from runtime.compare.command import RENDERED, DocumentChoice, compare_folders
 from runtime.compare.gate import Gates
-from runtime.compare.models import Models
+from runtime.compare.measuring.models import Models
 from runtime.compare.report.screen import print_comparison
 from runtime.generate_command import GenerateCommand, print_json
 from runtime.model import Model

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from console.errors import InputError
-from runtime.compare.baseline import ReferenceBaseline
-from runtime.compare.measure import measure_all
-from runtime.compare.progress import Progress
+from runtime.compare.measuring.baseline import ReferenceBaseline
+from runtime.compare.measuring.measure import measure_all
+from runtime.compare.measuring.progress import Progress
 from runtime.compare.provenance import provenance, resume_settings
 from runtime.compare.report.junit import write_junit
 from runtime.compare.report.page import check_matplotlib, write_report
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from calib_data.document import Document
     from calib_data.rendered.render import Kind
-    from runtime.compare.baseline import Baseline
     from runtime.compare.gate import Gates
-    from runtime.compare.models import Models
+    from runtime.compare.measuring.baseline import Baseline
+    from runtime.compare.measuring.models import Models
     from runtime.compare.result import Comparison, DocumentResult
 
 RENDERED = "rendered"

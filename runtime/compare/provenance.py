@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnxruntime as ort
 
-from runtime.compare.baseline import FolderBaseline
 from runtime.compare.layers import REPORT
+from runtime.compare.measuring.baseline import FolderBaseline
 from runtime.compare.result import FORMAT
 from runtime.compare.stopping.control_tokens import control_ids
 from runtime.inputs.chat_template import additional_templates
@@ -23,7 +23,7 @@ from runtime.ort.manifest import load_manifest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from runtime.compare.models import LoadedModels, Models
+    from runtime.compare.measuring.models import LoadedModels, Models
     from runtime.model import Model
 
 _PAGES, _PAGE = 64, 4096

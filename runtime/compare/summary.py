@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from console.errors import InputError
-from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates, judge
 from runtime.compare.layers import list_layers, quantized_baseline_warning
+from runtime.compare.measuring.baseline import FolderBaseline
 from runtime.compare.result import Candidate, Comparison, ExactMatch, ModelSummary, Scores
 from runtime.compare.statistics import Interval, bootstrap, mcnemar, mean_by_position
 from runtime.compare.stopping.control_tokens import summarize_control_tokens
@@ -22,7 +22,7 @@ from runtime.weights import Weights
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runtime.compare.models import LoadedModels, Models
+    from runtime.compare.measuring.models import LoadedModels, Models
     from runtime.compare.result import Cost, DocumentResult, Layer, ModelResult
     from runtime.evaluate import Scored
 

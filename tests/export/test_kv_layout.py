@@ -6,7 +6,7 @@ import pytest
 
 from calib_data.sources import open_documents
 from export import verify
-from runtime.compare.models import Models
+from runtime.compare.measuring.models import Models
 from runtime.decoding.forward import decode
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import greedy

@@ -109,7 +109,7 @@ def test_documents_are_not_read_before_the_decoder_is_loaded(arguments, command,
 COSTS = """
 import json, sys
 from pathlib import Path
-from runtime.compare.models import Models
+from runtime.compare.measuring.models import Models
 folder = Path(sys.argv[1])
 print(json.dumps([(cost.resident, cost.weights) for cost in Models(folder, (folder, folder), "cpu").load().costs]))
 """

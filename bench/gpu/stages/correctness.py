@@ -21,9 +21,9 @@ from calib_data.sources import open_documents
 from export import export, verify
 from quantize.pipeline import quantize
 from quantize.settings import Settings
-from runtime.compare.baseline import FolderBaseline
 from runtime.compare.gate import Gates
-from runtime.compare.measure import measure as compare
+from runtime.compare.measuring.baseline import FolderBaseline
+from runtime.compare.measuring.measure import measure as compare
 from runtime.compare.summary import summarize_candidate
 from runtime.model import Model
 from runtime.ort.sessions import Options

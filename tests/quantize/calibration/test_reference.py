@@ -15,7 +15,7 @@ from quantize.calibration.reference import TOP
 from quantize.calibration.samples import read_samples
 from quantize.pipeline import quantize
 from quantize.settings import Settings
-from runtime.compare.baseline import ReferenceBaseline
+from runtime.compare.measuring.baseline import ReferenceBaseline
 from runtime.inputs.images import ImageSettings
 
 pytestmark = pytest.mark.slow

@@ -8,7 +8,7 @@ from PIL import Image
 from calib_data.document import Document
 from calib_data.scores import anls, character_error_rate, exact_match
 from runtime.compare.gate import Gates
-from runtime.compare.measure import first_change
+from runtime.compare.measuring.measure import first_change
 from runtime.compare.result import Comparison, Cost, Difference, DocumentResult, Layer, ModelResult
 from runtime.compare.summary import summarize_baseline, summarize_candidate
 from runtime.evaluate import Scored

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from calib_data.sources import open_documents, split_of_picture
-from runtime.compare.progress import Progress
+from runtime.compare.measuring.progress import Progress
 from runtime.compare.report.junit import write_junit
 from runtime.evaluate import score
 from runtime.model import Model

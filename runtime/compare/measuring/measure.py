@@ -18,9 +18,9 @@ import numpy as np
 
 from console.errors import InputError, naming
 from console.progress import say, track
-from runtime.compare.models import check_documents
-from runtime.compare.predictions import answer_ids, kl_divergence, predict
-from runtime.compare.progress import changed_error
+from runtime.compare.measuring.models import check_documents
+from runtime.compare.measuring.predictions import answer_ids, kl_divergence, predict
+from runtime.compare.measuring.progress import changed_error
 from runtime.compare.result import Difference, DocumentResult, ModelResult
 from runtime.compare.stopping.control_tokens import control_ids, control_positions
 from runtime.decoding.forward import answer_parts
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from calib_data.document import Document
-    from runtime.compare.baseline import Baseline
-    from runtime.compare.models import LoadedModels, Models
-    from runtime.compare.predictions import ModelOutput, Predictions
-    from runtime.compare.progress import Progress
+    from runtime.compare.measuring.baseline import Baseline
+    from runtime.compare.measuring.models import LoadedModels, Models
+    from runtime.compare.measuring.predictions import ModelOutput, Predictions
+    from runtime.compare.measuring.progress import Progress
     from runtime.evaluate import Scored
     from runtime.model import Model
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from console.errors import InputError, naming
-from runtime.compare.baseline import Baseline, FolderBaseline, ReferenceBaseline
 from runtime.compare.layers import check_layers
-from runtime.compare.predictions import token_ids
+from runtime.compare.measuring.baseline import Baseline, FolderBaseline, ReferenceBaseline
+from runtime.compare.measuring.predictions import token_ids
 from runtime.compare.result import Cost
 from runtime.evaluate import require_vision
 from runtime.model import Model

@@ -8,7 +8,7 @@ from PIL import Image
 
 from calib_data.document import Document
 from console.errors import InputError
-from runtime.compare.progress import PROGRESS, Progress
+from runtime.compare.measuring.progress import PROGRESS, Progress
 from runtime.compare.result import DocumentResult, ModelResult
 
 SETTINGS = {"count": 2}

@@ -8,8 +8,8 @@ import pytest
 
 from calib_data.sources import open_documents
 from console.errors import InputError
-from runtime.compare.baseline import ReferenceBaseline
-from runtime.compare.models import Models
+from runtime.compare.measuring.baseline import ReferenceBaseline
+from runtime.compare.measuring.models import Models
 
 PAGES = "scans/2026/pages"
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from runtime.compare.predictions import Predictions, kl_divergence
+from runtime.compare.measuring.predictions import Predictions, kl_divergence
 
 LOGITS = np.random.default_rng(0).normal(size=(2, 40, 300)).astype(np.float32) * 4
 

@@ -7,10 +7,10 @@ import pytest
 from tokenizers import Tokenizer
 
 from calib_data.sources import open_documents
-from runtime.compare.predictions import token_ids
+from runtime.compare.measuring.predictions import token_ids
 from runtime.ort.manifest import describe_header
 
-from ..damage import WEIGHTS, edit_json, set_context
+from ...damage import WEIGHTS, edit_json, set_context
 
 DOWN = "model.language_model.layers.1.mlp.down_proj.weight"
 

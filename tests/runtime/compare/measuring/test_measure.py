@@ -16,14 +16,14 @@ from PIL import Image
 from calib_data.document import Document
 from calib_data.sources import open_documents
 from console.errors import InputError
-from runtime.compare.baseline import FolderBaseline
-from runtime.compare.measure import measure, measure_all
-from runtime.compare.models import Models
-from runtime.compare.predictions import ModelOutput
-from runtime.compare.progress import PROGRESS, Progress
+from runtime.compare.measuring.baseline import FolderBaseline
+from runtime.compare.measuring.measure import measure, measure_all
+from runtime.compare.measuring.models import Models
+from runtime.compare.measuring.predictions import ModelOutput
+from runtime.compare.measuring.progress import PROGRESS, Progress
 from runtime.decoding.forward import answer_parts
 
-from ..commands import ENVIRONMENT
+from ...commands import ENVIRONMENT
 
 
 def test_processes_that_cannot_begin_say_why_and_the_first_models_are_given_back(exported, copied, capfd):

@@ -12,7 +12,7 @@ import numpy as np
 
 from calib_data.sources import open_documents
 from console.errors import InputError
-from runtime.compare.predictions import ModelOutput, Predictions, predict, token_ids
+from runtime.compare.measuring.predictions import ModelOutput, Predictions, predict, token_ids
 from runtime.decoding.forward import answer_parts
 from runtime.inputs.images import ImageSettings
 

@@ -1,0 +1,1 @@
+"""Opens the folders, runs every document through all models, and keeps the results as they come."""
