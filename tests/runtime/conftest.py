@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from calib_data.sources import open_documents
 from runtime.__main__ import app
 from runtime.model import Model
 
@@ -22,6 +23,14 @@ def command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch)
 def copied(exported: Callable[[str], Path], tmp_path: Path) -> Path:
     """An exported fp16 reader that a test may change."""
     return Path(shutil.copytree(exported("fp16"), tmp_path / "reader"))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """The file of a rendered line of text."""
+    (document,) = open_documents(split="evaluation", count=1, seed=5, kind="line")
+    document.image.save(tmp_path / "line.png")
+    return tmp_path / "line.png"
 
 
 @pytest.fixture(scope="session")

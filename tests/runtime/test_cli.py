@@ -14,20 +14,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calib_data.sources import open_documents
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import greedy
 from runtime.prompt import build_prompt
 
 from .commands import ENVIRONMENT, assert_one_line, generated, process
 from .damage import WEIGHTS, change_tensor, edit_json, set_context
-
-
-@pytest.fixture
-def picture(tmp_path):
-    (document,) = open_documents(split="evaluation", count=1, seed=5, kind="line")
-    document.image.save(tmp_path / "line.png")
-    return tmp_path / "line.png"
 
 
 def text_file(path):
@@ -246,52 +238,6 @@ def test_control_c_ends_in_one_line(copied, tmp_path):
         _, errors = running.communicate(timeout=30)
     assert running.returncode == 130
     assert errors == b"interrupted\n"
-
-
-# Runs the command where all but the packages of the edge install look as if they were not installed.
-EDGE = """
-import json, runpy, sys
-MISSING = {"torch", "transformers", "safetensors", "onnx", "onnxscript", "onnx_ir", "accelerate", "datasets",
-           "compressed_tensors", "bitsandbytes", "pypdfium2", "quantize", "export", "cvttf_NotoSansCJK_Regular",
-           "cvttf_NotoSansCJK_Bold", "font_source_serif_pro", "font_lato"}
-
-class Installed:
-    def __init__(self, finder):
-        self.finder = finder
-    def find_spec(self, name, path=None, target=None):
-        return None if name.partition(".")[0] in MISSING else self.finder.find_spec(name, path, target)
-    def __getattr__(self, name):
-        return getattr(self.finder, name)
-
-sys.meta_path[:] = [Installed(finder) for finder in sys.meta_path]
-try:
-    runpy.run_module("runtime", run_name="__main__", alter_sys=True)
-finally:
-    sys.stderr.write("loaded: " + json.dumps(sorted({name.partition(".")[0] for name in sys.modules} & MISSING)))
-"""
-
-
-def edge(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-c", EDGE, *map(str, arguments)], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True
-    )
-
-
-def test_the_edge_install_is_enough(command, exported, picture):
-    """In a fresh process, without torch and its friends, an answer is the same."""
-    arguments = "generate", "--model", exported("w4"), "--image", picture, "--temperature", 0
-    result = edge(*arguments, cwd=picture.parent)
-    assert result.stderr == "loaded: []"
-    assert result.returncode == 0
-    assert (0, result.stdout, "") == command(*arguments)
-
-
-def test_drawing_documents_says_what_to_install(exported, tmp_path):
-    result = edge("evaluate", "--model", exported("fp16"), "--count", 1, cwd=tmp_path)
-    error, loaded = result.stderr.splitlines()
-    assert "install the extra 'render'" in error
-    assert loaded == "loaded: []"
-    assert (result.returncode, result.stdout) == (2, "")
 
 
 def test_drafts_change_the_calls_and_not_the_text(command, exported, picture):

@@ -29,16 +29,6 @@ LAYERS = "/OCProperties << /OCGs [8 0 R] /D << {} >> >>"
 LAYER = "<< /Type /OCG /Name (layer) {} >>"
 
 
-@pytest.fixture
-def draw(tmp_path):
-    def draw(content):
-        path = tmp_path / "form.pdf"
-        path.write_bytes(content)
-        return draw_page(path, 0)
-
-    return draw
-
-
 def grey(image):
     return np.asarray(image.convert("L"), float)
 

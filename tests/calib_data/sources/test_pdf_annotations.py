@@ -14,15 +14,9 @@ FORM_XOBJECT = "/Type /XObject /Subtype /Form /BBox [0 0 100 24]"
 
 
 @pytest.fixture
-def ink(tmp_path):
+def ink(draw):
     """Dark pixels of a page, given as the bytes of its file."""
-
-    def ink(content):
-        path = tmp_path / "form.pdf"
-        path.write_bytes(content)
-        return int((np.asarray(draw_page(path, 0).convert("L")) < 128).sum())
-
-    return ink
+    return lambda content: int((np.asarray(draw(content).convert("L")) < 128).sum())
 
 
 @pytest.mark.parametrize("appearance", ["/AP ()", "/AP << >>", "/AP << /N null >>", "/AP << /N 9 0 R >>"])

@@ -76,19 +76,11 @@ def test_sampled_reasoning_is_cut_alike_with_drafts(penalty, reader, prompt):
     assert others == [plain, plain]
 
 
-def test_a_budget_that_is_not_reached_changes_nothing(reader, prompt):
-    """Reasoning ends by itself at the fourth token; the rest of the answer is longer than the budget."""
+@pytest.mark.parametrize("tokens_allowed", [3, 4])
+def test_reasoning_within_its_budget_ends_by_itself(tokens_allowed, reader, prompt):
+    """It has three tokens. What the model writes after `</think>`, longer than the budget, is its own."""
     tokens = [100, 101, 102, reader.chat.think_end_id, *range(103, 123)]
-    budget = budget_of(reader, 4)
-    sampler = budget.limit(lambda logits, generated: tokens[len(generated)])
-    assert list(generate(reader, prompt, sampler, len(tokens))) == tokens
-    assert not budget.spent
-
-
-def test_reasoning_that_ends_at_the_last_token_of_the_budget_ends_by_itself(reader, prompt):
-    """What the model writes after `</think>` is its own, as with a larger budget."""
-    tokens = [100, 101, 102, reader.chat.think_end_id, *range(103, 123)]
-    budget = budget_of(reader, 3)
+    budget = budget_of(reader, tokens_allowed)
     sampler = budget.limit(lambda logits, generated: tokens[len(generated)])
     assert list(generate(reader, prompt, sampler, len(tokens))) == tokens
     assert not budget.spent
