@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 5.0
-_said: set[tuple[str | None, Hashable]] = set()
+_said: set[Hashable] = set()
 
 
 def track(items: Sequence[Item], label: str) -> Iterator[Item]:
@@ -48,9 +48,9 @@ def say_once(line: str, about: Hashable = None) -> None:
 
     about: what counts as the same line where lines differ, as those of many pages with one fault.
     """
-    key = (line, None) if about is None else (None, about)
-    if key not in _said:
-        _said.add(key)
+    about = line if about is None else about
+    if about not in _said:
+        _said.add(about)
         say(line)
 
 

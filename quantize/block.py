@@ -115,12 +115,13 @@ class BlockQuantizer:
             module(self._input(path, states[i]), **arguments)
             collected.add(arguments.get("token_weights"))
 
-        with collected.recording(), overflow_check(module, path, scheme.settings.torch_dtype):
+        with collected.recording():
             if unquantized:
                 self._advance(unquantized, module, path, kwargs, add)
             else:
-                for i in range(len(states)):
-                    add(i)
+                with overflow_check(module, path, scheme.settings.torch_dtype):
+                    for i in range(len(states)):
+                        add(i)
         collected.check()
         return collected
 
@@ -177,7 +178,7 @@ class BlockQuantizer:
     ) -> None:
         """Run documents through a block: its outputs become the hidden states that the next block reads.
 
-        after: called after each document.
+        after: called after each document; what it runs through the block is checked for overflow as well.
         """
 
         def run(i: int) -> torch.Tensor:

@@ -28,11 +28,10 @@ def given(row: Mapping[str, object], names: Iterable[str]) -> str | None:
 def image_of(row: Mapping[str, object], name: str | None) -> str | None:
     """One path under a name, in a list or not. Raises ValueError for several, and if it is not text."""
     value = None if name is None else row[name]
-    if not isinstance(value, list) or not value:
-        return None if value == [] else text_of(row, name)
-    if len(value) > 1:
-        raise ValueError(f"{name!r} has {len(value)} pictures, and one is read; give each a line of its own")
-    return text_of({str(name): value[0]}, name)
+    paths = value if isinstance(value, list) else [value]
+    if len(paths) > 1:
+        raise ValueError(f"{name!r} has {len(paths)} pictures, and one is read; give each a line of its own")
+    return _text(paths[0] if paths else None, name)
 
 
 def question_of(row: Mapping[str, object], name: str | None) -> str | None:
@@ -45,7 +44,10 @@ def question_of(row: Mapping[str, object], name: str | None) -> str | None:
 
 def text_of(row: Mapping[str, object], name: str | None) -> str | None:
     """Text under a name; None without a name. Raises ValueError if it is not text."""
-    value = None if name is None else row[name]
+    return _text(None if name is None else row[name], name)
+
+
+def _text(value: object, name: str | None) -> str | None:
     if not isinstance(value, str | None):
         raise ValueError(f"{name!r} is not text")
     return value

@@ -91,9 +91,9 @@ def solve_together(
     """
     W = weights[0] if len(weights) == 1 else torch.cat(list(weights))  # no second copy of a head's 3 GB
     solution = None if solver == "rtn" else solve(W, H, quantizer, recipe, errors)
-    target = solution.target if solution else W
+    target, damping = (solution.target, solution.damping) if solution else (W, None)
     rounded = rtn(target, quantizer)
-    codes, scales, damping, _ = solution or (*rounded, None, W)
+    codes, scales = (solution.codes, solution.scales) if solution else rounded
     used: Solver = "gptq" if solution else "rtn"
     solved, first = [], 0
     for weight in weights:
@@ -126,7 +126,7 @@ def solve(
     """Solve W [N, K] for the Hessian H [K, K]: input errors, weighted scales, GPTQ, coordinate descent.
 
     Returns None where H has no factor: it is not finite, or its values are too large for float32. H is unchanged
-    afterwards.
+    afterwards, and errors are emptied.
     """
     factor = gptq.factorise(H)
     if factor is None:

@@ -1,7 +1,7 @@
 """Limits the reasoning of an answer: `</think>` is forced once a number of tokens is spent.
 
-It is forced in place of an end token, too, so that an answer always comes. A forced token is the next
-token whatever the logits are. So drafts, CUDA graphs and rows of a batch need nothing else.
+It is forced in place of an end token, too, so that an answer always comes. A forced token is the next token whatever
+the logits are. So drafts, CUDA graphs and rows of a batch need nothing else.
 """
 
 from __future__ import annotations

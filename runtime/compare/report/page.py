@@ -205,12 +205,11 @@ def _plots(names: Sequence[str], comparison: Comparison, results: Sequence[Docum
 
 
 def _document_view(result: DocumentResult, document: Document, names: Sequence[str]) -> DocumentView:
-    baseline = result.baseline.scored
+    baseline, truth = result.baseline.scored, visible(result.truth)  # as it is scored
     answers = []
     if baseline is not None:
-        pieces = differences(visible(result.truth), visible(baseline.answer))
+        pieces = differences(truth, visible(baseline.answer))
         answers.append(Answer(names[0], "the truth", pieces, baseline.exact_match == 1, None, None))
-    truth = visible(result.truth)  # as it is scored
     expected, against = (truth, "the truth") if baseline is None else (baseline.answer, "the baseline")
     for number, candidate in enumerate(result.candidates):
         assert candidate.scored is not None
