@@ -1,0 +1,1 @@
+"""Answers many requests on one device: continuous batching over the rows of one KV cache."""
