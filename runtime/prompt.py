@@ -166,15 +166,15 @@ def build_prompt(
 def embed_image(model: ExportedModel, image: Image.Image, name: str) -> NDArray[np.float32]:
     """Embeddings [tokens, H] of one image. name: what errors call it."""
     patches, grid = preprocess(image, model.image_settings, name)
-    return _embed_patches(model, patches, grid)
+    return embed_patches(model, patches, grid)
 
 
 def embed_video(model: ExportedModel, video: Video) -> Iterator[NDArray[np.float32]]:
     """Embeddings [tokens, H] of one video, some frames a call: frames do not attend to each other."""
-    return (_embed_patches(model, patches, grid) for patches, grid in video_patches(video, model.video_settings))
+    return (embed_patches(model, patches, grid) for patches, grid in video_patches(video, model.video_settings))
 
 
-def _embed_patches(
+def embed_patches(
     model: ExportedModel, patches: NDArray[np.float32], grid: tuple[int, int, int]
 ) -> NDArray[np.float32]:
     """Run the vision encoder on one image: of several in a call, each would be padded to the largest."""

@@ -6,7 +6,7 @@ This module imports nothing outside the standard library: quantize may import it
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ class Chunking:
     """Tokens of the longest call. It bounds the activations, which are widest inside the MLP."""
     multiple: int
     """Shorter calls are padded to a multiple of this many tokens."""
+
+    def between_steps(self) -> Chunking:
+        """Shorter calls, for a prompt that is read while other answers wait for their next token."""
+        return replace(self, longest=self.longest // 4)
 
 
 # A GPU unpacks every weight once a call, so one call of 4096 tokens costs it a quarter of what four of 1024 do.

@@ -14,12 +14,23 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from runtime.decoding.prompt_chunks import Chunk
     from runtime.exported import ExportedModel
     from runtime.ort.cache import KVCache
     from runtime.ort.decoder import Decoded
     from runtime.prompt import Prompt
 
 ANSWER_CHUNK = 256  # tokens of a known answer a call: bounds their logits, 150 MiB for a vocabulary of 153600
+
+
+class NotFiniteError(InputError):
+    """A model gave NaN or infinite numbers. The cache may hold some."""
+
+    def __init__(self, model: ExportedModel) -> None:
+        super().__init__(
+            f"{model.folder}: gives NaN or infinite numbers, its weights are damaged or overflow in float16; "
+            "quantize the checkpoint again with --dtype bfloat16"
+        )
 
 
 def prefill(model: ExportedModel, cache: KVCache, prompt: Prompt) -> NDArray[np.float32]:
@@ -32,26 +43,38 @@ def prefill(model: ExportedModel, cache: KVCache, prompt: Prompt) -> NDArray[np.
 def prefill_chunks(model: ExportedModel, cache: KVCache, prompt: Prompt) -> Iterator[Decoded]:
     """Fill an empty cache with a prompt chunk by chunk; each gives the logits [1, 1, V] after its last token.
 
-    The hidden states of a chunk may end with those of padding. Raises InputError for NaN or infinite values.
+    The hidden states of a chunk may end with those of padding. Raises NotFiniteError.
     """
-    rows = min(cache.capacity, *(buffer.shape[2] for buffer in cache.buffers))
-    for start, stop, padding in prompt_chunks(len(prompt.ids), model.chunking, rows):
-        chunk = prompt.embeds[start:stop]
-        if padding:
-            chunk = np.pad(chunk, ((0, padding), (0, 0)))
-        decoded = decode(model, cache, chunk, np.array([stop - start - 1]))
-        cache.lengths[:] = stop
-        if model.target.kv_dtype == "int8":
-            # Rounding to int8 turns NaN and infinite keys into numbers, and later answers would look sound.
-            assert decoded.hidden is not None
-            _require_finite(model, decoded.hidden.read()[:, : stop - start])
-        yield decoded
+    for chunk in prompt_chunks(len(prompt.ids), model.chunking, smallest_buffer(cache)):
+        yield read_chunk(model, cache, prompt.embeds[chunk.start : chunk.stop], chunk)
+
+
+def smallest_buffer(cache: KVCache) -> int:
+    """Rows of the smallest buffer of a cache: a window, or its capacity."""
+    return min(cache.capacity, *(buffer.shape[2] for buffer in cache.buffers))
+
+
+def read_chunk(model: ExportedModel, cache: KVCache, embeds: NDArray[np.float32], chunk: Chunk) -> Decoded:
+    """Extend the cache of one sequence by embeds [T, H] of a chunk; gives the logits [1, 1, V] after its last token.
+
+    The hidden states may end with those of padding. Raises NotFiniteError.
+    """
+    tokens = chunk.stop - chunk.start
+    if chunk.padding:
+        embeds = np.pad(embeds, ((0, chunk.padding), (0, 0)))
+    decoded = decode(model, cache, embeds, np.array([tokens - 1]))
+    cache.lengths[:] = chunk.stop
+    if model.target.kv_dtype == "int8":
+        # Rounding to int8 turns NaN and infinite keys into numbers, and later answers would look sound.
+        assert decoded.hidden is not None
+        _require_finite(model, decoded.hidden.read()[:, :tokens])
+    return decoded
 
 
 def decode(model: ExportedModel, cache: KVCache, embeds: NDArray[np.float32], positions: NDArray[np.int64]) -> Decoded:
     """Run the decoder on embeds [T, H] and compute logits at `positions` [L] of them.
 
-    Raises InputError for logits whose maximum is not finite, as any NaN makes it.
+    Raises NotFiniteError for logits whose maximum is not finite, as any NaN makes it.
     """
     decoded = model.decoder.run(cache, embeds[None], positions[None])
     _require_finite(model, decoded.logits.max(-1))
@@ -85,7 +108,4 @@ def _teacher_forced(model: ExportedModel, prompt: Prompt, answer: NDArray[np.int
 
 def _require_finite(model: ExportedModel, values: NDArray[np.generic]) -> None:
     if not np.isfinite(values).all():
-        raise InputError(
-            f"{model.folder}: gives NaN or infinite numbers, its weights are damaged or overflow in float16; "
-            "quantize the checkpoint again with --dtype bfloat16"
-        )
+        raise NotFiniteError(model)

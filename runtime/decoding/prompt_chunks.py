@@ -24,12 +24,20 @@ class Chunk(NamedTuple):
 
 
 def prompt_chunks(length: int, chunking: Chunking, rows: int) -> Iterator[Chunk]:
-    """Cut a prompt of `length` tokens for an empty cache whose smallest buffer has `rows` rows.
+    """Cut a prompt of `length` tokens for an empty cache whose smallest buffer has `rows` rows."""
+    start = 0
+    while start < length:
+        chunk = next_chunk(start, length, chunking, rows)
+        yield chunk
+        start = chunk.stop
 
-    The first chunk is not padded where padding would fill more than these rows: it would push tokens out of a window.
+
+def next_chunk(start: int, length: int, chunking: Chunking, rows: int) -> Chunk:
+    """The next chunk of a prompt of `length` tokens, for a cache that holds `start` of them.
+
+    It is the one that is not full, where there is one. It is not padded where padding would fill more rows than the
+    smallest buffer has: it would push tokens out of a window.
     """
-    first = length % chunking.longest or min(length, chunking.longest)
-    padded = -(-first // chunking.multiple) * chunking.multiple
-    yield Chunk(0, first, padded - first if padded <= rows else 0)
-    for start in range(first, length, chunking.longest):
-        yield Chunk(start, start + chunking.longest, 0)
+    count = (length - start) % chunking.longest or min(length - start, chunking.longest)
+    padded = -(-count // chunking.multiple) * chunking.multiple
+    return Chunk(start, start + count, padded - count if start + padded <= rows else 0)

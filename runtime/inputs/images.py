@@ -172,10 +172,19 @@ def image_grid(height: int, width: int, settings: ImageSettings, name: str = "im
 
 def to_patches(frames: Sequence[Image.Image], rows: int, columns: int, settings: ImageSettings) -> NDArray[np.float32]:
     """Resize frames that share patches and cut them: [rows * columns, ...]. The last frame fills empty slots."""
+    return cut([resize(frame, rows, columns, settings) for frame in frames], settings)
+
+
+def resize(frame: Image.Image, rows: int, columns: int, settings: ImageSettings) -> NDArray[np.uint8]:
+    """Resize a picture of any mode to rows x columns patches: [height, width, 3] uint8."""
     size = columns * settings.patch_size, rows * settings.patch_size
-    resample = Image.Resampling(settings.resample)
-    pixels = [np.asarray(to_rgb(frame).resize(size, resample)) for frame in frames]
-    return _patches(pixels, settings).reshape(rows * columns, -1)
+    return np.asarray(to_rgb(frame).resize(size, Image.Resampling(settings.resample)))
+
+
+def cut(frames: Sequence[NDArray[np.uint8]], settings: ImageSettings) -> NDArray[np.float32]:
+    """Cut resized frames that share patches: [rows * columns, ...]. The last frame fills empty slots."""
+    patches = _patches(frames, settings)
+    return patches.reshape(-1, math.prod(patches.shape[2:]))
 
 
 def smart_resize(height: int, width: int, settings: ImageSettings) -> tuple[int, int]:

@@ -47,10 +47,23 @@ class KVCache:
 
     def row(self, number: int) -> KVCache:
         """View one sequence of the batch as a cache of its own, in the same memory."""
-        row = copy.copy(self)
-        row.lengths = self.lengths[number : number + 1]
-        row.buffers = []
+        return self.rows(number, number + 1)
+
+    def rows(self, start: int, stop: int) -> KVCache:
+        """View sequences [start, stop) of the batch as a cache of their own, in the same memory."""
+        rows = copy.copy(self)
+        rows.lengths = self.lengths[start:stop]
+        rows.buffers = []
         for buffer in self.buffers:
-            shape = (1, *buffer.shape[1:])
-            row.buffers.append(buffer.view(number * math.prod(shape), shape))
-        return row
+            shape = (stop - start, *buffer.shape[1:])
+            rows.buffers.append(buffer.view(start * math.prod(shape[1:]), shape))
+        return rows
+
+    def clear_row(self, number: int) -> None:
+        """Empty a sequence whose keys or values may be NaN, on a GPU with zeros as at the start."""
+        self.lengths[number] = 0
+        for buffer in self.buffers:
+            if buffer.device.kind == "cuda":
+                values = buffer.read()
+                values[number] = 0
+                buffer.write(values)

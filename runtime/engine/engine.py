@@ -1,0 +1,163 @@
+"""Continuous batching: requests come and go between the steps of all running answers (Yu et al. 2022, Orca).
+
+A prompt is read one call at a time between steps, so a long one delays the other answers by one call a step at most.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from console.errors import InputError
+from runtime.decoding.forward import NotFiniteError
+from runtime.engine.pictures import VisionCache
+from runtime.engine.read_prompt import read_prompt
+from runtime.engine.rows import Rows
+from runtime.engine.sequence import Sequence
+from runtime.sizes import buffer_limits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from runtime.engine.cache_plan import CachePlan
+    from runtime.engine.request import Deliver, Request
+    from runtime.engine.rows import Row
+    from runtime.exported import ExportedModel
+    from runtime.ort.cache import KVCache
+    from runtime.sizes import Chunking
+
+
+class Engine:
+    """Answers many requests with one model and one KV cache.
+
+    One thread calls `turn`; any thread may call `submit` and cancel what it returns.
+    """
+
+    def __init__(self, model: ExportedModel, plan: CachePlan) -> None:
+        self.plan = plan
+        """Rows and tokens of the KV cache."""
+        self.vision = VisionCache(model)
+        """Encoded images."""
+        self._model = model
+        windows = buffer_limits(model.manifest.text.windows, model.target.kv_layout)
+        window = min((limit for limit in windows if limit is not None), default=None)
+        # An int8 cache has rounded keys; a prompt that is read at once sees its own before rounding.
+        self._exact_keys = model.target.kv_dtype != "int8"
+        self._rows = Rows(model.decoder.new_cache(plan.context, plan.rows), window, reuse=self._exact_keys)
+        self._waiting: deque[Sequence] = deque()
+        self._reading: tuple[Row, Iterator[NDArray[np.float32] | None]] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Requests in the queue."""
+        return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Rows that have a request."""
+        return len(self._rows.used)
+
+    def submit(self, request: Request, deliver: Deliver) -> Sequence:
+        """Queue a request. Raises InputError for a prompt that fills a row, and for an image that cannot be used.
+
+        It resizes the images in the caller's thread, up to 100 ms a page.
+        """
+        tokens, context = len(request.inputs.ids), self.plan.context
+        if tokens >= context:
+            raise InputError(f"prompt: {tokens} tokens, but prompt and answer may have {context}; shorten it")
+        sequence = Sequence(self._model, request, deliver, context)
+        self._waiting.append(sequence)
+        return sequence
+
+    def turn(self) -> bool:
+        """Admit, read one part of a prompt, and make one step of all running answers. False where nothing is left."""
+        self._drop_cancelled()
+        self._admit()
+        self._read()
+        for cache, rows in self._rows.groups():
+            self._step(cache, rows)
+        return bool(self._waiting or self._rows.used)
+
+    def fail_all(self, error: InputError) -> None:
+        """End every request without an answer."""
+        while self._waiting:
+            self._waiting.popleft().fail(error)
+        for row in self._rows.used:
+            self._fail(row, error)
+
+    def _drop_cancelled(self) -> None:
+        for row in self._rows.used:
+            if row.sequence is not None and row.sequence.cancelled:
+                self._free(row)
+
+    def _admit(self) -> None:
+        """Give the first request of the queue a row, where no other prompt is being read."""
+        while self._waiting and self._waiting[0].cancelled:
+            self._waiting.popleft()
+        if self._reading is None and self._waiting and (row := self._rows.take(self._waiting[0])):
+            self._waiting.popleft()
+            self._reading = row, read_prompt(self._model, self.vision, row, self._chunking)
+
+    def _chunking(self) -> Chunking:
+        chunking = self._model.chunking
+        return chunking.between_steps() if self._exact_keys and self._rows.running else chunking
+
+    def _read(self) -> None:
+        """Read one part of a prompt; after the last, sample the first token."""
+        if self._reading is None:
+            return
+        row, parts = self._reading
+        try:
+            logits = next(parts)
+        except InputError as error:
+            self._fail(row, error)
+            return
+        if logits is not None:
+            self._reading, row.running = None, True
+            self._sample(row, logits)
+
+    def _step(self, cache: KVCache, rows: list[Row]) -> None:
+        """Give every running row of a group its next token."""
+        running = [place for place, row in enumerate(rows) if row.running]
+        last = [row.sequence.generated[-1] for row in rows if row.running and row.sequence is not None]
+        embeds = np.zeros((len(rows), 1, self._model.manifest.text.hidden_size), np.float32)
+        embeds[running, 0] = self._model.embed_tokens(np.array(last))
+        try:
+            logits = self._model.decoder.run(cache, embeds, np.zeros((len(rows), 1), np.int64)).logits[:, 0]
+        except InputError as error:
+            for place in running:
+                self._fail(rows[place], error)
+            return
+        self._rows.end_step(rows)
+        finite = np.isfinite(logits.max(axis=1))
+        for place in running:
+            if finite[place]:
+                self._sample(rows[place], logits[place])
+            else:
+                self._fail(rows[place], NotFiniteError(self._model))
+
+    def _sample(self, row: Row, logits: NDArray[np.float32]) -> None:
+        assert row.sequence is not None
+        try:
+            more = row.sequence.take(logits)
+        except InputError as error:  # no token fits the grammar
+            self._fail(row, error)
+            return
+        if not more:
+            self._free(row)
+
+    def _fail(self, row: Row, error: InputError) -> None:
+        assert row.sequence is not None
+        row.sequence.fail(error)
+        self._free(row)
+        if isinstance(error, NotFiniteError):
+            self._rows.clear(row)
+
+    def _free(self, row: Row) -> None:
+        if self._reading is not None and self._reading[0] is row:
+            self._reading = None
+        row.free()

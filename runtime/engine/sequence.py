@@ -1,0 +1,87 @@
+"""One request in the engine: its prompt, its answer so far, and what its caller is told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
+
+from runtime.decoding.thinking_budget import ThinkingBudget
+from runtime.engine.answer_text import AnswerText
+from runtime.engine.pictures import content_ids, open_pictures
+from runtime.engine.request import Failed, Finished, Piece
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from console.errors import InputError
+    from runtime.decoding.sampling import Sampler
+    from runtime.engine.request import Deliver, Request
+    from runtime.exported import ExportedModel
+
+
+class Sequence:
+    """A prompt and the answer that is generated to it.
+
+    Opening it resizes its images. Only the engine's thread calls its methods, except `cancel`.
+    """
+
+    def __init__(self, model: ExportedModel, request: Request, deliver: Deliver, capacity: int) -> None:
+        inputs = request.inputs
+        self.ids = inputs.ids
+        """Token ids [T] of the prompt."""
+        self.pictures = open_pictures(model, inputs)
+        """Its images and videos."""
+        self.content = content_ids(inputs.ids, self.pictures)
+        """What the prompt says [T]: `runtime.engine.pictures.content_ids`."""
+        self.generated: list[int] = []
+        """Tokens of the answer."""
+        self.cached_tokens = 0
+        """Tokens of the prompt that a row still had."""
+        self.cancelled = False
+        """Whether nobody waits for the answer any more."""
+        self._request = replace(request, inputs=replace(inputs, images=(), names=(), videos=()))  # frees the images
+        self._model, self._deliver = model, deliver
+        self._limit = min(request.max_new_tokens, capacity - len(inputs.ids))
+        self._sampler = _sampler(model, request)
+        self._text = AnswerText(model.chat, thinking=request.thinking)
+        self._reasoning = model.chat.parse_reasoning() if request.thinking else None
+
+    def cancel(self) -> None:
+        """Stop answering; any thread may call it. The row is free before the next step."""
+        self.cancelled = True
+
+    def take(self, logits: NDArray[np.float32]) -> bool:
+        """Sample the next token from logits [V] and deliver it. False where the answer has ended."""
+        token = self._sampler(logits, self.generated)
+        if token in self._model.end_ids:
+            self._finish("stop")
+            return False
+        self.generated.append(token)
+        if self._reasoning is not None:
+            self._reasoning.push(token)
+        reasoning, text = self._text.push(token)
+        self._deliver(Piece(reasoning, text, token, None))
+        if len(self.generated) == self._limit:
+            self._finish("length")
+            return False
+        return True
+
+    def fail(self, error: InputError) -> None:
+        """End without an answer."""
+        self._deliver(Failed(error))
+
+    def _finish(self, reason: Literal["stop", "length"]) -> None:
+        reasoning, text = self._text.finish()
+        tokens = 0 if self._reasoning is None else self._reasoning.tokens
+        counts = len(self.ids), self.cached_tokens, len(self.generated), tokens
+        self._deliver(Finished(reason, reasoning, text, *counts))
+
+
+def _sampler(model: ExportedModel, request: Request) -> Sampler:
+    """The sampler of one answer, within its thinking budget."""
+    sampler, chat = request.sampling.sampler(), model.chat
+    if request.thinking_budget is not None and request.thinking:
+        budget = ThinkingBudget(request.thinking_budget, chat.end_of_reasoning, chat.parse_reasoning(), model.end_ids)
+        sampler = budget.limit(sampler)
+    return sampler

@@ -1,0 +1,75 @@
+"""Runs an engine in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+import traceback
+from typing import TYPE_CHECKING
+
+from console.errors import InputError
+
+if TYPE_CHECKING:
+    from runtime.engine.engine import Engine
+    from runtime.engine.request import Deliver, Request
+    from runtime.engine.sequence import Sequence
+
+
+class ClosedError(InputError):
+    """The engine takes no more requests."""
+
+
+_STOPPING = ClosedError("the server is stopping; try again later")
+
+
+class EngineThread:
+    """A thread that answers what is submitted, and sleeps while there is nothing to do."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        """Answers the requests."""
+        self._work, self._closing = threading.Event(), threading.Event()
+        self._deadline = float("inf")
+        self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether it answers requests."""
+        return self._thread.is_alive()
+
+    def submit(self, request: Request, deliver: Deliver) -> Sequence:
+        """Queue a request, as `Engine.submit` does. Raises ClosedError after `close`, and where the thread has died."""
+        if self._closing.is_set() or not self.alive:
+            raise _STOPPING
+        sequence = self.engine.submit(request, deliver)
+        self._work.set()
+        if not self.alive:  # it ended in the meantime
+            self.engine.fail_all(_STOPPING)
+        return sequence
+
+    def close(self, seconds: float) -> None:
+        """Take no more requests, finish what has come for at most `seconds`, and end the thread."""
+        self._deadline = time.monotonic() + seconds
+        self._closing.set()
+        self._work.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            while not self._closing.is_set():
+                self._work.wait()
+                self._work.clear()
+                self._answer()
+            self._answer()
+        except BaseException:
+            traceback.print_exc()
+            self._closing.set()
+            self.engine.fail_all(ClosedError("the engine has stopped; see its log"))
+            raise
+        self.engine.fail_all(_STOPPING)
+
+    def _answer(self) -> None:
+        """Answer until nothing is left, or the time is up."""
+        while time.monotonic() < self._deadline and self.engine.turn():
+            pass
