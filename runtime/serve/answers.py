@@ -12,7 +12,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
     from runtime.engine.request import Deliver, Event, Request
     from runtime.engine.sequence import Sequence as Ticket
@@ -47,14 +47,13 @@ class Answers:
         if self._closed:  # while the last was queued
             self._cancel()
 
-    async def batches(self, beat: float) -> AsyncIterator[list[Said]]:
-        """All that has come since the last batch, as soon as there is something; an empty batch after `beat` seconds."""
-        while True:
-            with suppress(TimeoutError):
-                async with asyncio.timeout(beat):
-                    await self._came.wait()
-            self._came.clear()
-            yield [self._events.popleft() for _ in range(len(self._events))]
+    async def batch(self, beat: float) -> list[Said]:
+        """All that has come since the last batch, as soon as there is something; nothing after `beat` seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(beat):
+                await self._came.wait()
+        self._came.clear()
+        return [self._events.popleft() for _ in range(len(self._events))]
 
     def close(self) -> None:
         """Free the rows of answers that still run."""

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from runtime.serve.protocol.errors import RequestError
 from runtime.serve.protocol.given import Given, Text
 from runtime.serve.protocol.messages import Conversation
 
@@ -169,3 +170,40 @@ class ChatRequest(Conversation):
         if self.max_completion_tokens is not None:
             return "max_completion_tokens", self.max_completion_tokens
         return "max_tokens", self.max_tokens
+
+    @property
+    def callable_tools(self) -> bool:
+        """Whether the answer may have tool calls."""
+        return bool(self.tools) and self.tool_choice != "none"
+
+    def refuse_contradictions(self) -> None:
+        """Raise RequestError for fields that are right one by one, but not together."""
+        for wrong, param, problem in self._contradictions():
+            if wrong:
+                raise RequestError(400, f"{param}: {problem}", param=param)
+
+    def _contradictions(self) -> list[tuple[bool, str, str]]:
+        """Pairs of fields: whether they contradict each other, the field to change, and why."""
+        forced = self.tool_choice == "required" or isinstance(self.tool_choice, NamedTool)
+        named = self.tool_choice.function.name if isinstance(self.tool_choice, NamedTool) else None
+        format_given = self.response_format is not None and self.response_format.type != "text"
+        names = [tool.function.name for tool in self.tools]
+        lengths = {self.max_tokens, self.max_completion_tokens} - {None}
+        return [
+            (self.stream_options is not None and not self.stream, "stream_options", "is only for stream: true"),
+            (self.top_logprobs is not None and not self.logprobs, "top_logprobs", "needs logprobs: true"),
+            (len(lengths) > 1, "max_tokens", "differs from max_completion_tokens; give one of them"),
+            (len(set(names)) < len(names), "tools", "has two functions of one name"),
+            (forced and not names, "tool_choice", "needs tools"),
+            (named is not None and named not in names, "tool_choice", f"{named} is none of the tools"),
+            (
+                format_given and self.structured_outputs is not None,
+                "structured_outputs",
+                "contradicts response_format; give one of them",
+            ),
+            (
+                self.callable_tools and (format_given or self.structured_outputs is not None),
+                "response_format" if format_given else "structured_outputs",
+                'cannot go with tools, unless tool_choice is "none"',
+            ),
+        ]
