@@ -88,7 +88,9 @@ def _add_model_routes(app: FastAPI, service: Service, settings: AppSettings) -> 
     async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
         """Count the tokens of a text or a conversation."""
         _require_model(service, body.model)
-        return tokens(await service.in_thread(_tokenize, service, body), service.context)
+        with service.place(1):
+            ids = await service.in_thread(_tokenize, service, body)
+        return tokens(ids, service.context)
 
 
 def _add_state_routes(app: FastAPI, service: Service) -> None:

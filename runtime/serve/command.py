@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -14,13 +15,13 @@ import uvicorn
 from console.errors import INTERRUPTED, TERMINATED, InputError
 from console.progress import say
 from runtime.serve.app import AppSettings, build_app
+from runtime.serve.media import Media
 from runtime.serve.service import Service, ServiceLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from runtime.exported import ExportedModel
-    from runtime.serve.media import Media
 
 ENGINE_DIED = 1
 """Exit code where the engine's thread has ended by itself."""
@@ -43,9 +44,15 @@ class ServeSettings:
     """How much the server takes on."""
     app: AppSettings = field(default_factory=AppSettings)
     """Who may ask."""
+    media: Media = field(default_factory=Media)
+    """Where images come from."""
 
 
-def serve(model: ExportedModel, media: Media, settings: ServeSettings) -> int:
+def media_from(domains: list[str]) -> Media:
+    return Media()
+
+
+def serve(model: ExportedModel, settings: ServeSettings) -> int:
     """Serve until a signal comes. Returns the exit code: 0 where all answers were finished, else 130 or 143.
 
     1 where the engine died. Raises InputError for an address that cannot be listened at, and for a model that does not
@@ -54,7 +61,7 @@ def serve(model: ExportedModel, media: Media, settings: ServeSettings) -> int:
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}, loading {model.folder}")
-    service = Service(model, settings.name or model.folder.resolve().name, settings.limits, media)
+    service = Service(model, settings.name or model.folder.resolve().name, settings.limits, settings.media)
     return asyncio.run(_Run(service, settings).until_stopped(listener))
 
 
@@ -84,16 +91,15 @@ class _Run:
         try:
             return await self._watch()
         finally:
-            self._service.stopping = True
+            await asyncio.to_thread(self._service.close)
             self._server.should_exit = True
             await serving
-            await asyncio.to_thread(self._service.close)
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
 
     async def _watch(self) -> int:
         """Wait for what ends the server."""
-        loading = asyncio.create_task(asyncio.to_thread(self._service.load))
+        loading = _in_daemon(self._service.load)
         await asyncio.wait((loading, self._signal), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()  # raises what went wrong
@@ -104,8 +110,10 @@ class _Run:
                 say("error: the engine has died; its error is above")
                 return ENGINE_DIED
         say(f"stopping: running answers have {self._settings.drain_seconds:g} seconds; a second signal ends them")
-        drained = await self._service.drain(self._settings.drain_seconds)
-        return 0 if drained else {signal.SIGINT: INTERRUPTED, signal.SIGTERM: TERMINATED}[signal.Signals(self._signal.result())]
+        if await self._service.drain(self._settings.drain_seconds):
+            return 0
+        say("some answers were not finished")
+        return INTERRUPTED if self._signal.result() == signal.SIGINT else TERMINATED
 
     def _stop(self, number: int) -> None:
         if not self._signal.done():
@@ -121,6 +129,23 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Do nothing."""
         yield
+
+
+def _in_daemon(work: Callable[[], None]) -> asyncio.Future[None]:
+    """Run work in a thread that the process does not wait for at its end: weights may take minutes to load."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def run() -> None:
+        try:
+            work()
+        except Exception as error:
+            loop.call_soon_threadsafe(done.set_exception, error)
+        else:
+            loop.call_soon_threadsafe(done.set_result, None)
+
+    threading.Thread(target=run, name="load", daemon=True).start()
+    return done
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
-from console.errors import InputError
 from runtime.serve.answers import Answers
 from runtime.serve.exchange import Exchange
 from runtime.serve.prepare import engine_requests
 from runtime.serve.protocol.chat_response import Delta
-from runtime.serve.protocol.errors import of_input, to_json
+from runtime.serve.protocol.errors import to_json
 from runtime.serve.streaming import EventStream
 from runtime.serve.waiting import while_connected
 
 if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest
 
+    from runtime.engine.thread import EngineThread
     from runtime.serve.protocol.chat_request import ChatRequest
     from runtime.serve.service import Service
 
@@ -30,12 +30,13 @@ async def answer_chat(service: Service, body: ChatRequest, http: HttpRequest) ->
     """Answer a chat request, whole or as a stream. Raises RequestError for one that gets no answer."""
     arrival = time.monotonic()
     body.refuse_contradictions()
+    engine = service.engine
     with ExitStack() as closing:
         closing.enter_context(service.place(body.n))
         answers = Answers()
         closing.callback(answers.close)
         exchange = Exchange(service, body, answers, arrival)
-        submitted = service.in_thread(_submit, service, body, answers)
+        submitted = service.in_thread(_submit, service, engine, body, answers)
         await while_connected(http.receive, submitted, exchange.deadline)
         http.state.counts = exchange.counts
         if body.stream:
@@ -53,9 +54,6 @@ async def _collect(exchange: Exchange) -> list[Delta]:
     return answers
 
 
-def _submit(service: Service, body: ChatRequest, answers: Answers) -> None:
+def _submit(service: Service, engine: EngineThread, body: ChatRequest, answers: Answers) -> None:
     """Prepare a request and queue it, in a worker thread."""
-    try:
-        answers.submit(service.engine, engine_requests(service, body))
-    except InputError as error:
-        raise of_input(error) from error
+    answers.submit(engine, engine_requests(service, body))

@@ -9,7 +9,7 @@ from runtime.engine.request import Failed, Finished, Piece
 from runtime.serve.protocol.chat_response import Counts, Delta, Envelope
 from runtime.serve.protocol.errors import of_engine
 from runtime.serve.token_text import token_logprobs
-from runtime.serve.tool_calls import ToolCallParser
+from runtime.serve.tool_calls import Arguments, CallDropped, CallStarted, Content, ToolCallParser
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from runtime.serve.answers import Answers
     from runtime.serve.protocol.chat_request import ChatRequest
     from runtime.serve.service import Service
+    from runtime.serve.tool_calls import Delta as CallDelta
 
 
 class Exchange:
@@ -78,9 +79,9 @@ class _Choice:
         """When the first token came."""
         self.last = 0.0
         """When the latest token came."""
-        self._chat, self._with_reasoning = service.model.chat, body.include_reasoning
+        self._service, self._with_reasoning = service, body.include_reasoning
         self._tools = ToolCallParser() if body.callable_tools else None
-        self._called = False
+        self._calls = 0
 
     def read(self, event: Event) -> Delta:
         """What an event adds."""
@@ -93,7 +94,7 @@ class _Choice:
         if isinstance(event, Finished):
             self._finish(delta, event)
         elif event.logprobs is not None:
-            delta.logprobs = [token_logprobs(self._chat, event.logprobs)]
+            delta.logprobs = [token_logprobs(self._service.grammar_tokenizer, event.logprobs)]
         return delta
 
     def _add_text(self, delta: Delta, text: str) -> None:
@@ -103,7 +104,21 @@ class _Choice:
         for piece in self._tools.push(text):
             self._add_piece(delta, piece)
 
+    def _add_piece(self, delta: Delta, piece: CallDelta) -> None:
+        match piece:
+            case Content(text):
+                delta.content += text
+            case CallStarted(index, name_id, name):
+                self._calls += 1
+                function = {"name": name, "arguments": ""}
+                delta.calls.append({"index": index, "id": name_id, "type": "function", "function": function})
+            case Arguments(index, text):
+                delta.calls.append({"index": index, "function": {"arguments": text}})
+            case CallDropped(index):
+                self._calls -= 1
+                delta.dropped.append(index)
+
     def _finish(self, delta: Delta, event: Finished) -> None:
         for piece in self._tools.finish() if self._tools is not None else []:
             self._add_piece(delta, piece)
-        delta.finish = "tool_calls" if self._called and event.reason == "stop" else event.reason
+        delta.finish = "tool_calls" if self._calls and event.reason == "stop" else event.reason

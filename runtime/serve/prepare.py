@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError
@@ -31,7 +32,7 @@ def engine_requests(service: Service, body: ChatRequest) -> list[Request]:
     if body.thinking_token_budget is not None and not thinking:
         raise _wrong("thinking_token_budget", "has no effect without thinking; leave it out")
     thinking = thinking and body.thinking_token_budget != 0
-    grammar = _grammar(model, body)
+    grammar = _grammar(service, body)
     inputs = open_inputs(service, body, thinking=thinking, tools=body.tool_choice != "none")
     limit = _longest(body, len(inputs.ids), service.context)
     _check_budget(model, body, limit)
@@ -97,25 +98,26 @@ def _check_budget(model: ExportedModel, body: ChatRequest, limit: int) -> None:
         raise _wrong("thinking_token_budget", f"leaves no tokens for the answer, which may have {limit} in all")
 
 
-def _grammar(model: ExportedModel, body: ChatRequest) -> Grammar | None:
+def _grammar(service: Service, body: ChatRequest) -> Grammar | None:
     """What the answer must match. Raises RequestError for what no grammar can be made of."""
     field, make, content = _constraint(body)
     if make is None:
         return None
     try:
-        return make(model.chat, *content)
+        grammar: Grammar = make(service.grammar_tokenizer, *content)
     except InputError as error:
         raise _wrong(field, str(error)) from error
+    return grammar
 
 
 def _constraint(body: ChatRequest) -> tuple[str, Any, tuple[Any, ...]]:
     """The field that constrains the answer, what makes its grammar, and of what; None where nothing does."""
     wanted, structured, choice = body.response_format, body.structured_outputs, body.tool_choice
-    if isinstance(choice, NamedTool):
-        named = [tool for tool in body.tool_dicts() if tool["function"]["name"] == choice.function.name]
-        return "tools", Grammar.tool_calls, (named,)
-    if choice == "required":
-        return "tools", Grammar.tool_calls, (body.tool_dicts(),)
+    forced = choice.function.name if isinstance(choice, NamedTool) else None
+    if forced is not None or choice == "required":
+        functions = [tool.function for tool in body.tools if forced in (None, tool.function.name)]
+        schemas = {function.name: function.parameters for function in functions}
+        return "tools", partial(Grammar.tool_calls, several=forced is None), (schemas,)
     if isinstance(wanted, SchemaFormat):
         return "response_format.json_schema.schema", Grammar.json_schema, (wanted.json_schema.content,)
     if isinstance(wanted, JsonFormat):

@@ -7,9 +7,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 from console.progress import say
+from runtime.decoding.structured import GrammarTokenizer
 from runtime.engine.cache_plan import plan_cache
 from runtime.engine.engine import Engine
 from runtime.engine.thread import EngineThread
@@ -57,6 +59,7 @@ class Service:
         self._thread: EngineThread | None = None
         self._pool = ThreadPoolExecutor(PREPARING, thread_name_prefix="prepare")
         self._seconds = 1.0  # of an answer, lately
+        self._give_up = 0.0  # when draining ends
 
     def load(self) -> None:
         """Read the weights, allocate the KV cache and start the engine. Takes minutes; called in a thread."""
@@ -79,6 +82,12 @@ class Service:
         if self.status != "ok" or self._thread is None:
             raise RequestError(503, f"the server is not ready: {self.status}", headers={"retry-after": "5"})
         return self._thread
+
+    @cached_property
+    def grammar_tokenizer(self) -> GrammarTokenizer:
+        """The tokenizer as grammars take it; made at its first use, which may be in any thread."""
+        model = self.model
+        return GrammarTokenizer(model.chat, model.manifest.text.vocab_size, model.end_ids)
 
     @property
     def context(self) -> int:
@@ -116,14 +125,18 @@ class Service:
     async def drain(self, seconds: float) -> bool:
         """Take no more requests and finish those that run. False where some were not finished in time."""
         self.stopping = True
-        deadline = time.monotonic() + seconds
-        while self.admitted and self._thread is not None and self._thread.alive and time.monotonic() < deadline:
+        self._give_up = time.monotonic() + seconds
+        while self.admitted and self._thread is not None and self._thread.alive and time.monotonic() < self._give_up:
             await asyncio.sleep(0.05)
         return not self.admitted
 
+    def give_up(self) -> None:
+        """Let `drain` wait no longer."""
+        self._give_up = 0.0
+
     def close(self) -> None:
-        """End the engine and what is being prepared, without waiting for answers."""
+        """End the engine; answers that still run fail."""
         self.stopping = True
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._pool.shutdown(wait=False)
         if self._thread is not None and self._thread.alive:
             self._thread.close(0)

@@ -39,6 +39,9 @@ class AccessLog:
 
         try:
             await self._app(scope, receive, watched)
+        except BaseException:
+            status, complete = 500, True
+            raise
         finally:
             status = status if complete else CLIENT_GONE
             self._metrics.request(getattr(scope.get("route"), "path", "other"), status)

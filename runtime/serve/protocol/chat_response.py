@@ -20,6 +20,8 @@ class Delta:
     """Text of the answer, tool calls left out."""
     calls: list[dict[str, Any]] = field(default_factory=list)
     """Pieces of tool calls as OpenAI streams them: the first piece of a call has its id and name."""
+    dropped: list[int] = field(default_factory=list)
+    """Calls that broke off; their text follows as content."""
     logprobs: list[dict[str, Any]] = field(default_factory=list)
     """Log probabilities of its tokens."""
     finish: FinishReason | None = None
@@ -34,6 +36,7 @@ class Delta:
         self.reasoning += later.reasoning
         self.content += later.content
         self.calls += later.calls
+        self.dropped += later.dropped
         self.logprobs += later.logprobs
         self.finish = later.finish or self.finish
 
@@ -114,7 +117,7 @@ def _fields(delta: Delta) -> dict[str, Any]:
 
 def _message(answer: Delta) -> dict[str, Any]:
     """A whole answer. Its content is null where it has tool calls only, as OpenAI's is."""
-    calls = _join_calls(answer.calls)
+    calls = _join_calls(answer)
     reasoning = answer.reasoning or None
     message: dict[str, Any] = {
         "role": "assistant",
@@ -126,13 +129,13 @@ def _message(answer: Delta) -> dict[str, Any]:
     return message | ({"tool_calls": calls} if calls else {})
 
 
-def _join_calls(pieces: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _join_calls(answer: Delta) -> list[dict[str, Any]]:
     """Tool calls of their pieces, without the index that only pieces have."""
     calls: dict[int, dict[str, Any]] = {}
-    for piece in pieces:
+    for piece in answer.calls:
         function = piece["function"]
         if piece["index"] not in calls:
             calls[piece["index"]] = {"id": piece["id"], "type": "function", "function": dict(function)}
         else:
             calls[piece["index"]]["function"]["arguments"] += function["arguments"]
-    return list(calls.values())
+    return [call for index, call in calls.items() if index not in answer.dropped]
