@@ -185,7 +185,8 @@ def serve(
     """Answer many requests over HTTP, with OpenAI's API. SIGTERM finishes running answers; exit code 0 if all were."""
     for package in ("fastapi", "uvicorn", "prometheus_client"):
         require_package(package, "serve", "python -m runtime serve")
-    from runtime.serve import command  # its packages are in an extra
+    from runtime.serve import app as application
+    from runtime.serve import command, media, service  # their packages are in an extra
 
     code = command.serve(
         ExportedModel(model, device, session_options(device, memory_limit=memory_limit)),
@@ -194,9 +195,9 @@ def serve(
             port,
             served_model_name,
             drain_seconds,
-            command.ServiceLimits(max_rows, max_context, max_queue, max_request_seconds),
-            command.AppSettings(api_key, tuple(allow_origin or ()), log_prompts),
-            command.media_from(allow_media_domains or []),
+            service.ServiceLimits(max_rows, max_context, max_queue, max_request_seconds),
+            application.AppSettings(api_key, tuple(allow_origin or ()), log_prompts),
+            media.Media(domains=tuple(allow_media_domains or ())),
         ),
     )
     if code:

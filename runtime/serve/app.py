@@ -16,18 +16,18 @@ from starlette.middleware.cors import CORSMiddleware
 
 from console.errors import InputError
 from console.progress import say
-from runtime.serve.completions import answer_chat
+from runtime.serve.chat.completions import answer_chat
+from runtime.serve.chat.prepare import open_inputs, thinks
+from runtime.serve.chat.waiting import ClientGoneError
 from runtime.serve.docs_page import docs_page
 from runtime.serve.middleware.access_log import CLIENT_GONE, AccessLog
 from runtime.serve.middleware.api_key import ApiKey
 from runtime.serve.middleware.body_limit import BodyLimit, BodyLimits
-from runtime.serve.prepare import open_inputs, thinks
 from runtime.serve.protocol.chat_request import ChatRequest
 from runtime.serve.protocol.error_response import error_response
 from runtime.serve.protocol.errors import RequestError, of_input, of_validation
 from runtime.serve.protocol.tokenize_request import TokenizeRequest, tokens
 from runtime.serve.service import Service
-from runtime.serve.waiting import ClientGoneError
 
 PAGE = Path(__file__).with_name("page.html")
 _POLICY = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'", "cache-control": "no-cache"}

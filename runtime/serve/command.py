@@ -48,10 +48,6 @@ class ServeSettings:
     """Where images come from."""
 
 
-def media_from(domains: list[str]) -> Media:
-    return Media()
-
-
 def serve(model: ExportedModel, settings: ServeSettings) -> int:
     """Serve until a signal comes. Returns the exit code: 0 where all answers were finished, else 130 or 143.
 

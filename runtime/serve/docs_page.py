@@ -15,13 +15,15 @@ _STYLE = (
 def docs_page(document: dict[str, Any]) -> str:
     """Write the page. document: OpenAPI."""
     schemas = document.get("components", {}).get("schemas", {})
-    parts = [_route(path, method, route) for path, methods in document["paths"].items() for method, route in methods.items()]
+    parts = [
+        _route(path, method, route) for path, methods in document["paths"].items() for method, route in methods.items()
+    ]
     tables = [_table(name, schemas[name]) for name in sorted(schemas) if schemas[name].get("properties")]
     title = escape(document["info"]["title"])
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>{title}</title><style>{_STYLE}</style><h1>{title}</h1>"
-        f'<p>{escape(document["info"].get("description", ""))} The same as a document for programs: '
+        f"<p>{escape(document['info'].get('description', ''))} The same as a document for programs: "
         f'<a href="openapi.json">openapi.json</a>.</p>'
         f"<h2>Routes</h2><table>{''.join(parts)}</table>{''.join(tables)}</html>"
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING
 
-from runtime.serve.protocol.errors import RequestError
 from runtime.serve.protocol.error_response import error_response
+from runtime.serve.protocol.errors import RequestError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send

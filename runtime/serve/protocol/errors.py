@@ -43,8 +43,9 @@ class RequestError(Exception):
 
 
 def to_json(value: object) -> bytes:
-    """Write JSON on one line, in ASCII: a client may have sent half a surrogate pair, which UTF-8 cannot hold."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
+    """Write JSON on one line. Half a surrogate pair, which a client may have sent, stays escaped."""
+    written = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return written.encode(errors="backslashreplace")
 
 
 def of_input(error: InputError) -> RequestError:
@@ -64,8 +65,8 @@ def of_engine(error: InputError) -> RequestError:
 
 
 def of_validation(errors: Sequence[Any], body: object) -> RequestError:
-    """The first of pydantic's errors about a request. body: what was sent, as far as it is JSON."""
-    error = errors[0]
+    """The innermost of pydantic's errors about a request. body: what was sent, as far as it is JSON."""
+    error = max(errors, key=lambda one: len(one["loc"]))  # a union has one for each of its members
     kind, context = error["type"], error.get("ctx") or {}
     if kind == "json_invalid":
         return RequestError(400, f"the body is not valid JSON: {context.get('error', error['msg'])}")

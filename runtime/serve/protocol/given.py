@@ -1,7 +1,7 @@
 """The base of everything that a client sends: what has no effect is refused by name, not dropped."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 from pydantic_core import PydanticCustomError
@@ -18,7 +18,7 @@ class Given(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _drop_neutral(cls, values: Any) -> Any:
+    def _drop_neutral(cls, values: object) -> object:
         """Leave out what asks for nothing. Raises an error for a field without effect that asks for something."""
         if not isinstance(values, dict):
             return values

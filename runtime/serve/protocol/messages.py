@@ -159,7 +159,7 @@ class Conversation(Given):
     """Messages, and how they are written as a prompt."""
 
     messages: Messages
-    tools: Tools = []
+    tools: Tools = Field(default=[])
     """Functions that the model may call."""
     chat_template_kwargs: TemplateOptions = TemplateOptions()
 

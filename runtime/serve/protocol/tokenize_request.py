@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+from pydantic import Field
+
 from runtime.serve.protocol.given import Given, Text
 from runtime.serve.protocol.messages import Conversation, Messages, TemplateOptions, Tools
 
@@ -23,7 +25,7 @@ class TokenizeRequest(Given):
     """Text, which is tokenized without chat template."""
     messages: Messages | None = None
     """A conversation, in place of the text."""
-    tools: Tools = []
+    tools: Tools = Field(default=[])
     """Functions that the model may call."""
     chat_template_kwargs: TemplateOptions = TemplateOptions()
 

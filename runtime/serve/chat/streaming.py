@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
 from console.progress import say
+from runtime.serve.chat.waiting import ClientGoneError, while_connected
 from runtime.serve.protocol.errors import RequestError, to_json
-from runtime.serve.waiting import ClientGoneError, while_connected
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from starlette.types import Receive, Scope, Send
 
-    from runtime.serve.exchange import Exchange
+    from runtime.serve.chat.exchange import Exchange
 
 _BEAT = 10.0  # seconds of silence after which a comment says that the answer still comes
 _PARTING = 2.0  # seconds for the last words to a client that may read no more
@@ -59,11 +60,9 @@ class EventStream(Response):
 
     async def _send_error(self, receive: Receive, send: Send, error: RequestError) -> None:
         """Say what is wrong, and end. A client that reads no more is left."""
-        from time import monotonic
-
         with suppress(RequestError, ClientGoneError):
             words = b"event: error\n" + _event(error.body) + b"data: [DONE]\n\n"
-            await while_connected(receive, _send(send, words, more=False), monotonic() + _PARTING)
+            await while_connected(receive, _send(send, words, more=False), time.monotonic() + _PARTING)
             return
         say("a client read no more; its connection was closed")
 

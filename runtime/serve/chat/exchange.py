@@ -6,16 +6,16 @@ import time
 from typing import TYPE_CHECKING
 
 from runtime.engine.request import Failed, Finished, Piece
+from runtime.serve.chat.token_text import token_logprobs
 from runtime.serve.protocol.chat_response import Counts, Delta, Envelope
 from runtime.serve.protocol.errors import of_engine
-from runtime.serve.token_text import token_logprobs
 from runtime.serve.tool_calls import Arguments, CallDropped, CallStarted, Content, ToolCallParser
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from runtime.engine.request import Event
-    from runtime.serve.answers import Answers
+    from runtime.serve.chat.answers import Answers
     from runtime.serve.protocol.chat_request import ChatRequest
     from runtime.serve.service import Service
     from runtime.serve.tool_calls import Delta as CallDelta
@@ -49,7 +49,9 @@ class Exchange:
                     raise of_engine(event.error)
                 self._measure(self._choices[number], event)
                 new[number].add(self._choices[number].read(event))
-            yield [(number, delta) for number, delta in new.items() if delta]
+            deltas = [(number, delta) for number, delta in new.items() if delta]
+            if deltas or not batch:
+                yield deltas
             running -= sum(isinstance(said.event, Finished) for said in batch)
         self._service.metrics.tokens(self.counts)
 

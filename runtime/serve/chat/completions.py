@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import Response
 
-from runtime.serve.answers import Answers
-from runtime.serve.exchange import Exchange
-from runtime.serve.prepare import engine_requests
+from runtime.serve.chat.answers import Answers
+from runtime.serve.chat.exchange import Exchange
+from runtime.serve.chat.prepare import engine_requests
+from runtime.serve.chat.streaming import EventStream
+from runtime.serve.chat.waiting import while_connected
 from runtime.serve.protocol.chat_response import Delta
 from runtime.serve.protocol.errors import to_json
-from runtime.serve.streaming import EventStream
-from runtime.serve.waiting import while_connected
 
 if TYPE_CHECKING:
     from starlette.requests import Request as HttpRequest

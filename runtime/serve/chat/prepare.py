@@ -94,7 +94,7 @@ def _longest(body: ChatRequest, prompt_tokens: int, context: int) -> int:
 def _check_budget(model: ExportedModel, body: ChatRequest, limit: int) -> None:
     """Raise RequestError for a thinking budget that leaves no token for the answer."""
     budget = body.thinking_token_budget
-    if budget and budget + len(model.chat.end_of_reasoning) >= limit:
+    if budget and budget + model.chat.end_of_reasoning.tokens >= limit:
         raise _wrong("thinking_token_budget", f"leaves no tokens for the answer, which may have {limit} in all")
 
 
