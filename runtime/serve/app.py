@@ -1,11 +1,10 @@
 """The routes of the server."""
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -28,6 +27,9 @@ from runtime.serve.protocol.error_response import error_response
 from runtime.serve.protocol.errors import RequestError, of_input, of_validation
 from runtime.serve.protocol.tokenize_request import TokenizeRequest, tokens
 from runtime.serve.service import Service
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
 
 PAGE = Path(__file__).with_name("page.html")
 _POLICY = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'", "cache-control": "no-cache"}

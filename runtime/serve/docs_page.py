@@ -7,8 +7,8 @@ from typing import Any
 
 _STYLE = (
     ":root{color-scheme:light dark}body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;"
-    "padding:0 1rem}table{border-collapse:collapse;width:100%}td{border-top:1px solid #8886;padding:.3rem .6rem .3rem 0;"
-    "vertical-align:top}code{white-space:nowrap}"
+    "padding:0 1rem}table{border-collapse:collapse;width:100%}"
+    "td{border-top:1px solid #8886;padding:.3rem .6rem .3rem 0;vertical-align:top}code{white-space:nowrap}"
 )
 
 

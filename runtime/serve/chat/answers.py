@@ -39,7 +39,7 @@ class Answers:
         self._closed = False
 
     def submit(self, engine: EngineThread, requests: Sequence[Request]) -> None:
-        """Queue the requests, one for each answer, in a worker thread; none after `close`. Raises as the engine does."""
+        """Queue a request for each answer, in a worker thread; none after `close`. Raises as the engine does."""
         for number, request in enumerate(requests):
             if self._closed:
                 break

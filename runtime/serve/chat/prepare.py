@@ -1,4 +1,4 @@
-"""From a chat request to what the engine is asked. It runs in a worker thread: images are decoded, grammars compiled."""
+"""From a chat request to what the engine is asked, in a worker thread: images are decoded, grammars compiled."""
 
 from __future__ import annotations
 
