@@ -115,7 +115,10 @@ class _Choice:
                 function = {"name": name, "arguments": ""}
                 delta.calls.append({"index": index, "id": name_id, "type": "function", "function": function})
             case Arguments(index, text):
-                delta.calls.append({"index": index, "function": {"arguments": text}})
+                if delta.calls and delta.calls[-1]["index"] == index:
+                    delta.calls[-1]["function"]["arguments"] += text
+                else:
+                    delta.calls.append({"index": index, "function": {"arguments": text}})
             case CallDropped(index):
                 self._calls -= 1
                 delta.dropped.append(index)

@@ -54,7 +54,7 @@ def of_input(error: InputError) -> RequestError:
         return RequestError(503, str(error))
     place, colon, _ = str(error).partition(": ")
     param = place if colon and " " not in place else None  # such as "messages[0].content[1].image_url"
-    return RequestError(400, str(error), param=param)
+    return RequestError(400, str(error), param="messages" if param == "prompt" else param)
 
 
 def of_engine(error: InputError) -> RequestError:
