@@ -1,4 +1,4 @@
-"""Answers of a model that knows nothing: its logits are random, with a bias for what ends strings, lists and answers."""
+"""Answers of a model that knows nothing: random logits, with a bias for what ends strings, lists and answers."""
 
 import numpy as np
 

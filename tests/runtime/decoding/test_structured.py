@@ -122,7 +122,8 @@ def test_a_choice_is_one_of_the_texts_and_can_be_any():
 def test_any_json_object():
     grammar = Grammar.json_object(TOKENIZER)
     answers = [
-        answer(Constraint(grammar, CHAT, thinking=False).limit(sampled(seed)), random_logits(seed)) for seed in range(40)
+        answer(Constraint(grammar, CHAT, thinking=False).limit(sampled(seed)), random_logits(seed))
+        for seed in range(40)
     ]
     objects = [json.loads(CHAT.decode(tokens)) for tokens in answers if tokens is not None]
     assert len(objects) > 20
@@ -210,7 +211,9 @@ def zeros(tokenizer):
 
 
 @pytest.mark.parametrize("think_tokens", [False, True])
-@pytest.mark.parametrize("written", ["", "I look.", "I look.\n", "I look.</think>", "I look.</think>\n", "</think>\n\n"])
+@pytest.mark.parametrize(
+    "written", ["", "I look.", "I look.\n", "I look.</think>", "I look.</think>\n", "</think>\n\n"]
+)
 def test_the_answer_begins_where_the_template_begins_it(tmp_path, written, think_tokens):
     """Whatever part of the end the model wrote. Without one, it ended its turn, and is held to an answer."""
     chat = Chat(write_folder(tmp_path, think_tokens=think_tokens))
@@ -263,7 +266,10 @@ WRONG_SCHEMAS = [
     ({"properties": {"a": {"type": "text"}}}, "Invalid type: text"),
     ({"type": "object", "properties": {"a": {"enum": []}}, "required": ["a"]}, "Unsatisfiable"),
     ({"$ref": "https://example.com/schema.json"}, "not present in a registry"),
-    ({"properties": {"a": {"type": "string", "pattern": "(?=a)b"}}}, "look-around, including look-ahead and look-behind, is not supported"),
+    (
+        {"properties": {"a": {"type": "string", "pattern": "(?=a)b"}}},
+        "look-around, including look-ahead and look-behind, is not supported",
+    ),
     ({"properties": {"a": {"type": "string", "format": "color"}}}, "Unknown format: color"),
     ({"unevaluatedProperties": False}, "Unimplemented keys"),
     ({"unevaluatedProperties": False, "x-guidance": {"lenient": True}}, "Unimplemented keys"),
@@ -284,7 +290,7 @@ def test_a_schema_nested_too_deeply_is_refused():
     schema = {"type": "integer"}
     for _ in range(100_000):
         schema = {"items": schema}
-    with pytest.raises(InputError, match="^JSON schema: "):
+    with pytest.raises(InputError, match=r"^JSON schema: "):
         Grammar.json_schema(TOKENIZER, schema)
 
 
