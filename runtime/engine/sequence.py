@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from runtime.decoding.logprobs import token_logprobs
+from runtime.decoding.stop_strings import StopStrings
+from runtime.decoding.structured import Constraint
 from runtime.decoding.thinking_budget import ThinkingBudget
 from runtime.engine.answer_text import AnswerText
 from runtime.engine.pictures import content_ids, open_pictures
@@ -44,9 +47,13 @@ class Sequence:
         self._limit = min(request.max_new_tokens, capacity - len(inputs.ids))
         self._budget = _budget(model, request)
         self._sampler = request.sampling.sampler()
+        if request.grammar is not None:
+            constraint = Constraint(request.grammar, model.chat, thinking=request.thinking)
+            self._sampler = constraint.limit(self._sampler, greedy=request.sampling.temperature == 0)
         if self._budget is not None:
             self._sampler = self._budget.limit(self._sampler)
         self._text = AnswerText(model.chat, thinking=request.thinking)
+        self._stop = StopStrings(request.stop)
         self._reasoning = model.chat.parse_reasoning() if request.thinking else None
 
     def cancel(self) -> None:
@@ -63,9 +70,11 @@ class Sequence:
         if self._reasoning is not None:
             self._reasoning.push(token)
         reasoning, text = self._text.push(token)
-        self._deliver(Piece(reasoning, text, token, None))
-        if len(self.generated) == self._limit:
-            self._finish("length")
+        top = self._request.top_logprobs
+        logprobs = None if top is None else token_logprobs(logits, token, top)
+        self._deliver(Piece(reasoning, self._stop.push(text), token, logprobs))
+        if self._stop.found or len(self.generated) == self._limit:
+            self._finish("stop" if self._stop.found else "length")
             return False
         return True
 
@@ -75,6 +84,7 @@ class Sequence:
 
     def _finish(self, reason: Literal["stop", "length"]) -> None:
         reasoning, text = self._text.finish()
+        text = self._stop.push(text) + self._stop.finish()
         tokens = 0 if self._reasoning is None else self._reasoning.tokens
         counts = len(self.ids), self.cached_tokens, len(self.generated), tokens
         spent = self._budget is not None and self._budget.spent

@@ -8,11 +8,13 @@ import pytest
 
 from calib_data.sources import open_documents
 from console.errors import InputError
+from runtime.decoding.forward import teacher_forced
 from runtime.decoding.sampling import Sampling
+from runtime.decoding.structured import Grammar, GrammarTokenizer
 from runtime.engine.request import Piece
 from runtime.inputs.video import open_video
 from runtime.model import Model
-from runtime.prompt import prompt_inputs
+from runtime.prompt import embed_prompt, prompt_inputs
 
 from ..damage import change_tensor
 from .asking import alone, ask, engine_of, finish, random_ids, tokens_prompt
@@ -84,9 +86,59 @@ def test_reasoning_has_a_budget_of_its_own_in_each_row(reader):
     asked = [ask(engine, inputs, 40, thinking=True, thinking_budget=tokens) for tokens in (3, 6)]
     finish(engine)
     for one, tokens in zip(asked, (3, 6), strict=True):
-        assert one.tokens[tokens] == reader.chat.think_end_id
-        assert one.end.reasoning_tokens == tokens
+        end = one.tokens.index(reader.chat.think_end_id)
+        assert end in (tokens, tokens + 1)  # the template writes a line break before it
+        assert (one.end.reasoning_tokens, one.end.budget_spent) == (end, True)
         assert one.texts == reader.chat.decode_answer(one.tokens, thinking=True)
+
+
+def test_a_stop_string_ends_the_answer_and_frees_its_row(reader):
+    """The string is taken from the middle of the answer, and ends within a token or across tokens."""
+    (inputs,) = pages(reader, 1)
+    engine = engine_of(reader, 2)
+    whole = ask(engine, inputs, 90)
+    finish(engine)
+    text = whole.texts[1]
+    for start in range(10, 20):
+        stop = text[start : start + 3]
+        stopped = ask(engine, inputs, 90, stop=(stop, "never"))
+        finish(engine)
+        assert stopped.texts[1] == text[: text.index(stop)]
+        assert stopped.end.reason == "stop"
+        assert stopped.tokens == whole.tokens[: len(stopped.tokens)]
+        assert len(stopped.tokens) < len(whole.tokens)
+
+
+def test_log_probabilities_are_those_of_the_model(reader):
+    (inputs,) = pages(reader, 1)
+    engine = engine_of(reader, 2)
+    asked, plain = ask(engine, inputs, 15, top_logprobs=3), ask(engine, inputs, 15)
+    finish(engine)
+    assert plain.tokens == asked.tokens
+    logits = np.concatenate(list(teacher_forced(reader, embed_prompt(reader, inputs), asked.tokens)))
+    expected = logits - np.log(np.exp(logits.astype(np.float64)).sum(axis=1, keepdims=True))
+    for place, piece in enumerate(asked.events[:-1]):
+        found = piece.logprobs
+        assert found.token == asked.tokens[place]
+        assert found.logprob == pytest.approx(expected[place, found.token], abs=1e-4)
+        assert [token for token, _ in found.top] == np.argsort(-expected[place])[:3].tolist()
+    assert all(piece.logprobs is None for piece in plain.events[:-1])
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_rows_are_held_to_grammars_of_their_own(thinking, reader):
+    tokenizer = GrammarTokenizer(reader.chat, reader.manifest.text.vocab_size, sorted(reader.end_ids))
+    engine = engine_of(reader, 4)
+    inputs = prompt_inputs(reader, "Read the text.", thinking=thinking)
+    options = {"thinking": thinking, "thinking_budget": 5 if thinking else None}
+    choices = [("yes", "no"), ("12.50", "13.00")]
+    asked = [ask(engine, inputs, 60, grammar=Grammar.choice(tokenizer, texts), **options) for texts in choices]
+    free = ask(engine, inputs, 60, **options)
+    finish(engine)
+    for one, texts in zip(asked, choices, strict=True):
+        assert one.texts[1] in texts
+        assert one.end.reason == "stop"
+    assert free.texts[1] not in ("yes", "no", "12.50", "13.00")
 
 
 def test_a_long_prompt_delays_others_by_one_chunk_a_token(reader):
