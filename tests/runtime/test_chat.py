@@ -12,6 +12,7 @@ from calib_data import READER
 from console.errors import InputError
 from runtime.chat import Chat
 from runtime.decoding.thinking_budget import ThinkingBudget
+from runtime.inputs.messages import user_turn
 
 # The turns of EXAONE 4.5, with the Jinja features that chat templates of this family use.
 TEMPLATE = """\
@@ -100,7 +101,7 @@ def test_prompts_equal_transformers(folder, text, images, videos, thinking):
     expected = theirs.apply_chat_template(
         [message(text, images, videos)], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
     )
-    assert chat.render(text, images, videos, thinking=thinking) == expected
+    assert chat.render(user_turn(text, images, videos), thinking=thinking) == expected
     counts = {"image": [1, 12, 5][:images], "video": [7, 2][:videos]}
     for kind, tokens in counts.items():  # as transformers' processor does: the text first, then its ids
         for count in tokens:
