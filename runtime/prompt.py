@@ -129,8 +129,8 @@ def prompt_inputs(
 ) -> PromptInputs:
     """Render a conversation with its images and videos in order. Opens no session.
 
-    messages: a text is a question about images, then videos. names: what errors call the images. Raises InputError for a
-    prompt that fills the model's context, and for an image or video that cannot be used.
+    messages: a text is a question about images, then videos. names: what errors call the images. Raises InputError for
+    a prompt that fills the model's context, and for an image or video that cannot be used.
     """
     names = names or [f"image {number}" for number in range(1, len(images) + 1)]
     merge = _merged_patches(model) if images or videos else 1
