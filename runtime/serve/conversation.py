@@ -42,9 +42,11 @@ def open_conversation(
     _check_order(messages)
     reader = _Reader(model, media)
     rendered = [reader.read(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    return prompt_inputs(
-        model, rendered, reader.images, reader.videos, names=reader.names, tools=tools, thinking=thinking
-    )
+    images, videos, names = reader.images, reader.videos, reader.names
+    try:
+        return prompt_inputs(model, rendered, images, videos, names=names, tools=tools, thinking=thinking)
+    except RecursionError:
+        raise InputError("messages: JSON of a tool or of its arguments is nested too deeply; send it flatter") from None
 
 
 def _check_order(messages: Sequence[Mapping[str, Any]]) -> None:

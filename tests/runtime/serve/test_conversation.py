@@ -176,6 +176,16 @@ def test_one_clear_error_with_its_place(reader, messages, place, message):
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize("depth", [300, 800, 950, 5000])
+def test_json_that_is_nested_deeply_is_no_crash(reader, depth):
+    arguments = '{"a": ' + "[" * depth + "]" * depth + "}"
+    called = BAD_CALL | {"function": {"name": "f", "arguments": arguments}}
+    try:
+        opened(reader, {"role": "assistant", "tool_calls": [called]}, ASKED)
+    except InputError as error:
+        assert depth > 300, error
+
+
 def test_images_of_a_request_are_limited_pages_among_them(reader):
     media = Media(MediaLimits(images=2))
     opened(reader, user(file_part(pdf_pages(2)), words("Hi")), media=media)

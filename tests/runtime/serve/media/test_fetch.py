@@ -1,6 +1,9 @@
 """Downloads from a real server: bounded in size, time and redirects, and only ever from checked addresses."""
 
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 import zlib
@@ -187,3 +190,39 @@ def test_tls_checks_the_certificate_of_the_name(server):
     port = server.server_address[1]
     with pytest.raises(InputError, match=r"image_url: cannot be downloaded \("):
         media_of(server).image(f"https://pictures.test:{port}/good", PLACE)
+
+
+@pytest.fixture
+def secure_server(tmp_path, monkeypatch):
+    """The same server with TLS, a certificate of pictures.test that downloads trust, and the names clients ask for."""
+    openssl = shutil.which("openssl") or pytest.skip("openssl, which makes the certificate, is not installed")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    names = ["-subj", "/CN=pictures.test", "-addext", "subjectAltName=DNS:pictures.test"]
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    made = [openssl, "req", *kind, "-keyout", key, "-out", certificate, *names]
+    subprocess.run(made, check=True, capture_output=True)
+    context, asked = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), []
+    context.load_cert_chain(certificate, key)
+    context.sni_callback = lambda _, name, __: asked.append(name)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.seen, server.asked = [], asked
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *_: None
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    thread.start()
+    monkeypatch.setattr("runtime.serve.media.fetch._tls", lambda: ssl.create_default_context(cafile=certificate))
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_https_goes_to_the_checked_address_under_the_hosts_name(secure_server):
+    port = secure_server.server_address[1]
+    media = media_of(secure_server)
+    image = media.image(f"https://pictures.test:{port}/good", PLACE)
+    assert image.tobytes() == Media().image(data_uri(FILES["rgb.png"]), PLACE).tobytes()
+    assert (secure_server.asked, secure_server.seen) == (["pictures.test"], [("/good", f"pictures.test:{port}")])
+    other = Media(domains=(f"other.test:{port}",), resolve=lambda *_: ["127.0.0.1"])
+    with pytest.raises(InputError, match=r"cannot be downloaded \(.*Hostname mismatch"):
+        other.image(f"https://other.test:{port}/good", PLACE)
