@@ -138,7 +138,7 @@ def check_thinking_budget(chat: Chat, budget: int, max_new_tokens: int, *, think
         raise InputError(f"--thinking-budget {budget}: must be 0 or more")
     if not thinking:
         raise InputError(f"--thinking-budget {budget}: has no effect without --thinking; add it")
-    if budget and budget + len(chat.end_of_reasoning) >= max_new_tokens:
+    if budget and budget + chat.end_of_reasoning.tokens >= max_new_tokens:
         raise InputError(
             f"--thinking-budget {budget}: leaves no tokens for the answer; give a smaller one, or more than "
             f"--max-new-tokens {max_new_tokens}"

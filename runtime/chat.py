@@ -16,7 +16,7 @@ from console.text import canonical
 from runtime.inputs.chat_template import load_chat_template, reasoning_end, write_reasoning
 from runtime.inputs.messages import canonical_text, texts, user_turn, without_calls
 from runtime.inputs.tokenizer import load_special_tokens, load_tokenizer
-from runtime.reasoning import TOOL_CALL, TOOL_CALL_END, ReasoningParser
+from runtime.reasoning import TOOL_CALL, TOOL_CALL_END, ReasoningEnd, ReasoningParser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,6 +63,11 @@ class Chat:
         """Tokens and their ids."""
         vocabulary: dict[str, int] = self._tokenizer.get_vocab()
         return vocabulary
+
+    @property
+    def tokenizer_json(self) -> str:
+        """The tokenizer as tokenizer.json has it, without settings from training."""
+        return self._tokenizer.to_str()
 
     def render(self, messages: str | Sequence[Message], *, tools: Sequence[Tool] = (), thinking: bool = False) -> str:
         """Render a conversation, or a question alone, up to where the answer begins."""
@@ -189,8 +194,8 @@ class Chat:
         return parser
 
     @cached_property
-    def end_of_reasoning(self) -> list[int]:
-        """Token ids of what the template writes from `</think>` to the answer.
+    def end_of_reasoning(self) -> ReasoningEnd:
+        """What the template writes between the text of the reasoning and the answer.
 
         It is what a prompt without reasoning has more than one with it. Raises InputError for a template that writes no
         `</think>` there.
@@ -200,7 +205,9 @@ class Chat:
             raise InputError(
                 f"{self._folder}: its chat template does not show how reasoning ends; leave out --thinking-budget"
             )
-        return self.encode_text(parts[1])
+        _, line, closing = parts
+        tokens = tuple(self.encode_text(line)), tuple(self.encode_text(closing))
+        return ReasoningEnd(*tokens, closing.removeprefix(THINK_END))
 
     def stream(self) -> TextStream:
         """A decoder of ids one at a time."""

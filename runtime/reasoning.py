@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 TOOL_CALL, TOOL_CALL_END = "<tool_call>", "</tool_call>"
+
+
+class ReasoningEnd(NamedTuple):
+    """What the chat template writes between the text of the reasoning and the answer."""
+
+    line: tuple[int, ...]
+    """Tokens of the line break before `</think>`, where the template has one."""
+    marker: tuple[int, ...]
+    """Tokens from `</think>` on."""
+    text: str
+    """Text after `</think>`."""
+
+    @property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return len(self.line) + len(self.marker)
 
 
 class ReasoningParser:
@@ -30,6 +46,13 @@ class ReasoningParser:
         """Tokens of reasoning so far."""
         self.marker: str | None = None
         """What ended the reasoning; None before."""
+        self.after = ""
+        """Text after the marker in the token that completed it."""
+
+    @property
+    def at_line_start(self) -> bool:
+        """Whether the reasoning so far ends with a line break."""
+        return self._tail.endswith("\n")
 
     def push(self, token: int) -> None:
         """Read the next token; those after the reasoning count for nothing."""
@@ -45,6 +68,7 @@ class ReasoningParser:
         for text, known in self._markers.items():
             if known is None and text in self._tail:
                 self.marker = text
+                self.after = self._tail.partition(text)[2]
                 self._leave_out(len(self._tail) - self._tail.index(text))
 
     def ends_with(self, token: int) -> bool:

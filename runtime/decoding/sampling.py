@@ -10,6 +10,7 @@ float64.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -48,6 +49,8 @@ class Sampling:
     """Seed of the random generator; None draws a fresh one."""
     presence_penalty: float = 0.0
     """Subtracted once from the logit of every token already generated, -2 to 2."""
+    frequency_penalty: float = 0.0
+    """Subtracted from the logit of a token once for each time it was generated, -2 to 2."""
     temperature: float = 0.0
     """Divides the logits; 0 is greedy."""
     top_k: int = 0
@@ -62,8 +65,9 @@ class Sampling:
             raise InputError(f"--top-p {self.top_p}: must be above 0 and at most 1")
         if self.top_k < 0:
             raise InputError(f"--top-k {self.top_k}: must be 0 (off) or a whole number above")
-        if not -2 <= self.presence_penalty <= 2:
-            raise InputError(f"--presence-penalty {self.presence_penalty}: must be between -2 and 2")
+        for name in ("presence_penalty", "frequency_penalty"):
+            if not -2 <= getattr(self, name) <= 2:
+                raise InputError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be between -2 and 2")
         if self.seed is not None and self.seed < 0:
             raise InputError(f"--seed {self.seed}: must be 0 or more")
 
@@ -94,6 +98,7 @@ class _Draws:
         self._sampling = sampling
         self._random = np.random.Generator(np.random.PCG64(sampling.seed))
         self._penalties = np.zeros(0, np.float32)  # [V]
+        self._counts: Counter[int] = Counter()
         self._read = 0
 
     def __call__(self, logits: NDArray[np.float32], generated: Sequence[int]) -> int:
@@ -105,12 +110,15 @@ class _Draws:
         return drawn if tokens is None else int(tokens[drawn])
 
     def penalised(self, logits: NDArray[np.float32], generated: Sequence[int]) -> NDArray[np.float32]:
-        """Logits [V] less the presence penalty."""
-        if not self._sampling.presence_penalty:
+        """Logits [V] less the penalties."""
+        presence, frequency = self._sampling.presence_penalty, self._sampling.frequency_penalty
+        if not (presence or frequency):
             return logits
         if not self._read:
             self._penalties = np.zeros_like(logits)
-        self._penalties[np.array(generated[self._read :], np.int64)] = self._sampling.presence_penalty
+        for token in generated[self._read :]:
+            self._counts[token] += 1
+            self._penalties[token] = presence + frequency * self._counts[token]
         self._read = len(generated)
         return logits - self._penalties
 
@@ -124,15 +132,17 @@ def candidates(scores: NDArray[np.float32], sampling: Sampling) -> tuple[NDArray
     """Tokens [K] that top k keeps of scores [V], or None for all, and weights proportional to their probabilities."""
     tokens = None
     if 0 < sampling.top_k < len(scores):
-        tokens = _likeliest(scores, sampling.top_k)
+        tokens = likeliest(scores, sampling.top_k)
         scores = scores[tokens]
     weights = scores - scores.max()  # first, so that no temperature, however small, overflows
     weights /= np.float32(np.clip(sampling.temperature, 1e-30, 1e30))  # clipped to the range of float32
     return tokens, np.exp(weights, out=weights)
 
 
-def _likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+def likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     """Tokens with the `count` largest scores [V], and those that tie with the last of them (Fan et al. 2018).
+
+    Fewer where a mask left fewer: a score of minus infinity is none.
 
     Maxima of disjoint groups are scores of different tokens. So the k-th largest maximum is a lower bound of the k-th
     largest score, and few scores exceed it.
@@ -141,7 +151,10 @@ def _likeliest(scores: NDArray[np.float32], count: int) -> NDArray[np.int64]:
     while len(maxima) >= 8 * count:
         half = len(maxima) // 2
         maxima = np.maximum(maxima[:half], maxima[half : 2 * half])
-    tokens = np.flatnonzero(scores >= np.partition(maxima, -count)[-count])
+    bound = np.partition(maxima, -count)[-count]
+    tokens = np.flatnonzero(scores >= bound if bound > -np.inf else scores > -np.inf)
+    if len(tokens) <= count:
+        return tokens
     scores = scores[tokens]
     return tokens.compress(scores >= np.partition(scores, -count)[-count])
 

@@ -15,23 +15,25 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.decoding.sampling import Sampler
-    from runtime.reasoning import ReasoningParser
+    from runtime.reasoning import ReasoningEnd, ReasoningParser
 
 
 class ThinkingBudget:
     """Ends the reasoning of one answer after a number of tokens. Each answer has its own."""
 
     def __init__(
-        self, tokens: int, ending: Sequence[int], parser: ReasoningParser, end_ids: Collection[int] = ()
+        self, tokens: int, ending: ReasoningEnd, parser: ReasoningParser, end_ids: Collection[int] = ()
     ) -> None:
         """Begin an answer.
 
-        tokens: longest reasoning. ending: what the chat template writes between reasoning and answer, as token ids.
-        parser: of the same answer. end_ids: tokens that end an answer; within the reasoning, there would be none.
+        tokens: longest reasoning, without the line break that the template writes after it. ending: what the template
+        writes between reasoning and answer. parser: of the same answer. end_ids: tokens that end an answer; within the
+        reasoning, there would be none.
         """
         self._budget, self._ending, self._parser, self._end_ids = tokens, ending, parser, end_ids
         self._read = 0
         self._start: int | None = None
+        self._tokens: tuple[int, ...] = ()  # forced from `_start` on
         self.spent = False
         """Whether the budget ended the reasoning."""
 
@@ -56,9 +58,10 @@ class ThinkingBudget:
         self._read = len(generated)
         if self._start is None and self._parser.marker is None and self._must_end(chosen):
             self.spent, self._start = self._read >= self._budget, len(generated)
-        if self._start is None or len(generated) >= self._start + len(self._ending):
+            self._tokens = (() if self._parser.at_line_start else self._ending.line) + self._ending.marker
+        if self._start is None or len(generated) >= self._start + len(self._tokens):
             return chosen
-        return self._ending[len(generated) - self._start]
+        return self._tokens[len(generated) - self._start]
 
     def _must_end(self, chosen: int) -> bool:
         """Whether the reasoning, which goes on, has to end here. A token that ends it by itself is left alone."""

@@ -73,18 +73,21 @@ def write_reasoning(template: ChatTemplate, open_prompt: str, closed_prompt: str
             f"{template.path}: does not show how reasoning ends (enable_thinking), and a document has reasoning; give "
             "documents without it"
         )
-    opening, closing = parts
-    before = opening.removesuffix("\n")  # the line end after the reasoning
-    return before + reasoning + opening[len(before) :] + closing
+    before, line, closing = parts
+    return before + reasoning + line + closing
 
 
-def reasoning_end(open_prompt: str, closed_prompt: str) -> tuple[str, str] | None:
-    """What a prompt without thinking has more than one with it: text before `</think>`, and text from it on.
+def reasoning_end(open_prompt: str, closed_prompt: str) -> tuple[str, str, str] | None:
+    """What a prompt without thinking has more than one with it.
 
-    None where the template writes no `</think>` there.
+    The text before the reasoning, the line end after it, and the text from `</think>` on. None where the template
+    writes no `</think>` there.
     """
     opening, marker, rest = closed_prompt.removeprefix(open_prompt).partition(THINK_END)
-    return (opening, marker + rest) if closed_prompt.startswith(open_prompt) and marker else None
+    if not closed_prompt.startswith(open_prompt) or not marker:
+        return None
+    before = opening.removesuffix("\n")
+    return before, opening[len(before) :], marker + rest
 
 
 def additional_templates(folder: Path) -> list[Path]:

@@ -244,23 +244,35 @@ def test_tool_calls_are_shown_special_tokens_or_not(tmp_path, special):
 def test_reasoning_is_counted_without_what_ends_it(tmp_path, think_tokens):
     """Also where `</think>` takes several tokens: it is forced whole."""
     chat = Chat(write_folder(tmp_path, think_tokens=think_tokens))
-    reasoning, ending = chat.encode_text("I look for 합계.\n"), chat.end_of_reasoning
-    assert chat.decode(ending) == "</think>\n\n"
-    assert len(ending) == len(chat.encode_text("</think>")) + len(chat.encode_text("\n\n"))
-    parser = chat.parse_reasoning([*reasoning, *ending, *chat.encode_text("1,200")])
+    text, line, ending = chat.encode_text("I look for 합계."), chat.encode_text("\n"), chat.end_of_reasoning
+    reasoning, marker = text + line, list(ending.marker)
+    assert (list(ending.line), chat.decode(marker), ending.text) == (line, "</think>\n\n", "\n\n")
+    assert len(marker) == len(chat.encode_text("</think>")) + len(chat.encode_text("\n\n"))
+    parser = chat.parse_reasoning([*reasoning, *marker, *chat.encode_text("1,200")])
     assert (parser.tokens, parser.marker) == (len(reasoning), "</think>")
     assert chat.parse_reasoning(reasoning).tokens == len(reasoning)
-    choose = ThinkingBudget(len(reasoning), ending, chat.parse_reasoning()).limit(lambda _, __: 99)
-    tokens: list[int] = []
-    while len(tokens) < len(reasoning) + len(ending) + 2:
-        chosen = choose(None, tokens)
-        tokens.append(reasoning[len(tokens)] if len(tokens) < len(reasoning) else chosen)
-    assert tokens == [*reasoning, *ending, 99, 99]
+    for written, forced in ((reasoning, marker), (text, line + marker)):  # a line break that is there is not repeated
+        choose = ThinkingBudget(len(written), ending, chat.parse_reasoning()).limit(lambda _, __: 99)
+        tokens: list[int] = []
+        while len(tokens) < len(written) + len(forced) + 2:
+            chosen = choose(None, tokens)
+            tokens.append(written[len(tokens)] if len(tokens) < len(written) else chosen)
+        assert tokens == [*written, *forced, 99, 99]
 
 
 def test_the_reader_closes_its_reasoning_as_its_template_does():
     chat = Chat(READER)
-    assert chat.end_of_reasoning == [chat.think_end_id, *chat.encode_text("\n\n")]
+    end, line = chat.end_of_reasoning, chat.encode_text("\n")
+    assert end.marker == (chat.think_end_id, *chat.encode_text("\n\n"))
+    reasoning = chat.encode_text("I look.")
+    assert [*reasoning, *end.line, *end.marker] == chat.encode_answer("", "I look.")
+    assert list(end.line) == line
+
+
+def test_a_template_without_a_line_break_gets_none(tmp_path):
+    template = "{{ messages[0].content }}<think>{{ '' if enable_thinking else '</think>' }}"
+    chat = Chat(write_folder(tmp_path, template=template))
+    assert chat.end_of_reasoning == ((), (chat.think_end_id,), "")
 
 
 @pytest.mark.parametrize(

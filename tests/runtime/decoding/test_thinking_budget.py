@@ -27,6 +27,12 @@ def budget_of(reader, tokens):
     return ThinkingBudget(tokens, reader.chat.end_of_reasoning, reader.chat.parse_reasoning(), reader.end_ids)
 
 
+def forced_after(reader, reasoning):
+    """What the template writes after this reasoning: a line break that is there is not repeated."""
+    written = reader.chat.decode(reasoning)
+    return reader.chat.encode_text("</think>\n\n" if written.endswith("\n") else "\n</think>\n\n")
+
+
 def continued(reader, prompt, prefix, tokens):
     """The greedy answer to a prompt that ends with `prefix`: no budget is known there."""
     ids = np.array(prefix)
@@ -37,13 +43,14 @@ def continued(reader, prompt, prefix, tokens):
 @pytest.mark.parametrize("drafts", [None, 1, 3, 8])
 @pytest.mark.parametrize("tokens", [1, 2, 5, 11])
 def test_greedy_reasoning_is_cut_at_its_budget(tokens, drafts, reader, prompt):
-    plain, ending = list(generate(reader, prompt, never_ends(reader), TOKENS)), reader.chat.end_of_reasoning
+    plain = list(generate(reader, prompt, never_ends(reader), TOKENS))
+    ending = forced_after(reader, plain[:tokens])
     budget = budget_of(reader, tokens)
     sampler = budget.limit(never_ends_within(reader, tokens))
     found = list(generate(reader, prompt, sampler, TOKENS, drafts and Drafts(drafts)))
     prefix = [*plain[:tokens], *ending]
     assert found[: len(prefix)] == prefix
-    assert found[tokens] == reader.chat.think_end_id
+    assert reader.chat.parse_reasoning(found).tokens == len(prefix) - len(reader.chat.end_of_reasoning.marker)
     assert found[len(prefix) :] == continued(reader, prompt, prefix, TOKENS - len(prefix))
     assert budget.spent
 
@@ -72,7 +79,8 @@ def test_sampled_reasoning_is_cut_alike_with_drafts(penalty, reader, prompt):
         list(generate(reader, prompt, budget_of(reader, 7).limit(sampling.sampler()), TOKENS, drafts))
         for drafts in (None, Drafts(2), Drafts(8))
     )
-    assert plain[7] == reader.chat.think_end_id
+    ending = forced_after(reader, plain[:7])
+    assert plain[7 : 7 + len(ending)] == ending
     assert others == [plain, plain]
 
 
@@ -88,8 +96,8 @@ def test_reasoning_within_its_budget_ends_by_itself(tokens_allowed, reader, prom
 
 @pytest.mark.parametrize("drafts", [None, 3])
 def test_an_answer_comes_where_the_turn_would_end_within_the_reasoning(drafts, reader, prompt):
-    tokens, ending = [100, 101, reader.end_ids[0]], reader.chat.end_of_reasoning
-    prefix = [*tokens[:2], *ending]
+    tokens = [100, 101, reader.end_ids[0]]
+    prefix = [*tokens[:2], *forced_after(reader, tokens[:2])]
     budget = budget_of(reader, 50)
     sampler = budget.limit(
         lambda logits, generated: tokens[len(generated)] if len(generated) < 3 else greedy(logits, generated)
@@ -126,8 +134,10 @@ def test_an_answer_says_that_its_budget_was_spent(draft_tokens, reader):
     inputs = prompt_inputs(reader, "Read the text.", thinking=True)
     stream = AnswerStream(reader, inputs, settings(reader, thinking_budget=2, draft_tokens=draft_tokens))
     shown, answer = "".join(stream), stream.finish()
-    assert answer.tokens[2] == reader.chat.think_end_id
-    assert (answer.reasoning_tokens, answer.budget_spent) == (2, True)
+    ending = forced_after(reader, answer.tokens[:2])
+    assert answer.tokens[2 : 2 + len(ending)] == ending
+    assert answer.reasoning_tokens == 2 + ending.index(reader.chat.think_end_id)  # with the template's line break
+    assert answer.budget_spent
     assert shown == f"{answer.reasoning}\n</think>\n\n{answer.text}"
     assert answer.reasoning == reader.chat.decode(answer.tokens[:2]).strip()
 
