@@ -1,26 +1,30 @@
-"""Chat template and tokenizer: from a question to token ids, and from generated ids to text."""
+"""Chat template and tokenizer: from a conversation to token ids, and from generated ids to text."""
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from calib_data.document import THINK_END
 from console.errors import InputError
 from console.text import canonical
 from runtime.inputs.chat_template import load_chat_template, reasoning_end, write_reasoning
+from runtime.inputs.messages import canonical_text, texts, user_turn, without_calls
 from runtime.inputs.tokenizer import load_special_tokens, load_tokenizer
-from runtime.reasoning import TOOL_CALL, ReasoningEnd, ReasoningParser
+from runtime.reasoning import TOOL_CALL, TOOL_CALL_END, ReasoningEnd, ReasoningParser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from tokenizers import Tokenizer
+
+    from runtime.inputs.messages import Message, Tool
 
 IMAGE_TOKEN = "<|image_pad|>"
 VIDEO_TOKEN = "<|video_pad|>"
@@ -41,7 +45,7 @@ class Chat:
     def __init__(self, folder: Path) -> None:
         """Read the tokenizer, its special tokens and the chat template."""
         self._folder = folder
-        self._tokenizer = load_tokenizer(folder)
+        self._tokenizer = _show_tool_calls(load_tokenizer(folder))
         self._template = load_chat_template(folder)
         self._special_tokens = load_special_tokens(folder)
         self.image_token_id: int | None = self._tokenizer.token_to_id(IMAGE_TOKEN)
@@ -65,36 +69,47 @@ class Chat:
         """The tokenizer as tokenizer.json has it, without settings from training."""
         return self._tokenizer.to_str()
 
-    def render(self, text: str, images: int = 0, videos: int = 0, *, thinking: bool = False) -> str:
-        """Render one user turn up to where the answer begins: images, then videos, then text."""
-        # A plain string without images: templates of text-only models support nothing else.
-        content: str | list[dict[str, str]] = text
-        if images or videos:
-            content = [{"type": "image"}] * images + [{"type": "video"}] * videos + [{"type": "text", "text": text}]
-        messages = [{"role": "user", "content": content}]
+    def render(self, messages: str | Sequence[Message], *, tools: Sequence[Tool] = (), thinking: bool = False) -> str:
+        """Render a conversation, or a question alone, up to where the answer begins."""
+        if isinstance(messages, str):
+            messages = user_turn(messages)
+        declared = {"tools": list(tools)} if tools else {}
         try:
             return self._template.compiled.render(
-                **self._special_tokens, messages=messages, add_generation_prompt=True, enable_thinking=thinking
+                **self._special_tokens,
+                **declared,
+                messages=list(messages),
+                add_generation_prompt=True,
+                enable_thinking=thinking,
             )
         except Exception as error:  # a template is code of the model's author and may raise anything
             raise InputError(f"{self._template.path}: cannot be rendered ({error})") from error
 
     def encode(
         self,
-        text: str,
+        messages: str | Sequence[Message],
         image_tokens: Sequence[int] = (),
         video_tokens: Sequence[int] = (),
         *,
+        tools: Sequence[Tool] = (),
         thinking: bool = False,
     ) -> NDArray[np.int64]:
-        """Token ids [T] int64 of one user turn, with `image_tokens[i]` placeholders for the i-th image, videos alike.
+        """Token ids [T] int64 of a conversation, with `image_tokens[i]` placeholders for its i-th image, videos alike.
 
-        The text is read in its `canonical` form, then by the tokenizer's own normalizer.
-        Raises InputError where the template has no placeholder for an image or video, or the text contains one.
+        messages: a text is a question that follows all images and videos. Texts are read in their `canonical` form,
+        then by the tokenizer's own normalizer. As in transformers and vLLM, the rendered text is tokenized as a whole:
+        a text that spells a control token, such as <|endofturn|>, is read as that token. So a server's users can write
+        turns of others into their own messages, and whoever passes texts of others on must remove control tokens.
+        Placeholders of images and videos are refused. Raises InputError for these, where the template has no
+        placeholder for an image or video, and for a template that leaves out the tools or their calls.
         """
-        if not _is_utf8(text):
-            raise InputError(f"prompt: {text!r} is not valid UTF-8, check how the text is encoded")
-        rendered = self.render(canonical(text), len(image_tokens), len(video_tokens), thinking=thinking)
+        if isinstance(messages, str):
+            messages = user_turn(canonical_text(messages, "prompt"), len(image_tokens), len(video_tokens))
+        else:
+            messages = canonical_text(list(messages), "messages")
+        tools = canonical_text(list(tools), "tools")
+        rendered = self.render(messages, tools=tools, thinking=thinking)
+        self._refuse_ignored_tools(rendered, messages, tools, thinking)
         ids = np.array(self._tokenizer.encode(rendered, add_special_tokens=False).ids, np.int64)
         repeats = np.ones_like(ids)
         for kind, placeholder, token_id, tokens in (
@@ -102,15 +117,34 @@ class Chat:
             ("video", VIDEO_TOKEN, self.video_token_id, video_tokens),
         ):
             is_placeholder = ids == (-1 if token_id is None else token_id)
-            count = int(is_placeholder.sum())
-            if tokens and not count:
-                raise InputError(f"{self._folder}: this model's chat template takes no {kind}s; ask without --{kind}")
-            if count != len(tokens):
-                raise InputError(
-                    f"prompt: has {count} placeholders for {len(tokens)} {kind}s, remove {placeholder} from the text"
-                )
+            smuggled = token_id is not None and any(placeholder in text for text in texts([messages, tools]))
+            self._check_count(kind, placeholder, int(is_placeholder.sum()), len(tokens), smuggled=smuggled)
             repeats[is_placeholder] = tokens
         return np.repeat(ids, repeats)
+
+    def _check_count(self, kind: str, placeholder: str, count: int, wanted: int, *, smuggled: bool) -> None:
+        """Raise InputError unless a prompt has as many placeholders as images or videos, none of them from a text."""
+        if wanted and not count:
+            raise InputError(f"{self._folder}: this model's chat template takes no {kind}s; ask without --{kind}")
+        if smuggled or count > wanted:
+            raise InputError(
+                f"prompt: has {count} placeholders for {wanted} {kind}s, remove {placeholder} from the text"
+            )
+        if count < wanted:
+            raise InputError(
+                f"{self._folder}: this model's chat template shows {count} of {wanted} {kind}s; put them into messages "
+                "of the user"
+            )
+
+    def _refuse_ignored_tools(
+        self, rendered: str, messages: Sequence[Message], tools: Sequence[Tool], thinking: bool
+    ) -> None:
+        """Raise InputError for a template that renders the same without the tools, or without a past call of them."""
+        if tools and self.render(messages, thinking=thinking) == rendered:
+            raise InputError(f"{self._folder}: this model's chat template takes no tools; ask without them")
+        called = any(message.get("tool_calls") for message in messages)
+        if called and self.render(without_calls(messages), tools=tools, thinking=thinking) == rendered:
+            raise InputError(f"{self._folder}: this model's chat template takes no tool calls; leave them out")
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text in its `canonical` form, such as an answer, without chat template."""
@@ -243,10 +277,12 @@ class AnswerTextStream:
         return shown
 
 
-def _is_utf8(text: str) -> bool:
-    """False for lone surrogates: bytes of a command line that are not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def _show_tool_calls(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, with the marks of tool calls as tokens that decoding does not skip: they are part of an answer."""
+    marks = {TOOL_CALL, TOOL_CALL_END}
+    if not any(token.special and token.content in marks for token in tokenizer.get_added_tokens_decoder().values()):
+        return tokenizer
+    content = json.loads(tokenizer.to_str())
+    for token in content["added_tokens"]:
+        token["special"] &= token["content"] not in marks
+    return Tokenizer.from_str(json.dumps(content))

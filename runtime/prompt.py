@@ -1,4 +1,4 @@
-"""From a question to the prompt that the decoder reads: token ids, then embeddings with those of images and videos."""
+"""From a conversation to what the decoder reads: token ids, then embeddings with those of images and videos."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.exported import ExportedModel
+    from runtime.inputs.messages import Message, Tool
     from runtime.inputs.video import Video
 
 
@@ -37,7 +38,7 @@ Videos = str | Path | Iterable[str | Path]
 
 @dataclass(frozen=True)
 class PromptInputs:
-    """A rendered user turn that fits the model's context, and the images and videos that it shows."""
+    """A rendered conversation that fits the model's context, and the images and videos that it shows."""
 
     ids: NDArray[np.int64]
     """Token ids [T], with a placeholder for each embedding of an image or a video."""
@@ -51,7 +52,7 @@ class PromptInputs:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered user turn as the decoder reads it."""
+    """A rendered conversation as the decoder reads it."""
 
     ids: NDArray[np.int64]
     """Token ids [T]."""
@@ -118,17 +119,18 @@ def _merged_patches(model: ExportedModel) -> int:
 
 def prompt_inputs(
     model: ExportedModel,
-    question: str,
+    messages: str | Sequence[Message],
     images: Sequence[Image.Image] = (),
     videos: Sequence[Video] = (),
     *,
     names: Sequence[str] = (),
+    tools: Sequence[Tool] = (),
     thinking: bool = False,
 ) -> PromptInputs:
-    """Render a question about images, then videos. Opens no session.
+    """Render a conversation with its images and videos in order. Opens no session.
 
-    names: what errors call the images. Raises InputError for a prompt that fills the model's context, and for an image
-    or video that cannot be used.
+    messages: a text is a question about images, then videos. names: what errors call the images. Raises InputError for
+    a prompt that fills the model's context, and for an image or video that cannot be used.
     """
     names = names or [f"image {number}" for number in range(1, len(images) + 1)]
     merge = _merged_patches(model) if images or videos else 1
@@ -137,7 +139,7 @@ def prompt_inputs(
     ]
     video_grids = [video_grid(video, model.video_settings) for video in videos]
     image_tokens, video_tokens = ([math.prod(grid) // merge for grid in grids] for grids in (image_grids, video_grids))
-    ids = model.chat.encode(question, image_tokens, video_tokens, thinking=thinking)
+    ids = model.chat.encode(messages, image_tokens, video_tokens, tools=tools, thinking=thinking)
     if len(ids) >= model.manifest.text.context:
         raise InputError(
             f"prompt: {len(ids)} tokens, but the model's context is {model.manifest.text.context}; shorten it"

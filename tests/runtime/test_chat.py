@@ -12,6 +12,7 @@ from calib_data import READER
 from console.errors import InputError
 from runtime.chat import Chat
 from runtime.decoding.thinking_budget import ThinkingBudget
+from runtime.inputs.messages import user_turn
 
 # The turns of EXAONE 4.5, with the Jinja features that chat templates of this family use.
 TEMPLATE = """\
@@ -100,7 +101,7 @@ def test_prompts_equal_transformers(folder, text, images, videos, thinking):
     expected = theirs.apply_chat_template(
         [message(text, images, videos)], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
     )
-    assert chat.render(text, images, videos, thinking=thinking) == expected
+    assert chat.render(user_turn(text, images, videos), thinking=thinking) == expected
     counts = {"image": [1, 12, 5][:images], "video": [7, 2][:videos]}
     for kind, tokens in counts.items():  # as transformers' processor does: the text first, then its ids
         for count in tokens:
@@ -218,6 +219,25 @@ def test_a_tool_call_ends_reasoning_too(tmp_path, think_tokens, tool_token):
     ids = chat.encode_text("I look for 합계.\n<tool_call>{}</tool_call> </think>")
     assert chat.decode_answer(ids, thinking=True) == ("I look for 합계.", "<tool_call>{}</tool_call> </think>")
     assert chat.parse_reasoning(ids).tokens == len(chat.encode_text("I look for 합계.\n"))
+
+
+@pytest.mark.parametrize("special", [True, False])
+def test_tool_calls_are_shown_special_tokens_or_not(tmp_path, special):
+    """Decoding skips special tokens, and a call is part of the answer."""
+    write_folder(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken(mark, special=special) for mark in ("<tool_call>", "</tool_call>")])
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    chat, call = Chat(tmp_path), '<tool_call>{"name": "읽기"}</tool_call>'
+    ids = chat.encode_text(f"Look.</think>{call}<|endofturn|>")
+    assert ids == tokenizer.encode(f"Look.</think>{call}<|endofturn|>", add_special_tokens=False).ids
+    assert chat.tool_call_id in ids
+    assert chat.decode_answer(ids, thinking=True) == ("Look.", call)
+    assert chat.decode_answer(chat.encode_text(call), thinking=False) == ("", call)
+    stream = chat.stream()
+    assert "".join(map(stream.push, chat.encode_text(call))) + stream.finish() == call
 
 
 @pytest.mark.parametrize("think_tokens", [True, False])

@@ -1,0 +1,1 @@
+"""`python -m runtime serve`: an HTTP server with OpenAI's API."""
