@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sized
 from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
@@ -11,18 +12,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from console.text import shorten_message
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Hashable, Iterable, Iterator
 
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 5.0
 _said: set[Hashable] = set()
 
 
-def track(items: Sequence[Item], label: str) -> Iterator[Item]:
-    """Yield the items and show progress on stderr; stdout is only for results."""
+def track(items: Iterable[Item], label: str, count: int | None = None) -> Iterator[Item]:
+    """Yield the items and show progress on stderr; stdout is only for results. count: of items without a length."""
+    total = len(items) if isinstance(items, Sized) else count
+    assert total is not None
     console = Console(stderr=True, markup=False)
     if not console.is_terminal:
-        yield from _lines(items, label, console)
+        yield from _lines(items, total, label, console)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -32,7 +35,7 @@ def track(items: Sequence[Item], label: str) -> Iterator[Item]:
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task, start = bar.add_task(label, total=len(items), rate=""), time.monotonic()
+        task, start = bar.add_task(label, total=total, rate=""), time.monotonic()
         for done, item in enumerate(items, 1):
             yield item
             bar.update(task, completed=done, rate=_rate(done / (time.monotonic() - start)))
@@ -54,15 +57,15 @@ def say_once(line: str, about: Hashable = None) -> None:
         say(line)
 
 
-def _lines(items: Sequence[Item], label: str, console: Console) -> Iterator[Item]:
+def _lines(items: Iterable[Item], total: int, label: str, console: Console) -> Iterator[Item]:
     start = last = time.monotonic()
     for done, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - last > _SECONDS_BETWEEN_LINES and done < len(items):
+        if now - last > _SECONDS_BETWEEN_LINES and done < total:
             rate = done / (now - start)
-            left = (len(items) - done) / rate
-            console.print(f"{label}: {done}/{len(items)}, {_rate(rate)}, {left:.0f} s left", highlight=False)
+            left = (total - done) / rate
+            console.print(f"{label}: {done}/{total}, {_rate(rate)}, {left:.0f} s left", highlight=False)
             last = now
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
 from calib_data.document import THINK_END
@@ -14,14 +16,13 @@ from console.text import canonical
 from runtime.inputs.chat_template import load_chat_template, reasoning_end, write_reasoning
 from runtime.inputs.messages import canonical_text, texts, user_turn, without_calls
 from runtime.inputs.tokenizer import load_special_tokens, load_tokenizer
-from runtime.reasoning import TOOL_CALL, ReasoningEnd, ReasoningParser
+from runtime.reasoning import TOOL_CALL, TOOL_CALL_END, ReasoningEnd, ReasoningParser
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
-    from tokenizers import Tokenizer
 
     from runtime.inputs.messages import Message, Tool
 
@@ -44,7 +45,7 @@ class Chat:
     def __init__(self, folder: Path) -> None:
         """Read the tokenizer, its special tokens and the chat template."""
         self._folder = folder
-        self._tokenizer = load_tokenizer(folder)
+        self._tokenizer = _show_tool_calls(load_tokenizer(folder))
         self._template = load_chat_template(folder)
         self._special_tokens = load_special_tokens(folder)
         self.image_token_id: int | None = self._tokenizer.token_to_id(IMAGE_TOKEN)
@@ -290,3 +291,14 @@ class AnswerTextStream:
         shown = piece.rstrip()
         self._begun, self._space = self._begun or bool(shown), piece[len(shown) :]
         return shown
+
+
+def _show_tool_calls(tokenizer: Tokenizer) -> Tokenizer:
+    """The tokenizer, with the marks of tool calls as tokens that decoding does not skip: they are part of an answer."""
+    marks = {TOOL_CALL, TOOL_CALL_END}
+    if not any(token.special and token.content in marks for token in tokenizer.get_added_tokens_decoder().values()):
+        return tokenizer
+    content = json.loads(tokenizer.to_str())
+    for token in content["added_tokens"]:
+        token["special"] &= token["content"] not in marks
+    return Tokenizer.from_str(json.dumps(content))

@@ -5,24 +5,32 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from calib_data.sources import open_questions
 from console.errors import naming
 from console.progress import say
-from runtime.answer import AnswerStream, open_answer_sessions
+from runtime.answer import Answer, AnswerStream, open_answer_sessions
+from runtime.decoding.draft_policy import DraftPolicy
+from runtime.engine.answer_all import answer_all, open_engine
+from runtime.engine.request import Request
 from runtime.prompt import prompt_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from calib_data.document import Document
     from runtime.answer import AnswerSettings
     from runtime.decoding.speculative import Drafts
+    from runtime.engine.answer_all import Collected
+    from runtime.engine.request import Finished
     from runtime.exported import ExportedModel
     from runtime.prompt import PromptInputs
+
+    Questions = Sequence[tuple[str, Document]]
+    """Places of lines, such as "questions.jsonl:3", and their documents."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,10 @@ class GenerateCommand:
     def to_json(self, inputs: PromptInputs, load_seconds: float) -> dict[str, Any]:
         """A whole answer with its speed. load_seconds: of `open_sessions`."""
         answer = AnswerStream(self.model, inputs, self.settings).finish()
-        result = {
+        return self._fields(answer, load_seconds) | (_draft_counts(answer.drafts) if answer.drafts else {})
+
+    def _fields(self, answer: Answer, load_seconds: float) -> dict[str, Any]:
+        return {
             "model": str(self.model.folder),
             "load_seconds": load_seconds,
             "prompt_tokens": answer.prompt_tokens,
@@ -76,7 +87,6 @@ class GenerateCommand:
             "first_token_seconds": answer.first_token_seconds,
             "tokens_per_second": answer.tokens_per_second,
         }
-        return result | (_draft_counts(answer.drafts) if answer.drafts else {})
 
     def answer_lines(self, path: Path) -> Iterator[dict[str, Any]]:
         """Answer the lines of a JSONL file in order; each answer has its line's name and prompt.
@@ -84,15 +94,44 @@ class GenerateCommand:
         All lines are checked before the sessions open. An image is opened again for its answer. Raises InputError, with
         the line number, for a line that cannot be answered.
         """
-        questions = open_questions(path)
+        questions, longest = open_questions(path), 0
         for line, document in questions:
             with naming(line):
-                self._inputs(document)
+                longest = max(longest, len(self._inputs(document).ids))
+        answers = self._batched(questions, longest) if self._batches else self._in_turn(questions)
+        for document, answer in answers:
+            yield {"name": document.name, "prompt": document.prompt, **answer}
+
+    @property
+    def _batches(self) -> bool:
+        """Whether many lines are answered at a time: drafts and captured steps are of one answer."""
+        draft_tokens = self.settings.draft_tokens
+        return not self.model.options.capture and (isinstance(draft_tokens, DraftPolicy) or draft_tokens == 0)
+
+    def _in_turn(self, questions: Questions) -> Iterator[tuple[Document, dict[str, Any]]]:
+        """Answer one line after the other."""
         seconds = self.open_sessions()
         for line, document in questions:
             with naming(line):
                 answer = self.to_json(self._inputs(document), seconds)
-            yield {"name": document.name, "prompt": document.prompt, **answer}
+            yield document, answer
+
+    def _batched(self, questions: Questions, longest: int) -> Iterator[tuple[Document, dict[str, Any]]]:
+        """Answer many lines at a time. longest: tokens of the longest prompt."""
+        settings = replace(self.settings, draft_tokens=0)
+        seconds = replace(self, settings=settings).open_sessions()
+        engine = open_engine(self.model, len(questions), longest + settings.max_new_tokens)
+        answers = answer_all(engine, (self._request(line, document) for line, document in questions))
+        for (line, document), collected in zip(questions, answers, strict=True):
+            with naming(line):
+                end = collected.finished()
+            yield document, self._fields(_answer(collected, end), seconds)
+
+    def _request(self, line: str, document: Document) -> Request:
+        settings = self.settings
+        with naming(line):
+            inputs = self._inputs(document)
+        return Request(inputs, settings.sampling, settings.max_new_tokens, settings.thinking, settings.thinking_budget)
 
     def _inputs(self, document: Document) -> PromptInputs:
         images = [] if document.picture is None else [document.image]
@@ -104,6 +143,23 @@ def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on a line of its own, at once."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
     sys.stdout.flush()
+
+
+def _answer(collected: Collected, end: Finished) -> Answer:
+    """The whole answer of one line. The engine says the same as `AnswerStream`."""
+    tokens, seconds = collected.tokens, collected.seconds
+    return Answer(
+        text=collected.text,
+        reasoning=collected.reasoning,
+        reasoning_tokens=end.reasoning_tokens,
+        budget_spent=end.budget_spent,
+        tokens=tokens,
+        finish_reason=end.reason,
+        prompt_tokens=end.prompt_tokens,
+        first_token_seconds=seconds[1] - seconds[0] if tokens else None,
+        tokens_per_second=(len(tokens) - 1) / (seconds[-1] - seconds[1]) if len(tokens) > 1 else None,
+        drafts=None,
+    )
 
 
 def _draft_counts(drafts: Drafts) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from runtime.decoding.sampling import Sampler
     from runtime.decoding.speculative import Drafts
     from runtime.exported import ExportedModel
-    from runtime.prompt import Prompt
+    from runtime.prompt import Prompt, PromptInputs
 
 
 def generate(
@@ -44,12 +44,12 @@ def generate(
             return
 
 
-def context_left(model: ExportedModel, prompt: Prompt) -> int:
+def context_left(model: ExportedModel, prompt: Prompt | PromptInputs) -> int:
     """Tokens of the context that a prompt leaves for its answer."""
     return model.manifest.text.context - len(prompt.ids)
 
 
-def token_limit(model: ExportedModel, prompt: Prompt, max_new_tokens: int) -> int:
+def token_limit(model: ExportedModel, prompt: Prompt | PromptInputs, max_new_tokens: int) -> int:
     """Largest number of tokens of an answer: `max_new_tokens`, or what the context has left."""
     return min(max_new_tokens, context_left(model, prompt))
 

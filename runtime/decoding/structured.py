@@ -72,8 +72,10 @@ class Grammar:
         from llguidance import LLMatcher
 
         self._matcher = LLMatcher(tokenizer.compiled, _utf8(source, name), log_level=0, limits=tokenizer.limits)
-        if self._matcher.is_error():
-            raise InputError(f"{name}: {_reason(self._matcher.get_error())}")
+        first = self._matcher.deep_copy()  # its mask finds more errors, and what it computes the copies share
+        first.compute_bitmask()
+        if first.is_error():
+            raise InputError(f"{name}: {_reason(first.get_error())}")
         self.tokenizer = tokenizer
         self.calls_tools = calls_tools
         """Whether the answer consists of tool calls."""
@@ -83,7 +85,7 @@ class Grammar:
         """A value that a JSON schema allows (draft 2020-12), with keys in the order of `properties`.
 
         Raises InputError for a schema that cannot be enforced: wrong, unsatisfiable, or with keywords that llguidance
-        does not know. Keys under `additionalProperties` may be repeated.
+        does not know. Keys under `additionalProperties` may be repeated, and any year has a 29 February.
         """
         return cls(tokenizer, f'{{"grammars": [{{"json_schema": {_schema_json(schema, name)}}}]}}', name)
 
@@ -102,7 +104,7 @@ class Grammar:
         """One of several texts."""
         if not texts:
             raise InputError("choice: is empty; give at least one text")
-        pattern = "|".join("".join(map(_literal_in_regex, text)) for text in texts)
+        pattern = "|".join("".join(map(_literal_in_regex, _utf8(text, "choice"))) for text in texts)
         return cls(tokenizer, _regex_grammar(f"({pattern})", "choice"), "choice")
 
     @classmethod

@@ -68,6 +68,8 @@ class Finished:
     """Tokens of the answer, reasoning included, without the end token."""
     reasoning_tokens: int
     """Tokens of the reasoning, without `</think>`."""
+    budget_spent: bool
+    """Whether `thinking_budget` ended the reasoning."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from console.errors import InputError
-    from runtime.decoding.sampling import Sampler
     from runtime.engine.request import Deliver, Request
     from runtime.exported import ExportedModel
 
@@ -46,7 +45,13 @@ class Sequence:
         self._request = replace(request, inputs=replace(inputs, images=(), names=(), videos=()))  # frees the images
         self._model, self._deliver = model, deliver
         self._limit = min(request.max_new_tokens, capacity - len(inputs.ids))
-        self._sampler = _sampler(model, request)
+        self._budget = _budget(model, request)
+        self._sampler = request.sampling.sampler()
+        if request.grammar is not None:
+            constraint = Constraint(request.grammar, model.chat, thinking=request.thinking)
+            self._sampler = constraint.limit(self._sampler, greedy=request.sampling.temperature == 0)
+        if self._budget is not None:
+            self._sampler = self._budget.limit(self._sampler)
         self._text = AnswerText(model.chat, thinking=request.thinking)
         self._stop = StopStrings(request.stop)
         self._reasoning = model.chat.parse_reasoning() if request.thinking else None
@@ -79,19 +84,16 @@ class Sequence:
 
     def _finish(self, reason: Literal["stop", "length"]) -> None:
         reasoning, text = self._text.finish()
-        text = "" if self._stop.found else self._stop.push(text) + self._stop.finish()
+        text = self._stop.push(text) + self._stop.finish()
         tokens = 0 if self._reasoning is None else self._reasoning.tokens
         counts = len(self.ids), self.cached_tokens, len(self.generated), tokens
-        self._deliver(Finished(reason, reasoning, text, *counts))
+        spent = self._budget is not None and self._budget.spent
+        self._deliver(Finished(reason, reasoning, text, *counts, spent))
 
 
-def _sampler(model: ExportedModel, request: Request) -> Sampler:
-    """The sampler of one answer, within its thinking budget."""
-    sampler, chat = request.sampling.sampler(), model.chat
-    if request.grammar is not None:
-        constraint = Constraint(request.grammar, chat, thinking=request.thinking)
-        sampler = constraint.limit(sampler, greedy=request.sampling.temperature == 0)
-    if request.thinking_budget is not None and request.thinking:
-        budget = ThinkingBudget(request.thinking_budget, chat.end_of_reasoning, chat.parse_reasoning(), model.end_ids)
-        sampler = budget.limit(sampler)
-    return sampler
+def _budget(model: ExportedModel, request: Request) -> ThinkingBudget | None:
+    """The thinking budget of a new answer; None without reasoning or limit."""
+    if request.thinking_budget is None or not request.thinking:
+        return None
+    chat = model.chat
+    return ThinkingBudget(request.thinking_budget, chat.end_of_reasoning, chat.parse_reasoning(), model.end_ids)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from PIL import Image
 
 from calib_data.images import to_rgb
+from calib_data.scores import visible
 from console.errors import InputError
 from runtime.inputs.images import image_grid
 from runtime.prompt import prompt_inputs
@@ -41,9 +42,11 @@ def open_conversation(
     _check_order(messages)
     reader = _Reader(model, media)
     rendered = [reader.read(message, f"messages[{index}]") for index, message in enumerate(messages)]
-    return prompt_inputs(
-        model, rendered, reader.images, reader.videos, names=reader.names, tools=tools, thinking=thinking
-    )
+    images, videos, names = reader.images, reader.videos, reader.names
+    try:
+        return prompt_inputs(model, rendered, images, videos, names=names, tools=tools, thinking=thinking)
+    except RecursionError:
+        raise InputError("messages: JSON of a tool or of its arguments is nested too deeply; send it flatter") from None
 
 
 def _check_order(messages: Sequence[Mapping[str, Any]]) -> None:
@@ -87,23 +90,23 @@ class _Reader:
         return read
 
     def _content(self, message: Mapping[str, Any], place: str) -> str | list[Part]:
-        """Text, or parts. Parts of text alone are one text where the model reads no images, as templates have them."""
+        """Text, or parts. Raises InputError for a user who says and shows nothing."""
         content, role = message.get("content"), message["role"]
         if isinstance(content, list):
-            parts = [part for at, one in enumerate(content) for part in self._part(one, role, f"{place}.content[{at}]")]
-            text = "\n".join(part["text"] for part in parts if part["type"] == "text")
-            shown = any(part["type"] != "text" for part in parts)
-            content = text if len(parts) == 1 and not shown else parts
-            if not shown and self._model.manifest.vision is None:
-                content = text
-        else:
-            shown, text = False, content or ""
-            if not isinstance(text, str):
-                raise InputError(f"{place}.content: is neither a text nor a list of parts")
-            content = text
-        if role == "user" and not shown and not text.strip():
+            content = self._parts(content, role, f"{place}.content")
+        elif not isinstance(content, str | None):
+            raise InputError(f"{place}.content: is neither a text nor a list of parts")
+        texts = [part.get("text", "image") for part in content] if isinstance(content, list) else [content or ""]
+        if role == "user" and not any(map(visible, texts)):
             raise InputError(f"{place}.content: is empty; write a question")
-        return content
+        return content or ""
+
+    def _parts(self, parts: Sequence[Mapping[str, Any]], role: str, place: str) -> str | list[Part]:
+        """Parts in their order; one text where they are all text and the template of a text-only model reads them."""
+        read = [part for at, one in enumerate(parts) for part in self._part(one, role, f"{place}[{at}]")]
+        texts = [part["text"] for part in read if part["type"] == "text"]
+        plain = len(texts) == len(read) and (len(read) < 2 or self._model.manifest.vision is None)
+        return "\n".join(texts) if plain else read
 
     def _part(self, part: Mapping[str, Any], role: str, place: str) -> list[Part]:
         """One part of a message; a PDF is a part for each page."""

@@ -8,9 +8,8 @@ import secrets
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from runtime.reasoning import TOOL_CALL
+from runtime.reasoning import TOOL_CALL, TOOL_CALL_END
 
-TOOL_CALL_END = "</tool_call>"
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)', re.DOTALL)
 
 

@@ -202,3 +202,12 @@ def test_numbers_of_numpy_are_numbers(model):
         for n, t in ((3, 0), (np.int64(3), np.float32(0)))
     ]
     assert found[0] == found[1]
+
+
+def test_a_policy_learns_from_one_answer_to_the_next(exported, picture):
+    """Eight answers of a few tokens each are more than one trial."""
+    model = Model(exported("w4"), "cpu")
+    answers = [model.ask("Read the text.", picture, temperature=0, max_new_tokens=20) for _ in range(8)]
+    assert len({tuple(answer.tokens) for answer in answers}) == 1
+    # A policy that began anew would take the same turns in each.
+    assert len({answer.drafts and (answer.drafts.calls, answer.drafts.drafted) for answer in answers}) > 1

@@ -221,6 +221,25 @@ def test_a_tool_call_ends_reasoning_too(tmp_path, think_tokens, tool_token):
     assert chat.parse_reasoning(ids).tokens == len(chat.encode_text("I look for 합계.\n"))
 
 
+@pytest.mark.parametrize("special", [True, False])
+def test_tool_calls_are_shown_special_tokens_or_not(tmp_path, special):
+    """Decoding skips special tokens, and a call is part of the answer."""
+    write_folder(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken(mark, special=special) for mark in ("<tool_call>", "</tool_call>")])
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    chat, call = Chat(tmp_path), '<tool_call>{"name": "읽기"}</tool_call>'
+    ids = chat.encode_text(f"Look.</think>{call}<|endofturn|>")
+    assert ids == tokenizer.encode(f"Look.</think>{call}<|endofturn|>", add_special_tokens=False).ids
+    assert chat.tool_call_id in ids
+    assert chat.decode_answer(ids, thinking=True) == ("Look.", call)
+    assert chat.decode_answer(chat.encode_text(call), thinking=False) == ("", call)
+    stream = chat.stream()
+    assert "".join(map(stream.push, chat.encode_text(call))) + stream.finish() == call
+
+
 @pytest.mark.parametrize("think_tokens", [True, False])
 def test_reasoning_is_counted_without_what_ends_it(tmp_path, think_tokens):
     """Also where `</think>` takes several tokens: it is forced whole."""

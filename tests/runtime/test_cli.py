@@ -262,20 +262,6 @@ def test_a_model_without_a_layer_that_drafts_answers_as_before(command, copied, 
     assert generated(command, *arguments).keys() == generated(command, *arguments, *NO_DRAFTS).keys()
 
 
-def test_a_policy_learns_from_one_answer_to_the_next(command, exported, picture):
-    """Six lines of a few tokens each are more than one trial."""
-    rows = [json.dumps({"image": str(picture), "prompt": "Read the text."})] * 8
-    (picture.parent / "lines.jsonl").write_text("\n".join(rows))
-    arguments = "--model", exported("w4"), "--temperature", 0, "--max-new-tokens", 20
-    code, out, err = command("generate", *arguments, "--input", picture.parent / "lines.jsonl")
-    assert (code, err) == (0, "")
-    plain = generated(command, *arguments, "--image", picture, "--prompt", "Read the text.", *NO_DRAFTS)
-    answers = [json.loads(line) for line in out.splitlines()]
-    assert all(answer["tokens"] == plain["tokens"] for answer in answers)
-    # A policy that began anew would take the same turns in each.
-    assert len({answer.get("draft_tokens") for answer in answers}) > 1
-
-
 @pytest.mark.parametrize("thinking", [False, True])
 @pytest.mark.parametrize("images", [0, 1, 2])
 def test_streamed_text_is_that_of_json(images, thinking, command, exported, reader, picture):

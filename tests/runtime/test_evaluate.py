@@ -11,7 +11,7 @@ from calib_data.sources import open_documents
 from console.errors import InputError
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import greedy
-from runtime.evaluate import ANSWER_TOKENS, Scored, evaluation_documents, score, summary
+from runtime.evaluate import ANSWER_TOKENS, Scored, evaluation_documents, score, score_all, summary
 from runtime.model import Model
 from runtime.prompt import build_prompt
 
@@ -149,3 +149,16 @@ def test_a_source_without_answers_is_one_line(command, exported, tmp_path):
     code, out, err = command("evaluate", "--model", exported("fp16"), "--documents", tmp_path, "--count", 1)
     assert (code, out) == (2, "")
     assert "png: has no known answer, so it cannot be scored" in err
+
+
+@pytest.mark.slow
+def test_documents_are_scored_together_as_alone(reader):
+    """With reasoning and without, of answers of different lengths."""
+    kinds = ("line", "field", "transcription", "reasoning")
+    documents = [open_documents(split="evaluation", count=3, seed=2, kind=kind) for kind in kinds]
+    documents = [document for row in zip(*documents, strict=True) for document in row]
+    together = list(score_all(reader, documents))
+    for document, scored in zip(documents, together, strict=True):
+        assert replace(scored, seconds=0) == replace(score(reader, document)[0], seconds=0)
+        assert scored.seconds > 0
+    assert summary(together, seconds=2.0)["tokens_per_second"] == sum(len(one.ids) for one in together) / 2

@@ -20,6 +20,6 @@ class MediaLimits:
     bytes: int = 64 << 20
     """Bytes of one image, PDF or video."""
     seconds: float = 20.0
-    """Time of one download, from the first look-up to the last byte."""
+    """Time of one download, redirects included. A look-up of a name is not cut short, but what follows it is."""
     redirects: int = 3
     """Redirects that a download follows."""

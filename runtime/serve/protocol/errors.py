@@ -80,7 +80,7 @@ def of_validation(errors: Sequence[Any], body: object) -> RequestError:
     if kind == "extra_forbidden":
         return RequestError(400, f"{param}: unknown parameter", param=param, code="unknown_parameter")
     if not param:
-        return RequestError(400, "the body is no JSON object; " + _TAKES_JSON)
+        return RequestError(400, f"the body is not what is expected ({error['msg']}); {_TAKES_JSON}")
     return RequestError(400, f"{param}: {error['msg'].removeprefix('Value error, ')}", param=param)
 
 

@@ -6,7 +6,9 @@ import numpy as np
 def distribution(logits, generated, sampling):
     """Probabilities of all tokens, [V] float64; a temperature of 0 is the likeliest token's."""
     scores = logits.copy()
-    scores[np.array(generated, np.int64)] -= np.float32(sampling.presence_penalty)  # once, however often repeated
+    for token in set(generated):
+        times = generated.count(token)
+        scores[token] -= np.float32(sampling.presence_penalty + times * sampling.frequency_penalty)
     scores = scores.astype(np.float64)
     dense = np.zeros(len(scores))
     if sampling.temperature == 0:

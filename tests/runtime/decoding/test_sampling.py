@@ -71,7 +71,7 @@ def naive(logits, generated, sampling):
     """The definition in plain Python, one step after the other."""
     scores = [float(x) for x in logits]
     for token in set(generated):
-        scores[token] -= sampling.presence_penalty
+        scores[token] -= sampling.presence_penalty + sampling.frequency_penalty * generated.count(token)
     weights = {token: math.exp(score / sampling.temperature) for token, score in enumerate(scores)}
     ranked = sorted(weights, key=weights.get, reverse=True)[: sampling.top_k or None]
     total = sum(weights[token] for token in ranked)
@@ -90,7 +90,7 @@ def test_penalty_comes_before_everything(seed):
     logits = logits_of(seed, 30)
     likely = np.argsort(-logits)[:4].tolist()
     generated = [likely[0], likely[0], likely[2], likely[0]]
-    sampling = Sampling(temperature=0.6, top_k=5, top_p=0.9, presence_penalty=1.5)
+    sampling = Sampling(temperature=0.6, top_k=5, top_p=0.9, presence_penalty=1.5, frequency_penalty=-0.25)
     np.testing.assert_allclose(dense(logits, generated, sampling), naive(logits, generated, sampling), **FLOAT32)
 
 
@@ -121,13 +121,14 @@ def assert_as_the_oracle(logits, generated, sampling):
 def test_distribution_equals_the_sorting_oracle(temperature, top_p, top_k):
     """Logits of every width, with ties and masked tokens; a penalty of either sign, or none."""
     random = np.random.default_rng([int(top_p * 1e5), top_k])
-    for penalty, spread in itertools.product([0, 1.5, -0.7], [0.1, 1, 10]):
+    for penalty, frequency, spread in itertools.product([0, 1.5, -0.7], [0, 0.4], [0.1, 1, 10]):
         logits = random.normal(0, spread, 150).astype(np.float32)
         logits[random.integers(0, 150, 30)] = logits[random.integers(0, 150, 30)]
         logits[random.integers(0, 150, 30)] = -np.inf
         logits[[3, 140]] = logits.max() + penalty  # two likeliest
         generated = random.integers(0, 150, 40).tolist()
-        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, presence_penalty=penalty)
+        penalties = {"presence_penalty": penalty, "frequency_penalty": frequency}
+        sampling = Sampling(temperature=temperature, top_p=top_p, top_k=top_k, **penalties)
         assert_as_the_oracle(logits, generated, sampling)
 
 
@@ -163,13 +164,14 @@ def test_the_shortlist_holds_the_nucleus(spread, top_p):
 
 
 def test_penalties_of_a_growing_answer_are_those_of_all_its_tokens():
-    logits, sampling = logits_of(5), Sampling(presence_penalty=1.5)
-    sample, generated = sampling.sampler(), []
-    for _ in range(30):
-        token = sample(logits, generated)
-        assert token == distribution(logits, generated, sampling).argmax()
-        generated += [token, token]
-    assert sampling.sampler()(logits, generated) == sample(logits, generated)
+    for penalties in ({"presence_penalty": 1.5}, {"frequency_penalty": 0.3}, {"frequency_penalty": 2.0}):
+        logits, sampling = logits_of(5), Sampling(**penalties)
+        sample, generated = sampling.sampler(), []
+        for _ in range(30):
+            token = sample(logits, generated)
+            assert token == distribution(logits, generated, sampling).argmax()
+            generated += [token, token]
+        assert sampling.sampler()(logits, generated) == sample(logits, generated)
 
 
 COUNTED = [
@@ -241,6 +243,7 @@ def test_a_seed_fixes_the_draws():
         ({"top_k": -1}, "--top-k -1"),
         ({"presence_penalty": 3.0}, r"--presence-penalty 3\.0"),
         ({"presence_penalty": math.nan}, "--presence-penalty nan"),
+        ({"frequency_penalty": -2.1}, r"--frequency-penalty -2\.1"),
         ({"seed": -1}, "--seed -1"),
     ],
 )
@@ -254,6 +257,18 @@ def test_masked_tokens_are_never_drawn():
     logits[[2, 5]] = 0
     sample = Sampling(seed=1, temperature=1.0).sampler()
     assert {sample(logits, []) for _ in range(50)} == {2, 5}
+
+
+@pytest.mark.parametrize("size", [10, 5000])
+@pytest.mark.parametrize("top_k", [1, 2, 3, 20])
+def test_top_k_of_what_a_mask_left(top_k, size):
+    """No more than there is, even where that is less than k."""
+    logits = np.full(size, -np.inf, np.float32)
+    logits[[2, 5, 7]] = [0, 3, 1]
+    tokens, weights = candidates(logits, Sampling(temperature=1.0, top_k=top_k))
+    kept = np.flatnonzero(weights) if tokens is None else tokens
+    assert kept.tolist() == [[5], [5, 7], [2, 5, 7]][min(top_k, 3) - 1]
+    assert (weights[weights > 0] == np.exp(logits[kept] - 3)).all()
 
 
 RECOMMENDED = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "top_k": 20, "presence_penalty": 1.5}

@@ -42,6 +42,18 @@ def save_frames(folder, pixels):
     return folder
 
 
+def write_film(pyav, path, frames, height=64, width=96, options=None):
+    """A grey film with a level for each frame, white in the top left quarter."""
+    with pyav.open(str(path), "w", options=options or {}) as container:
+        stream = container.add_stream("libvpx" if path.suffix == ".webm" else "mpeg4", rate=25)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        for number in range(frames):
+            pixels = np.full((height, width, 3), 4 * number, np.uint8)
+            pixels[: height // 2, : width // 2] = 255
+            container.mux(stream.encode(pyav.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+
+
 def refused(says, path, fps=None):
     with pytest.raises(InputError, match=says) as caught:
         video = open_video(path, fps)

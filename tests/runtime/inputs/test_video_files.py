@@ -10,7 +10,7 @@ from PIL import Image
 from console.errors import InputError
 from runtime.inputs.video import open_video, sample_frames
 
-from .films import refused, settings_of
+from .films import refused, settings_of, write_film
 
 
 @pytest.fixture
@@ -29,18 +29,6 @@ def hide_first_frames(pyav, source, path, frames):
             if packet.dts is not None:
                 packet.pts, packet.dts, packet.stream = packet.pts - earlier, packet.dts - earlier, copy
                 trimmed.mux(packet)
-
-
-def write_film(pyav, path, frames, height=64, width=96, options=None):
-    """A grey film with a level for each frame, white in the top left quarter."""
-    with pyav.open(str(path), "w", options=options or {}) as container:
-        stream = container.add_stream("libvpx" if path.suffix == ".webm" else "mpeg4", rate=25)
-        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
-        for number in range(frames):
-            pixels = np.full((height, width, 3), 4 * number, np.uint8)
-            pixels[: height // 2, : width // 2] = 255
-            container.mux(stream.encode(pyav.VideoFrame.from_ndarray(pixels, format="rgb24")))
-        container.mux(stream.encode())
 
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "avi"])

@@ -17,7 +17,10 @@ SSE_END = "data: [DONE]\n\n"
 def connect(server, body, *, headers=""):
     """A raw connection that has sent a chat request."""
     data = json.dumps(body).encode()
-    connection = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    connection = socket.socket()
+    connection.settimeout(30)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # else the system holds megabytes
+    connection.connect(("127.0.0.1", server.port))
     head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{headers}content-length: {len(data)}\r\n\r\n"
     connection.sendall(head.encode() + data)
     return connection
@@ -54,7 +57,7 @@ def test_the_page_of_parameters_needs_no_network(server):
         (CHAT, b'{"messages": 1e999}', "POST", 400, "messages"),
         (CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "POST", 400, "messages[0].content"),
         (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "POST", 400, "temperature"),
-        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "\\ud800": 1}', "POST", 400, "\ud800"),
+        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "\\ud800": 1}', "POST", 400, None),
         (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 5000 + b"}", "POST", 400, None),
         ("/tokenize", {}, "POST", 400, "prompt"),
         ("/tokenize", {"prompt": "x", "messages": BODY["messages"]}, "POST", 400, "prompt"),
@@ -153,11 +156,9 @@ def test_a_slow_reader_stalls_nobody(server):
     server.idle()
     body = LONG | {"stream": True, "n": 3, "logprobs": True, "top_logprobs": 20}  # more than buffers of the system hold
     with connect(server, body) as connection:
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         until(lambda: server.metric("exaone_answers_running") == 1, 10)
         assert server.get(CHAT, BODY)[0] == 200
         until(lambda: server.metric("exaone_answers_running") == 0, 30)
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
         received = b""
         while not received.endswith(SSE_END.encode() + b"\r\n0\r\n\r\n"):
             received += connection.recv(1 << 16)
