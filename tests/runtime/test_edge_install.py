@@ -10,7 +10,8 @@ EDGE = """
 import json, runpy, sys
 MISSING = {"torch", "transformers", "safetensors", "onnx", "onnxscript", "onnx_ir", "accelerate", "datasets",
            "compressed_tensors", "bitsandbytes", "pypdfium2", "quantize", "export", "cvttf_NotoSansCJK_Regular",
-           "cvttf_NotoSansCJK_Bold", "font_source_serif_pro", "font_lato"}
+           "cvttf_NotoSansCJK_Bold", "font_source_serif_pro", "font_lato", "fastapi", "starlette", "uvicorn",
+           "prometheus_client", "llguidance"}
 
 class Installed:
     def __init__(self, finder):
@@ -47,5 +48,13 @@ def test_drawing_documents_says_what_to_install(exported, tmp_path):
     result = edge("evaluate", "--model", exported("fp16"), "--count", 1, cwd=tmp_path)
     error, loaded = result.stderr.splitlines()
     assert "install the extra 'render'" in error
+    assert loaded == "loaded: []"
+    assert (result.returncode, result.stdout) == (2, "")
+
+
+def test_a_server_says_what_to_install(exported, tmp_path):
+    result = edge("serve", "--model", exported("fp16"), cwd=tmp_path)
+    error, loaded = result.stderr.splitlines()
+    assert error == "error: python -m runtime serve needs fastapi, install the extra 'serve'"
     assert loaded == "loaded: []"
     assert (result.returncode, result.stdout) == (2, "")

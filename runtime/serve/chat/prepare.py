@@ -83,7 +83,9 @@ def _longest(body: ChatRequest, prompt_tokens: int, context: int) -> int:
     """Longest answer in tokens: what the request says, or all that the context leaves."""
     (name, longest), left = body.longest, context - prompt_tokens
     if left < 1:
-        message = f"the prompt has {prompt_tokens} tokens, but the context of prompt and answer is {context}; shorten it"
+        message = (
+            f"the prompt has {prompt_tokens} tokens, but the context has {context} for it and the answer; shorten it"
+        )
         raise RequestError(400, message, param="messages", code="context_length_exceeded")
     if longest is not None and longest > left:
         message = f"{name}: {longest} is too large; the prompt leaves {left} of {context} tokens"

@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError, NoMemoryError
-from console.text import shorten_message
+from console.text import shorten, shorten_message
 from runtime.engine.thread import ClosedError
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 NO_RETRY = {"x-should-retry": "false"}
 """Header that keeps OpenAI's client from sending a request again that would fail again."""
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_LONGEST_PARAM = 200
 _TAKES_JSON = "send the body as application/json"
 
 
@@ -31,8 +32,8 @@ class RequestError(Exception):
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message = status, shorten_message(message)
-        self.param, self.code = param, code
+        self.status, self.message = status, shorten_message(" ".join(message.split()))
+        self.param, self.code = param and shorten(param, _LONGEST_PARAM), code
         self.headers = dict(headers or {})
 
     @property

@@ -66,7 +66,8 @@ class Server:
 
     def metric(self, name):
         """The value of a figure without labels."""
-        return float(next(line for line in self.get("/metrics")[2].splitlines() if line.startswith(name + " ")).split()[1])
+        lines = self.get("/metrics")[2].splitlines()
+        return float(next(line for line in lines if line.startswith(name + " ")).split()[1])
 
     def idle(self, seconds=10):
         """Wait until nothing waits or runs."""

@@ -87,7 +87,8 @@ def read(stream):
 
 
 def picture(image, text=QUESTION):
-    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": text}]}]
+    parts = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": text}]
+    return [{"role": "user", "content": parts}]
 
 
 def test_models(client, server):
@@ -401,7 +402,10 @@ def test_neutral_values_ask_for_nothing(chat):
         ({"messages": [*USER, {"role": "tool", "tool_call_id": "x", "content": ""}]}, "messages[1].tool_call_id"),
         ({"messages": picture("data:image/png;base64,AAAA")}, "messages[0].content[0].image_url"),
         ({"messages": picture("http://127.0.0.1/a.png")}, "messages[0].content[0].image_url"),
-        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
+            "response_format.json_schema.schema",
+        ),
         (
             {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no"}}}},
             "response_format.json_schema.schema",

@@ -14,15 +14,20 @@ BODY = {"messages": [{"role": "user", "content": "Read the text."}], "max_tokens
 SSE_END = "data: [DONE]\n\n"
 
 
-def connect(server, body, *, headers=""):
+def head(*headers):
+    """The begin of a chat request."""
+    lines = [f"POST {CHAT} HTTP/1.1", "host: x", "content-type: application/json", *headers]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def connect(server, body):
     """A raw connection that has sent a chat request."""
     data = json.dumps(body).encode()
     connection = socket.socket()
     connection.settimeout(30)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # else the system holds megabytes
     connection.connect(("127.0.0.1", server.port))
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{headers}content-length: {len(data)}\r\n\r\n"
-    connection.sendall(head.encode() + data)
+    connection.sendall(head(f"content-length: {len(data)}") + data)
     return connection
 
 
@@ -110,8 +115,7 @@ def test_an_endless_body_is_refused_and_not_held(server):
     """1 GB, sent in pieces without a length."""
     memory = resident(server)
     with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
-        connection.sendall(head.encode())
+        connection.sendall(head("transfer-encoding: chunked"))
         piece = b"100000\r\n" + b" " * (1 << 20) + b"\r\n"
         for _ in range(1024):
             connection.sendall(piece)
@@ -124,8 +128,7 @@ def test_an_endless_body_is_refused_and_not_held(server):
 
 def test_a_body_that_says_that_it_is_too_large_is_refused_before_it_is_sent(server):
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {1 << 30}\r\n\r\n"
-        connection.sendall(head.encode())
+        connection.sendall(head("expect: 100-continue", f"content-length: {1 << 30}"))
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
 
 
@@ -171,9 +174,8 @@ def test_a_slow_reader_stalls_nobody(server):
 
 def test_pipelined_requests_are_answered_in_order(server):
     data = json.dumps(BODY).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
-        connection.sendall((head.encode() + data) * 2)
+        connection.sendall((head(f"content-length: {len(data)}") + data) * 2)
         received = b""
         while received.count(b'"finish_reason"') < 2:
             received += connection.recv(1 << 16)

@@ -1,0 +1,153 @@
+"""How a server starts and how it ends: real processes, real signals."""
+
+import json
+import signal
+import socket
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from ..commands import ENVIRONMENT, assert_one_line
+from .server import CHAT, LONG, Server, error_of, running, until
+
+BODY = {"messages": [{"role": "user", "content": "Read the text."}], "max_tokens": 4}
+START = "import runpy, sys, time\n{fault}\nrunpy.run_module('runtime', run_name='__main__', alter_sys=True)"
+SLOW_TO_LOAD = """
+from runtime.serve.service import Service
+load = Service.load
+Service.load = lambda self: (time.sleep(2), load(self))
+"""
+DIES = """
+from runtime.engine.engine import Engine
+turn = Engine.turn
+def fail(self):
+    if self.running:
+        raise RuntimeError("the engine's fault")
+    return turn(self)
+Engine.turn = fail
+"""
+
+
+def asking(server, body):
+    """A request in a thread, and the list that its response comes into."""
+    responses = []
+    thread = threading.Thread(target=lambda: responses.append(server.get(CHAT, body)))
+    thread.start()
+    return thread, responses
+
+
+def test_health_says_when_the_model_is_loaded(exported):
+    program = "-c", START.format(fault=SLOW_TO_LOAD)
+    server = Server(exported("fp16"), "--max-context", 128, program=program)
+    assert server.get("/health")[::2] == (503, '{"status":"loading"}')
+    status, error = error_of(server.get(CHAT, BODY))
+    assert (status, error["type"]) == (503, "server_error")
+    assert server.get("/v1/models")[0] == 200
+    server.said("ready: ")
+    assert server.get("/health")[0] == server.get(CHAT, BODY)[0] == 200
+    assert server.stop() == 0
+
+
+def test_sigterm_while_loading_ends_at_once(exported):
+    server = Server(exported("fp16"), program=("-c", START.format(fault=SLOW_TO_LOAD.replace("2", "60"))))
+    server.get("/health")
+    assert server.stop(10) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_finishes_what_runs_and_refuses_the_rest(exported, number):
+    with running(exported("fp16"), "--max-context", 2048) as server:
+        thread, responses = asking(server, LONG)
+        until(lambda: server.metric("exaone_answers_running") == 1, 10)
+        server.process.send_signal(number)
+        server.said("stopping")
+        assert server.get("/health")[::2] == (503, '{"status":"stopping"}')
+        assert error_of(server.get(CHAT, BODY))[0] == 503
+        assert server.wait() == 0
+        thread.join()
+    ((status, _, text),) = responses
+    assert status == 200
+    assert len(json.loads(text)["choices"][0]["message"]["content"]) == 1500
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_not_finished_in_time_is_told_so(exported, stream):
+    options = "--max-context", 2048, "--drain-seconds", 0.2
+    with running(exported("fp16"), *options) as server:
+        thread, responses = asking(server, LONG | {"stream": stream})
+        until(lambda: server.metric("exaone_answers_running") == 1, 10)
+        assert server.stop() == 143
+        thread.join()
+    ((status, _, text),) = responses
+    if stream:
+        assert (status, text.count("event: error\n")) == (200, 1)
+        assert text.endswith("data: [DONE]\n\n")
+    else:
+        assert status == 503
+    assert "the server is stopping" in text
+
+
+def test_a_second_signal_does_not_wait(exported):
+    with running(exported("fp16"), "--max-context", 2048) as server:
+        thread, _ = asking(server, LONG)
+        until(lambda: server.metric("exaone_answers_running") == 1, 10)
+        server.process.send_signal(signal.SIGTERM)
+        server.said("stopping")
+        assert server.stop(3) == 143
+        thread.join()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_dead_engine_ends_the_process(exported, stream):
+    program = "-c", START.format(fault=DIES)
+    with running(exported("fp16"), "--max-context", 128, program=program) as server:
+        status, _, text = server.get(CHAT, BODY | {"stream": stream})
+        assert status == (200 if stream else 503)
+        assert "the engine has stopped" in text
+        assert "fault" not in text
+        assert server.wait() == 1
+        assert any("the engine's fault" in line for line in server.log)
+
+
+def test_kill_and_restart_on_the_same_port(exported):
+    with running(exported("fp16"), "--max-context", 128) as server:
+        server.get(CHAT, BODY)
+        server.process.kill()
+        server.wait()
+    with running(exported("fp16"), "--max-context", 128, "--port", server.port) as again:
+        assert again.port == server.port
+        assert again.get(CHAT, BODY)[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--max-context", "999999999"], "--max-context 999999999"),
+        (["--host", "256.1.1.1"], "--host 256.1.1.1"),
+        (["--allow-media-domains", "http://a/b"], "http://a/b"),
+        (["--model", "nothing"], "nothing"),
+        (["--memory-limit", "4"], "--memory-limit"),
+    ],
+)
+def test_what_cannot_be_served_is_one_line(exported, options, says):
+    code, lines = serve(exported, *options)
+    assert code == 2
+    assert lines[-1].startswith("error: ")
+    assert says in lines[-1]
+    assert len(lines) <= 2  # the address, where it was listened at
+
+
+def test_a_port_that_is_taken_is_one_line(exported):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, lines = serve(exported, "--port", port)
+    assert_one_line((code, "", "\n".join([*lines, ""])), f"--port {port}", "in use")
+
+
+def serve(exported, *options):
+    """Exit code and stderr of a server that does not start."""
+    command = [sys.executable, "-m", "runtime", "serve", "--model", exported("fp16"), "--port", "0", *map(str, options)]
+    ended = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+    return ended.returncode, ended.stderr.splitlines()
