@@ -1,4 +1,4 @@
-"""`python -m runtime`: generate, evaluate and compare exported folders."""
+"""`python -m runtime`: generate, evaluate, compare and serve exported folders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calib_data.document import READ_TEXT
-from console.errors import InputError, run_command
+from console.errors import InputError, require_package, run_command
 from console.progress import track
 from runtime import evaluate as evaluation
 from runtime import options as option
@@ -20,6 +20,7 @@ from runtime.compare.command import RENDERED, DocumentChoice, compare_folders
 from runtime.compare.gate import Gates
 from runtime.compare.measuring.models import Models
 from runtime.compare.report.screen import print_comparison
+from runtime.exported import ExportedModel
 from runtime.generate_command import GenerateCommand, print_json
 from runtime.model import Model
 from runtime.ort.sessions import session_options
@@ -164,6 +165,46 @@ def compare(
             sys.stdout.write(f"report: {compared.report}\n")
     if not compared.result.passed:
         raise typer.Exit(1)
+
+
+@app.command()
+def serve(
+    model: option.Model = option.DEFAULT_MODEL,
+    host: option.Host = "127.0.0.1",
+    port: option.Port = 8000,
+    served_model_name: option.ServedModelName = None,
+    max_rows: option.MaxRows = None,
+    max_context: option.MaxContext = None,
+    max_queue: option.MaxQueue = 64,
+    max_request_seconds: option.MaxRequestSeconds = 600,
+    api_key: option.ApiKey = None,
+    allow_media_domains: option.AllowMediaDomains = None,
+    allow_origin: option.AllowOrigin = None,
+    log_prompts: option.LogPrompts = False,
+    drain_seconds: option.DrainSeconds = 30,
+    device: option.Device = "cpu",
+    memory_limit: option.MemoryLimit = None,
+) -> None:
+    """Answer many requests over HTTP, with OpenAI's API. SIGTERM finishes running answers; exit code 0 if all were."""
+    for package in ("fastapi", "uvicorn", "prometheus_client"):
+        require_package(package, "serve", "python -m runtime serve")
+    from runtime.serve import app as application
+    from runtime.serve import command, media, service  # their packages are in an extra
+
+    code = command.serve(
+        ExportedModel(model, device, session_options(device, memory_limit=memory_limit)),
+        command.ServeSettings(
+            host,
+            port,
+            served_model_name,
+            drain_seconds,
+            service.ServiceLimits(max_rows, max_context, max_queue, max_request_seconds),
+            application.AppSettings(api_key, tuple(allow_origin or ()), log_prompts),
+            media.Media(domains=tuple(allow_media_domains or ())),
+        ),
+    )
+    if code:
+        raise typer.Exit(code)
 
 
 if __name__ == "__main__":

@@ -69,18 +69,24 @@ class Chat:
         """The tokenizer as tokenizer.json has it, without settings from training."""
         return self._tokenizer.to_str()
 
-    def render(self, messages: str | Sequence[Message], *, tools: Sequence[Tool] = (), thinking: bool = False) -> str:
-        """Render a conversation, or a question alone, up to where the answer begins."""
+    def render(
+        self, messages: str | Sequence[Message], *, tools: Sequence[Tool] = (), thinking: bool | None = False
+    ) -> str:
+        """Render a conversation, or a question alone, up to where the answer begins.
+
+        thinking: None for what the template does where nobody says so.
+        """
         if isinstance(messages, str):
             messages = user_turn(messages)
-        declared = {"tools": list(tools)} if tools else {}
+        given: dict[str, object] = {"tools": list(tools)} if tools else {}
+        if thinking is not None:
+            given["enable_thinking"] = thinking
         try:
             return self._template.compiled.render(
                 **self._special_tokens,
-                **declared,
+                **given,
                 messages=list(messages),
                 add_generation_prompt=True,
-                enable_thinking=thinking,
             )
         except Exception as error:  # a template is code of the model's author and may raise anything
             raise InputError(f"{self._template.path}: cannot be rendered ({error})") from error
@@ -208,6 +214,16 @@ class Chat:
         _, line, closing = parts
         tokens = tuple(self.encode_text(line)), tuple(self.encode_text(closing))
         return ReasoningEnd(*tokens, closing.removeprefix(THINK_END))
+
+    @cached_property
+    def can_think(self) -> bool:
+        """Whether the template has prompts with reasoning and without."""
+        return self.render("", thinking=True) != self.render("", thinking=False)
+
+    @cached_property
+    def thinks_by_default(self) -> bool:
+        """Whether the template lets the model reason where nobody says so."""
+        return self.can_think and self.render("", thinking=None) == self.render("", thinking=True)
 
     def stream(self) -> TextStream:
         """A decoder of ids one at a time."""

@@ -117,3 +117,34 @@ MinAgreement = Annotated[
 ]
 Junit = Annotated[Path | None, typer.Option(help="File for the gates as JUnit XML.")]
 Jobs = Annotated[int, typer.Option(min=1, help="Processes; each loads all models.")]
+
+# serve
+Host = Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 for all networks.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 for any that is free.")]
+ServedModelName = Annotated[
+    str | None, typer.Option(help="Name of the model for clients.", show_default="the folder's name")
+]
+MaxRows = Annotated[
+    int | None, typer.Option(min=1, help="Answers that are generated at the same time.", show_default="what fits")
+]
+MaxContext = Annotated[
+    int | None, typer.Option(min=2, help="Longest prompt with its answer, in tokens.", show_default="what fits")
+]
+MaxQueue = Annotated[int, typer.Option(min=0, help="Answers that may wait for a row; then requests get 429.")]
+MaxRequestSeconds = Annotated[float, typer.Option(min=0.1, help="Longest time from a request to its whole answer.")]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(
+        envvar="EXAONE_DOCVLM_API_KEY",
+        help="Key that requests must have. Better set the variable: other users see options in the process list.",
+        show_default="none",
+    ),
+]
+AllowMediaDomains = Annotated[
+    list[str] | None, typer.Option(help="Domain that images may be fetched from; repeat for several.")
+]
+AllowOrigin = Annotated[
+    list[str] | None, typer.Option(help="Origin of web pages that may use the server (CORS); repeat for several.")
+]
+LogPrompts = Annotated[bool, typer.Option("--log-prompts", help="Write prompts to the log.")]
+DrainSeconds = Annotated[float, typer.Option(min=0, help="Time that running answers get after SIGTERM.")]

@@ -1,0 +1,1 @@
+"""A chat request from its body to its response: prompts for the engine, its answers whole or as a stream."""

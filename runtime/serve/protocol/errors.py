@@ -1,0 +1,99 @@
+"""Errors as OpenAI's API shapes them. Clients get one line, never a traceback."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from console.errors import InputError, NoMemoryError
+from console.text import shorten_message
+from runtime.engine.thread import ClosedError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+NO_RETRY = {"x-should-retry": "false"}
+"""Header that keeps OpenAI's client from sending a request again that would fail again."""
+_TYPES = {401: "authentication_error", 429: "rate_limit_error"}
+_TAKES_JSON = "send the body as application/json"
+
+
+class RequestError(Exception):
+    """A request that gets no answer: its HTTP status, and what the body of the error says."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message = status, shorten_message(message)
+        self.param, self.code = param, code
+        self.headers = dict(headers or {})
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The error as an object."""
+        kind = _TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
+        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+
+
+def to_json(value: object) -> bytes:
+    """Write JSON on one line. Half a surrogate pair, which a client may have sent, stays escaped."""
+    written = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return written.encode(errors="backslashreplace")
+
+
+def of_input(error: InputError) -> RequestError:
+    """A request that cannot be answered, found before the engine has taken it."""
+    if isinstance(error, ClosedError):
+        return RequestError(503, str(error))
+    place, colon, _ = str(error).partition(": ")
+    param = place if colon and " " not in place else None  # such as "messages[0].content[1].image_url"
+    return RequestError(400, str(error), param="messages" if param == "prompt" else param)
+
+
+def of_engine(error: InputError) -> RequestError:
+    """An answer that the engine could not finish."""
+    if isinstance(error, ClosedError | NoMemoryError):
+        return RequestError(503, str(error))
+    return RequestError(500, str(error), headers=NO_RETRY)
+
+
+def of_validation(errors: Sequence[Any], body: object) -> RequestError:
+    """The innermost of pydantic's errors about a request. body: what was sent, as far as it is JSON."""
+    error = max(errors, key=lambda one: len(one["loc"]))  # a union has one for each of its members
+    kind, context = error["type"], error.get("ctx") or {}
+    if kind == "json_invalid":
+        return RequestError(400, f"the body is not valid JSON: {context.get('error', error['msg'])}")
+    place = list(error["loc"])
+    if place[:1] in (["path"], ["query"]):
+        return RequestError(400, f"{place[-1]}: {error['msg']}", param=str(place[-1]))
+    param = _param(place[1:], body)
+    if kind == "without_effect":
+        param = f"{param}.{context['field']}" if param else context["field"]
+        return RequestError(400, f"{param}: {error['msg']}", param=param, code="unsupported_parameter")
+    if kind == "extra_forbidden":
+        return RequestError(400, f"{param}: unknown parameter", param=param, code="unknown_parameter")
+    if not param:
+        return RequestError(400, f"the body is not what is expected ({error['msg']}); {_TAKES_JSON}")
+    return RequestError(400, f"{param}: {error['msg'].removeprefix('Value error, ')}", param=param)
+
+
+def _param(place: Sequence[str | int], value: object) -> str:
+    """A field as Python would write it: messages[0].content.
+
+    place: pydantic's, which also has names of union members. What the sent value does not have is one of these, unless
+    it is the last: a missing field.
+    """
+    path = ""
+    for number, part in enumerate(place):
+        if isinstance(part, int) and isinstance(value, list) and part < len(value):
+            path, value = f"{path}[{part}]", value[part]
+        elif isinstance(value, dict) and (part in value or number == len(place) - 1):
+            path, value = f"{path}.{part}", value.get(part)
+    return path.removeprefix(".")

@@ -1,0 +1,435 @@
+"""What users do with OpenAI's client, against a real server; answers against those of the Python API."""
+
+import base64
+import io
+import json
+
+import jsonschema
+import openai
+import pytest
+
+from calib_data.sources import open_documents
+
+QUESTION = "Read the text."
+USER = [{"role": "user", "content": QUESTION}]
+OFF = {"chat_template_kwargs": {"enable_thinking": False}}
+SCHEMA = {
+    "type": "object",
+    "properties": {"total": {"type": "integer"}, "kind": {"enum": ["a", "b"]}},
+    "required": ["total", "kind"],
+    "additionalProperties": False,
+}
+WEATHER = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tells the weather.",
+        "parameters": {
+            "type": "object",
+            "properties": {"town": {"enum": ["Seoul", "Busan"]}},
+            "required": ["town"],
+            "additionalProperties": False,
+        },
+    },
+}
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+
+
+@pytest.fixture(scope="module")
+def document():
+    (document,) = open_documents(split="evaluation", count=1, seed=5, kind="line")
+    return document
+
+
+@pytest.fixture(scope="module")
+def image(document):
+    """The data URI of a rendered line of text."""
+    file = io.BytesIO()
+    document.image.save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+@pytest.fixture(scope="module")
+def pdf(document, tmp_path_factory):
+    path = tmp_path_factory.mktemp("pdf") / "line.pdf"
+    document.image.save(path, "PDF", resolution=72)
+    return path
+
+
+@pytest.fixture
+def chat(client):
+    """Create a chat completion; what OpenAI's client does not know goes into `extra`."""
+
+    def create(messages=USER, extra=OFF, **options):
+        options = {"model": "fp16-cpu-exact=True", "max_tokens": 24} | options
+        return client.chat.completions.create(messages=messages, extra_body=extra, **options)
+
+    return create
+
+
+def read(stream):
+    """The parts of a streamed answer: reasoning, content, tool calls, log probabilities, finish reason and usage."""
+    whole = {"reasoning": "", "content": "", "calls": {}, "logprobs": [], "finish": None, "usage": None}
+    for number, chunk in enumerate(stream):
+        if not chunk.choices:
+            whole["usage"] = chunk.usage
+            continue
+        (choice,) = chunk.choices
+        assert (choice.delta.role == "assistant") == (number == 0)
+        whole["reasoning"] += getattr(choice.delta, "reasoning", None) or ""
+        whole["content"] += choice.delta.content or ""
+        for call in choice.delta.tool_calls or []:
+            known = whole["calls"].setdefault(call.index, [call.id, call.function.name, ""])
+            known[2] += call.function.arguments
+        whole["logprobs"] += choice.logprobs.content if choice.logprobs else []
+        whole["finish"] = choice.finish_reason or whole["finish"]
+    return whole
+
+
+def picture(image, text=QUESTION):
+    return [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": text}]}]
+
+
+def test_models(client, server):
+    (model,) = client.models.list().data
+    assert (model.id, model.object, model.max_model_len) == ("fp16-cpu-exact=True", "model", 2048)
+    assert client.models.retrieve(model.id) == model
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_a_picture_is_answered_as_by_the_python_api(chat, reader, document, image, thinking):
+    answer = chat(picture(image), {"chat_template_kwargs": {"enable_thinking": thinking}}, max_tokens=100)
+    expected = reader.ask(QUESTION, images=document.image, thinking=thinking, max_new_tokens=100)
+    (choice,) = answer.choices
+    assert choice.message.content == expected.text
+    assert (choice.message.reasoning or "") == (choice.message.reasoning_content or "") == expected.reasoning
+    assert choice.finish_reason == expected.finish_reason == "stop"
+    usage = answer.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (expected.prompt_tokens, len(expected.tokens))
+    assert usage.completion_tokens_details.reasoning_tokens == expected.reasoning_tokens
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_a_stream_has_the_same_answer(chat, image, thinking):
+    extra = {"chat_template_kwargs": {"enable_thinking": thinking}}
+    message = chat(picture(image), extra, max_tokens=60).choices[0].message
+    streamed = read(chat(picture(image), extra, max_tokens=60, stream=True))
+    assert (streamed["content"], streamed["reasoning"]) == (message.content, message.reasoning or "")
+    assert streamed["finish"] == "stop"
+    assert streamed["usage"] is None
+
+
+def test_thinking_is_the_templates_default(chat):
+    assert chat(extra={}, max_tokens=60).choices[0].message.reasoning == "I read the lines."
+    assert chat(extra={"include_reasoning": False}, max_tokens=60).choices[0].message.reasoning is None
+
+
+def test_a_pdf_is_read(chat, reader, pdf):
+    data = "data:application/pdf;base64," + base64.b64encode(pdf.read_bytes()).decode()
+    content = [{"type": "file", "file": {"file_data": data, "filename": "a.pdf"}}, {"type": "text", "text": QUESTION}]
+    answer = chat([{"role": "user", "content": content}])
+    expected = reader.ask(QUESTION, images=pdf, max_new_tokens=24)
+    assert answer.choices[0].message.content == expected.text
+    assert answer.usage.prompt_tokens == expected.prompt_tokens
+
+
+def test_two_pictures_and_a_detail_that_asks_for_nothing(chat, image):
+    part = {"type": "image_url", "image_url": {"url": image, "detail": "auto"}}
+    one, two = (chat([{"role": "user", "content": [*[part] * n, {"type": "text", "text": "Read."}]}]) for n in (1, 2))
+    assert two.usage.prompt_tokens == one.usage.prompt_tokens + 18  # 8 x 2 tokens, and one on each side
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [{"role": "system", "content": "Be short."}, *USER],
+        [{"role": "developer", "content": "Be short."}, *USER],
+        [*USER, {"role": "assistant", "content": "ABC"}, *USER],
+        [*USER, {"role": "assistant", "content": "ABC", "reasoning_content": "I read.", "refusal": None}, *USER],
+        [{"role": "user", "content": [{"type": "text", "text": QUESTION}]}],
+    ],
+)
+def test_several_turns(chat, server, messages):
+    answer = chat(messages)
+    body = {"messages": messages, **OFF}
+    count = json.loads(server.get("/tokenize", body)[2])["count"]
+    assert answer.usage.prompt_tokens == count
+    assert answer.choices[0].message.role == "assistant"
+
+
+def test_an_answer_of_the_client_can_be_sent_back(chat):
+    message = chat(extra={}, max_tokens=60).choices[0].message
+    assert chat([*USER, message, *USER]).choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"max_tokens": 3},
+        {"max_tokens": openai.omit, "max_completion_tokens": 3},
+        {"max_tokens": 3, "max_completion_tokens": 3},
+    ],
+)
+def test_the_longest_answer(chat, limit):
+    answer = chat(**limit)
+    assert answer.usage.completion_tokens == 3
+    assert answer.choices[0].finish_reason == "length"
+
+
+def test_without_a_limit_the_context_is_the_limit(chat):
+    answer = chat(max_tokens=openai.omit, extra=OFF | {"structured_outputs": {"regex": "[ab]{3000}"}})
+    assert answer.usage.total_tokens == 2048
+    assert answer.choices[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"temperature": 0},
+        {"temperature": 1.5, "seed": 1},
+        {"temperature": 1, "top_p": 0.5, "seed": 1},
+        {"temperature": 1, "seed": -1},
+        {"temperature": 1, "presence_penalty": 2, "seed": 1},
+        {"temperature": 1, "frequency_penalty": 2, "seed": 1},
+        {"top_p": 1},
+    ],
+)
+def test_sampling_is_that_of_the_python_api(chat, reader, options):
+    answer = chat(**options).choices[0].message.content
+    if "frequency_penalty" in options or options.get("seed") == -1:  # the Python API has neither
+        assert answer == chat(**options).choices[0].message.content
+        assert answer != chat().choices[0].message.content
+    else:
+        given = {name: value for name, value in options.items() if name != "top_p" or value != 1}
+        assert answer == reader.ask(QUESTION, max_new_tokens=24, **given).text
+
+
+@pytest.mark.parametrize(("top_k", "same"), [(1, True), (0, False), (-1, False)])
+def test_top_k(chat, top_k, same):
+    """Of one token only the likeliest is left."""
+    answer = chat(temperature=2, seed=3, extra=OFF | {"top_k": top_k}).choices[0].message.content
+    assert (answer == chat(temperature=0).choices[0].message.content) == same
+
+
+def test_without_a_seed_answers_differ(chat):
+    assert len({chat(temperature=2).choices[0].message.content for _ in range(2)}) == 2
+
+
+def test_n_choices_have_the_seeds_that_follow(chat):
+    answer = chat(n=3, temperature=1, seed=7)
+    assert [choice.index for choice in answer.choices] == [0, 1, 2]
+    alone = [chat(temperature=1, seed=7 + n) for n in range(3)]
+    assert [choice.message.content for choice in answer.choices] == [one.choices[0].message.content for one in alone]
+    assert answer.usage.completion_tokens == sum(one.usage.completion_tokens for one in alone)
+    assert answer.usage.prompt_tokens == alone[0].usage.prompt_tokens
+
+
+def test_n_choices_in_a_stream(chat):
+    texts = {0: "", 1: ""}
+    for chunk in chat(n=2, temperature=1, seed=7, stream=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].delta.content or ""
+    assert list(texts.values()) == [c.message.content for c in chat(n=2, temperature=1, seed=7).choices]
+
+
+@pytest.mark.parametrize("stop", ["e", ["zz", "e"], ["re"]])
+@pytest.mark.parametrize("stream", [False, True])
+def test_stop(chat, stop, stream):
+    free = chat().choices[0].message.content
+    wanted = free[: min(free.find(text) for text in ([stop] if isinstance(stop, str) else stop) if text in free)]
+    if stream:
+        streamed = read(chat(stop=stop, stream=True))
+        assert (streamed["content"].rstrip(), streamed["finish"]) == (wanted.rstrip(), "stop")
+    else:
+        (choice,) = chat(stop=stop).choices
+        assert (choice.message.content.rstrip(), choice.finish_reason) == (wanted.rstrip(), "stop")
+
+
+@pytest.mark.parametrize("top", [None, 0, 1, 20])
+def test_logprobs(chat, top):
+    (choice,) = chat(logprobs=True, top_logprobs=openai.omit if top is None else top).choices
+    tokens = choice.logprobs.content
+    assert bytes(byte for token in tokens for byte in token.bytes).decode().strip() == choice.message.content
+    assert all(token.logprob <= 0 for token in tokens)
+    assert {len(token.top_logprobs) for token in tokens} == {top or 0}
+    if top:  # greedy: the token is the likeliest
+        assert all(token.top_logprobs[0].logprob == token.logprob for token in tokens)
+
+
+def test_logprobs_in_a_stream_are_those_of_the_whole(chat):
+    whole = chat(extra={}, max_tokens=40, logprobs=True, top_logprobs=2).choices[0].logprobs.content
+    assert read(chat(extra={}, max_tokens=40, logprobs=True, top_logprobs=2, stream=True))["logprobs"] == whole
+
+
+def test_usage_in_a_stream(chat):
+    usage = read(chat(stream=True, stream_options={"include_usage": True}))["usage"]
+    whole = chat().usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (whole.prompt_tokens, whole.completion_tokens)
+
+
+def test_a_prompt_that_was_read_before_is_cached(chat):
+    messages = [{"role": "user", "content": "Which of these lines is the longest?"}]
+    chat(messages)
+    usage = chat(messages).usage
+    assert 0 < usage.prompt_tokens_details.cached_tokens < usage.prompt_tokens
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("stream", [False, True])
+def test_json_schema(chat, thinking, stream):
+    wanted = {"type": "json_schema", "json_schema": {"name": "receipt", "schema": SCHEMA, "strict": True}}
+    extra = {"chat_template_kwargs": {"enable_thinking": thinking}}
+    answer = chat(extra=extra, max_tokens=400, response_format=wanted, stream=stream)
+    content = read(answer)["content"] if stream else answer.choices[0].message.content
+    jsonschema.validate(json.loads(content), SCHEMA)
+
+
+def test_json_object(chat):
+    answer = chat(max_tokens=1500, temperature=1, seed=1, response_format={"type": "json_object"})
+    if answer.choices[0].finish_reason == "stop":
+        assert isinstance(json.loads(answer.choices[0].message.content), dict)
+    else:
+        assert answer.choices[0].message.content.startswith("{")
+
+
+def test_text_format_asks_for_nothing(chat):
+    assert chat(response_format={"type": "text"}).choices[0].message.content == chat().choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fits"),
+    [
+        ({"json": SCHEMA}, lambda text: json.loads(text)["kind"] in "ab"),
+        ({"regex": "[0-9]{4}-[0-9]{2}"}, lambda text: len(text) == 7 and text[4] == "-"),
+        ({"choice": ["invoice", "receipt"]}, lambda text: text in ("invoice", "receipt")),
+    ],
+)
+def test_structured_outputs_of_vllm(chat, wanted, fits):
+    (choice,) = chat(extra=OFF | {"structured_outputs": wanted}, max_tokens=400).choices
+    assert fits(choice.message.content)
+    assert choice.finish_reason == "stop"
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "weather"}}])
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_forced_tool_call(chat, choice, stream):
+    answer = chat(tools=[WEATHER], tool_choice=choice, max_tokens=400, stream=stream)
+    if stream:
+        streamed = read(answer)
+        calls, finish, content = list(streamed["calls"].values()), streamed["finish"], streamed["content"]
+    else:
+        message, finish = answer.choices[0].message, answer.choices[0].finish_reason
+        calls = [[call.id, call.function.name, call.function.arguments] for call in message.tool_calls]
+        content = message.content or ""
+    assert finish == "tool_calls"
+    assert content == ""
+    assert len({name_id for name_id, _, _ in calls}) == len(calls) > 0
+    for _, name, arguments in calls:
+        assert name == "weather"
+        jsonschema.validate(json.loads(arguments), WEATHER["function"]["parameters"])
+
+
+def test_a_round_trip_of_a_tool(chat):
+    message = chat(tools=[WEATHER, CLOCK], tool_choice="required", max_tokens=400).choices[0].message
+    results = [{"role": "tool", "tool_call_id": call.id, "content": '{"sky": "blue"}'} for call in message.tool_calls]
+    answer = chat([*USER, message, *results], tools=[WEATHER, CLOCK])
+    assert answer.usage.prompt_tokens > chat(tools=[WEATHER, CLOCK]).usage.prompt_tokens
+
+
+@pytest.mark.parametrize("choice", ["auto", openai.omit])
+def test_tools_that_need_not_be_called(chat, choice):
+    answer = chat(tools=[WEATHER], tool_choice=choice)
+    assert answer.usage.prompt_tokens > chat().usage.prompt_tokens
+    assert answer.choices[0].finish_reason in ("stop", "length", "tool_calls")
+
+
+def test_tools_that_must_not_be_called_are_not_shown(chat):
+    assert chat(tools=[WEATHER], tool_choice="none").usage.prompt_tokens == chat().usage.prompt_tokens
+
+
+@pytest.mark.parametrize(("budget", "tokens"), [(0, 0), (3, 4), (200, 18)])  # a forced end has a line break
+def test_thinking_budget(chat, budget, tokens):
+    answer = chat(extra={"thinking_token_budget": budget}, max_tokens=400)
+    assert answer.usage.completion_tokens_details.reasoning_tokens == tokens
+    assert answer.choices[0].message.content
+
+
+def test_null_is_absence(chat):
+    nothing = dict.fromkeys(("seed", "stop", "logit_bias", "user", "temperature", "top_p", "response_format", "tools"))
+    answer = chat(extra=OFF | nothing | dict.fromkeys(("tool_choice", "n", "logprobs", "metadata", "reasoning_effort")))
+    assert answer.choices[0].message.content == chat().choices[0].message.content
+
+
+def test_neutral_values_ask_for_nothing(chat):
+    options = {"logit_bias": {}, "store": False, "service_tier": "auto", "parallel_tool_calls": True}
+    assert chat(**options).choices[0].message.content == chat().choices[0].message.content
+
+
+@pytest.mark.parametrize(
+    ("options", "param"),
+    [
+        ({"logit_bias": {"1": 2}}, "logit_bias"),
+        ({"user": "me"}, "user"),
+        ({"store": True}, "store"),
+        ({"service_tier": "flex"}, "service_tier"),
+        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
+        ({"reasoning_effort": "high"}, "reasoning_effort"),
+        ({"extra_body": {"min_p": 0.1}}, "min_p"),
+        ({"extra_body": {"no_such": 1}}, "no_such"),
+        ({"extra_body": {"chat_template_kwargs": {"documents": []}}}, "chat_template_kwargs.documents"),
+        ({"temperature": 2.1}, "temperature"),
+        ({"temperature": "1"}, "temperature"),
+        ({"top_p": 0}, "top_p"),
+        ({"top_p": 0.5}, "top_p"),  # the reader is greedy
+        ({"presence_penalty": 3}, "presence_penalty"),
+        ({"frequency_penalty": -3}, "frequency_penalty"),
+        ({"n": 0}, "n"),
+        ({"n": 17}, "n"),
+        ({"max_tokens": 0}, "max_tokens"),
+        ({"max_tokens": 2048}, "max_tokens"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
+        ({"top_logprobs": 2}, "top_logprobs"),
+        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
+        ({"stop": ""}, "stop"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content"),
+        ({"messages": [{"role": "king", "content": "x"}]}, "messages[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
+        ({"messages": [{"role": "user", "content": [{"type": "sound"}]}]}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": "x", "weight": 1}]}, "messages[0].weight"),
+        ({"messages": [*USER, {"role": "tool", "tool_call_id": "x", "content": ""}]}, "messages[1].tool_call_id"),
+        ({"messages": picture("data:image/png;base64,AAAA")}, "messages[0].content[0].image_url"),
+        ({"messages": picture("http://127.0.0.1/a.png")}, "messages[0].content[0].image_url"),
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}}, "response_format.json_schema.schema"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no"}}}},
+            "response_format.json_schema.schema",
+        ),
+        ({"extra_body": {"structured_outputs": {"regex": "("}}}, "structured_outputs.regex"),
+        ({"extra_body": {"structured_outputs": {}}}, "structured_outputs"),
+        ({"tool_choice": "required"}, "tool_choice"),
+        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
+        ({"tools": [WEATHER, WEATHER]}, "tools"),
+        ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "response_format"),
+        ({"extra_body": {"thinking_token_budget": 24}}, "thinking_token_budget"),
+        ({"extra_body": OFF | {"thinking_token_budget": 3}}, "thinking_token_budget"),
+    ],
+)
+def test_what_is_wrong_is_named(client, options, param):
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**{"model": "fp16-cpu-exact=True", "messages": USER, "max_tokens": 24} | options)
+    assert refused.value.param == param
+    assert refused.value.type == "invalid_request_error"
+    assert param in refused.value.body["message"]
+
+
+def test_a_prompt_that_is_too_long_is_a_bad_request(chat):
+    with pytest.raises(openai.BadRequestError, match="context"):
+        chat([{"role": "user", "content": "many words " * 2000}])
+
+
+def test_another_model_is_not_found(chat):
+    with pytest.raises(openai.NotFoundError) as refused:
+        chat(model="gpt-9")
+    assert (refused.value.param, refused.value.code) == ("model", "model_not_found")

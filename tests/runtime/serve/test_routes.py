@@ -1,0 +1,244 @@
+"""Routes and errors over plain HTTP."""
+
+import contextlib
+import json
+import socket
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from .server import CHAT, LONG, error_of, running, until
+
+BODY = {"messages": [{"role": "user", "content": "Read the text."}], "max_tokens": 4}
+SSE_END = "data: [DONE]\n\n"
+
+
+def connect(server, body, *, headers=""):
+    """A raw connection that has sent a chat request."""
+    data = json.dumps(body).encode()
+    connection = socket.socket()
+    connection.settimeout(30)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)  # else the system holds megabytes
+    connection.connect(("127.0.0.1", server.port))
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n{headers}content-length: {len(data)}\r\n\r\n"
+    connection.sendall(head.encode() + data)
+    return connection
+
+
+def test_state(server):
+    assert server.get("/health")[::2] == (200, '{"status":"ok"}')
+    assert json.loads(server.get("/version")[2]).keys() == {"version"}
+    document = json.loads(server.get("/openapi.json")[2])
+    assert {CHAT, "/v1/models", "/health", "/metrics", "/tokenize", "/version"} <= document["paths"].keys()
+
+
+def test_the_page_of_parameters_needs_no_network(server):
+    status, headers, page = server.get("/docs")
+    assert status == 200
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "//" not in page.replace("<!doctype", "")
+    for name in ("thinking_token_budget", "max_completion_tokens", "response_format", "image_url"):
+        assert f"<code>{name}</code>" in page
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "method", "status", "param"),
+    [
+        ("/v1/nothing", None, "GET", 404, None),
+        ("/v1/models/other", None, "GET", 404, "model"),
+        (CHAT, None, "GET", 405, None),
+        ("/v1/models", {}, "POST", 405, None),
+        (CHAT, b"", "POST", 400, None),
+        (CHAT, b"{", "POST", 400, None),
+        (CHAT, b"[]", "POST", 400, None),
+        (CHAT, b"\xff\xfe", "POST", 400, None),
+        (CHAT, b"[" * 100_000, "POST", 400, None),
+        (CHAT, b'{"messages": 1e999}', "POST", 400, "messages"),
+        (CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "POST", 400, "messages[0].content"),
+        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "POST", 400, "temperature"),
+        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "\\ud800": 1}', "POST", 400, None),
+        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 5000 + b"}", "POST", 400, None),
+        ("/tokenize", {}, "POST", 400, "prompt"),
+        ("/tokenize", {"prompt": "x", "messages": BODY["messages"]}, "POST", 400, "prompt"),
+        ("/tokenize", {"prompt": "x", "add_special_tokens": True}, "POST", 400, "add_special_tokens"),
+    ],
+)
+def test_errors_have_openais_shape(server, path, body, method, status, param):
+    found, error = error_of(server.get(path, body, method=method))
+    assert (found, error["param"]) == (status, param)
+    assert error["type"] == "invalid_request_error"
+
+
+def test_a_body_of_another_type_is_refused(server):
+    """So no page of another origin can send it without asking."""
+    status, error = error_of(server.get(CHAT, BODY, {"content-type": "text/plain"}))
+    assert status == 400
+    assert "application/json" in error["message"]
+
+
+def test_tokenize(server, reader):
+    text = server.get("/tokenize", {"prompt": "Read the text."})[2]
+    tokens = reader.chat.encode_text("Read the text.")
+    assert json.loads(text) == {"count": len(tokens), "max_model_len": 2048, "tokens": tokens, "token_strs": None}
+    for thinking in (None, True, False):
+        options = {"chat_template_kwargs": {"enable_thinking": thinking}}
+        text = server.get("/tokenize", {"messages": BODY["messages"]} | options)[2]
+        expected = reader.chat.encode("Read the text.", thinking=thinking is not False).tolist()
+        assert json.loads(text)["tokens"] == expected
+
+
+def test_figures(server):
+    server.get(CHAT, BODY)
+    before = {name: server.metric(name) for name in ("exaone_completion_tokens_total", "exaone_prompt_tokens_total")}
+    assert json.loads(server.get(CHAT, BODY)[2])["usage"]["completion_tokens"] == 4
+    assert server.metric("exaone_completion_tokens_total") == before["exaone_completion_tokens_total"] + 4
+    assert server.metric("exaone_prompt_tokens_total") == before["exaone_prompt_tokens_total"] + 22
+    assert server.metric("exaone_cached_prompt_tokens_total") > 0
+    assert server.metric("exaone_time_to_first_token_seconds_count") > 1
+
+
+def test_the_log_has_a_line_for_each_request_and_no_prompt(server):
+    body = BODY | {"messages": [{"role": "user", "content": "A secret"}]}
+    server.get(CHAT, body)
+    line = server.said(f"POST {CHAT} 200")
+    assert line.endswith(" tokens")
+    assert not any("secret" in line for line in server.log)
+
+
+def test_an_endless_body_is_refused_and_not_held(server):
+    """1 GB, sent in pieces without a length."""
+    memory = resident(server)
+    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as connection:
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+        connection.sendall(head.encode())
+        piece = b"100000\r\n" + b" " * (1 << 20) + b"\r\n"
+        for _ in range(1024):
+            connection.sendall(piece)
+        connection.sendall(b"0\r\n\r\n")
+        answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b'"the body is larger than 64 MiB"' in answer
+    assert resident(server) - memory < 200 << 20
+
+
+def test_a_body_that_says_that_it_is_too_large_is_refused_before_it_is_sent(server):
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: {1 << 30}\r\n\r\n"
+        connection.sendall(head.encode())
+        assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
+
+
+def resident(server):
+    """Bytes of memory of the server."""
+    return int(Path(f"/proc/{server.process.pid}/statm").read_text().split()[1]) * 4096
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_goes_away_frees_its_row(server, stream):
+    server.idle()
+    with connect(server, LONG | {"stream": stream}) as connection:
+        until(lambda: server.metric("exaone_answers_running") == 1, 10)
+        if stream:
+            assert connection.recv(1000).startswith(b"HTTP/1.1 200 OK")
+    server.idle(seconds=1)  # of four that the answer would take
+    assert server.said(f"POST {CHAT} 499")
+
+
+def test_a_client_that_goes_away_while_its_images_are_opened_leaves_nothing(server):
+    for _ in range(20):
+        connect(server, LONG).close()
+    server.idle(seconds=3)
+
+
+def test_a_slow_reader_stalls_nobody(server):
+    """Its answers wait in the server; others are answered in the meantime."""
+    server.idle()
+    body = LONG | {"stream": True, "n": 3, "logprobs": True, "top_logprobs": 20}  # more than buffers of the system hold
+    with connect(server, body) as connection:
+        until(lambda: server.metric("exaone_answers_running") == 1, 10)
+        assert server.get(CHAT, BODY)[0] == 200
+        until(lambda: server.metric("exaone_answers_running") == 0, 30)
+        received = b""
+        while not received.endswith(SSE_END.encode() + b"\r\n0\r\n\r\n"):
+            received += connection.recv(1 << 16)
+    events = [line for line in received.decode().splitlines() if line.startswith("data: {")]
+    deltas = [json.loads(line[6:])["choices"][0] for line in events]
+    assert len("".join(delta["delta"].get("content", "") for delta in deltas)) == 4500
+    assert sum(len(delta["logprobs"]["content"]) for delta in deltas if delta["logprobs"]) >= 4500
+    server.idle()
+
+
+def test_pipelined_requests_are_answered_in_order(server):
+    data = json.dumps(BODY).encode()
+    head = f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        connection.sendall((head.encode() + data) * 2)
+        received = b""
+        while received.count(b'"finish_reason"') < 2:
+            received += connection.recv(1 << 16)
+    assert received.count(b"HTTP/1.1 200 OK") == 2
+
+
+def test_an_api_key_is_asked_for(exported):
+    key = {"EXAONE_DOCVLM_API_KEY": "sésame"}
+    with running(exported("fp16"), "--max-context", 64, "--served-model-name", "mine", environment=key) as server:
+        for path in ("/v1/models", CHAT, "/tokenize", "/metrics"):
+            for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "sésame"}):
+                status, error = error_of(server.get(path, headers=headers))
+                assert (status, error["type"], error["code"]) == (401, "authentication_error", "invalid_api_key")
+        right = {"authorization": "Bearer sésame".encode().decode("latin-1")}
+        assert json.loads(server.get("/v1/models", headers=right)[2])["data"][0]["id"] == "mine"
+        assert server.get("/health")[0] == server.get("/docs")[0] == 200
+        assert not any("sésame" in line for line in server.log)
+
+
+def test_other_origins_are_allowed_only_where_named(server, exported):
+    asks = {"origin": "http://a.example", "access-control-request-method": "POST"}
+    assert server.get(CHAT, headers=asks, method="OPTIONS")[0] == 405
+    assert "access-control-allow-origin" not in server.get("/v1/models", headers=asks)[1]
+    options = "--allow-origin", "http://a.example", "--api-key", "k", "--log-prompts", "--max-context", 128
+    with running(exported("fp16"), *options) as other:
+        status, headers, _ = other.get(CHAT, headers=asks, method="OPTIONS")
+        assert (status, headers["access-control-allow-origin"]) == (200, "http://a.example")
+        assert other.get(CHAT, headers=asks | {"origin": "http://b.example"}, method="OPTIONS")[0] == 400
+        other.get(CHAT, BODY, {"authorization": "Bearer k"})
+        assert "Read the text." in other.said("prompt: ")
+
+
+def test_too_many_requests_are_told_to_come_back(exported):
+    with running(exported("fp16"), "--max-rows", 1, "--max-queue", 1, "--max-context", 2048) as server:
+        with contextlib.ExitStack() as waiting:
+            for _ in range(2):
+                waiting.enter_context(connect(server, LONG))
+            until(lambda: server.metric("exaone_answers_waiting") == 1, 10)
+            response = server.get(CHAT, BODY)
+            status, error = error_of(response)
+            assert (status, error["type"]) == (429, "rate_limit_error")
+            assert 1 <= int(response[1]["retry-after"]) <= 60
+            assert error_of(server.get(CHAT, BODY | {"n": 3}))[0] == 400  # never
+        server.idle(seconds=2)
+        assert server.get(CHAT, BODY)[0] == 200
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_an_answer_that_takes_too_long_is_ended(exported, stream):
+    with running(exported("fp16"), "--max-request-seconds", 0.5, "--max-context", 2048) as server:
+        response = server.get(CHAT, LONG | {"stream": stream})
+        if stream:
+            assert response[0] == 200
+            assert response[2].endswith(SSE_END)
+            event = response[2].split("\n\n")[-3]
+            assert event.startswith("event: error\ndata: ")
+            assert json.loads(event.splitlines()[1][6:])["error"]["code"] == "timeout"
+        else:
+            status, error = error_of(response)
+            assert (status, error["code"], response[1]["x-should-retry"]) == (504, "timeout", "false")
+        server.idle(seconds=1)
+
+
+def test_curl_gets_an_answer(server):
+    """The command of the README."""
+    command = ["curl", "-s", f"{server.url}{CHAT}", "-H", "content-type: application/json", "-d", json.dumps(BODY)]
+    answer = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
+    assert answer["choices"][0]["finish_reason"] == "length"
