@@ -36,7 +36,7 @@ class Exchange:
         self._choices = [_Choice(service, body) for _ in range(body.n)]
 
     async def deltas(self, beat: float) -> AsyncIterator[list[tuple[int, Delta]]]:
-        """What is new of each answer, by number, until all have ended; empty after `beat` seconds without news.
+        """What is new of each answer, by number, until all have ended; empty after `beat` seconds.
 
         Raises RequestError where the engine could not finish an answer.
         """
@@ -49,9 +49,7 @@ class Exchange:
                     raise of_engine(event.error)
                 self._measure(self._choices[number], event)
                 new[number].add(self._choices[number].read(event))
-            deltas = [(number, delta) for number, delta in new.items() if delta]
-            if deltas or not batch:
-                yield deltas
+            yield [(number, delta) for number, delta in new.items() if delta]
             running -= sum(isinstance(said.event, Finished) for said in batch)
         self._service.metrics.tokens(self.counts)
 

@@ -51,9 +51,14 @@ class EventStream(Response):
         exchange, body = self._exchange, self._exchange.body
         envelope, usage = exchange.envelope, body.stream_options is not None and body.stream_options.include_usage
         await _send(send, b"".join(_event(envelope.opening(number)) for number in range(body.n)))
+        last = time.monotonic()
         async for deltas in exchange.deltas(_BEAT):
-            events = [_event(envelope.chunk(number, delta)) for number, delta in deltas]
-            await _send(send, b"".join(events) or b": the answer still comes\n\n")
+            events = b"".join(_event(envelope.chunk(number, delta)) for number, delta in deltas)
+            if not events and time.monotonic() - last >= _BEAT:
+                events = b": the answer still comes\n\n"
+            if events:
+                await _send(send, events)
+                last = time.monotonic()
         if usage:
             await _send(send, _event(envelope.usage(exchange.counts)))
         await _send(send, b"data: [DONE]\n\n", more=False)

@@ -159,7 +159,7 @@ def test_a_slow_reader_stalls_nobody(server):
     server.idle()
     body = LONG | {"stream": True, "n": 3, "logprobs": True, "top_logprobs": 20}  # more than buffers of the system hold
     with connect(server, body) as connection:
-        until(lambda: server.metric("exaone_answers_running") == 1, 10)
+        until(lambda: server.metric("exaone_answers_running") == 3, 10)
         assert server.get(CHAT, BODY)[0] == 200
         until(lambda: server.metric("exaone_answers_running") == 0, 30)
         received = b""
@@ -170,6 +170,15 @@ def test_a_slow_reader_stalls_nobody(server):
     assert len("".join(delta["delta"].get("content", "") for delta in deltas)) == 4500
     assert sum(len(delta["logprobs"]["content"]) for delta in deltas if delta["logprobs"]) >= 4500
     server.idle()
+
+
+def test_a_reader_that_stops_reading_is_left_at_the_time_limit(exported):
+    with running(exported("fp16"), "--max-context", 2048, "--max-request-seconds", 1) as server:
+        with connect(server, LONG | {"stream": True, "n": 3, "logprobs": True, "top_logprobs": 20}) as connection:
+            connection.recv(100)
+            server.said(f"POST {CHAT} ", seconds=10)
+        server.idle(seconds=1)
+        assert server.stop() == 0
 
 
 def test_pipelined_requests_are_answered_in_order(server):
