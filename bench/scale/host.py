@@ -1,7 +1,7 @@
 """Time of the host's work for a token and for a page, at the sizes of EXAONE 4.5 33B.
 
 Milliseconds of processor time of one core; on a quiet machine the GPU waits that long. Embeddings, logits and images
-are random, the tokenizer is the bundled reader's.
+are random, the tokenizer is the bundled reader's; masks have a synthetic one, of the release's size.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image
 
 from bench.provenance import provenance
 from bench.scale.folders import RELEASED
+from bench.scale.mask import mask_work
 from bench.timing import timed
 from calib_data import READER
 from console.files import read_object
@@ -59,6 +60,13 @@ def host_costs(vocabulary: int, repetitions: int) -> dict[str, Quartiles]:
         token, page = _token_work(embeddings, random), _page_work(embeddings, random)
         costs = {name: _time(work, repetitions * TOKENS_A_PAGE) for name, work in token.items()}
         return costs | {name: _time(work, repetitions) for name, work in page.items()}
+
+
+def mask_costs(vocabulary: int, repetitions: int) -> dict[str, Quartiles]:
+    """Processor seconds that structured output adds to a token: the mean of a whole answer's, forced ones included."""
+    logits = _logits(vocabulary, np.random.default_rng(0))
+    work, tokens = mask_work(vocabulary, logits)
+    return {"mask, JSON schema": _time(work, repetitions).scaled(1 / tokens)}
 
 
 def _time(work: Callable[[], object], repetitions: int) -> Quartiles:
@@ -152,5 +160,5 @@ def main(
     ] = 30,
 ) -> None:
     """Time the host's work for a token and for a page."""
-    print(table(host_costs(VOCABULARY, repetitions)))
+    print(table(host_costs(VOCABULARY, repetitions) | mask_costs(VOCABULARY, repetitions)))
     print(f"\n{provenance(f'python -m bench.scale host --repetitions {repetitions}')}")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bench.scale.host import A4, LARGEST, host_costs, table
+from bench.scale.host import A4, LARGEST, host_costs, mask_costs, table
 from calib_data import READER
 from runtime.inputs.images import ImageSettings, image_grid
 
@@ -18,6 +18,12 @@ def costs():
 def test_every_piece_of_work_takes_time(costs):
     assert len(costs) == 13
     assert all(0 < cost.low <= cost.median <= cost.high < 10 for cost in costs.values())
+
+
+def test_masks_of_an_answer_take_time():
+    """The answer is written, token by token, in the grammar: the measurement checks that."""
+    (cost,) = mask_costs(vocabulary=5000, repetitions=2).values()
+    assert 0 < cost.low <= cost.median <= cost.high < 0.1
 
 
 def test_a_page_costs_more_than_a_token(costs):
