@@ -66,7 +66,7 @@ def mask_work(vocabulary: int, logits: NDArray[np.float32]) -> tuple[Callable[[]
     end = chat.vocabulary[_END]
     grammar = Grammar.json_schema(GrammarTokenizer(chat, vocabulary, (end,)), INVOICE)
 
-    def choose(_: NDArray[np.float32], generated: Sequence[int]) -> int:
+    def choose(logits: NDArray[np.float32], generated: Sequence[int]) -> int:  # noqa: ARG001
         rest = ANSWER[len(chat.decode(generated)) :]
         return chat.encode_text(rest)[0] if rest else end
 
@@ -76,9 +76,12 @@ def mask_work(vocabulary: int, logits: NDArray[np.float32]) -> tuple[Callable[[]
             tokens.append(sampler(next(rows), tokens))
         return tokens
 
+    def repeat(logits: NDArray[np.float32], generated: Sequence[int]) -> int:  # noqa: ARG001
+        return known[len(generated)]
+
     known = write(choose)
     assert chat.decode(known) == ANSWER
-    return lambda: write(lambda _, generated: known[len(generated)]), len(known)
+    return lambda: write(repeat), len(known)
 
 
 def _write_folder(folder: Path, vocabulary: int) -> Path:
