@@ -17,7 +17,7 @@ from calib_data.document import THINK_END
 from console.errors import InputError
 from console.text import shorten
 from runtime.decoding.thinking_budget import ThinkingBudget
-from runtime.reasoning import TOOL_CALL, ReasoningParser
+from runtime.reasoning import TOOL_CALL, TOOL_CALL_END, ReasoningParser
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from runtime.chat import Chat
     from runtime.decoding.sampling import Sampler
 
-_TOOL_CALL_END = "</tool_call>"
 # Of what JSON allows, one space or one line break with its indent: a model may write white space without end.
 _JSON_OPTIONS = {"x-guidance": {"whitespace_pattern": r" |\n[ \t]{0,32}"}}
 _NO_ARGUMENTS = {"properties": {}, "additionalProperties": False}
@@ -60,7 +59,7 @@ class GrammarTokenizer:
             raise InputError(f"tokenizer.json: structured output cannot use it ({_reason(str(error))})") from error
         self.limits = LLParserLimits(verbose_errors=False, max_lexer_states=_LEXER_STATES)
         self.end_ids = tuple(end_ids)
-        self.tool_call_marks = tuple(_mark(chat, text) for text in (TOOL_CALL, _TOOL_CALL_END))
+        self.tool_call_marks = tuple(_mark(chat, text) for text in (TOOL_CALL, TOOL_CALL_END))
         """`<tool_call>` and `</tool_call>` in llguidance's Lark syntax."""
 
 
