@@ -323,7 +323,8 @@ def test_a_spent_budget_is_said(command, exported):
     code, out, err = command("generate", *asked)
     assert code == 0
     assert "</think>\n\n" in out
-    assert err.startswith("--thinking-budget: ended the reasoning after 2 tokens\n")
+    # The line break that the template writes before </think> is the third.
+    assert err.startswith("--thinking-budget: ended the reasoning after 3 tokens\n")
 
 
 def test_nothing_to_answer(command, exported):
