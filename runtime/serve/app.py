@@ -21,7 +21,7 @@ from runtime.serve.docs_page import docs_page
 from runtime.serve.middleware.access_log import CLIENT_GONE, AccessLog
 from runtime.serve.middleware.api_key import ApiKey
 from runtime.serve.middleware.body_limit import BodyLimit, BodyLimits
-from runtime.serve.page import read_page
+from runtime.serve.page.routes import add_page
 from runtime.serve.protocol.chat_request import ChatRequest
 from runtime.serve.protocol.error_response import error_response
 from runtime.serve.protocol.errors import RequestError, of_input, of_validation
@@ -113,15 +113,12 @@ def _add_state_routes(app: FastAPI, service: Service) -> None:
 
 def _add_pages(app: FastAPI) -> None:
     document = cache(lambda: docs_page(app.openapi()))
-    text, policy = read_page()
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return HTMLResponse(document(), headers=_POLICY)
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        return HTMLResponse(text, headers={"content-security-policy": policy, "cache-control": "no-cache"})
+    add_page(app)
 
 
 def _tokenize(service: Service, body: TokenizeRequest) -> list[int]:
