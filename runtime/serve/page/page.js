@@ -85,7 +85,7 @@ async function ask() {
   const stopped = running.signal.aborted;
   running = null;
   if (!answer.turn.isConnected) return setRunning(false, "New conversation"); // it was cleared meanwhile
-  closeTurn(answer, problem, stopped);
+  follow(() => closeTurn(answer, problem, stopped));
   if (answer.text.data && (stopped || !problem)) messages.push(sent, { role: "assistant", content: answer.text.data });
   else putBack(text, asked, answer);
   setRunning(false, stopped ? "Stopped" : problem ? "Not answered" : "Answer complete");
@@ -106,14 +106,19 @@ async function receive(body, answer, signal) {
   }
 }
 
-function grow(answer, node, text, status) {
+/* Change the page, and stay at its end where the reader is there. */
+function follow(change) {
   const page = document.scrollingElement, follows = page.scrollHeight - page.scrollTop - innerHeight < 40;
+  change();
+  if (follows) page.scrollTop = page.scrollHeight;
+}
+
+function grow(answer, node, text, status) {
   if (node === answer.reasoning) answer.thinking.hidden = false;
   else if (!answer.text.data) answer.thinking.firstChild.textContent = "Thinking";
-  node.appendData(text);
+  follow(() => node.appendData(text));
   answer.last = performance.now();
   say(status); // screen readers hear this, not each token
-  if (follows) page.scrollTop = page.scrollHeight;
 }
 
 function openTurn(text, asked) {
@@ -157,7 +162,7 @@ function putBack(text, asked, answer) {
   question.value = [text, question.value].filter(Boolean).join("\n");
   setFiles([...asked, ...files]);
   if (answer.reasoning.data || answer.text.data) {
-    answer.turn.append(element("p", { className: "note" }, "This question is no part of the conversation. It is below again."));
+    answer.turn.append(element("p", { className: "note" }, "This turn is not part of the conversation. The question is in its box again."));
   } else {
     answer.turn.remove();
     turns -= 1;
@@ -193,11 +198,11 @@ function complain({ message, status, param }, told = false) {
     find("key").focus();
   } else if (param.startsWith("response_format")) {
     find("format").open = true;
-    find("schema-wrong").textContent = message;
+    find("schema-wrong").textContent = message.replace(`${param}: `, "");
     schema.setAttribute("aria-invalid", "true");
     schema.focus();
   } else if (param.includes("enable_thinking")) {
-    find("thinking-wrong").textContent = message;
+    find("thinking-wrong").textContent = message.replace(`${param}: `, "");
   } else if (!told) {
     find("wrong").textContent = message;
   }

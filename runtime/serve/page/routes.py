@@ -1,6 +1,6 @@
 """The routes of the page: three static files."""
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -28,7 +28,7 @@ def add_page(app: FastAPI) -> None:
         app.get(path, include_in_schema=False)(_serve(Path(__file__).with_name(name).read_bytes(), kind))
 
 
-def _serve(data: bytes, kind: str) -> Callable[[], Response]:
+def _serve(data: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
     async def static_file() -> Response:
         return Response(data, headers=_HEADERS, media_type=kind)
 

@@ -6,6 +6,7 @@ from base64 import b64encode
 
 import jsonschema
 import pytest
+from PIL import Image
 
 from .server import CHAT, running, until
 
@@ -43,7 +44,7 @@ def show(chromium):
         page.on("pageerror", lambda error: page.said.append(str(error)))
         page.on("request", lambda request: page.asked.append(request.url))
         page.goto(server.url + "/")
-        page.wait_for_function("document.querySelector('#model').textContent !== 'Connecting…'")
+        page.wait_for_function("() => document.querySelector('#model').textContent !== 'Connecting…'")
         return page
 
     yield opened
@@ -83,7 +84,7 @@ def uri(file, kind):
 
 def figures(page):
     rows = page.locator(".turn:last-child dl div").all()
-    return dict((row.locator("dt").inner_text(), row.locator("dd").inner_text()) for row in rows)
+    return {row.locator("dt").inner_text(): row.locator("dd").inner_text() for row in rows}
 
 
 @pytest.mark.parametrize("thinking", [False, True])
@@ -112,8 +113,6 @@ def test_a_picture_is_answered_as_by_the_api(page, server, picture, thinking):
 
 
 def test_a_pdf_is_read(page, server, picture, tmp_path):
-    from PIL import Image
-
     pdf = tmp_path / "line.pdf"
     with Image.open(picture) as image:
         image.convert("RGB").save(pdf, "PDF", resolution=72)
@@ -172,7 +171,7 @@ def test_an_answer_matches_a_schema(page):
     jsonschema.validate(json.loads(page.locator(".answer").text_content()), SCHEMA)
 
 
-@pytest.mark.parametrize(("schema", "says"), [("{", "not JSON"), (WRONG_SCHEMA, "numbr"), ("[1]", "response_format")])
+@pytest.mark.parametrize(("schema", "says"), [("{", "not JSON"), (WRONG_SCHEMA, "numbr"), ("[1]", "dictionary")])
 def test_a_wrong_schema_is_shown_at_its_box_and_loses_nothing(page, picture, schema, says):
     page.set_input_files("#chosen", picture)
     page.wait_for_selector("#files li")
@@ -193,14 +192,14 @@ def test_a_problem_of_the_question_is_shown(page):
     page.click("#go")
     assert page.locator("#wrong").inner_text() == "Write a question first."
     ask(page, "long " * 3000)
-    page.wait_for_function("document.querySelector('#wrong').textContent.includes('context')")
+    page.wait_for_function("() => document.querySelector('#wrong').textContent.includes('context')")
     assert page.input_value("#question").startswith("long long")
 
 
 @pytest.mark.parametrize("way", ["button", "Escape", "New conversation"])
 def test_stop_frees_the_row(page, server, way):
     ask(page, schema=LONG)
-    page.wait_for_function("document.querySelector('.answer')?.textContent.length > 5")
+    page.wait_for_function("() => document.querySelector('.answer')?.textContent.length > 5")
     assert server.metric("exaone_answers_running") == 1
     if way == "Escape":
         page.keyboard.press("Escape")
@@ -220,13 +219,13 @@ def test_a_server_that_ends_is_said(show, exported):
     with running(exported("fp16"), "--max-rows", 1, "--max-context", 2048) as own:
         page = show(own)
         ask(page, schema=LONG)
-        page.wait_for_function("document.querySelector('.answer')?.textContent.length > 5")
+        page.wait_for_function("() => document.querySelector('.answer')?.textContent.length > 5")
         own.process.kill()
         ended(page, "Not answered")
         assert page.locator(".note.wrong").count() == 1
         assert page.input_value("#question") == QUESTION
         page.click("#go")
-        page.wait_for_function("document.querySelector('#wrong').textContent.startsWith('The server does not')")
+        page.wait_for_function("() => document.querySelector('#wrong').textContent.startsWith('The server does not')")
 
 
 def test_a_key_is_asked_for_where_the_server_has_one(show, server, exported):
@@ -268,7 +267,7 @@ def test_all_of_it_by_keyboard(page):
     page.focus("#question")
     page.keyboard.type("Next")
     press("Control+Enter")
-    page.wait_for_function("document.querySelectorAll('.turn dl').length === 2")
+    page.wait_for_function("() => document.querySelectorAll('.turn dl').length === 2")
 
 
 def test_enter_that_ends_a_syllable_does_not_ask(page):
@@ -283,7 +282,12 @@ def test_a_screen_reader_hears_the_state_and_not_each_token(page):
     assert page.get_by_role("status").inner_text() == "Answer complete"
     assert page.locator("main [aria-live], main [role=status], main [role=log], main [role=alert]").count() == 0
     assert page.get_by_role("heading", name="Answer 1").count() == 1
-    for role, name in (("textbox", "Question"), ("checkbox", "Think first"), ("button", "Ask"), ("main", "Conversation")):
+    for role, name in (
+        ("textbox", "Question"),
+        ("checkbox", "Think first"),
+        ("button", "Ask"),
+        ("main", "Conversation"),
+    ):
         assert page.get_by_role(role, name=name, exact=True).count() == 1
     unnamed = page.evaluate("""() => [...document.querySelectorAll("textarea, input:not([hidden])")].filter(
         one => !one.labels.length).map(one => one.id)""")
