@@ -106,11 +106,13 @@ async function receive(body, answer, signal) {
   }
 }
 
+const toEnd = () => { document.scrollingElement.scrollTop = document.scrollingElement.scrollHeight; };
+
 /* Change the page, and stay at its end where the reader is there. */
 function follow(change) {
   const page = document.scrollingElement, follows = page.scrollHeight - page.scrollTop - innerHeight < 40;
   change();
-  if (follows) page.scrollTop = page.scrollHeight;
+  if (follows) toEnd();
 }
 
 function grow(answer, node, text, status) {
@@ -134,7 +136,7 @@ function openTurn(text, asked) {
     element("h2", {}, `Answer ${turns}`), thinking, element("div", { className: "text answer" }, answer));
   turn.setAttribute("aria-label", `Question ${turns}`);
   log.append(turn);
-  document.scrollingElement.scrollTop = document.scrollingElement.scrollHeight;
+  toEnd();
   return { turn, thinking, reasoning, text: answer };
 }
 
@@ -227,7 +229,7 @@ const part = ({ kind, name, uri }) => kind === "image"
   ? { type: "image_url", image_url: { url: uri } } : { type: "file", file: { file_data: uri, filename: name } };
 
 const shown = ({ kind, name, uri }) => kind === "image"
-  ? element("li", {}, element("img", { src: uri, alt: name })) : element("li", { className: "note" }, `PDF: ${name}`);
+  ? element("li", {}, element("img", { src: uri, alt: name, onload: toEnd })) : element("li", { className: "note" }, `PDF: ${name}`);
 
 function setFiles(wanted) {
   files = wanted;
@@ -276,7 +278,8 @@ find("new").onclick = () => { clear(); forgive(); say("New conversation"); quest
 schema.oninput = () => { find("format-name").textContent = schema.value.trim() ? "JSON schema (in use)" : "JSON schema"; };
 document.onkeydown = (event) => {
   if (event.key === "Escape" && running) return running.abort();
-  if (event.key !== "Enter" || event.isComposing || running) return; // Korean is composed: its Enter ends a syllable
+  const composes = event.isComposing || event.keyCode === 229; // Korean: this Enter ends a syllable (229: Safari)
+  if (event.key !== "Enter" || composes || running) return;
   const plain = event.target === question && !event.shiftKey, held = event.ctrlKey || event.metaKey;
   if ((plain && !event.altKey) || (held && find("ask").contains(event.target))) { event.preventDefault(); ask(); }
 };

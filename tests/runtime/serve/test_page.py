@@ -215,6 +215,22 @@ def test_stop_frees_the_row(page, server, way):
         assert page.locator(".note").inner_text() == "Stopped."
 
 
+@pytest.mark.parametrize("scrolled_up", [False, True])
+def test_the_page_follows_an_answer_unless_the_reader_has_left_its_end(show, server, picture, scrolled_up):
+    page = show(server, "phone")
+    page.set_input_files("#chosen", [picture] * 12)
+    page.wait_for_selector("#files li")
+    ask(page, schema=LONG)
+    page.wait_for_function("() => document.querySelector('.answer')?.textContent.length > 5")
+    if scrolled_up:
+        page.evaluate("document.scrollingElement.scrollTop = 0")
+    ended(page)
+    page.wait_for_selector(".turn dl")
+    place = page.evaluate("(one => [one.scrollTop, one.scrollHeight - innerHeight])(document.scrollingElement)")
+    assert place[1] > 100
+    assert place[0] == (0 if scrolled_up else pytest.approx(place[1], abs=2))
+
+
 def test_a_server_that_ends_is_said(show, exported):
     with running(exported("fp16"), "--max-rows", 1, "--max-context", 2048) as own:
         page = show(own)
@@ -272,8 +288,11 @@ def test_all_of_it_by_keyboard(page):
 
 def test_enter_that_ends_a_syllable_does_not_ask(page):
     page.fill("#question", "합계는")
-    page.dispatch_event("#question", "keydown", {"key": "Enter", "isComposing": True, "bubbles": True})
-    assert page.locator(".turn").count() == 0
+    for composes in ({"isComposing": True}, {"keyCode": 229}):
+        page.dispatch_event("#question", "keydown", {"key": "Enter", "bubbles": True} | composes)
+        assert page.locator(".turn").count() == 0
+    page.dispatch_event("#question", "keydown", {"key": "Enter", "bubbles": True})
+    assert page.locator(".turn").count() == 1
 
 
 def test_a_screen_reader_hears_the_state_and_not_each_token(page):
