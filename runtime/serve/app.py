@@ -3,7 +3,6 @@
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -22,6 +21,7 @@ from runtime.serve.docs_page import docs_page
 from runtime.serve.middleware.access_log import CLIENT_GONE, AccessLog
 from runtime.serve.middleware.api_key import ApiKey
 from runtime.serve.middleware.body_limit import BodyLimit, BodyLimits
+from runtime.serve.page.routes import add_page
 from runtime.serve.protocol.chat_request import ChatRequest
 from runtime.serve.protocol.error_response import error_response
 from runtime.serve.protocol.errors import RequestError, of_input, of_validation
@@ -31,7 +31,6 @@ from runtime.serve.service import Service
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-PAGE = Path(__file__).with_name("page.html")
 _POLICY = {"content-security-policy": "default-src 'none'; style-src 'unsafe-inline'", "cache-control": "no-cache"}
 
 
@@ -119,11 +118,7 @@ def _add_pages(app: FastAPI) -> None:
     async def docs() -> Response:
         return HTMLResponse(document(), headers=_POLICY)
 
-    @app.get("/", include_in_schema=False)
-    async def page() -> Response:
-        if not PAGE.exists():
-            raise RequestError(404, "there is no page here; see /docs")
-        return HTMLResponse(PAGE.read_bytes(), headers={"cache-control": "no-cache"})
+    add_page(app)
 
 
 def _tokenize(service: Service, body: TokenizeRequest) -> list[int]:

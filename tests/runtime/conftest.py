@@ -1,8 +1,9 @@
 """The runtime's command inside the test's process, folders to damage, and transformers as the reference."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -11,6 +12,12 @@ from runtime.__main__ import app
 from runtime.model import Model
 
 from ..in_process import Command, in_process
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 
 
 @pytest.fixture
@@ -37,3 +44,17 @@ def picture(tmp_path: Path) -> Path:
 def reader(exported: Callable[[str], Path]) -> Model:
     """The fp16 reader on the CPU."""
     return Model(exported("fp16"), "cpu")
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator["Browser"]:
+    """Playwright's own Chromium, or one on PATH."""
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        own = Path(driver.chromium.executable_path).exists()
+        path = None if own else next(filter(None, map(shutil.which, BROWSERS)), None)
+        if not own and path is None:
+            pytest.skip("no Chromium found; run `make browser` (playwright install chromium) to get one")
+        browser = driver.chromium.launch(executable_path=path, args=FLAGS)
+        yield browser
+        browser.close()

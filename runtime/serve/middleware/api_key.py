@@ -5,13 +5,14 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING
 
+from runtime.serve.page.routes import PATHS
 from runtime.serve.protocol.error_response import error_response
 from runtime.serve.protocol.errors import RequestError
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Receive, Scope, Send
 
-OPEN_PATHS = ("/", "/health", "/docs", "/openapi.json", "/version")
+OPEN_PATHS = (*PATHS, "/health", "/docs", "/openapi.json", "/version")
 """Paths that show nothing of the model's answers, and need no key."""
 
 

@@ -1,8 +1,5 @@
 """report.html in Chromium, wide, on a phone and on paper."""
 
-import shutil
-from pathlib import Path
-
 import pytest
 
 from runtime.compare.report.page import write_report
@@ -10,10 +7,7 @@ from runtime.compare.result import Layer
 
 from ..pages import LAYERS, comparison, measured, pictures
 
-playwright = pytest.importorskip("playwright.sync_api")
 pypdfium2 = pytest.importorskip("pypdfium2")
-ON_PATH = ("chromium", "chromium-browser", "google-chrome")
-FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
 WIDTHS = {"phone": (390, 844), "wide": (1280, 900)}
 UNBROKEN = "x0" * 200
 LONG = "a/folder/with/a/name/that/is/very/long/indeed-and-has-no-spaces-" + "y" * 60
@@ -38,19 +32,6 @@ PAGES = {
         {"layers": [*LAYERS, Layer(f"model.layers.3.{UNBROKEN}", 4, 1.4, None, None, suspect=True)]},
     ),
 }
-
-
-@pytest.fixture(scope="module")
-def chromium():
-    """Playwright's own Chromium, or one on PATH."""
-    with playwright.sync_playwright() as driver:
-        own = Path(driver.chromium.executable_path).exists()
-        path = None if own else next(filter(None, map(shutil.which, ON_PATH)), None)
-        if not own and path is None:
-            pytest.skip("no Chromium found; run `make browser` (playwright install chromium) to get one")
-        browser = driver.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,1 @@
+"""The page at `/`: ask about images and PDFs in a browser."""
