@@ -39,6 +39,7 @@ STAGES = (
     Stage("correctness", "The bundled reader on the GPU against the CPU's exact graphs", 26),
     Stage("kernels", "Matrix products at the released widths", 13),
     Stage("decode", "33 B: all 64 layers, random 4-bit codes", 18),
+    Stage("engine", "33 B: many requests at once", 8),
     Stage("block-32", "33 B in blocks of 32, for CUTLASS kernels", 8, "decode"),
     Stage("full-kv", "33 B with full-length KV buffers", 5, "decode"),
     Stage("int8-kv", "33 B with an int8 KV cache", 4, "decode"),

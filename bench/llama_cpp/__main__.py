@@ -16,7 +16,7 @@ from typing import Annotated
 import numpy as np
 import typer
 
-from bench.llama_cpp.model import checkpoint, config, exported
+from bench.llama_cpp.model import config, exported
 from bench.llama_cpp.runners import LLAMA_CPP, Memory, Ours, Runner, Task, Theirs, Turn
 from bench.provenance import provenance
 from bench.timing import Quartiles
@@ -82,9 +82,8 @@ def main(
 ) -> None:
     """Quantize a model of random weights with both, run both in turns, and print tokens a second."""
     ids = np.random.default_rng(seed).integers(0, config()["vocab_size"], prompt).tolist()
-    source = checkpoint(cache)
     theirs = [
-        Theirs(f"llama.cpp, {name}", cache, source, head, threads, huge_pages=huge_pages)
+        Theirs(f"llama.cpp, {name}", cache, head, threads, huge_pages=huge_pages)
         for name, head, huge_pages in (
             ("Q4_0", "default", False),
             (f"Q4_0 with a Q{head_bits}_0 head", f"Q{head_bits}_0", False),

@@ -56,17 +56,18 @@ def checkpoint(cache: Path) -> Path:
     return folder
 
 
-def exported(cache: Path, head_bits: int) -> Path:
+def exported(cache: Path, head_bits: int, kv_bits: int = 16) -> Path:
     """The folder of the 4-bit model with graphs for the CPU; made with the commands if it is missing.
 
     RTN is enough: the speed does not depend on the codes.
     """
-    source, folder = checkpoint(cache), cache / f"exaone4-w4-head{head_bits}"
+    source, name = checkpoint(cache), f"exaone4-w4-head{head_bits}"
+    folder = cache / (name if kv_bits == 16 else f"{name}-kv{kv_bits}")
     if not folder.exists():
         options = ["--model", str(source), "--output", str(folder), "--solver", "rtn", "--head-bits", str(head_bits)]
         run("quantize", *options, "--count", "1", "--reference", "0")
     if not (folder / FILE).exists():
-        run("export", "--model", str(folder))
+        run("export", "--model", str(folder), "--kv-bits", str(kv_bits))
     return folder
 
 

@@ -1,9 +1,10 @@
 """Run llama.cpp in an environment of its own. Imports nothing of this project.
 
-    peer.py convert CHECKPOINT GGUF HEAD   bfloat16 checkpoint to Q4_0; HEAD: type of the output tensor, or default
-    peer.py run GGUF THREADS               prints a line about itself, then answers each line [prompt, tokens] with one
+    peer.py convert CHECKPOINT GGUF HEAD        bfloat16 checkpoint to Q4_0; HEAD: type of the output tensor, or default
+    peer.py run GGUF THREADS SEQUENCES UNIFIED  prints a line about itself, then answers each line [prompts, tokens]
 
-All lines are JSON. It uses the C interface, so that Python costs as much as ours: one call and one argmax a token.
+SEQUENCES: most prompts of a line, which are answered together. UNIFIED: 1 if they share one KV buffer, else 0. All
+lines are JSON. It uses the C interface, so that Python costs as much as ours: one call a step, one argmax a token.
 """
 
 from __future__ import annotations
@@ -82,40 +83,54 @@ def convert(checkpoint: Path, output: Path, head: str) -> None:
 
 
 class Runner:
-    """A loaded model and its context."""
+    """A loaded model and its context, whose KV cache holds several sequences."""
 
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path, threads: int, sequences: int, *, unified: bool) -> None:
         llama_cpp.llama_backend_init()
         self.model = llama_cpp.llama_model_load_from_file(bytes(model), llama_cpp.llama_model_default_params())
         settings = llama_cpp.llama_context_default_params()
-        settings.n_ctx = CONTEXT
+        settings.n_ctx, settings.n_seq_max, settings.kv_unified = CONTEXT * sequences, sequences, unified
         settings.n_threads = settings.n_threads_batch = threads
         self.clock = time.process_time if threads == 1 else time.perf_counter
         self.context = llama_cpp.llama_init_from_model(self.model, settings)
         if not self.context:
             raise SystemExit(f"llama.cpp cannot load {model}")
         self.vocabulary = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self.model))
+        self.batch = llama_cpp.llama_batch_init(CONTEXT, 0, 1)
 
-    def logits(self, tokens: list[int]) -> NDArray[np.float32]:
-        """Append tokens to the cache; the logits [V] after the last one."""
-        ids = (llama_cpp.llama_token * len(tokens))(*tokens)  # the batch only points to them
-        batch = llama_cpp.llama_batch_get_one(ids, len(tokens))
+    def logits(self, tokens: list[tuple[int, int, int]], outputs: list[int]) -> list[NDArray[np.float32]]:
+        """Append tokens (id, position, sequence) to the cache; the logits [V] after those of these places."""
+        batch = self.batch
+        batch.n_tokens = len(tokens)
+        for place, (token, position, sequence) in enumerate(tokens):
+            batch.token[place], batch.pos[place] = token, position
+            batch.n_seq_id[place], batch.seq_id[place][0] = 1, sequence
+            batch.logits[place] = 0
+        for place in outputs:
+            batch.logits[place] = 1
         if llama_cpp.llama_decode(self.context, batch):
             raise SystemExit("llama_decode failed")
-        return np.ctypeslib.as_array(llama_cpp.llama_get_logits_ith(self.context, -1), (self.vocabulary,))
+        pointers = [llama_cpp.llama_get_logits_ith(self.context, place) for place in outputs]
+        return [np.ctypeslib.as_array(pointer, (self.vocabulary,)) for pointer in pointers]
 
-    def turn(self, prompt: list[int], new_tokens: int) -> dict[str, Any]:
-        """Seconds up to the first new token and of all further ones, and the logits after the prompt."""
+    def turn(self, prompts: list[list[int]], new_tokens: int) -> dict[str, Any]:
+        """Seconds up to each first new token and of all further ones, and the logits after the first prompt."""
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.context), True)
+        last, first, after_prompts = [], [], []
         start = self.clock()
-        logits = self.logits(prompt)
-        token, first = int(logits.argmax()), self.clock()
-        after_prompt = logits.tolist()
+        for sequence, prompt in enumerate(prompts):
+            tokens = [(token, position, sequence) for position, token in enumerate(prompt)]
+            (logits,) = self.logits(tokens, [len(prompt) - 1])
+            last.append(int(logits.argmax()))
+            first.append(self.clock() - start)
+            after_prompts.append(logits.copy())
+        places = list(range(len(prompts)))
         decode_start = self.clock()
-        for _ in range(new_tokens - 1):
-            token = int(self.logits([token]).argmax())
+        for number in range(new_tokens - 1):
+            step = [(last[sequence], len(prompts[sequence]) + number, sequence) for sequence in places]
+            last = [int(logits.argmax()) for logits in self.logits(step, places)]
         decoded = self.clock() - decode_start
-        return {"prompt": first - start, "decode": decoded, "logits": after_prompt}
+        return {"first": first, "decode": decoded, "logits": after_prompts[0].tolist()}
 
 
 def weight_bytes(model: Path) -> int:
@@ -123,9 +138,9 @@ def weight_bytes(model: Path) -> int:
     return int(sum(tensor.n_bytes for tensor in gguf.GGUFReader(model).tensors if tensor.name != "token_embd.weight"))
 
 
-def run(model: Path, threads: int) -> None:
+def run(model: Path, threads: int, sequences: int, *, unified: bool) -> None:
     """Print the size of the model, then take a turn for each line."""
-    runner = Runner(model, threads)
+    runner = Runner(model, threads, sequences, unified=unified)
     print(json.dumps({"bytes": weight_bytes(model)}), flush=True)
     for line in sys.stdin:
         print(json.dumps(runner.turn(*json.loads(line))), flush=True)
@@ -135,4 +150,4 @@ if __name__ == "__main__":
     if sys.argv[1] == "convert":
         convert(Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4])
     else:
-        run(Path(sys.argv[2]), int(sys.argv[3]))
+        run(Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), unified=sys.argv[5] == "1")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from bench.llama_cpp.model import weight_bytes
+from bench.llama_cpp.model import checkpoint, weight_bytes
 from bench.peers.environments import Peer, environment
 from console.errors import InputError
 from runtime.decoding.generate import generate
@@ -94,23 +94,33 @@ class Ours:
         return greedy(logits, generated)
 
 
-class Theirs:
+class LlamaCpp:
     """llama.cpp in an environment of its own.
 
     head: type of its output tensor, or "default". huge_pages: whether its allocations are on huge pages, as ours are by
-    `runtime.ort.huge_pages`.
+    `runtime.ort.huge_pages`. sequences: most prompts at a time. unified: whether they share one KV buffer.
     """
 
-    def __init__(self, name: str, cache: Path, checkpoint: Path, head: str, threads: int, *, huge_pages: bool) -> None:
-        self.name, self.logits = name, np.empty(0, np.float32)
+    def __init__(
+        self,
+        name: str,
+        cache: Path,
+        head: str,
+        threads: int,
+        *,
+        huge_pages: bool = False,
+        sequences: int = 1,
+        unified: bool = False,
+    ) -> None:
+        self.name = name
         self._python, self._script = environment(LLAMA_CPP, cache.parent), __file__.replace("runners.py", "peer.py")
         self._log = cache / f"{name}.log"
         model = cache / f"exaone4-{head}.gguf"
         if not model.exists():
-            self._start("convert", str(checkpoint), str(model), head).wait()
+            self._start("convert", str(checkpoint(cache)), str(model), head).wait()
         settings = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"} if huge_pages else {}
-        self._process = self._start("run", str(model), str(threads), **settings)
-        self.weight_bytes = self._ask(None)["bytes"]
+        self._process = self._start("run", str(model), str(threads), str(sequences), str(int(unified)), **settings)
+        self.weight_bytes: int = self._read()["bytes"]
 
     def _start(self, *arguments: str, **settings: str) -> subprocess.Popen[str]:
         command = [str(self._python), "-E", self._script, *arguments]
@@ -118,27 +128,42 @@ class Theirs:
         with self._log.open("a") as log:
             return subprocess.Popen(command, stderr=log, env=os.environ | settings, **pipes)
 
-    def _ask(self, task: Task | None) -> dict[str, Any]:
-        """The answer of the process to a task, or its first line."""
-        assert self._process.stdin is not None
+    def _read(self) -> dict[str, Any]:
+        """The next line of the process."""
         assert self._process.stdout is not None
-        if task is not None:
-            self._process.stdin.write(json.dumps([task.prompt, task.new_tokens]) + "\n")
-            self._process.stdin.flush()
         if not (line := self._process.stdout.readline()):
             raise InputError(f"{self.name} ended early; see {self._log}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def turn(self, task: Task) -> Turn:
-        """Do the task once."""
-        answer = self._ask(task)
-        self.logits = np.array(answer["logits"], np.float32)
-        return rates(task, answer["prompt"], answer["decode"])
+    def answer(self, prompts: Sequence[list[int]], new_tokens: int) -> dict[str, Any]:
+        """Read prompts one after another, then decode them together.
+
+        Returns seconds up to the `first` token of each, seconds to `decode` all others, `logits` [V] after prompt 0.
+        """
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([prompts, new_tokens]) + "\n")
+        self._process.stdin.flush()
+        return self._read()
 
     def close(self) -> None:
         """End the process."""
         self._process.communicate()
+
+
+class Theirs:
+    """One sequence in llama.cpp."""
+
+    def __init__(self, name: str, cache: Path, head: str, threads: int, *, huge_pages: bool) -> None:
+        self._peer = LlamaCpp(name, cache, head, threads, huge_pages=huge_pages)
+        self.name, self.weight_bytes, self.logits = name, self._peer.weight_bytes, np.empty(0, np.float32)
+        self.close = self._peer.close
+
+    def turn(self, task: Task) -> Turn:
+        """Do the task once."""
+        answer = self._peer.answer([task.prompt], task.new_tokens)
+        self.logits = np.array(answer["logits"], np.float32)
+        return rates(task, answer["first"][0], answer["decode"])
 
 
 def rates(task: Task, prompt_seconds: float, decode_seconds: float) -> Turn:

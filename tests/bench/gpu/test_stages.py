@@ -47,6 +47,7 @@ def test_every_stage_passes_in_miniature(miniature, quantized, exported, tmp_pat
         assert figures[f"{name}: largest difference of logits"].value < 0.1  # with int8 activations
     for variant in VARIANTS:
         assert figures[f"{variant}: step at 70 tokens"].value > 0
+    assert figures["8 at once"].value > 0
     assert figures["drafts: checking 3"].unit == "steps"
     assert figures["stored: largest"].value > figures["stored: A4 page"].value
     assert figures["64 decoder layers"].note == "multiplied, not measured"

@@ -1,0 +1,1 @@
+"""Speed of the engine that answers many requests at once."""

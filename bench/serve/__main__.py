@@ -1,0 +1,124 @@
+"""`python -m bench.serve`: many requests at once on this CPU, against one after another and llama.cpp's batch.
+
+The model and llama.cpp are those of `bench.llama_cpp`. Run nothing else meanwhile.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import typer
+
+from bench.llama_cpp.model import config, exported
+from bench.llama_cpp.runners import LLAMA_CPP, LlamaCpp
+from bench.provenance import provenance
+from bench.serve.runners import LlamaCppBatch, OneAfterAnother, Runner, Task, Together, Turn
+from bench.serve.stall import ANSWERS, measure_stall
+from bench.timing import Quartiles
+from console.errors import run_command
+from console.progress import track
+from runtime.model import Model
+from runtime.ort.sessions import Options
+
+app = typer.Typer(add_completion=False)
+REST = 0.1  # seconds between turns: idle threads spin for a while before they sleep
+COUNTS = (1, 2, 4, 8, 16)
+LONG = 2048  # tokens of the prompt that comes late
+TITLES = {
+    "rate": ("new tokens a second, prompts included", 1.0, 0),
+    "first": ("seconds to the first token, the median request", 1.0, 2),
+    "step": ("milliseconds of a step of all", 1e3, 1),
+}
+NOTES = """\
+Medians over the rounds, all in turns, in another order each round. After the dot: how many times as fast the engine
+is, the median of ratios within rounds, and their quartiles. Greedy, no drafts. llama.cpp reads the prompts one after
+another, then has one token of every sequence in a batch; "one KV" is its unified buffer."""
+
+Turns = dict[tuple[int, str], list[Turn]]
+"""Turns by number of requests and name of the runner."""
+
+
+def tables(names: list[str], turns: Turns) -> list[str]:
+    """A table for each figure: a row for each number of requests, a column for each runner. names: the engine first."""
+    lines = []
+    counts = sorted({count for count, _ in turns})
+    for figure, (title, scale, digits) in TITLES.items():
+        lines += [f"| {title} | {' | '.join(names)} |", "|---" * (1 + len(names)) + "|"]
+        for count in counts:
+            taken = [np.array([getattr(turn, figure) for turn in turns[count, name]]) for name in names]
+            cells = [f"{np.median(values) * scale:.{digits}f}" for values in taken]
+            for place, values in enumerate(taken[1:], 1):
+                times = taken[0] / values if figure == "rate" else values / taken[0]
+                cells[place] += f" · {Quartiles.of(times)}"
+            lines.append(f"| {count} at once | {' | '.join(cells)} |")
+        lines.append("")
+    return lines
+
+
+def measure(runners: list[Runner], task: Task, rounds: int) -> tuple[Turns, list[float]]:
+    """Turns of each number of requests, and the engine's share outside the session, of the steps of half as many rows.
+
+    task: prompts for all rounds, new ones in each.
+    """
+    turns: Turns = {(count, runner.name): [] for count in COUNTS for runner in runners}
+    most, outside = max(COUNTS), []
+    for runner in runners:
+        runner.turn(Task(task.prompts[:1], task.new_tokens))  # to warm up
+    for number in track(range(rounds), "rounds"):
+        fresh = task.prompts[number * most + 1 : (number + 1) * most + 1]
+        for count in COUNTS:
+            for place in range(len(runners)):
+                runner = runners[(number + place) % len(runners)]
+                time.sleep(REST)
+                turns[count, runner.name].append(runner.turn(Task(fresh[:count], task.new_tokens)))
+                if isinstance(runner, Together) and runner is runners[0] and count == most // 2:
+                    outside.append(runner.outside)
+    return turns, outside
+
+
+@app.command()
+def main(
+    rounds: Annotated[int, typer.Option(min=2, help="Turns of each runner.")] = 5,
+    prompt: Annotated[int, typer.Option(min=1, max=256, help="Tokens of a prompt.")] = 128,
+    tokens: Annotated[int, typer.Option(min=2, max=256, help="New tokens of an answer.")] = 128,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of each.", show_default="all cores")] = os.cpu_count()
+    or 1,
+    seed: Annotated[int, typer.Option(help="Seed of the prompts.")] = 0,
+    cache: Annotated[Path, typer.Option(help="Folder for the models and llama.cpp.")] = Path("build/llama.cpp"),
+) -> None:
+    """Answer 1 to 16 requests with each runner in turns, and print tokens a second."""
+    vocabulary, most = config()["vocab_size"], max(COUNTS)
+    prompts = np.random.default_rng(seed).integers(vocabulary, size=(rounds * most + 1, prompt)).tolist()
+    model, int8_kv = (Model(exported(cache, 8, bits), "cpu", Options(threads=threads)) for bits in (16, 8))
+    peers = [
+        LlamaCpp(name, cache, "default", threads, sequences=most, unified=unified)
+        for name, unified in (("llama.cpp", False), ("llama.cpp, one KV", True))
+    ]
+    engine = Together("engine", model, threads, most, prompt + tokens)
+    runners: list[Runner] = [
+        engine,
+        OneAfterAnother(model, threads),
+        *map(LlamaCppBatch, peers),
+        Together("engine, int8 KV", int8_kv, threads, most, prompt + tokens),
+    ]
+    load = os.getloadavg()[0]
+    turns, outside = measure(runners, Task(prompts, tokens), rounds)
+    for peer in peers:
+        peer.close()
+    print(*tables([runner.name for runner in runners], turns), sep="\n")
+    print(f"{NOTES}\n")
+    share = Quartiles.of(outside).scaled(100)
+    print(f"Outside the decoder's session, a step of {most // 2} rows spends {share} % of its time.")
+    stall = measure_stall(Together("engine", model, threads, ANSWERS + 1, 2 * LONG), seed, LONG, vocabulary)
+    print(f"When a prompt of {LONG} tokens came to {ANSWERS} answers, {stall}.")
+    print(f"Load average before: {load:.1f}.\n")
+    command = f"python -m bench.serve --rounds {rounds} --prompt {prompt} --tokens {tokens} --threads {threads}"
+    print(f"{provenance(f'{command} --seed {seed}')} {LLAMA_CPP.versions}.")
+
+
+if __name__ == "__main__":
+    run_command(app)
