@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from runtime.reasoning import TOOL_CALL, TOOL_CALL_END
 
+_LONGEST_HEAD = 1024  # characters up to the arguments; of a call with more of them, name and arguments come at its end
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"arguments"\s*:\s*(?=\{)', re.DOTALL)
 
 
@@ -154,7 +155,7 @@ class _Call:
         """Read on. Returns what has come of the arguments."""
         self.body += text
         piece = ""
-        if self.name is None and not self.broken:
+        if self.name is None and not self.broken and len(self.body) - len(text) < _LONGEST_HEAD:
             self._find_name()
         if self._arguments and not self.broken:
             piece = self._scan_arguments()
@@ -164,7 +165,7 @@ class _Call:
 
     def _find_name(self) -> None:
         end = self.body.find(TOOL_CALL_END)
-        head = _HEAD.match(self.body, 0, end if end >= 0 else len(self.body))
+        head = _HEAD.match(self.body, 0, min(end if end >= 0 else len(self.body), _LONGEST_HEAD))
         try:
             name = json.loads(head[1]) if head else None
         except ValueError:  # a bad escape: the end tag will come
@@ -195,9 +196,11 @@ class _Call:
         return self.body[start:]
 
     def _find_end(self) -> None:
-        body, tag, rest = self.body[self._read :].partition(TOOL_CALL_END)
-        if tag:
-            self.body, self.rest, self.ended = self.body[: self._read] + body, rest, True
+        end = self.body.find(TOOL_CALL_END, self._read)
+        if end >= 0:
+            self.body, self.rest, self.ended = self.body[:end], self.body[end + len(TOOL_CALL_END) :], True
+        else:
+            self._read = max(self._read, len(self.body) - len(TOOL_CALL_END) + 1)
 
 
 def _parse(body: str) -> tuple[str, str] | None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from itertools import pairwise
 
 import pytest
@@ -93,6 +94,18 @@ def test_a_call_after_a_broken_one_is_found():
     text = f"{broken}\n{written('g', '{}')}"
     for pieces in ([text], list(text)):
         assert parse(pieces) == (broken, [("g", "{}")])
+
+
+def test_a_long_call_takes_time_in_proportion():
+    """A text that never ends its call, and one whose head is longer than that of any tool: 400 KB in small pieces."""
+    spaces, arguments = " " * 400_000, '{"x": 1}'
+    for text, expected in (
+        (f"<tool_call>{spaces}", (f"<tool_call>{spaces}", [])),
+        (f'<tool_call>{{{spaces}"name": "f", "arguments": {arguments}}}</tool_call>', ("", [("f", arguments)])),
+    ):
+        start = time.process_time()
+        assert parse([text[at : at + 4] for at in range(0, len(text), 4)]) == expected
+        assert time.process_time() - start < 3
 
 
 def test_arguments_come_as_they_are_written():
