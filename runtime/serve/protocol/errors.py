@@ -74,12 +74,11 @@ def of_validation(errors: Sequence[Any], body: object) -> RequestError:
     place = list(error["loc"])
     if place[:1] in (["path"], ["query"]):
         return RequestError(400, f"{place[-1]}: {error['msg']}", param=str(place[-1]))
-    param = _param(place[1:], body)
-    if kind == "without_effect":
-        param = f"{param}.{context['field']}" if param else context["field"]
-        return RequestError(400, f"{param}: {error['msg']}", param=param, code="unsupported_parameter")
-    if kind == "extra_forbidden":
-        return RequestError(400, f"{param}: unknown parameter", param=param, code="unknown_parameter")
+    own = kind in ("without_effect", "unknown")  # an error about a field that is found at its object
+    param = _param([*place[1:], context["field"]] if own else place[1:], body)
+    if own:
+        code = "unsupported_parameter" if kind == "without_effect" else "unknown_parameter"
+        return RequestError(400, f"{param}: {error['msg']}", param=param, code=code)
     if not param:
         return RequestError(400, f"the body is not what is expected ({error['msg']}); {_TAKES_JSON}")
     return RequestError(400, f"{param}: {error['msg'].removeprefix('Value error, ')}", param=param)
