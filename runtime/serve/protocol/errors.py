@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError, NoMemoryError
 from console.text import shorten, shorten_message
+from runtime.chat import TooLongError
 from runtime.engine.thread import ClosedError
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def of_input(error: InputError) -> RequestError:
         return RequestError(503, str(error))
     place, colon, _ = str(error).partition(": ")
     param = place if colon and " " not in place else None  # such as "messages[0].content[1].image_url"
-    return RequestError(400, str(error), param="messages" if param == "prompt" else param)
+    code = "context_length_exceeded" if isinstance(error, TooLongError) else None
+    return RequestError(400, str(error), param="messages" if param == "prompt" else param, code=code)
 
 
 def of_engine(error: InputError) -> RequestError:

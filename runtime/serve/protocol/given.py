@@ -33,7 +33,8 @@ class Given(BaseModel):
                 if value is not None and not any(_same(value, neutral) for neutral in cls.without_effect[name]):
                     raise PydanticCustomError("without_effect", "has no effect here; leave it out", {"field": name})
             elif name not in known:
-                raise PydanticCustomError("unknown", "unknown parameter", {"field": name})
+                field = str(name).encode(errors="backslashreplace").decode()  # it may be half a surrogate pair
+                raise PydanticCustomError("unknown", "unknown parameter", {"field": field})
             elif value is not None:
                 kept[name] = value
         return kept
