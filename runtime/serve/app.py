@@ -125,6 +125,7 @@ def _tokenize(service: Service, body: TokenizeRequest) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError(400, "prompt: give either prompt or messages", param="prompt")
     if body.prompt is not None:
+        service.model.chat.refuse_longer(body.prompt, service.context)
         return service.model.chat.encode_text(body.prompt)
     conversation = body.conversation
     assert conversation is not None

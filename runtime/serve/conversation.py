@@ -11,6 +11,7 @@ from PIL import Image
 from calib_data.images import to_rgb
 from calib_data.scores import visible
 from console.errors import InputError
+from runtime.chat import TooLongError
 from runtime.inputs.images import image_grid
 from runtime.prompt import prompt_inputs
 
@@ -33,18 +34,21 @@ def open_conversation(
     *,
     thinking: bool,
     media: Media,
+    context: int,
 ) -> PromptInputs:
     """Open the images, PDFs and videos of a conversation, and render it with its tools.
 
-    messages, tools: as OpenAI's API has them. Raises InputError, which begins with the place where it is one message's,
-    such as `messages[1].content[0].image_url: …`.
+    messages, tools: as OpenAI's API has them. context: tokens that the prompt must not fill. Raises InputError, which
+    begins with the place where it is one message's, such as `messages[1].content[0].image_url: …`.
     """
     _check_order(messages)
-    reader = _Reader(model, media)
+    reader = _Reader(model, media, context)
     rendered = [reader.read(message, f"messages[{index}]") for index, message in enumerate(messages)]
     images, videos, names = reader.images, reader.videos, reader.names
     try:
-        return prompt_inputs(model, rendered, images, videos, names=names, tools=tools, thinking=thinking)
+        return prompt_inputs(
+            model, rendered, images, videos, names=names, tools=tools, thinking=thinking, context=context
+        )
     except RecursionError:
         raise InputError("messages: JSON of a tool or of its arguments is nested too deeply; send it flatter") from None
 
@@ -69,8 +73,8 @@ def _check_order(messages: Sequence[Mapping[str, Any]]) -> None:
 class _Reader:
     """Reads the messages of one request in order, and collects what they show."""
 
-    def __init__(self, model: ExportedModel, media: Media) -> None:
-        self._model, self._media = model, media
+    def __init__(self, model: ExportedModel, media: Media, context: int) -> None:
+        self._model, self._media, self._context = model, media, context
         self._tokens = 0  # of images
         self.images: list[Image.Image] = []
         self.names: list[str] = []
@@ -154,12 +158,12 @@ class _Reader:
 
         Raises InputError at the image that no longer fits the context.
         """
-        settings, vision, context = self._model.image_settings, self._model.manifest.vision, self._model.manifest.text
+        settings, vision = self._model.image_settings, self._model.manifest.vision
         assert vision is not None
         grid = image_grid(image.height, image.width, settings, name)
         self._tokens += math.prod(grid) // vision.merge_size**2
-        if self._tokens >= context.context:
-            raise InputError(f"{name}: does not fit the model's context of {context.context} tokens; send fewer images")
+        if self._tokens >= self._context:
+            raise TooLongError(f"{name}: does not fit the context of {self._context} tokens; send fewer images")
         rows, columns = (side * settings.patch_size for side in grid)
         # Not where the size that it has afterwards would be changed once more, as that of a very long image.
         if rows * columns < image.height * image.width and image_grid(rows, columns, settings, name) == grid:

@@ -33,6 +33,8 @@ def engine_requests(service: Service, body: ChatRequest) -> list[Request]:
         raise _wrong("thinking_token_budget", "has no effect without thinking; leave it out")
     thinking = thinking and body.thinking_token_budget != 0
     grammar = _grammar(service, body)
+    if body.logprobs:
+        _ = service.grammar_tokenizer  # made here, where it stops no stream: tokens are written with it
     inputs = open_inputs(service, body, thinking=thinking, tools=body.tool_choice != "none")
     limit = _longest(body, len(inputs.ids), service.context)
     _check_budget(model, body, limit)
@@ -64,7 +66,8 @@ def open_inputs(service: Service, conversation: Conversation, *, thinking: bool,
     """Render a conversation and open its images. Raises InputError for one that cannot be read."""
     declared = conversation.tool_dicts() if tools else []
     messages = conversation.message_dicts()
-    return open_conversation(service.model, messages, declared, thinking=thinking, media=service.media)
+    media, context = service.media, service.context
+    return open_conversation(service.model, messages, declared, thinking=thinking, media=media, context=context)
 
 
 def _sampling(model: ExportedModel, body: ChatRequest) -> Sampling:
@@ -82,11 +85,6 @@ def _sampling(model: ExportedModel, body: ChatRequest) -> Sampling:
 def _longest(body: ChatRequest, prompt_tokens: int, context: int) -> int:
     """Longest answer in tokens: what the request says, or all that the context leaves."""
     (name, longest), left = body.longest, context - prompt_tokens
-    if left < 1:
-        message = (
-            f"the prompt has {prompt_tokens} tokens, but the context has {context} for it and the answer; shorten it"
-        )
-        raise RequestError(400, message, param="messages", code="context_length_exceeded")
     if longest is not None and longest > left:
         message = f"{name}: {longest} is too large; the prompt leaves {left} of {context} tokens"
         raise RequestError(400, message, param=name, code="context_length_exceeded")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError, NoMemoryError
 from console.text import shorten, shorten_message
+from runtime.chat import TooLongError
 from runtime.engine.thread import ClosedError
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def of_input(error: InputError) -> RequestError:
         return RequestError(503, str(error))
     place, colon, _ = str(error).partition(": ")
     param = place if colon and " " not in place else None  # such as "messages[0].content[1].image_url"
-    return RequestError(400, str(error), param="messages" if param == "prompt" else param)
+    code = "context_length_exceeded" if isinstance(error, TooLongError) else None
+    return RequestError(400, str(error), param="messages" if param == "prompt" else param, code=code)
 
 
 def of_engine(error: InputError) -> RequestError:
@@ -74,12 +76,11 @@ def of_validation(errors: Sequence[Any], body: object) -> RequestError:
     place = list(error["loc"])
     if place[:1] in (["path"], ["query"]):
         return RequestError(400, f"{place[-1]}: {error['msg']}", param=str(place[-1]))
-    param = _param(place[1:], body)
-    if kind == "without_effect":
-        param = f"{param}.{context['field']}" if param else context["field"]
-        return RequestError(400, f"{param}: {error['msg']}", param=param, code="unsupported_parameter")
-    if kind == "extra_forbidden":
-        return RequestError(400, f"{param}: unknown parameter", param=param, code="unknown_parameter")
+    own = kind in ("without_effect", "unknown")  # an error about a field that is found at its object
+    param = _param([*place[1:], context["field"]] if own else place[1:], body)
+    if own:
+        code = "unsupported_parameter" if kind == "without_effect" else "unknown_parameter"
+        return RequestError(400, f"{param}: {error['msg']}", param=param, code=code)
     if not param:
         return RequestError(400, f"the body is not what is expected ({error['msg']}); {_TAKES_JSON}")
     return RequestError(400, f"{param}: {error['msg'].removeprefix('Value error, ')}", param=param)

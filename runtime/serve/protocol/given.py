@@ -19,7 +19,11 @@ class Given(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _drop_neutral(cls, values: object) -> object:
-        """Leave out what asks for nothing. Raises an error for a field without effect that asks for something."""
+        """Leave out what asks for nothing.
+
+        Raises an error for a field without effect that asks for something, and for the first unknown field: pydantic
+        would collect an error for each of a million.
+        """
         if not isinstance(values, dict):
             return values
         known = {field.alias or name for name, field in cls.model_fields.items()}
@@ -28,7 +32,10 @@ class Given(BaseModel):
             if name in cls.without_effect:
                 if value is not None and not any(_same(value, neutral) for neutral in cls.without_effect[name]):
                     raise PydanticCustomError("without_effect", "has no effect here; leave it out", {"field": name})
-            elif value is not None or name not in known:
+            elif name not in known:
+                field = str(name).encode(errors="backslashreplace").decode()  # it may be half a surrogate pair
+                raise PydanticCustomError("unknown", "unknown parameter", {"field": field})
+            elif value is not None:
                 kept[name] = value
         return kept
 

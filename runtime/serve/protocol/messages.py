@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from runtime.serve.protocol.given import Given, Text
 
 MAX_MESSAGES, MAX_PARTS, MAX_TOOLS = 4096, 1024, 128
+MAX_ALL_PARTS = 16384
+"""Parts and tool calls of all messages: checking them takes 20 us each, in the event loop."""
 
 
 class TextPart(Given):
@@ -64,8 +66,9 @@ class VideoPart(Given):
 
 
 Part = Annotated[TextPart | ImagePart | FilePart | VideoPart, Field(discriminator="type")]
-Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS)]
-TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
+# fail_fast: pydantic would collect an error for each of millions of wrong parts, in the event loop.
+Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
 
 
 class SystemMessage(Given):
@@ -108,7 +111,7 @@ class AssistantMessage(Given):
 
     role: Literal["assistant"]
     content: Text | TextParts | None = None
-    tool_calls: list[ToolCall] = Field(default=[], max_length=MAX_TOOLS)
+    tool_calls: list[ToolCall] = Field(default=[], max_length=MAX_TOOLS, fail_fast=True)
     reasoning: Text | None = None
     """Reasoning of that answer. Most templates leave it out."""
     reasoning_content: Text | None = None
@@ -124,7 +127,22 @@ class ToolMessage(Given):
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
-Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+
+
+def _refuse_many_parts(messages: object) -> object:
+    """Raise ValueError for more parts and tool calls than are checked."""
+    given = [message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
+    lists = (message.get(name) for message in given for name in ("content", "tool_calls"))
+    if sum(len(each) for each in lists if isinstance(each, list)) > MAX_ALL_PARTS:
+        raise ValueError(f"has more than {MAX_ALL_PARTS} parts and tool calls; join texts, or send fewer messages")
+    return messages
+
+
+Messages = Annotated[
+    list[Message],
+    Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
+    BeforeValidator(_refuse_many_parts),
+]
 
 
 class Function(Given):
@@ -145,7 +163,7 @@ class Tool(Given):
     function: Function
 
 
-Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
 
 
 class TemplateOptions(Given):

@@ -2,9 +2,16 @@
 
 import copy
 import json
+import time
+import tracemalloc
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from runtime.serve.protocol.chat_request import ChatRequest
+from runtime.serve.protocol.errors import of_validation
 
 from .server import CHAT, error_of
 
@@ -84,6 +91,52 @@ def test_one_field_is_wrong(server, place, value, drop, name):
 @given(st.binary(max_size=200) | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes(server, body):
     check(server, body)
+
+
+USER = {"role": "user", "content": "x"}
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"messages": [USER]} | {f"k{number}": 1 for number in range(300_000)}, "k0"),
+        ({"messages": [USER | {f"k{number}": 1 for number in range(300_000)}]}, "messages[0].k0"),
+        ({"messages": [{"role": "user", "content": [{}] * 1024}] * 300}, "messages"),
+        ({"messages": [{"role": "user", "content": [{}] * 1024}] * 9}, "messages[0].content[0]"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "x"}] * 1024}] * 300}, "messages"),
+        ({"messages": [{"role": "assistant", "tool_calls": [CALL] * 128}] * 300}, "messages"),
+        ({"messages": [{}] * 300_000}, "messages[0]"),
+        ({"messages": [USER], "stop": [1] * 300_000}, "stop[0]"),
+        ({"messages": [USER], "tools": [{}] * 300_000}, "tools[0].type"),
+        ({"messages": [USER], "structured_outputs": {"choice": [1] * 300_000}}, "structured_outputs.choice[0]"),
+    ],
+    ids=[
+        "keys",
+        "keys of a message",
+        "parts",
+        "few messages",
+        "texts",
+        "calls",
+        "messages",
+        "stops",
+        "tools",
+        "choices",
+    ],
+)
+def test_a_body_of_a_million_errors_is_refused_at_the_first(body, param):
+    """Collecting all took seconds a MiB, in which no stream went on, and a gigabyte."""
+    tracemalloc.start()
+    started = time.process_time()
+    with pytest.raises(ValidationError) as refused:
+        ChatRequest.model_validate(body)
+    errors = refused.value.errors(include_url=False)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(errors) <= 2
+    assert time.process_time() - started < 0.5
+    assert peak < 10 << 20
+    assert of_validation([error | {"loc": ("body", *error["loc"])} for error in errors], body).param == param
 
 
 def test_the_server_answers_afterwards(server):

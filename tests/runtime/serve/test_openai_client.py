@@ -399,6 +399,8 @@ def test_neutral_values_ask_for_nothing(chat):
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
         ({"messages": [{"role": "user", "content": [{"type": "sound"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": "x", "weight": 1}]}, "messages[0].weight"),
+        ({"messages": [{"role": "user", "content": "x", "weight": None}]}, "messages[0].weight"),
+        ({"messages": [*USER, {"role": "assistant", "audio": {}}, *USER]}, "messages[1].audio"),
         ({"messages": [*USER, {"role": "tool", "tool_call_id": "x", "content": ""}]}, "messages[1].tool_call_id"),
         ({"messages": picture("data:image/png;base64,AAAA")}, "messages[0].content[0].image_url"),
         ({"messages": picture("http://127.0.0.1/a.png")}, "messages[0].content[0].image_url"),
@@ -428,9 +430,11 @@ def test_what_is_wrong_is_named(client, options, param):
     assert param in refused.value.body["message"]
 
 
-def test_a_prompt_that_is_too_long_is_a_bad_request(chat):
-    with pytest.raises(openai.BadRequestError, match="context"):
-        chat([{"role": "user", "content": "many words " * 2000}])
+@pytest.mark.parametrize("words", [2000, 3_000_000])
+def test_a_prompt_that_is_too_long_is_a_bad_request(chat, words):
+    with pytest.raises(openai.BadRequestError, match="context") as refused:
+        chat([{"role": "user", "content": "many words " * words}])
+    assert (refused.value.param, refused.value.code) == ("messages", "context_length_exceeded")
 
 
 def test_another_model_is_not_found(chat):

@@ -62,10 +62,11 @@ def test_the_page_of_parameters_needs_no_network(server):
         (CHAT, b'{"messages": 1e999}', "POST", 400, "messages"),
         (CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "POST", 400, "messages[0].content"),
         (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "POST", 400, "temperature"),
-        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "\\ud800": 1}', "POST", 400, None),
+        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "\\ud800": 1}', "POST", 400, "\\ud800"),
         (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 5000 + b"}", "POST", 400, None),
         ("/tokenize", {}, "POST", 400, "prompt"),
         ("/tokenize", {"prompt": "x", "messages": BODY["messages"]}, "POST", 400, "prompt"),
+        ("/tokenize", {"prompt": "x" * 20_000_000}, "POST", 400, "messages"),
         ("/tokenize", {"prompt": "x", "add_special_tokens": True}, "POST", 400, "add_special_tokens"),
     ],
 )
