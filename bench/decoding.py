@@ -25,9 +25,9 @@ from runtime.compare.gate import Gates
 from runtime.compare.measuring.baseline import FolderBaseline
 from runtime.compare.measuring.measure import measure
 from runtime.compare.summary import summarize_candidate
+from runtime.decoding.drafts import Drafts
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import greedy
-from runtime.decoding.speculative import Drafts
 from runtime.model import Model
 from runtime.prompt import Prompt, build_prompt
 

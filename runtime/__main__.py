@@ -15,12 +15,18 @@ from console.errors import InputError, require_package, run_command
 from console.progress import track
 from runtime import evaluate as evaluation
 from runtime import options as option
-from runtime.answer import AUTO, MAX_NEW_TOKENS, answer_settings, parse_draft_tokens, refuse_captured_drafts
+from runtime.answer import (
+    AUTO,
+    MAX_NEW_TOKENS,
+    answer_settings,
+    choose_draft_tokens,
+    parse_draft_tokens,
+    refuse_captured_drafts,
+)
 from runtime.compare.command import RENDERED, DocumentChoice, compare_folders
 from runtime.compare.gate import Gates
 from runtime.compare.measuring.models import Models
 from runtime.compare.report.screen import print_comparison
-from runtime.exported import ExportedModel
 from runtime.generate_command import GenerateCommand, print_json
 from runtime.model import Model
 from runtime.ort.sessions import session_options
@@ -181,6 +187,7 @@ def serve(
     allow_media_domains: option.AllowMediaDomains = None,
     allow_origin: option.AllowOrigin = None,
     log_prompts: option.LogPrompts = False,
+    draft_tokens: option.DraftTokens = AUTO,
     drain_seconds: option.DrainSeconds = 30,
     device: option.Device = "cpu",
     memory_limit: option.MemoryLimit = None,
@@ -191,12 +198,14 @@ def serve(
     from runtime.serve import app as application
     from runtime.serve import command, media, service  # their packages are in an extra
 
+    loaded = Model(model, device, session_options(device, memory_limit=memory_limit))
     code = command.serve(
-        ExportedModel(model, device, session_options(device, memory_limit=memory_limit)),
+        loaded,
         command.ServeSettings(
             host,
             port,
             served_model_name,
+            choose_draft_tokens(loaded, loaded.draft_policy, draft_tokens),
             drain_seconds,
             service.ServiceLimits(max_rows, max_context, max_queue, max_request_seconds),
             application.AppSettings(api_key, tuple(allow_origin or ()), log_prompts),

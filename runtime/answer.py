@@ -7,12 +7,10 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from console.errors import InputError, NoMemoryError
-from console.progress import say
-from runtime.decoding.draft_policy import MAX_DRAFTS, DraftPolicy
+from console.errors import InputError
+from runtime.decoding.drafts import Drafts
 from runtime.decoding.generate import generate, token_limit
 from runtime.decoding.sampling import RECOMMENDED, Sampling
-from runtime.decoding.speculative import Drafts
 from runtime.decoding.thinking_budget import ThinkingBudget
 from runtime.prompt import embed_prompt
 
@@ -21,6 +19,8 @@ if TYPE_CHECKING:
 
     from console.generation_config import GenerationConfig
     from runtime.chat import Chat
+    from runtime.decoding.draft_policy import DraftPolicy
+    from runtime.decoding.drafts import DraftTokens
     from runtime.exported import ExportedModel
     from runtime.prompt import PromptInputs
 
@@ -70,7 +70,7 @@ class AnswerSettings:
     """Whether the model reasons first; False for a thinking budget of 0."""
     thinking_budget: int | None
     """Longest reasoning, in tokens; None without a limit."""
-    draft_tokens: int | DraftPolicy
+    draft_tokens: DraftTokens
     """Draft tokens ahead of each decoder call, or the policy that chooses the number."""
 
     def budget(self, model: ExportedModel) -> ThinkingBudget | None:
@@ -87,12 +87,6 @@ class AnswerSettings:
         if generation.values.get("do_sample"):
             used["do_sample"] = sampling.temperature > 0
         return used | {name: getattr(sampling, name) for name in RECOMMENDED}
-
-    def drafts(self) -> Drafts | None:
-        """Counts of a new answer's draft tokens; None where none are drafted."""
-        if isinstance(self.draft_tokens, DraftPolicy):
-            return None if self.draft_tokens.disabled else Drafts(MAX_DRAFTS, self.draft_tokens)
-        return Drafts(self.draft_tokens) if self.draft_tokens else None
 
 
 def answer_settings(model: ExportedModel, policy: DraftPolicy, options: AnswerOptions) -> AnswerSettings:
@@ -114,13 +108,7 @@ def answer_settings(model: ExportedModel, policy: DraftPolicy, options: AnswerOp
     thinking, budget = options.get("thinking", False), options.get("thinking_budget")
     if budget is not None:
         check_thinking_budget(model.chat, budget, limit, thinking=thinking)
-    number = parse_draft_tokens(options.get("draft_tokens", AUTO))
-    refuse_captured_drafts(number, model.options.capture)
-    draft_tokens: int | DraftPolicy | None = number
-    if draft_tokens is None:
-        # A captured step is a plain one. With a seed the same answer is wanted again, and the policy depends on time.
-        drafts_nothing = model.target.mtp is None or model.options.capture or seed is not None
-        draft_tokens = 0 if drafts_nothing else policy
+    draft_tokens = choose_draft_tokens(model, policy, options.get("draft_tokens", AUTO), seed)
     return AnswerSettings(sampling, limit, thinking and budget != 0, budget, draft_tokens)
 
 
@@ -145,6 +133,19 @@ def check_thinking_budget(chat: Chat, budget: int, max_new_tokens: int, *, think
         )
 
 
+def choose_draft_tokens(
+    model: ExportedModel, policy: DraftPolicy, value: int | str, seed: int | None = None
+) -> DraftTokens:
+    """A number of draft tokens, or for "auto" the policy where the model can draft. Raises InputError for others."""
+    number = parse_draft_tokens(value)
+    refuse_captured_drafts(number, model.options.capture)
+    if number is not None:
+        return number
+    # A captured step is a plain one. With a seed the same answer is wanted again, and the policy depends on time.
+    drafts_nothing = model.target.mtp is None or model.options.capture or seed is not None
+    return 0 if drafts_nothing else policy
+
+
 def refuse_captured_drafts(draft_tokens: int | None, cuda_graph: bool) -> None:
     """Raise InputError for a number of draft tokens with CUDA graphs."""
     if draft_tokens and cuda_graph:
@@ -158,22 +159,6 @@ def parse_draft_tokens(value: int | str) -> int | None:
     if str(value) not in map(str, range(MAX_DRAFT_TOKENS + 1)):
         raise InputError(f"--draft-tokens {value}: write {AUTO}, or a number from 0 to {MAX_DRAFT_TOKENS}")
     return int(value)
-
-
-def open_answer_sessions(model: ExportedModel, settings: AnswerSettings) -> None:
-    """Open the decoder and, for draft tokens, the MTP layer, where they are not open yet.
-
-    Raises InputError where they cannot be opened. Where the policy may draft and the MTP layer does not fit in memory,
-    answers come without drafts.
-    """
-    policy = settings.draft_tokens if isinstance(settings.draft_tokens, DraftPolicy) else None
-    model.open_sessions(drafts=policy is None and settings.draft_tokens != 0)
-    if policy is not None and not policy.disabled:
-        try:
-            model.open_sessions(drafts=True)
-        except NoMemoryError as error:
-            say(f"answering without drafts: {error}")
-            policy.disabled = True
 
 
 @dataclass(frozen=True)
@@ -210,7 +195,7 @@ class AnswerStream:
 
     def __init__(self, model: ExportedModel, inputs: PromptInputs, settings: AnswerSettings) -> None:
         self._model, self._inputs, self._settings = model, inputs, settings
-        self._drafts, self._budget = settings.drafts(), settings.budget(model)
+        self._drafts, self._budget = Drafts.begin(settings.draft_tokens), settings.budget(model)
         self._limit = 0
         self._seconds: list[float] = []  # when it began, and when each token came
         self._tokens: list[int] = []
@@ -231,7 +216,6 @@ class AnswerStream:
         tokens, seconds, drafts = self._tokens, self._seconds, self._drafts
         chat, settings = self._model.chat, self._settings
         answer = chat.decode_answer(tokens, thinking=settings.thinking)
-        drafted = drafts is not None and (drafts.policy is None or drafts.calls > 0)
         return Answer(
             text=answer.text,
             reasoning=answer.reasoning,
@@ -242,7 +226,7 @@ class AnswerStream:
             prompt_tokens=len(self._inputs.ids),
             first_token_seconds=seconds[1] - seconds[0] if tokens else None,
             tokens_per_second=(len(tokens) - 1) / (seconds[-1] - seconds[1]) if len(tokens) > 1 else None,
-            drafts=drafts if drafted else None,
+            drafts=drafts if drafts is not None and drafts.possible else None,
         )
 
     def close(self) -> None:

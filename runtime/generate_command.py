@@ -5,32 +5,29 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from calib_data.sources import open_questions
 from console.errors import naming
 from console.progress import say
-from runtime.answer import Answer, AnswerStream, open_answer_sessions
-from runtime.decoding.draft_policy import DraftPolicy
+from runtime.answer import Answer, AnswerStream
+from runtime.decoding.drafts import open_drafting_sessions
 from runtime.engine.answer_all import answer_all, open_engine
 from runtime.engine.request import Request
 from runtime.prompt import prompt_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
     from pathlib import Path
 
     from calib_data.document import Document
     from runtime.answer import AnswerSettings
-    from runtime.decoding.speculative import Drafts
+    from runtime.decoding.drafts import Drafts
     from runtime.engine.answer_all import Collected
     from runtime.engine.request import Finished
     from runtime.exported import ExportedModel
     from runtime.prompt import PromptInputs
-
-    Questions = Sequence[tuple[str, Document]]
-    """Places of lines, such as "questions.jsonl:3", and their documents."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +42,7 @@ class GenerateCommand:
     def open_sessions(self) -> float:
         """Open the sessions after the questions were checked; returns the seconds that it took."""
         start = time.perf_counter()
-        open_answer_sessions(self.model, self.settings)
+        open_drafting_sessions(self.model, self.settings.draft_tokens)
         if unused := self.model.generation.without_effect(self.settings.used_fields(self.model.generation)):
             say(unused)
         return time.perf_counter() - start
@@ -71,7 +68,7 @@ class GenerateCommand:
     def to_json(self, inputs: PromptInputs, load_seconds: float) -> dict[str, Any]:
         """A whole answer with its speed. load_seconds: of `open_sessions`."""
         answer = AnswerStream(self.model, inputs, self.settings).finish()
-        return self._fields(answer, load_seconds) | (_draft_counts(answer.drafts) if answer.drafts else {})
+        return self._fields(answer, load_seconds)
 
     def _fields(self, answer: Answer, load_seconds: float) -> dict[str, Any]:
         return {
@@ -86,6 +83,7 @@ class GenerateCommand:
             "finish": "length" if answer.finish_reason == "length" else "end",
             "first_token_seconds": answer.first_token_seconds,
             "tokens_per_second": answer.tokens_per_second,
+            **({} if answer.drafts is None else _draft_counts(answer.drafts)),
         }
 
     def answer_lines(self, path: Path) -> Iterator[dict[str, Any]]:
@@ -98,34 +96,14 @@ class GenerateCommand:
         for line, document in questions:
             with naming(line):
                 longest = max(longest, len(self._inputs(document).ids))
-        answers = self._batched(questions, longest) if self._batches else self._in_turn(questions)
-        for document, answer in answers:
-            yield {"name": document.name, "prompt": document.prompt, **answer}
-
-    @property
-    def _batches(self) -> bool:
-        """Whether many lines are answered at a time: drafts and captured steps are of one answer."""
-        draft_tokens = self.settings.draft_tokens
-        return not self.model.options.capture and (isinstance(draft_tokens, DraftPolicy) or draft_tokens == 0)
-
-    def _in_turn(self, questions: Questions) -> Iterator[tuple[Document, dict[str, Any]]]:
-        """Answer one line after the other."""
-        seconds = self.open_sessions()
-        for line, document in questions:
-            with naming(line):
-                answer = self.to_json(self._inputs(document), seconds)
-            yield document, answer
-
-    def _batched(self, questions: Questions, longest: int) -> Iterator[tuple[Document, dict[str, Any]]]:
-        """Answer many lines at a time. longest: tokens of the longest prompt."""
-        settings = replace(self.settings, draft_tokens=0)
-        seconds = replace(self, settings=settings).open_sessions()
-        engine = open_engine(self.model, len(questions), longest + settings.max_new_tokens)
+        seconds, settings = self.open_sessions(), self.settings
+        context = longest + settings.max_new_tokens
+        engine = open_engine(self.model, len(questions), context, settings.draft_tokens)
         answers = answer_all(engine, (self._request(line, document) for line, document in questions))
         for (line, document), collected in zip(questions, answers, strict=True):
             with naming(line):
-                end = collected.finished()
-            yield document, self._fields(_answer(collected, end), seconds)
+                answer = _answer(collected, collected.finished())
+            yield {"name": document.name, "prompt": document.prompt, **self._fields(answer, seconds)}
 
     def _request(self, line: str, document: Document) -> Request:
         settings = self.settings
@@ -158,7 +136,7 @@ def _answer(collected: Collected, end: Finished) -> Answer:
         prompt_tokens=end.prompt_tokens,
         first_token_seconds=seconds[1] - seconds[0] if tokens else None,
         tokens_per_second=(len(tokens) - 1) / (seconds[-1] - seconds[1]) if len(tokens) > 1 else None,
-        drafts=None,
+        drafts=end.drafts,
     )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Self
 
-from runtime.answer import AnswerStream, answer_settings, open_answer_sessions
+from runtime.answer import AnswerStream, answer_settings
 from runtime.decoding.draft_policy import DraftPolicy
+from runtime.decoding.drafts import open_drafting_sessions
 from runtime.exported import ExportedModel
 from runtime.ort.sessions import session_options
 from runtime.prompt import open_prompt_inputs
@@ -79,5 +80,5 @@ class Model(ExportedModel):
         """Answer as `ask` does, piece by piece: iterate over the text, then `finish` gives the whole answer."""
         settings = answer_settings(self, self.draft_policy, options)
         inputs = open_prompt_inputs(self, question, images, videos, fps=fps, thinking=settings.thinking)
-        open_answer_sessions(self, settings)
+        open_drafting_sessions(self, settings.draft_tokens)
         return AnswerStream(self, inputs, settings)

@@ -70,7 +70,7 @@ DraftTokens = Annotated[
     typer.Option(
         metavar=f"{AUTO}|0..{MAX_DRAFT_TOKENS}",
         help="Draft tokens ahead of each decoder call; 0 is off. auto drafts where it measures a speedup, and never "
-        "with --seed. Drafts may change near ties.",
+        "with a seed. Drafts may change near ties.",
     ),
 ]
 MemoryLimit = Annotated[

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from console.errors import NoMemoryError
-from console.progress import say
-from runtime.decoding.forward import decode, prefill
-from runtime.decoding.speculative import speculate
+from runtime.decoding.answer_tokens import AnswerTokens
+from runtime.decoding.drafts import give_up_drafts, say_without_drafts
+from runtime.decoding.forward import decode, prefill, prefill_chunks
+from runtime.decoding.speculative import Speculation
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
+    from runtime.decoding.drafts import Drafts
     from runtime.decoding.sampling import Sampler
-    from runtime.decoding.speculative import Drafts
     from runtime.exported import ExportedModel
     from runtime.prompt import Prompt, PromptInputs
 
@@ -29,19 +29,14 @@ def generate(
     drafts: generate with speculative decoding. The tokens are the same, except for near ties; see
     `runtime.decoding.speculative`.
     """
-    limit = token_limit(model, prompt, max_new_tokens)
-    generated: list[int] = []
-    tokens = _step_by_step(model, prompt, sampler, limit, generated)
+    answer = AnswerTokens(sampler, token_limit(model, prompt, max_new_tokens), model.end_ids)
+    calls = _step_by_step(model, prompt, answer)
     if drafts is not None:
-        drafted = speculate(model, prompt, sampler, limit, drafts, generated)
-        tokens = _with_fallback(model, drafted, tokens, drafts)
-    for token in tokens:
-        if token in model.end_ids:
-            return
-        generated.append(token)
-        yield token
-        if len(generated) == limit:
-            return
+        calls = _with_fallback(model, _speculate(model, prompt, answer, drafts), calls, drafts)
+    given = 0
+    for _ in calls:
+        yield from answer.generated[given:]
+        given = len(answer.generated)
 
 
 def context_left(model: ExportedModel, prompt: Prompt | PromptInputs) -> int:
@@ -54,31 +49,55 @@ def token_limit(model: ExportedModel, prompt: Prompt | PromptInputs, max_new_tok
     return min(max_new_tokens, context_left(model, prompt))
 
 
-def _step_by_step(
-    model: ExportedModel, prompt: Prompt, sampler: Sampler, limit: int, generated: Sequence[int]
-) -> Iterator[int]:
-    """Yield tokens without end, one decoder call each. The caller appends each to `generated`, up to `limit`."""
-    with model.decoder.borrow_cache(len(prompt.ids) + limit) as cache:
-        logits = prefill(model, cache, prompt)
-        while True:
-            token = sampler(logits, generated)
-            yield token
-            logits = decode(model, cache, model.embed_tokens(np.array([token])), np.array([0])).logits[0, 0]
+def _step_by_step(model: ExportedModel, prompt: Prompt, answer: AnswerTokens) -> Iterator[None]:
+    """Add tokens to an answer until it has ended, one decoder call each. Yields after each call."""
+    with model.decoder.borrow_cache(len(prompt.ids) + answer.left) as cache:
+        answer.take(prefill(model, cache, prompt))
+        yield
+        while not answer.ended:
+            embeds = model.embed_tokens(np.array(answer.generated[-1:]))
+            answer.take(decode(model, cache, embeds, np.array([0])).logits[0, 0])
+            yield
 
 
-def _with_fallback(model: ExportedModel, drafted: Iterator[int], steps: Iterator[int], drafts: Drafts) -> Iterator[int]:
-    """Tokens of speculative decoding, or plain steps where the MTP layer and its cache do not fit in memory.
+def _speculate(model: ExportedModel, prompt: Prompt, answer: AnswerTokens, drafts: Drafts) -> Iterator[None]:
+    """Add tokens to an answer until it has ended, some with each decoder call. Yields after each call.
+
+    Both caches are filled before the first token, so that a lack of memory is known by then.
+    """
+    capacity, read = len(prompt.ids) + answer.left, 0
+    with model.decoder.borrow_cache(capacity) as cache, model.drafter.session.borrow_cache(capacity) as mtp_cache:
+        speculation = Speculation(model, cache, mtp_cache, drafts)
+        for decoded in prefill_chunks(model, cache, prompt):
+            before, read = read, int(cache.lengths[0])
+            speculation.read(decoded, read - before, prompt.embeds[before + 1 : read + 1])
+        answer.take(decoded.logits[0, 0])
+        yield
+        while not answer.ended:
+            speculation.step(answer)
+            yield
+
+
+def _with_fallback(
+    model: ExportedModel, drafted: Iterator[None], steps: Iterator[None], drafts: Drafts
+) -> Iterator[None]:
+    """Calls of speculative decoding, or plain steps where the MTP layer and its cache do not fit in memory.
 
     There is a fallback only where a policy chooses the number of drafts: a number that the user gave is kept to.
     """
+    problem = None
     try:
-        return chain([next(drafted)], drafted)
+        next(drafted)
     except NoMemoryError as error:
         if drafts.policy is None:
             raise
         problem = str(error)
-    drafts.policy.disabled = True
-    model.unload_drafter()  # here the error, which referred to it, is gone too
-    first = next(steps)  # where this fails as well, its error alone is shown
-    say(f"answering without drafts: {problem}")
-    return chain([first], steps)
+    if problem is None or drafts.policy is None:
+        yield
+        yield from drafted
+        return
+    give_up_drafts(model, drafts.policy)
+    next(steps)  # where this fails as well, its error alone is shown
+    say_without_drafts(problem)
+    yield
+    yield from steps

@@ -9,117 +9,98 @@ drafts nothing, a call is a plain step, and the MTP layer reads the skipped toke
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from console.errors import InputError
-from runtime.decoding.forward import decode, prefill_chunks
+from runtime.decoding.forward import decode
 from runtime.ort.buffer import Buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
-
     from numpy.typing import NDArray
 
-    from runtime.decoding.draft_policy import DraftPolicy
-    from runtime.decoding.sampling import Sampler
+    from runtime.decoding.answer_tokens import AnswerTokens
+    from runtime.decoding.drafts import Drafts
     from runtime.exported import ExportedModel
     from runtime.ort.cache import KVCache
     from runtime.ort.decoder import Decoded
-    from runtime.prompt import Prompt
 
 _MAX_PENDING = 512  # tokens that the MTP layer has not read yet; so many are read in one call
 
 
-@dataclass
-class Drafts:
-    """The number of draft tokens of each decoder call in one answer, and counts of what happened."""
+class Speculation:
+    """Speculative decoding of one sequence: `read` each chunk of its prompt, then `step` until its answer has ended.
 
-    tokens: int
-    """Draft tokens of a call at most."""
-    policy: DraftPolicy | None = None
-    """Chooses a number up to `tokens` for each call; None always drafts `tokens`."""
-    calls: int = 0
-    """Decoder calls after the prompt."""
-    drafted: int = 0
-    """Draft tokens."""
-    accepted: int = 0
-    """Draft tokens that the sampler chose too."""
-
-    @property
-    def disabled(self) -> bool:
-        """Whether the policy will draft nothing any more."""
-        return self.policy is not None and self.policy.disabled
-
-    @property
-    def acceptance(self) -> float | None:
-        """Accepted share of the draft tokens; None before the first."""
-        return self.accepted / self.drafted if self.drafted else None
-
-    def choose(self, most: int) -> int:
-        """Choose the number of draft tokens of the next call, at most `most`."""
-        most = min(self.tokens, most)
-        return most if self.policy is None else self.policy.choose(most)
-
-    def observe(self, drafts: int, accepted: int, seconds: float) -> None:
-        """Report the time of a call to the policy."""
-        if self.policy is not None:
-            self.policy.observe(drafts, accepted, seconds)
-
-
-def speculate(
-    model: ExportedModel, prompt: Prompt, sampler: Sampler, limit: int, drafts: Drafts, generated: Sequence[int]
-) -> Iterator[int]:
-    """Yield tokens without end. The caller appends each to `generated`, up to `limit`."""
-    rollback = model.drafter.decoder_rollback
-    most, capacity = _draft_limit(drafts, rollback.window), len(prompt.ids) + limit
-    with model.decoder.borrow_cache(capacity) as cache, model.drafter.session.borrow_cache(capacity) as mtp_cache:
-        mtp = _MtpReader(model, mtp_cache)
-        decoded, known = _prefill(model, prompt, cache, mtp), prompt.embeds[:0]
-        yield sampler(decoded.logits[0, 0], generated)
-        while True:
-            start = perf_counter()
-            last = model.embed_tokens(np.array(generated[-1:]))
-            known = np.concatenate((known, last))
-            count = drafts.choose(min(most, limit - len(generated) - 1))  # the call itself gives one token more
-            drafted: list[int] = []
-            assert decoded.hidden is not None
-            if count:
-                drafted = mtp.draft(decoded.hidden, known, count)
-                saved = rollback.save(cache, count + 1)
-            elif not drafts.disabled:
-                mtp.postpone(decoded.hidden, known)
-            checked = np.concatenate((last, model.embed_tokens(np.array(drafted, np.int64))))
-            decoded = decode(model, cache, checked, np.arange(count + 1))
-            seconds = perf_counter() - start
-            accepted = yield from _accept(decoded.logits[0], drafted, sampler, generated, drafts)
-            start = perf_counter()
-            if accepted < count:
-                rollback.roll_back(cache, saved, count - accepted)
-            drafts.observe(count, accepted, seconds + perf_counter() - start)
-            known = checked[1 : accepted + 1]
-
-
-def _accept(
-    logits: NDArray[np.float32], drafted: list[int], sampler: Sampler, generated: Sequence[int], drafts: Drafts
-) -> Generator[int, None, int]:
-    """Yield the tokens sampled from logits [N + 1, V], up to the first that differs from its draft.
-
-    Returns how many of the N draft tokens were accepted.
+    It may begin at any token. The MTP layer then knows nothing before it, and fewer drafts are accepted.
     """
-    drafts.calls += 1
-    drafts.drafted += len(drafted)
-    before = drafts.accepted
-    for row, draft in zip(logits, [*drafted, None], strict=True):
-        token = sampler(row, generated)
-        drafts.accepted += token == draft
-        yield token
-        if token != draft:
-            break
-    return drafts.accepted - before
+
+    def __init__(self, model: ExportedModel, cache: KVCache, mtp_cache: KVCache, drafts: Drafts) -> None:
+        """Begin. cache, mtp_cache: of one sequence each; what the second has is forgotten."""
+        self._model, self._cache, self._drafts = model, cache, drafts
+        self._rollback = model.drafter.decoder_rollback
+        self._most = _draft_limit(drafts, self._rollback.window)
+        mtp_cache.lengths[:] = 0
+        self._mtp = _MtpReader(model, mtp_cache)
+        # The MTP layer reads the token after these with the next one, so they wait for it.
+        self._hidden: Buffer | None = None  # [1, more than K, H]: hidden states of the last call
+        self._known = np.zeros((0, model.manifest.text.hidden_size), np.float32)  # [K, H]: its accepted drafts
+
+    def read(self, decoded: Decoded, tokens: int, following: NDArray[np.float32]) -> None:
+        """Read a chunk of the prompt along with the decoder.
+
+        tokens: its number of tokens. following [tokens, H]: embeddings of the tokens after each of them; one fewer at
+        the end of the prompt, where the next token is that of the answer.
+        """
+        hidden = decoded.hidden
+        assert hidden is not None
+        if len(following):
+            self._mtp.read(hidden, following)
+        if len(following) < tokens:
+            self._hidden = Buffer.from_array(hidden.read()[:, tokens - 1 : tokens], hidden.dtype, hidden.device)
+
+    def step(self, answer: AnswerTokens) -> None:
+        """Draft, check the drafts in one call of the decoder, and add the tokens that it gives to the answer.
+
+        The cache then has the tokens of the answer before its last one. Raises NotFiniteError, NoMemoryError, and what
+        the answer's sampler raises.
+        """
+        start = perf_counter()
+        last = self._model.embed_tokens(np.array(answer.generated[-1:]))
+        drafted = self._draft(last, answer.left - 1)  # the call itself gives one token more
+        count = len(drafted)
+        saved = self._rollback.save(self._cache, count + 1) if drafted else None
+        checked = np.concatenate((last, self._model.embed_tokens(np.array(drafted, np.int64))))
+        decoded = decode(self._model, self._cache, checked, np.arange(count + 1))
+        seconds, accepted = perf_counter() - start, 0
+        self._drafts.calls += 1
+        self._drafts.drafted += count
+        try:
+            for accepted, draft in enumerate([*drafted, None]):
+                token = answer.take(decoded.logits[0, accepted])
+                self._drafts.accepted += token == draft
+                if token != draft or answer.ended:
+                    break
+        finally:
+            start = perf_counter()
+            if saved is not None and accepted < count:
+                self._rollback.roll_back(self._cache, saved, count - accepted)
+        if not answer.ended:
+            self._drafts.observe(count, accepted, seconds + perf_counter() - start)
+        self._hidden, self._known = decoded.hidden, checked[1 : accepted + 1]
+
+    def _draft(self, last: NDArray[np.float32], most: int) -> list[int]:
+        """Draft tokens behind the last one, whose embedding is `last` [1, H]; else it is read later."""
+        if self._hidden is None:
+            return []
+        count = self._drafts.choose(min(self._most, most))
+        known = np.concatenate((self._known, last))
+        if count:
+            return self._mtp.draft(self._hidden, known, count)
+        if not self._drafts.disabled:
+            self._mtp.postpone(self._hidden, known)
+        return []
 
 
 def _draft_limit(drafts: Drafts, window: int | None) -> int:
@@ -131,23 +112,6 @@ def _draft_limit(drafts: Drafts, window: int | None) -> int:
             f"--draft-tokens {drafts.tokens}: a window of {window} tokens is too short for as many; give fewer"
         )
     return window - 1
-
-
-def _prefill(model: ExportedModel, prompt: Prompt, cache: KVCache, mtp: _MtpReader) -> Decoded:
-    """Fill both caches with the prompt, so that a lack of memory is known before the first token of the answer.
-
-    Returns the last chunk with the hidden state of the last token only: the MTP layer reads it with the first token.
-    """
-    read = 0
-    for decoded in prefill_chunks(model, cache, prompt):
-        before, read = read, int(cache.lengths[0])
-        following = prompt.embeds[before + 1 : read + 1]
-        assert decoded.hidden is not None
-        if len(following):
-            mtp.read(decoded.hidden, following)
-    assert decoded.hidden is not None
-    last = decoded.hidden.read()[:, read - before - 1 : read - before]
-    return decoded._replace(hidden=Buffer.from_array(last, decoded.hidden.dtype, decoded.hidden.device))
 
 
 class _MtpReader:

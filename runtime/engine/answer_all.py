@@ -15,6 +15,7 @@ from runtime.engine.request import Failed, Finished, Piece
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+    from runtime.decoding.drafts import DraftTokens
     from runtime.engine.request import Event, Request
     from runtime.engine.sequence import Sequence
     from runtime.exported import ExportedModel
@@ -58,13 +59,16 @@ class Collected:
         return self.end
 
 
-def open_engine(model: ExportedModel, requests: int, context: int) -> Engine:
-    """An engine for a number of requests, whose prompts with their answers have at most `context` tokens."""
+def open_engine(model: ExportedModel, requests: int, context: int, draft_tokens: DraftTokens = 0) -> Engine:
+    """An engine for a number of requests, whose prompts with their answers have at most `context` tokens.
+
+    Steps that are captured as a CUDA graph are those of one row.
+    """
     context = min(context, model.manifest.text.context)
-    plan = plan_cache(model, None, context)
+    plan = plan_cache(model, 1 if model.options.capture else None, context, draft_tokens)
     if plan.rows > requests:
-        plan = plan_cache(model, requests, context)
-    return Engine(model, plan)
+        plan = plan_cache(model, requests, context, draft_tokens)
+    return Engine(model, plan, draft_tokens)
 
 
 def answer_all(engine: Engine, requests: Iterable[Request]) -> Iterator[Collected]:

@@ -7,11 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from console.errors import InputError, NoMemoryError
+from runtime.decoding.draft_policy import DraftPolicy
+from runtime.decoding.drafts import give_up_drafts, may_draft, open_drafting_sessions, say_without_drafts
 from runtime.ort.memory import free_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runtime.decoding.drafts import DraftTokens
     from runtime.exported import ExportedModel
 
 MAX_ROWS = {"cpu": 8, "cuda": 16}
@@ -30,32 +33,58 @@ class CachePlan:
     context: int
     """Tokens of a prompt and its answer."""
     bytes: int
-    """Keys and values of all rows."""
+    """Keys and values of all rows, those of the MTP layer included where it drafts."""
 
     def __str__(self) -> str:
         return f"KV cache: {self.rows} rows of {self.context} tokens, {self.bytes / 2**30:.2f} GiB"
 
 
-def plan_cache(model: ExportedModel, max_rows: int | None = None, max_context: int | None = None) -> CachePlan:
-    """Plan the KV cache for the memory that the model's device has left. Opens the decoder and the vision encoder.
+def plan_cache(
+    model: ExportedModel,
+    max_rows: int | None = None,
+    max_context: int | None = None,
+    draft_tokens: DraftTokens = 0,
+) -> CachePlan:
+    """Plan the KV cache for the memory that the model's device has left. Opens all sessions that answers need.
 
-    max_rows: None for as many as fit, at most MAX_ROWS. max_context: None for MAX_CONTEXT, or what fits. Raises
-    InputError for a context that the model does not have, and NoMemoryError for sizes that do not fit, with those that
-    would.
+    max_rows: None for as many as fit, at most MAX_ROWS. max_context: None for MAX_CONTEXT, or what fits. draft_tokens:
+    a policy drafts nothing where the MTP layer leaves no memory for one row. Raises InputError for a context that the
+    model does not have, and NoMemoryError for sizes that do not fit, with those that would.
     """
     context = model.manifest.text.context
     if max_context is not None and not 2 <= max_context <= context:
         raise InputError(f"--max-context {max_context}: must be from 2 to the model's context of {context}")
     if max_rows is not None and max_rows < 1:
         raise InputError(f"--max-rows {max_rows}: must be 1 or more")
-    model.open_sessions()
+    open_drafting_sessions(model, draft_tokens)
     if model.manifest.vision is not None:
         _ = model.vision
-    free = free_memory(model.device)
-    budget = None if free is None else free - min(_RESERVE, int(free * _SHARE))
-    return choose_sizes(
-        model.decoder.cache_bytes, budget, (max_rows, MAX_ROWS[model.device.kind]), (max_context, context)
+    rows = max_rows, MAX_ROWS[model.device.kind]
+    problem = None
+    try:
+        return choose_sizes(_size(model, draft_tokens), _budget(model), rows, (max_context, context))
+    except NoMemoryError as error:
+        if not (isinstance(draft_tokens, DraftPolicy) and may_draft(draft_tokens)):
+            raise
+        problem = str(error)
+    give_up_drafts(model, draft_tokens)
+    plan = choose_sizes(_size(model, draft_tokens), _budget(model), rows, (max_context, context))
+    say_without_drafts(problem)
+    return plan
+
+
+def _size(model: ExportedModel, draft_tokens: DraftTokens) -> Callable[[int, int], int]:
+    """Bytes for a number of tokens and rows; the MTP layer's cache is of one row."""
+    drafting = may_draft(draft_tokens)
+    return lambda tokens, rows: (
+        model.decoder.cache_bytes(tokens, rows) + (model.drafter.session.cache_bytes(tokens) if drafting else 0)
     )
+
+
+def _budget(model: ExportedModel) -> int | None:
+    """Bytes that the KV cache may take; None where nobody knows."""
+    free = free_memory(model.device)
+    return None if free is None else free - min(_RESERVE, int(free * _SHARE))
 
 
 def choose_sizes(

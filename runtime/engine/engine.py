@@ -12,6 +12,7 @@ import numpy as np
 
 from console.errors import InputError
 from runtime.decoding.forward import NotFiniteError
+from runtime.engine.drafting import Drafting
 from runtime.engine.pictures import VisionCache
 from runtime.engine.read_prompt import read_prompt
 from runtime.engine.rows import Rows
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from runtime.decoding.drafts import DraftTokens
     from runtime.engine.cache_plan import CachePlan
     from runtime.engine.request import Deliver, Request
     from runtime.engine.rows import Row
@@ -37,7 +39,8 @@ class Engine:
     One thread calls `turn`; any thread may call `submit` and cancel what it returns.
     """
 
-    def __init__(self, model: ExportedModel, plan: CachePlan) -> None:
+    def __init__(self, model: ExportedModel, plan: CachePlan, draft_tokens: DraftTokens = 0) -> None:
+        """Allocate the KV cache. draft_tokens: drafted ahead of a call while one row is alone."""
         self.plan = plan
         """Rows and tokens of the KV cache."""
         self.vision = VisionCache(model)
@@ -48,6 +51,7 @@ class Engine:
         # An int8 cache has rounded keys; a prompt that is read at once sees its own before rounding.
         self._exact_keys = model.target.kv_dtype != "int8"
         self._rows = Rows(model.decoder.new_cache(plan.context, plan.rows), window, reuse=self._exact_keys)
+        self._drafting = Drafting(model, draft_tokens, plan.context)
         self._waiting: deque[Sequence] = deque()
         self._reading: tuple[Row, Iterator[NDArray[np.float32] | None]] | None = None
 
@@ -70,7 +74,11 @@ class Engine:
         tokens, context = len(request.inputs.ids), self.plan.context
         if tokens >= context:
             raise InputError(f"prompt: {tokens} tokens, but prompt and answer may have {context}; shorten it")
+<<<<<<< HEAD
         sequence = Sequence(self._model, request, deliver, context, like)
+=======
+        sequence = Sequence(self._model, request, deliver, context, self._drafting.begin(request))
+>>>>>>> wt-drafts
         self._waiting.append(sequence)
         return sequence
 
@@ -78,9 +86,12 @@ class Engine:
         """Admit, read one part of a prompt, and make one step of all running answers. False where nothing is left."""
         self._drop_cancelled()
         self._admit()
+        alone = self._alone()
+        self._drafting.follow(alone)
         self._read()
-        for cache, rows in self._rows.groups():
-            self._step(cache, rows)
+        if alone is None or not self._draft(alone):
+            for cache, rows in self._rows.groups():
+                self._step(cache, rows)
         return bool(self._waiting or self._rows.used)
 
     def fail_all(self, error: InputError) -> None:
@@ -101,11 +112,16 @@ class Engine:
             self._waiting.popleft()
         if self._reading is None and self._waiting and (row := self._rows.take(self._waiting[0])):
             self._waiting.popleft()
-            self._reading = row, read_prompt(self._model, self.vision, row, self._chunking)
+            self._reading = row, read_prompt(self._model, self.vision, row, self._chunking, self._drafting.read)
 
     def _chunking(self) -> Chunking:
         chunking = self._model.chunking
         return chunking.between_steps() if self._exact_keys and self._rows.running else chunking
+
+    def _alone(self) -> Row | None:
+        """The only row in use, where none will be taken next to it."""
+        used = self._rows.used
+        return used[0] if len(used) == 1 and (self.plan.rows == 1 or not self._waiting) else None
 
     def _read(self) -> None:
         """Read one part of a prompt; after the last, sample the first token."""
@@ -120,6 +136,19 @@ class Engine:
         if logits is not None:
             self._reading, row.running = None, True
             self._sample(row, logits)
+
+    def _draft(self, row: Row) -> bool:
+        """Give a row that is alone its next tokens, drafts among them. False where nothing is drafted for it."""
+        if not row.running or row.sequence is None:
+            return False
+        try:
+            drafted = self._drafting.step()
+        except InputError as error:
+            self._fail(row, error)
+            return True
+        if row.sequence.ended:
+            self._end(row)
+        return drafted
 
     def _step(self, cache: KVCache, rows: list[Row]) -> None:
         """Give every running row of a group its next token."""
@@ -144,12 +173,17 @@ class Engine:
     def _sample(self, row: Row, logits: NDArray[np.float32]) -> None:
         assert row.sequence is not None
         try:
-            more = row.sequence.take(logits)
+            row.sequence.take(logits)
         except InputError as error:  # no token fits the grammar
             self._fail(row, error)
             return
-        if not more:
-            self._free(row)
+        if row.sequence.ended:
+            self._end(row)
+
+    def _end(self, row: Row) -> None:
+        assert row.sequence is not None
+        row.sequence.finish()
+        self._free(row)
 
     def _fail(self, row: Row, error: InputError) -> None:
         assert row.sequence is not None
@@ -157,6 +191,7 @@ class Engine:
         self._free(row)
         if isinstance(error, NotFiniteError):
             self._rows.clear(row)
+            self._drafting.clear()
 
     def _free(self, row: Row) -> None:
         if self._reading is not None and self._reading[0] is row:

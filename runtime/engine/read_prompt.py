@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,25 +11,31 @@ from runtime.decoding.forward import read_chunk, smallest_buffer
 from runtime.decoding.prompt_chunks import next_chunk
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
     from runtime.engine.pictures import VisionCache
     from runtime.engine.rows import Row
     from runtime.exported import ExportedModel
+    from runtime.ort.decoder import Decoded
     from runtime.sizes import Chunking
 
-Logits = "NDArray[np.float32]"
+ReadAlong = Callable[["Decoded", int, "NDArray[np.float32]"], None]
+"""Takes a call of the decoder, its number of tokens, and the embeddings of the tokens after each of them."""
 
 
 def read_prompt(
-    model: ExportedModel, vision: VisionCache, row: Row, chunking: Callable[[], Chunking]
+    model: ExportedModel, vision: VisionCache, row: Row, chunking: Callable[[], Chunking], along: ReadAlong
 ) -> Iterator[NDArray[np.float32] | None]:
     """Read the prompt of a row's sequence behind the tokens that the row holds.
 
     Yields None after each call but the last, then the logits [V] after the prompt. chunking: lengths of the next call.
+<<<<<<< HEAD
     Raises NotFiniteError and NoMemoryError.
+=======
+    along: reads each chunk too. Raises InputError for a video that cannot be read, NotFiniteError, and NoMemoryError.
+>>>>>>> wt-drafts
     """
     assert row.sequence is not None
     ids, rows = row.sequence.ids, smallest_buffer(row.cache)
@@ -40,13 +47,15 @@ def read_prompt(
             pictures.append((places, embeds))
     while True:
         chunk = next_chunk(row.length, len(ids), chunking(), rows)
-        embeds = model.embed_tokens(ids[chunk.start : chunk.stop])
+        tokens, stop = chunk.stop - chunk.start, min(chunk.stop + 1, len(ids))
+        embeds = model.embed_tokens(ids[chunk.start : stop])
         for places, values in pictures:
-            first, last = np.searchsorted(places, (chunk.start, chunk.stop))
+            first, last = np.searchsorted(places, (chunk.start, stop))
             embeds[places[first:last] - chunk.start] = values[first:last]
-        logits = read_chunk(model, row.cache, embeds, chunk).logits[0, 0]
+        decoded = read_chunk(model, row.cache, embeds[:tokens], chunk)
+        along(decoded, tokens, embeds[1:])
         if chunk.stop == len(ids):
-            yield logits
+            yield decoded.logits[0, 0]
             return
         yield None
 

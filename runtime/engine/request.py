@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from console.errors import InputError
+    from runtime.decoding.drafts import Drafts
     from runtime.decoding.logprobs import TokenLogprobs
     from runtime.decoding.sampling import Sampling
     from runtime.decoding.structured import Grammar
@@ -70,6 +71,8 @@ class Finished:
     """Tokens of the reasoning, without `</think>`."""
     budget_spent: bool
     """Whether `thinking_budget` ended the reasoning."""
+    drafts: Drafts | None
+    """Counts of draft tokens, which only a row that is alone gets; None where no call could have any."""
 
 
 @dataclass(frozen=True)

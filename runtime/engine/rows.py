@@ -132,9 +132,12 @@ class Rows:
         return self._window is not None and row.length >= self._window
 
     def end_step(self, rows: Ordered[Row]) -> None:
-        """Take the token back that a step wrote to idle rows."""
+        """Count a step for running rows; from idle ones, take the token back that it wrote to them."""
         for row in rows:
-            if not row.running:
+            if row.running:
+                if row.sequence is not None and row.sequence.drafts is not None:
+                    row.sequence.drafts.calls += 1
+            else:
                 row.length -= 1
                 if self._is_full(row):
                     row.length = 0

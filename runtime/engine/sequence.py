@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
+from runtime.decoding.answer_tokens import AnswerTokens
 from runtime.decoding.logprobs import token_logprobs
 from runtime.decoding.stop_strings import StopStrings
 from runtime.decoding.structured import Constraint
@@ -18,18 +19,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from console.errors import InputError
+<<<<<<< HEAD
     from runtime.engine.pictures import Picture
+=======
+    from runtime.decoding.drafts import Drafts
+>>>>>>> wt-drafts
     from runtime.engine.request import Deliver, Request
     from runtime.exported import ExportedModel
 
 
-class Sequence:
+class Sequence(AnswerTokens):
     """A prompt and the answer that is generated to it.
 
     Opening it resizes its images and decodes its videos. Only the engine's thread calls its methods, except `cancel`.
     """
 
     def __init__(
+<<<<<<< HEAD
         self,
         model: ExportedModel,
         request: Request,
@@ -38,6 +44,10 @@ class Sequence:
         like: Sequence | None = None,
     ) -> None:
         """Begin. capacity: tokens of a row. like: one of the same prompt, with which it shares the images."""
+=======
+        self, model: ExportedModel, request: Request, deliver: Deliver, capacity: int, drafts: Drafts | None
+    ) -> None:
+>>>>>>> wt-drafts
         inputs = request.inputs
         self.ids = inputs.ids
         """Token ids [T] of the prompt."""
@@ -45,22 +55,22 @@ class Sequence:
         """Its images and videos."""
         self.content: NDArray[np.int64] = content_ids(inputs.ids, self.pictures) if like is None else like.content
         """What the prompt says [T]: `runtime.engine.pictures.content_ids`."""
-        self.generated: list[int] = []
-        """Tokens of the answer."""
+        self.drafts = drafts
+        """Counts of its draft tokens; None where none are drafted."""
         self.cached_tokens = 0
         """Tokens of the prompt that a row still had."""
         self.cancelled = False
         """Whether nobody waits for the answer any more."""
         self._request = replace(request, inputs=replace(inputs, images=(), names=(), videos=()))  # frees the images
-        self._model, self._deliver = model, deliver
-        self._limit = min(request.max_new_tokens, capacity - len(inputs.ids))
+        self._deliver = deliver
         self._budget = _budget(model, request)
-        self._sampler = request.sampling.sampler()
+        sampler = request.sampling.sampler()
         if request.grammar is not None:
             constraint = Constraint(request.grammar, model.chat, thinking=request.thinking)
-            self._sampler = constraint.limit(self._sampler, greedy=request.sampling.temperature == 0)
+            sampler = constraint.limit(sampler, greedy=request.sampling.temperature == 0)
         if self._budget is not None:
-            self._sampler = self._budget.limit(self._sampler)
+            sampler = self._budget.limit(sampler)
+        super().__init__(sampler, min(request.max_new_tokens, capacity - len(inputs.ids)), model.end_ids)
         self._text = AnswerText(model.chat, thinking=request.thinking)
         self._stop = StopStrings(request.stop)
         self._reasoning = model.chat.parse_reasoning() if request.thinking else None
@@ -69,35 +79,35 @@ class Sequence:
         """Stop answering; any thread may call it. The row is free before the next step."""
         self.cancelled = True
 
-    def take(self, logits: NDArray[np.float32]) -> bool:
-        """Sample the next token from logits [V] and deliver it. False where the answer has ended."""
-        token = self._sampler(logits, self.generated)
-        if token in self._model.end_ids:
-            self._finish("stop")
-            return False
-        self.generated.append(token)
+    def take(self, logits: NDArray[np.float32]) -> int:
+        """Sample the next token from logits [V], deliver and return it. Once the answer has ended, call `finish`."""
+        token = super().take(logits)
+        if self.reason == "stop":
+            return token
         if self._reasoning is not None:
             self._reasoning.push(token)
         reasoning, text = self._text.push(token)
         top = self._request.top_logprobs
         logprobs = None if top is None else token_logprobs(logits, token, top)
         self._deliver(Piece(reasoning, self._stop.push(text), token, logprobs))
-        if self._stop.found or len(self.generated) == self._limit:
-            self._finish("stop" if self._stop.found else "length")
-            return False
-        return True
+        if self._stop.found:
+            self.reason = "stop"
+        return token
 
     def fail(self, error: InputError) -> None:
         """End without an answer."""
         self._deliver(Failed(error))
 
-    def _finish(self, reason: Literal["stop", "length"]) -> None:
+    def finish(self) -> None:
+        """Deliver how the answer ended."""
+        assert self.reason is not None
         reasoning, text = self._text.finish()
         text = self._stop.push(text) + self._stop.finish()
         tokens = 0 if self._reasoning is None else self._reasoning.tokens
         counts = len(self.ids), self.cached_tokens, len(self.generated), tokens
         spent = self._budget is not None and self._budget.spent
-        self._deliver(Finished(reason, reasoning, text, *counts, spent))
+        drafts = self.drafts if self.drafts is not None and self.drafts.possible else None
+        self._deliver(Finished(self.reason, reasoning, text, *counts, spent, drafts))
 
 
 def _budget(model: ExportedModel, request: Request) -> ThinkingBudget | None:

@@ -50,7 +50,9 @@ class KVCache:
         return self.rows(number, number + 1)
 
     def rows(self, start: int, stop: int) -> KVCache:
-        """View sequences [start, stop) of the batch as a cache of their own, in the same memory."""
+        """View sequences [start, stop) of the batch as a cache of their own, in the same memory; all are this one."""
+        if stop - start == len(self.lengths):
+            return self
         rows = copy.copy(self)
         rows.lengths = self.lengths[start:stop]
         rows.buffers = []

@@ -22,6 +22,7 @@ from runtime.serve.service import Service, ServiceLimits
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from runtime.decoding.drafts import DraftTokens
     from runtime.exported import ExportedModel
 
 ENGINE_DIED = 1
@@ -39,6 +40,8 @@ class ServeSettings:
     """Port; 0 for any that is free."""
     name: str | None = None
     """Name of the model; None for its folder's."""
+    draft_tokens: DraftTokens = 0
+    """Draft tokens ahead of a decoder call while one answer runs."""
     drain_seconds: float = 30
     """Time for running answers after SIGTERM."""
     limits: ServiceLimits = field(default_factory=ServiceLimits)
@@ -58,7 +61,8 @@ def serve(model: ExportedModel, settings: ServeSettings) -> int:
     listener = _listen(settings.host, settings.port)
     host, port = listener.getsockname()[:2]
     say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}, loading {model.folder}")
-    service = Service(model, settings.name or model.folder.resolve().name, settings.limits, settings.media)
+    name = settings.name or model.folder.resolve().name
+    service = Service(model, name, settings.limits, settings.media, settings.draft_tokens)
     return asyncio.run(_Run(service, settings).until_stopped(listener))
 
 

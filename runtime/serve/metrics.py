@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from runtime.decoding.drafts import Drafts
     from runtime.serve.protocol.chat_response import Counts
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500)
@@ -31,6 +32,8 @@ class Metrics:
         self._prompt = self._counter("exaone_prompt_tokens", "Tokens of prompts.")
         self._cached = self._counter("exaone_cached_prompt_tokens", "Of these, tokens that were in the KV cache.")
         self._completion = self._counter("exaone_completion_tokens", "Tokens of answers.")
+        self._drafted = self._counter("exaone_draft_tokens", "Draft tokens of answers that ran alone.")
+        self._accepted = self._counter("exaone_accepted_draft_tokens", "Of these, tokens that were accepted.")
         self._first = self._histogram("exaone_time_to_first_token_seconds", "From request to first token.", _SECONDS)
         self._token = self._histogram("exaone_time_per_token_seconds", "From token to token.", _TOKEN_SECONDS)
         self._whole = self._histogram("exaone_answer_seconds", "From request to last token.", _SECONDS)
@@ -48,6 +51,11 @@ class Metrics:
         self._prompt.inc(counts.prompt)
         self._cached.inc(counts.cached)
         self._completion.inc(counts.completion)
+
+    def drafts(self, drafts: Drafts) -> None:
+        """Count the draft tokens of a finished answer."""
+        self._drafted.inc(drafts.drafted)
+        self._accepted.inc(drafts.accepted)
 
     def first_token(self, seconds: float) -> None:
         """Record how long the first token of an answer took."""

@@ -21,6 +21,7 @@ from runtime.serve.protocol.errors import RequestError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from runtime.decoding.drafts import DraftTokens
     from runtime.exported import ExportedModel
     from runtime.serve.media import Media
 
@@ -47,7 +48,9 @@ class ServiceLimits:
 class Service:
     """A model that loads, answers, and stops. All methods but `load` are called in the event loop."""
 
-    def __init__(self, model: ExportedModel, name: str, limits: ServiceLimits, media: Media) -> None:
+    def __init__(
+        self, model: ExportedModel, name: str, limits: ServiceLimits, media: Media, draft_tokens: DraftTokens = 0
+    ) -> None:
         self.model, self.name, self.limits, self.media = model, name, limits, media
         self.created = int(time.time())
         """When it started, in seconds since 1970."""
@@ -56,6 +59,7 @@ class Service:
         self.admitted = 0
         """Answers that are prepared, wait, or run."""
         self.metrics = Metrics(lambda: self.running, lambda: max(0, self.admitted - self.running))
+        self._draft_tokens = draft_tokens
         self._thread: EngineThread | None = None
         self._workers = Workers(PREPARING, "prepare")
         self._seconds = 1.0  # of an answer, lately
@@ -63,9 +67,9 @@ class Service:
 
     def load(self) -> None:
         """Read the weights, allocate the KV cache and start the engine. Takes minutes; called in a thread."""
-        plan = plan_cache(self.model, self.limits.max_rows, self.limits.max_context)
+        plan = plan_cache(self.model, self.limits.max_rows, self.limits.max_context, self._draft_tokens)
         say(str(plan))
-        self._thread = EngineThread(Engine(self.model, plan))
+        self._thread = EngineThread(Engine(self.model, plan, self._draft_tokens))
 
     @property
     def status(self) -> str:

@@ -14,7 +14,8 @@ int cuCtxSetCurrent(void *context) { return 0; }
 int cuMemGetInfo_v2(unsigned long *available, unsigned long *total) {
     void *runtime = dlopen("libcudart.so.13", RTLD_NOW | RTLD_NOLOAD);
     unsigned long *used = runtime ? dlsym(runtime, "stub_device_bytes") : 0;
+    unsigned long *limit = runtime ? dlsym(runtime, "stub_device_limit") : 0;
     *total = 24ul << 30;
-    *available = *total - (used ? *used : 0);
+    *available = (limit && *limit < *total ? *limit : *total) - (used ? *used : 0);
     return 0;
 }

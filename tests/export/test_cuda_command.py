@@ -50,6 +50,19 @@ def test_a_command_prints_its_answer_and_nothing_else(options, drafts, cuda_stub
     assert ("decoder_calls" in json.loads(out)) == drafts
 
 
+@pytest.mark.parametrize(
+    ("options", "drafts"), [(("--draft-tokens", "2"), True), ((), True), (("--cuda-graph",), False)]
+)
+def test_lines_of_a_file_are_answered_on_the_engine(options, drafts, cuda_stub, on_cuda, tmp_path):
+    (tmp_path / "questions.jsonl").write_text('{"prompt": "Hello"}\n{"prompt": "Who?"}\n')
+    asked = "--input", tmp_path / "questions.jsonl", *options, "--max-new-tokens", "5"
+    code, out, err = cuda_stub.run(COMMAND, "generate", "--model", on_cuda("w4"), "--device", "cuda", *asked)
+    assert (code, err.count("\n")) == (0, 1)
+    answers = [json.loads(line) for line in out.splitlines()]
+    assert [answer["prompt"] for answer in answers] == ["Hello", "Who?"]
+    assert ["decoder_calls" in answer for answer in answers] == [drafts] * 2
+
+
 LOAD = """
 import json, sys
 from pathlib import Path

@@ -172,7 +172,8 @@ WITHOUT_MEMORY = """
 import json, sys
 from pathlib import Path
 from traffic import leave_memory
-from runtime.answer import AnswerStream, answer_settings, open_answer_sessions
+from runtime.answer import AnswerStream, answer_settings
+from runtime.decoding.drafts import open_drafting_sessions
 from runtime.prompt import prompt_inputs
 from runtime.model import Model
 
@@ -181,7 +182,7 @@ def answered(memory_to_load, memory_to_answer):
     settings = answer_settings(model, model.draft_policy, {"max_new_tokens": 5, "temperature": 0.0})
     model.open_sessions()
     leave_memory(memory_to_load)
-    open_answer_sessions(model, settings)
+    open_drafting_sessions(model, settings.draft_tokens)
     leave_memory(memory_to_answer)
     answer = AnswerStream(model, prompt_inputs(model, "Hello"), settings).finish()
     leave_memory(PLENTY)

@@ -19,7 +19,7 @@ from runtime.inputs.vision import VisionSession
 from runtime.ort.buffer import Buffer
 from runtime.ort.device import Device
 from runtime.ort.sessions import Options
-from runtime.decoding.speculative import Drafts
+from runtime.decoding.drafts import Drafts
 from runtime.inputs.vision import vision_feeds
 
 folder, prefix, capture = Path(sys.argv[1]), sys.argv[2], sys.argv[3] == "capture"

@@ -7,10 +7,10 @@ import pytest
 from calib_data.sources import open_documents
 from export import verify
 from runtime.compare.measuring.models import Models
+from runtime.decoding.drafts import Drafts
 from runtime.decoding.forward import decode
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import greedy
-from runtime.decoding.speculative import Drafts
 from runtime.model import Model
 from runtime.ort.manifest import load_manifest
 from runtime.prompt import Prompt, build_prompt
@@ -136,7 +136,7 @@ from runtime.decoding.generate import generate
 from runtime.model import Model
 from runtime.prompt import Prompt
 from runtime.ort.sessions import Options, placement
-from runtime.decoding.speculative import Drafts
+from runtime.decoding.drafts import Drafts
 
 model = Model(Path(sys.argv[1]), "cuda", Options(profile=Path(sys.argv[2])))
 ids = np.arange(100, 250)

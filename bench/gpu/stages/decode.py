@@ -27,10 +27,10 @@ from console.files import read_object
 from quantize.checkpoint.reader import open_checkpoint
 from quantize.plan.architecture import read_architecture
 from quantize.plan.plan import make_plan
+from runtime.decoding.drafts import Drafts
 from runtime.decoding.forward import prefill
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import greedy
-from runtime.decoding.speculative import Drafts
 from runtime.model import Model
 from runtime.ort.sessions import Options
 from runtime.prompt import Prompt

@@ -11,10 +11,10 @@ import numpy as np
 
 from bench.gpu.figures import Figure
 from calib_data.sources import open_documents
+from runtime.decoding.drafts import Drafts
 from runtime.decoding.forward import decode, prefill
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import greedy
-from runtime.decoding.speculative import Drafts
 from runtime.model import Model
 from runtime.ort.sessions import Options
 from runtime.prompt import Prompt, build_prompt

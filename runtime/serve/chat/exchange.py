@@ -64,6 +64,8 @@ class Exchange:
             steps = event.completion_tokens - 1
             span = None if choice.first is None or steps < 1 else (choice.last - choice.first) / steps
             metrics.finished(event.reason, now - self._arrival, span)
+            if event.drafts is not None:
+                metrics.drafts(event.drafts)
             counts = self.counts
             counts.cached = event.cached_tokens if not counts.prompt else min(counts.cached, event.cached_tokens)
             counts.prompt = event.prompt_tokens

@@ -11,11 +11,11 @@ from safetensors.numpy import load_file
 
 from calib_data.sources import open_documents
 from console.errors import InputError
+from runtime.decoding.drafts import Drafts
 from runtime.decoding.forward import ANSWER_CHUNK, decode, prefill, teacher_forced
 from runtime.decoding.generate import generate
 from runtime.decoding.prompt_chunks import prompt_chunks
 from runtime.decoding.sampling import greedy
-from runtime.decoding.speculative import Drafts
 from runtime.model import Model
 from runtime.prompt import build_prompt, embed_image, prompt_inputs
 from runtime.sizes import CHUNKINGS, Chunking

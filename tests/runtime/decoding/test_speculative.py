@@ -7,10 +7,10 @@ from calib_data.sources import open_documents
 from console.errors import InputError
 from runtime.decoding import speculative
 from runtime.decoding.draft_policy import MAX_DRAFTS, DraftPolicy
+from runtime.decoding.drafts import Drafts
 from runtime.decoding.forward import decode
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import Sampling, greedy
-from runtime.decoding.speculative import Drafts
 from runtime.model import Model
 from runtime.prompt import build_prompt
 from runtime.sizes import CHUNKINGS

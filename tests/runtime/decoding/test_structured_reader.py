@@ -6,9 +6,9 @@ import pytest
 from jsonschema import validate
 
 from calib_data.sources import open_documents
+from runtime.decoding.drafts import Drafts
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import Sampling
-from runtime.decoding.speculative import Drafts
 from runtime.decoding.structured import Constraint, Grammar, GrammarTokenizer
 from runtime.decoding.thinking_budget import ThinkingBudget
 from runtime.prompt import embed_prompt, prompt_inputs

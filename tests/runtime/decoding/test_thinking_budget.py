@@ -5,10 +5,10 @@ import pytest
 
 from calib_data.sources import open_documents
 from runtime.answer import AnswerStream, answer_settings
+from runtime.decoding.drafts import Drafts
 from runtime.decoding.forward import prefill
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import Sampling, greedy
-from runtime.decoding.speculative import Drafts
 from runtime.decoding.thinking_budget import ThinkingBudget
 from runtime.prompt import Prompt, embed_prompt, prompt_inputs
 

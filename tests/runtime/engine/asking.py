@@ -12,8 +12,8 @@ from runtime.engine.request import Event, Failed, Finished, Piece, Request
 from runtime.prompt import PromptInputs, embed_prompt
 
 
-def engine_of(model, rows, context=2000) -> Engine:
-    return Engine(model, CachePlan(rows, context, 0))
+def engine_of(model, rows, context=2000, draft_tokens=0) -> Engine:
+    return Engine(model, CachePlan(rows, context, 0), draft_tokens)
 
 
 def tokens_prompt(ids) -> PromptInputs:
