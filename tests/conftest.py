@@ -34,6 +34,13 @@ def shared(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
     return base if worker_id == "master" else base.parent
 
 
+@pytest.fixture(scope="session", autouse=True)
+def traces(shared: Path) -> Iterator[None]:
+    """Graphs of the same structure are traced once, in whatever folder they are."""
+    with traced_once(shared / "traced"):
+        yield
+
+
 @pytest.fixture(scope="session")
 def quantization(shared: Path) -> Callable[[str], Settings]:
     """Settings of one of MODELS, whose folder is finished. Not to be written to."""
@@ -79,8 +86,7 @@ def exported(shared: Path, quantized: Callable[[str], Path]) -> Callable[..., Pa
         with FileLock(shared / f"exported-{key}.lock"):
             if not path.exists():
                 shutil.copytree(quantized(name), path)
-                blocks = settings.get("block_size", "stored")
-                with traced_once(shared / f"vision-{name}-{device}-{settings.get('exact')}-{blocks}.onnx"):
+                with traced_once(shared / "traced"):
                     export(path, device, **settings)
         return path
 

@@ -1,31 +1,64 @@
-"""Shares a traced vision encoder among exports: tracing it takes longest."""
+"""Shares traced graphs among all exports of a run: tracing takes longest, and reads no weights."""
 
-from collections.abc import Iterator
+import hashlib
+import json
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import onnx_ir as ir
 import pytest
+import torch
 from filelock import FileLock
 from transformers import PreTrainedConfig
 
 from export.modules.vision import VisionEncoder
+from export.modules.weights import byte_ranges
 from export.onnx_graph import save
 from export.trace import trace_decoder, trace_vision
 
 
 @contextmanager
-def traced_once(stored: Path) -> Iterator[None]:
-    """Have exports take the vision graph from a file, which the first writes. Each binds it to its own weights."""
+def traced_once(folder: Path) -> Iterator[None]:
+    """Have exports take a graph from a folder where the same was traced before. Each binds it to its own weights."""
 
-    def trace(vision: VisionEncoder, config: PreTrainedConfig) -> ir.Model:
-        with FileLock(f"{stored}.lock"):
-            if not stored.exists():
-                ir.save(trace_vision(vision, config), stored)
-        return ir.load(stored)
+    def shared(trace: Callable[..., ir.Model]) -> Callable[..., ir.Model]:
+        def traced(module: torch.nn.Module, *settings: object) -> ir.Model:
+            stored = folder / f"{structure(module, *settings)}.onnx"
+            with FileLock(f"{stored}.lock"):
+                if not stored.exists():
+                    save(trace(module, *settings), module, stored)
+            return ir.load(stored)
 
+        return traced
+
+    folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("export.graphs.trace_vision", trace)
-        patch.setattr("export.graphs.trace_decoder", trace_decoder)  # and not what the fixture `untraced` put there
-        patch.setattr("export.graphs.save", save)
+        patch.setattr("export.graphs.trace_vision", shared(trace_vision))
+        patch.setattr("export.graphs.trace_decoder", shared(trace_decoder))
+        patch.setattr("export.graphs.save", save)  # and not what the fixture `untraced` put there
         yield
+
+
+def structure(module: torch.nn.Module, config: PreTrainedConfig, *settings: object) -> str:
+    """A hash of all that a graph depends on: everything about a module but its stored weights and where they lie."""
+    sizes = config.vision_config if isinstance(module, VisionEncoder) else config.get_text_config()
+    parts = [
+        [name, type(part).__qualname__, {key: value for key, value in vars(part).items() if _shapes_the_graph(key)}]
+        for name, part in module.named_modules()
+    ]
+    stored = byte_ranges(module)
+    weights = [[n, w.shape, w.dtype] if n in stored else [n, w] for n, w in module.named_buffers()]
+    described = json.dumps([sizes.to_dict(), settings, parts, weights], sort_keys=True, default=_plain)
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
+
+
+def _shapes_the_graph(attribute: str) -> bool:
+    return not attribute.startswith("_") and attribute != "byte_ranges"
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, torch.Tensor):
+        return [value.tolist(), str(value.dtype)]
+    assert isinstance(value, torch.dtype), f"{value!r} may change a graph, but no hash of it is known"
+    return str(value)

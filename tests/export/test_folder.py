@@ -73,14 +73,15 @@ from pathlib import Path
 import onnx_ir as ir
 from export import export, graphs
 
-folder, vision, go_on = map(Path, sys.argv[1:])
+folder, traced, go_on = map(Path, sys.argv[1:])
 
 def wait(*_):
     while not go_on.exists():
         time.sleep(0.01)
-    return ir.load(vision)
+    return ir.load(traced / "vision.cpu.onnx")
 
 graphs.trace_vision = wait
+graphs.trace_decoder = lambda module, *_: ir.load(traced / f"{type(module).__name__.lower()}.cpu.onnx")
 export(folder)
 """
 
@@ -89,8 +90,8 @@ def test_a_folder_is_exported_by_one_run_at_a_time(untraced, quantized, exported
     """The second starts while the graphs of the first do not have their names yet."""
     folder = copy_of(quantized("w4"), tmp_path / "w4")
     before = {path.name for path in folder.iterdir()}
-    vision, go_on = exported("w4", exact=False) / "vision.cpu.onnx", tmp_path / "go on"
-    with subprocess.Popen([sys.executable, "-c", WAIT, folder, vision, go_on]) as first:
+    traced, go_on = exported("w4", exact=False), tmp_path / "go on"
+    with subprocess.Popen([sys.executable, "-c", WAIT, folder, traced, go_on]) as first:
         while first.poll() is None and not (folder / "decoder.cpu.onnx.partial").exists():
             time.sleep(0.01)
         try:

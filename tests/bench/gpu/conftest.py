@@ -9,8 +9,6 @@ from filelock import FileLock
 
 from bench.gpu.folders import TINY, VARIANTS, archive_name, pack, unpack
 
-from ...tracing import traced_once
-
 
 @pytest.fixture(scope="session")
 def archive(shared: Path) -> Path:
@@ -19,8 +17,7 @@ def archive(shared: Path) -> Path:
     with FileLock(f"{path}.lock"):
         if not path.exists():
             partial = path.with_suffix(".partial")
-            with traced_once(shared / "vision-miniature.onnx"):
-                pack(replace(TINY, variants=("stored", "int8-kv", "full-kv")), "cpu", partial)
+            pack(replace(TINY, variants=("stored", "int8-kv", "full-kv")), "cpu", partial)
             partial.rename(path)
     return path
 

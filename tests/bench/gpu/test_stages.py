@@ -2,10 +2,13 @@
 
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 from bench.gpu.__main__ import ceilings
 from bench.gpu.bench import Bench
@@ -14,7 +17,8 @@ from bench.gpu.memory import PeakMemory
 from bench.gpu.page import ROOT
 from bench.gpu.record import Outcome, Record, read_record
 from bench.gpu.stage import STAGES, measure
-from bench.gpu.stages import kernels
+from bench.gpu.stages import correctness, kernels
+from bench.timing import timed
 from quantize.solver.quantizers import NF4_VALUES
 
 pytestmark = pytest.mark.slow
@@ -29,6 +33,9 @@ def bench(tmp_path):
 def test_every_stage_passes_in_miniature(miniature, quantized, exported, tmp_path, monkeypatch):
     """In one process, so that torch is imported once. It is the only test of some stages."""
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(correctness, "ProcessPoolExecutor", lambda *_: ThreadPoolExecutor(1))
+    monkeypatch.setitem(timed.__kwdefaults__, "seconds", 0.0)  # a few calls each: how exact a time is does not matter
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # without g++, which takes longest
     for name, folder in (("4-bit", quantized("w4")), ("4-bit-exact", exported("w4"))):  # other tests make them too
         shutil.copytree(folder, tmp_path / "correctness" / name)
     assert miniature.parent == tmp_path

@@ -3,12 +3,10 @@
 import pytest
 from PIL import Image
 
-from bench import process
 from bench.scale.export import measure, table
 from bench.scale.folders import shortened
 from bench.scale.quantized import make_quantized
 from calib_data import READER
-from console.errors import InputError
 from console.files import read_object
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import greedy
@@ -21,7 +19,7 @@ pytestmark = pytest.mark.slow
 def test_an_export_is_measured_and_answers(tmp_path):
     """Of random weights in several files."""
     folder = tmp_path / "random"
-    make_quantized(shortened(read_object(READER / "config.json"), 2, 2), folder, sparse=False, shard_bytes=1 << 19)
+    make_quantized(shortened(read_object(READER / "config.json"), 2, 1), folder, sparse=False, shard_bytes=1 << 19)
     before = {path.name: path.stat().st_size for path in folder.iterdir()}
     export = measure(folder, "cpu")
     new = {path.name: path.stat().st_size for path in folder.iterdir() if path.name not in before}
@@ -35,8 +33,3 @@ def test_an_export_is_measured_and_answers(tmp_path):
     model = Model(folder, "cpu")
     tokens = list(generate(model, build_prompt(model, "Read.", [Image.new("RGB", (112, 84), "red")]), greedy, 3))
     assert 1 <= len(tokens) <= 3
-
-
-def test_an_export_that_fails_says_why(tmp_path):
-    with pytest.raises(InputError, match="is not a folder"):
-        process.run("export", "--model", str(tmp_path / "nothing"))
