@@ -74,11 +74,7 @@ class Engine:
         tokens, context = len(request.inputs.ids), self.plan.context
         if tokens >= context:
             raise InputError(f"prompt: {tokens} tokens, but prompt and answer may have {context}; shorten it")
-<<<<<<< HEAD
-        sequence = Sequence(self._model, request, deliver, context, like)
-=======
-        sequence = Sequence(self._model, request, deliver, context, self._drafting.begin(request))
->>>>>>> wt-drafts
+        sequence = Sequence(self._model, request, deliver, context, self._drafting.begin(request), like)
         self._waiting.append(sequence)
         return sequence
 

@@ -19,11 +19,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from console.errors import InputError
-<<<<<<< HEAD
-    from runtime.engine.pictures import Picture
-=======
     from runtime.decoding.drafts import Drafts
->>>>>>> wt-drafts
+    from runtime.engine.pictures import Picture
     from runtime.engine.request import Deliver, Request
     from runtime.exported import ExportedModel
 
@@ -35,19 +32,15 @@ class Sequence(AnswerTokens):
     """
 
     def __init__(
-<<<<<<< HEAD
         self,
         model: ExportedModel,
         request: Request,
         deliver: Deliver,
         capacity: int,
+        drafts: Drafts | None,
         like: Sequence | None = None,
     ) -> None:
         """Begin. capacity: tokens of a row. like: one of the same prompt, with which it shares the images."""
-=======
-        self, model: ExportedModel, request: Request, deliver: Deliver, capacity: int, drafts: Drafts | None
-    ) -> None:
->>>>>>> wt-drafts
         inputs = request.inputs
         self.ids = inputs.ids
         """Token ids [T] of the prompt."""
