@@ -17,6 +17,7 @@ from console.progress import say
 from runtime.serve.chat.completions import answer_chat
 from runtime.serve.chat.prepare import open_inputs, thinks
 from runtime.serve.chat.waiting import ClientGoneError
+from runtime.serve.conversation import require_short
 from runtime.serve.docs_page import docs_page
 from runtime.serve.middleware.access_log import CLIENT_GONE, AccessLog
 from runtime.serve.middleware.api_key import ApiKey
@@ -125,6 +126,10 @@ def _tokenize(service: Service, body: TokenizeRequest) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError(400, "prompt: give either prompt or messages", param="prompt")
     if body.prompt is not None:
+        try:
+            require_short(body.prompt, service.context, "prompt")
+        except InputError as error:
+            raise RequestError(400, str(error), param="prompt") from error
         return service.model.chat.encode_text(body.prompt)
     conversation = body.conversation
     assert conversation is not None

@@ -64,7 +64,8 @@ def open_inputs(service: Service, conversation: Conversation, *, thinking: bool,
     """Render a conversation and open its images. Raises InputError for one that cannot be read."""
     declared = conversation.tool_dicts() if tools else []
     messages = conversation.message_dicts()
-    return open_conversation(service.model, messages, declared, thinking=thinking, media=service.media)
+    media, context = service.media, service.context
+    return open_conversation(service.model, messages, declared, thinking=thinking, media=media, context=context)
 
 
 def _sampling(model: ExportedModel, body: ChatRequest) -> Sampling:

@@ -64,8 +64,8 @@ class VideoPart(Given):
 
 
 Part = Annotated[TextPart | ImagePart | FilePart | VideoPart, Field(discriminator="type")]
-Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS)]
-TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS)]
+Parts = Annotated[list[Part], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)]
+TextParts = Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)]
 
 
 class SystemMessage(Given):
@@ -108,7 +108,7 @@ class AssistantMessage(Given):
 
     role: Literal["assistant"]
     content: Text | TextParts | None = None
-    tool_calls: list[ToolCall] = Field(default=[], max_length=MAX_TOOLS)
+    tool_calls: list[ToolCall] = Field(default=[], fail_fast=True, max_length=MAX_TOOLS)
     reasoning: Text | None = None
     """Reasoning of that answer. Most templates leave it out."""
     reasoning_content: Text | None = None
@@ -124,7 +124,7 @@ class ToolMessage(Given):
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
-Messages = Annotated[list[Message], Field(min_length=1, max_length=MAX_MESSAGES)]
+Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
 
 
 class Function(Given):
@@ -145,7 +145,7 @@ class Tool(Given):
     function: Function
 
 
-Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS)]
+Tools = Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)]
 
 
 class TemplateOptions(Given):

@@ -20,7 +20,8 @@ from .media.media_files import data_uri, pdf_pages
 
 
 def opened(reader, *messages, tools=(), thinking=False, media=None):
-    return open_conversation(reader, messages, tools, thinking=thinking, media=media or Media())
+    context = reader.manifest.text.context
+    return open_conversation(reader, messages, tools, thinking=thinking, media=media or Media(), context=context)
 
 
 def user(*parts):
@@ -199,9 +200,7 @@ def test_images_that_do_not_fit_the_context_are_refused_one_by_one(reader, pictu
     tokens = 120
     count = context // tokens + 1
     media = Media(MediaLimits(images=10_000))
-    with pytest.raises(
-        InputError, match=rf"content\[{count - 1}\]\.image_url: does not fit the model's context of {context}"
-    ):
+    with pytest.raises(InputError, match=rf"content\[{count - 1}\]\.image_url: does not fit the context of {context}"):
         opened(reader, user(*[part] * (count + 5)), media=media)
 
 

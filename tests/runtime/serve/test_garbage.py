@@ -3,8 +3,13 @@
 import copy
 import json
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
+from pydantic import ValidationError
+
+from runtime.serve.protocol.chat_request import ChatRequest
 
 from .server import CHAT, error_of
 
@@ -84,6 +89,27 @@ def test_one_field_is_wrong(server, place, value, drop, name):
 @given(st.binary(max_size=200) | VALUES.map(lambda value: json.dumps(value).encode()))
 def test_any_bytes(server, body):
     check(server, body)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {str(number): 0 for number in range(1000)},
+        {"messages": [0] * 1000},
+        {"messages": [{"role": "user", "content": [0] * 1000}] * 1000},
+        {"messages": [{"role": "user", "content": "x"} | {str(number): 0 for number in range(1000)}] * 1000},
+        {"messages": [{"role": "assistant", "tool_calls": [0] * 128}] * 1000},
+        {"messages": [{"role": "tool", "tool_call_id": "a", "content": [0] * 1000}] * 1000},
+        {"tools": [0] * 128},
+        {"stop": [0] * 16},
+        {"structured_outputs": {"choice": [0] * 1000}},
+    ],
+)
+def test_many_mistakes_are_few_errors(wrong):
+    """An error takes a kilobyte: those of a body of 64 MB took all memory."""
+    with pytest.raises(ValidationError) as raised:
+        ChatRequest.model_validate(VALID | wrong)
+    assert raised.value.error_count() <= 3  # a union has one for each of its members
 
 
 def test_the_server_answers_afterwards(server):
