@@ -29,7 +29,7 @@ class Given(BaseModel):
         if not isinstance(values, dict):
             return values
         known = {field.alias or name for name, field in cls.model_fields.items()}
-        kept, unknown = {}, False
+        kept, unknown = dict[object, object](), False
         for name, value in values.items():
             if name in cls.without_effect:
                 if value is not None and not any(_same(value, neutral) for neutral in cls.without_effect[name]):

@@ -6,7 +6,6 @@ import json
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from pydantic import ValidationError
 
 from runtime.serve.protocol.chat_request import ChatRequest
