@@ -64,7 +64,7 @@ class Engine:
     def submit(self, request: Request, deliver: Deliver) -> Sequence:
         """Queue a request. Raises InputError for a prompt that fills a row, and for an image that cannot be used.
 
-        It resizes the images in the caller's thread, up to 100 ms a page.
+        It resizes images, up to 100 ms a page, and decodes videos, up to minutes, in the caller's thread.
         """
         tokens, context = len(request.inputs.ids), self.plan.context
         if tokens >= context:

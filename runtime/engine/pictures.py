@@ -1,19 +1,18 @@
-"""Images and videos of a prompt: resized when a request is made, encoded when its prompt is read."""
+"""Images and videos of a prompt: decoded and resized when a request is made, encoded when its prompt is read."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-import os
 from collections import OrderedDict
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from console.errors import naming
-from runtime.inputs.images import cut, image_grid, resize
-from runtime.inputs.video import video_grid, video_patches
+from runtime.inputs.images import image_grid, resize
+from runtime.inputs.video import cut_calls, frame_groups
 from runtime.prompt import embed_patches
 
 if TYPE_CHECKING:
@@ -23,13 +22,12 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from runtime.exported import ExportedModel
-    from runtime.inputs.video import Video
+    from runtime.inputs.images import ImageSettings
+    from runtime.inputs.video import FrameGroup, Patches, Video
     from runtime.prompt import PromptInputs
 
 CACHE_BYTES = 1 << 30
 """Embeddings that are kept for later requests: 12 images of the largest size at 33 B."""
-Patches = tuple["NDArray[np.float32]", tuple[int, int, int]]
-"""Patches [P, ...] and their grid (frames, rows, columns)."""
 
 
 @dataclass(frozen=True)
@@ -41,40 +39,47 @@ class Picture:
     tokens: int
     """Placeholders, one for each embedding."""
     digest: bytes
-    """Hash of its pixels; random for a video, so that no two are the same."""
-    source: NDArray[np.uint8] | Video
-    """The resized pixels of an image [height, width, 3]; they are 20 times smaller than its patches."""
+    """Hash of its pixels and of the placeholder."""
+    groups: list[FrameGroup]
+    """Its resized frames, one for an image. They are 10 to 20 times smaller than their patches."""
+    settings: ImageSettings
+    """How they are cut into patches."""
 
-    def calls(self, model: ExportedModel) -> Iterator[Patches]:
+    def calls(self) -> Iterator[Patches]:
         """Cut it into patches for one call of the vision encoder after another."""
-        if isinstance(self.source, np.ndarray):
-            settings, (height, width, _) = model.image_settings, self.source.shape
-            grid = (1, height // settings.patch_size, width // settings.patch_size)
-            return iter([(cut([self.source], settings), grid)])
-        return video_patches(self.source, model.video_settings)
+        return cut_calls(self.groups, self.settings)
 
 
 def open_pictures(model: ExportedModel, inputs: PromptInputs) -> list[Picture]:
-    """Resize and hash the images and videos of a prompt, images first. Raises InputError as `prompt_inputs` does."""
+    """Resize and hash the images and videos of a prompt, images first; videos are decoded.
+
+    Raises InputError as `prompt_inputs` does, and for a video that cannot be read.
+    """
     images = [_image(model, image, name) for image, name in zip(inputs.images, inputs.names, strict=True)]
     return images + [_video(model, video) for video in inputs.videos]
 
 
 def _image(model: ExportedModel, image: Image.Image, name: str) -> Picture:
-    settings, token = model.image_settings, model.chat.image_token_id
-    assert token is not None
+    settings = model.image_settings
     rows, columns = image_grid(image.height, image.width, settings, name)
     with naming(name):
-        pixels = resize(image, rows, columns, settings)
-    digest = hashlib.blake2b(pixels.tobytes() + str(pixels.shape).encode(), digest_size=16).digest()
-    return Picture(token, rows * columns // settings.merge_size**2, digest, pixels)
+        return _picture(model.chat.image_token_id, [[resize(image, rows, columns, settings)]], settings)
 
 
 def _video(model: ExportedModel, video: Video) -> Picture:
-    settings, token = model.video_settings, model.chat.video_token_id
+    """Its decoding may take minutes: in the engine's thread it would stop all answers."""
+    settings = model.video_settings
+    return _picture(model.chat.video_token_id, list(frame_groups(video, settings)), settings.image)
+
+
+def _picture(token: int | None, groups: list[FrameGroup], settings: ImageSettings) -> Picture:
     assert token is not None
-    tokens = math.prod(video_grid(video, settings)) // settings.image.merge_size**2
-    return Picture(token, tokens, os.urandom(16), video)
+    height, width, _ = groups[0][0].shape
+    patches = len(groups) * (height // settings.patch_size) * (width // settings.patch_size)
+    digest = hashlib.blake2b(f"{token} {height} {width} {sum(map(len, groups))} ".encode(), digest_size=16)
+    for frame in chain.from_iterable(groups):
+        digest.update(frame.tobytes())
+    return Picture(token, patches // settings.merge_size**2, digest.digest(), groups, settings)
 
 
 def content_ids(ids: NDArray[np.int64], pictures: list[Picture]) -> NDArray[np.int64]:
@@ -114,13 +119,12 @@ class VisionCache:
             return
         self.misses += 1
         parts: list[NDArray[np.float32]] = []
-        for patches, grid in picture.calls(self._model):
+        for patches, grid in picture.calls():
             if parts:
                 yield None
             parts.append(embed_patches(self._model, patches, grid))
         embeds = parts[0] if len(parts) == 1 else np.concatenate(parts)
-        if isinstance(picture.source, np.ndarray):
-            self._keep(picture.digest, embeds)
+        self._keep(picture.digest, embeds)
         yield embeds
 
     def _keep(self, digest: bytes, embeds: NDArray[np.float32]) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 class Sequence:
     """A prompt and the answer that is generated to it.
 
-    Opening it resizes its images. Only the engine's thread calls its methods, except `cancel`.
+    Opening it resizes its images and decodes its videos. Only the engine's thread calls its methods, except `cancel`.
     """
 
     def __init__(self, model: ExportedModel, request: Request, deliver: Deliver, capacity: int) -> None:

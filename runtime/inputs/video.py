@@ -21,11 +21,11 @@ from pydantic.dataclasses import dataclass as typed
 from calib_data.images import open_image, visible_paths
 from console.errors import InputError
 from console.files import RESTORE, Size, to_type
-from runtime.inputs.images import ImageSettings, image_grid, processor_config, to_patches
+from runtime.inputs.images import ImageSettings, cut, image_grid, processor_config, resize
 from runtime.sizes import CALL_PATCHES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from pathlib import Path
     from types import ModuleType
 
@@ -42,6 +42,10 @@ DEFAULTS: dict[str, Any] = {  # those of the video processor
     "merge_size": 2,
 }
 _TIMED_FORMATS = ("matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2")  # FFmpeg's names of formats whose header has a duration
+Patches = tuple["NDArray[np.float32]", tuple[int, int, int]]
+"""Patches [P, ...] and their grid (frames, rows, columns)."""
+FrameGroup = list["NDArray[np.uint8]"]
+"""Resized frames [height, width, 3] that share patches."""
 _MISSING = 0.5  # seconds; a file that ends earlier than its header says, by more than this, is truncated
 
 
@@ -167,7 +171,7 @@ def _open_file(path: Path, fps: float | None) -> Video:
             frames = _count_frames(container, path)
     except av.FFmpegError as error:
         raise InputError(f"{path}: is not a video that PyAV reads ({error.strerror})") from error
-    first = next(_decode(path), None)
+    first = next(_decode(path, [0]), None)
     if first is None or not rate:
         raise InputError(f"{path}: has no frames; give a video file or a folder of its frames")
     return Video(str(path), frames, first.height, first.width, float(rate), fps, lambda numbers: _read(path, numbers))
@@ -202,28 +206,31 @@ def _pyav(path: Path) -> ModuleType:
         ) from error
 
 
-def _decode(path: Path) -> Iterator[Image.Image]:
-    """Decode all frames of a file, upright: phones store the rotation next to the frames."""
-    av = _pyav(path)
+def _decode(path: Path, numbers: Sequence[int]) -> Iterator[Image.Image]:
+    """The frames of a file that have these ascending numbers, upright: phones store the rotation next to the frames.
+
+    Every frame up to the last of them is decoded, but only they become pictures, which takes longer than decoding.
+    """
+    av, wanted = _pyav(path), iter(numbers)
     try:
         with av.open(path, metadata_errors="ignore") as container:
             container.streams.video[0].thread_type = "AUTO"
-            for frame in container.decode(container.streams.video[0]):
-                yield frame.to_image().rotate(frame.rotation, expand=True)
+            following = next(wanted)
+            for number, frame in enumerate(container.decode(container.streams.video[0])):
+                if number == following:
+                    yield frame.to_image().rotate(frame.rotation, expand=True)
+                    if (following := next(wanted, None)) is None:
+                        return
     except av.FFmpegError as error:
         raise InputError(f"{path}: cannot be read as a video ({error.strerror}), it may be damaged") from error
 
 
 def _read(path: Path, numbers: NDArray[np.int64]) -> Iterator[Image.Image]:
-    remaining = iter(numbers.tolist())
-    following = next(remaining)
-    for number, frame in enumerate(_decode(path)):
-        if number == following:
-            yield frame
-            following = next(remaining, None)
-            if following is None:
-                return
-    raise InputError(f"{path}: ends before its frame {following}, it may be damaged")
+    found = 0
+    for found, frame in enumerate(_decode(path, numbers.tolist()), 1):  # noqa: B007
+        yield frame
+    if found < len(numbers):
+        raise InputError(f"{path}: ends before its frame {numbers[found]}, it may be damaged")
 
 
 def sample_frames(video: Video, settings: VideoSettings) -> NDArray[np.int64]:
@@ -263,15 +270,28 @@ def video_grid(video: Video, settings: VideoSettings) -> tuple[int, int, int]:
     return -(-count // whole), *image_grid(video.height, video.width, image, video.name)
 
 
-def video_patches(video: Video, settings: VideoSettings) -> Iterator[tuple[NDArray[np.float32], tuple[int, int, int]]]:
-    """Yield patches [P, ...] and grid for one call of the vision graph after another.
+def video_patches(video: Video, settings: VideoSettings) -> Iterator[Patches]:
+    """Yield patches [P, ...] and grid for one call of the vision graph after another; frames are decoded as needed.
 
     The last frame is repeated where frames do not fill their last patches. Raises InputError for frames that cannot be
     read.
     """
+    return cut_calls(frame_groups(video, settings), settings.image)
+
+
+def frame_groups(video: Video, settings: VideoSettings) -> Iterator[FrameGroup]:
+    """Decode and resize the frames that are read, in groups that share patches. Raises InputError as above."""
     _, rows, columns = video_grid(video, settings)
-    frames = video.read(sample_frames(video, settings))
-    groups = iter(lambda: list(islice(frames, settings.image.temporal_patch_size)), [])
-    patches = (to_patches(group, rows, columns, settings.image) for group in groups)
-    while call := list(islice(patches, max(1, CALL_PATCHES // (rows * columns)))):
-        yield np.concatenate(call), (len(call), rows, columns)
+    pictures = video.read(sample_frames(video, settings))
+    frames = (resize(picture, rows, columns, settings.image) for picture in pictures)
+    return iter(lambda: list(islice(frames, settings.image.temporal_patch_size)), [])
+
+
+def cut_calls(groups: Iterable[FrameGroup], settings: ImageSettings) -> Iterator[Patches]:
+    """Cut groups of frames, all of one size, into patches and grid for one call of the vision graph after another."""
+    coming = iter(groups)
+    for first in coming:
+        rows, columns = (side // settings.patch_size for side in first[0].shape[:2])
+        call = [first, *islice(coming, max(1, CALL_PATCHES // (rows * columns)) - 1)]
+        patches = [cut(group, settings) for group in call]
+        yield patches[0] if len(patches) == 1 else np.concatenate(patches), (len(call), rows, columns)

@@ -15,6 +15,8 @@ class MediaLimits:
     """Videos of a request."""
     pixels: int = 64_000_000
     """Pixels of an image, and of a video's frame, as its header has them."""
+    video_pixels: int = 20_000_000_000
+    """Pixels of all frames of a video, which are decoded to reach those that are read: 10 minutes of 720p."""
     pages: int = 64
     """Pages of a PDF."""
     bytes: int = 64 << 20

@@ -102,6 +102,9 @@ class Media:
             with _at(place, path):
                 self._check_frames(path, kind)
                 video = open_video(path)
+                if video.frames * video.width * video.height > self.limits.video_pixels:
+                    size = f"{video.frames} frames of {video.width} x {video.height} pixels"
+                    raise InputError(f"has {size}, which take too long to decode; send a shorter or smaller one")
         except BaseException:
             path.unlink(missing_ok=True)
             raise

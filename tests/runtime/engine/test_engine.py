@@ -9,7 +9,8 @@ import pytest
 from calib_data.sources import open_documents
 from console.errors import InputError
 from runtime.decoding.forward import teacher_forced
-from runtime.decoding.sampling import Sampling
+from runtime.decoding.generate import generate
+from runtime.decoding.sampling import Sampling, greedy
 from runtime.decoding.structured import Grammar, GrammarTokenizer
 from runtime.engine.request import Piece
 from runtime.inputs.video import open_video
@@ -219,20 +220,23 @@ def test_nan_fails_one_request_alone(copied):
     assert again.tokens == expected[0]
 
 
-def test_a_video_that_vanished_fails_alone(reader, tmp_path):
+def test_a_video_is_decoded_when_it_is_asked_about_not_between_steps(reader, tmp_path):
+    """Decoding may take minutes, in which no other answer would go on."""
     frames = tmp_path / "film"
     frames.mkdir()
     (document,) = open_documents(split="evaluation", count=1, seed=5, kind="line")
-    for number in range(2):
-        document.image.save(frames / f"{number}.png")
-    engine = engine_of(reader, 2)
-    bad = ask(engine, prompt_inputs(reader, "Read.", videos=[open_video(frames, None)]))
-    good = ask(engine, tokens_prompt(random_ids(1, 50)))
+    for number in range(3):
+        document.image.rotate(number, fillcolor="white").save(frames / f"{number}.png")
+    engine, inputs = engine_of(reader, 2), prompt_inputs(reader, "Read.", videos=[open_video(frames, None)])
+    expected = list(generate(reader, embed_prompt(reader, inputs), greedy, 20))
+    asked = [ask(engine, inputs), ask(engine, inputs)]
     shutil.rmtree(frames)
     finish(engine)
-    assert str(frames) in bad.error
-    assert good.tokens == alone(reader, good.request)
-    assert engine.running == 0
+    assert [one.tokens for one in asked] == [expected] * 2
+    assert (engine.vision.misses, engine.vision.hits) == (1, 1)
+    with pytest.raises(InputError, match=str(frames)):
+        ask(engine, inputs)
+    assert (engine.waiting, engine.running) == (0, 0)
 
 
 def test_a_prompt_that_fills_a_row_is_refused(reader):

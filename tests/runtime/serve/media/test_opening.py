@@ -172,6 +172,12 @@ def test_frames_of_too_many_pixels_are_refused_from_the_header(film):
         Media(MediaLimits(pixels=6000)).video(data_uri(film.read_bytes()), VIDEO)
 
 
+def test_frames_that_take_too_long_to_decode_are_refused(film):
+    with pytest.raises(InputError, match=r"video_url: has 12 frames of 96 x 64 pixels, which take too long to decode"):
+        Media(MediaLimits(video_pixels=12 * 96 * 64 - 1)).video(data_uri(film.read_bytes()), VIDEO)
+    assert copies() == []
+
+
 def test_nothing_is_left_of_a_pdf_half_read():
     pages = Media().pages(data_uri(pdf_pages(3)), "file")
     next(pages)
