@@ -74,10 +74,10 @@ def of_validation(errors: Sequence[Any], body: object) -> RequestError:
     place = list(error["loc"])
     if place[:1] in (["path"], ["query"]):
         return RequestError(400, f"{place[-1]}: {error['msg']}", param=str(place[-1]))
-    param = _param(place[1:], body)
-    if kind == "without_effect":
-        param = f"{param}.{context['field']}" if param else context["field"]
+    if kind == "without_effect":  # found at the object that has the field
+        param = _param([*place[1:], context["field"]], body)
         return RequestError(400, f"{param}: {error['msg']}", param=param, code="unsupported_parameter")
+    param = _param(place[1:], body)
     if kind == "extra_forbidden":
         return RequestError(400, f"{param}: unknown parameter", param=param, code="unknown_parameter")
     if not param:

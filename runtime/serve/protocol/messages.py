@@ -3,11 +3,13 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from runtime.serve.protocol.given import Given, Text
 
 MAX_MESSAGES, MAX_PARTS, MAX_TOOLS = 4096, 1024, 128
+MAX_ALL_PARTS = 16384
+"""Parts and tool calls of all messages: checking them takes 20 us each, in the event loop."""
 
 
 class TextPart(Given):
@@ -124,7 +126,22 @@ class ToolMessage(Given):
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
-Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
+
+
+def _refuse_many_parts(messages: object) -> object:
+    """Raise ValueError for more parts and tool calls than are checked."""
+    given = [message for message in messages if isinstance(message, dict)] if isinstance(messages, list) else []
+    lists = (message.get(name) for message in given for name in ("content", "tool_calls"))
+    if sum(len(each) for each in lists if isinstance(each, list)) > MAX_ALL_PARTS:
+        raise ValueError(f"has more than {MAX_ALL_PARTS} parts and tool calls; join texts, or send fewer messages")
+    return messages
+
+
+Messages = Annotated[
+    list[Message],
+    Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES),
+    BeforeValidator(_refuse_many_parts),
+]
 
 
 class Function(Given):

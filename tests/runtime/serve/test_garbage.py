@@ -2,6 +2,7 @@
 
 import copy
 import json
+import time
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -109,6 +110,22 @@ def test_many_mistakes_are_few_errors(wrong):
     with pytest.raises(ValidationError) as raised:
         ChatRequest.model_validate(VALID | wrong)
     assert raised.value.error_count() <= 3  # a union has one for each of its members
+
+
+PART = {"type": "text", "text": "x"}
+CALL = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    "message",
+    [{"role": "user", "content": [PART] * 1024}, {"role": "assistant", "tool_calls": [CALL] * 128}],
+)
+def test_more_parts_than_can_be_checked_in_the_event_loop_are_refused(message):
+    """Half a million took ten seconds, in which no stream went on."""
+    started = time.process_time()
+    with pytest.raises(ValidationError, match="has more than 16384 parts and tool calls"):
+        ChatRequest.model_validate({"messages": [message] * 500})
+    assert time.process_time() - started < 0.5
 
 
 def test_the_server_answers_afterwards(server):

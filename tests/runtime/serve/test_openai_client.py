@@ -399,6 +399,8 @@ def test_neutral_values_ask_for_nothing(chat):
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
         ({"messages": [{"role": "user", "content": [{"type": "sound"}]}]}, "messages[0].content[0]"),
         ({"messages": [{"role": "user", "content": "x", "weight": 1}]}, "messages[0].weight"),
+        ({"messages": [{"role": "user", "content": "x", "weight": None}]}, "messages[0].weight"),
+        ({"messages": [*USER, {"role": "assistant", "audio": {}}, *USER]}, "messages[1].audio"),
         ({"messages": [*USER, {"role": "tool", "tool_call_id": "x", "content": ""}]}, "messages[1].tool_call_id"),
         ({"messages": picture("data:image/png;base64,AAAA")}, "messages[0].content[0].image_url"),
         ({"messages": picture("http://127.0.0.1/a.png")}, "messages[0].content[0].image_url"),
