@@ -30,6 +30,10 @@ IMAGE_TOKEN = "<|image_pad|>"
 VIDEO_TOKEN = "<|video_pad|>"
 
 
+class TooLongError(InputError):
+    """A prompt that fills the context."""
+
+
 class AnswerText(NamedTuple):
     """Generated text in two parts; either may be empty."""
 
@@ -63,6 +67,19 @@ class Chat:
         """Tokens and their ids."""
         vocabulary: dict[str, int] = self._tokenizer.get_vocab()
         return vocabulary
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """Most characters that a token stands for."""
+        return max(map(len, self.vocabulary))
+
+    def refuse_longer(self, text: str, tokens: int) -> None:
+        """Raise TooLongError for a text that surely has more than so many tokens; none is made.
+
+        Tokenizing a MiB takes a second and 150 MiB of memory.
+        """
+        if len(text) > tokens * self._longest_token:
+            raise TooLongError(f"prompt: {len(text)} characters, too many for a context of {tokens} tokens; shorten it")
 
     @property
     def tokenizer_json(self) -> str:
@@ -99,6 +116,7 @@ class Chat:
         *,
         tools: Sequence[Tool] = (),
         thinking: bool = False,
+        context: int | None = None,
     ) -> NDArray[np.int64]:
         """Token ids [T] int64 of a conversation, with `image_tokens[i]` placeholders for its i-th image, videos alike.
 
@@ -106,7 +124,8 @@ class Chat:
         then by the tokenizer's own normalizer. As in transformers and vLLM, the rendered text is tokenized as a whole:
         a text that spells a control token, such as <|endofturn|>, is read as that token. So a server's users can write
         turns of others into their own messages, and whoever passes texts of others on must remove control tokens.
-        Placeholders of images and videos are refused. Raises InputError for these, where the template has no
+        Placeholders of images and videos are refused. Raises InputError for these, for a text that is surely longer
+        than `context`, where the template has no
         placeholder for an image or video, and for a template that leaves out the tools or their calls.
         """
         if isinstance(messages, str):
@@ -115,6 +134,8 @@ class Chat:
             messages = canonical_text(list(messages), "messages")
         tools = canonical_text(list(tools), "tools")
         rendered = self.render(messages, tools=tools, thinking=thinking)
+        if context is not None:
+            self.refuse_longer(rendered, context)
         self._refuse_ignored_tools(rendered, messages, tools, thinking)
         ids = np.array(self._ids(rendered), np.int64)
         repeats = np.ones_like(ids)

@@ -16,6 +16,7 @@ from calib_data.scores import visible
 from calib_data.sources import open_pictures
 from console.errors import InputError
 from console.progress import say
+from runtime.chat import TooLongError
 from runtime.inputs.images import image_grid, preprocess
 from runtime.inputs.video import left_out, open_video, video_grid, video_patches
 from runtime.inputs.vision import vision_feeds
@@ -126,12 +127,15 @@ def prompt_inputs(
     names: Sequence[str] = (),
     tools: Sequence[Tool] = (),
     thinking: bool = False,
+    context: int | None = None,
 ) -> PromptInputs:
     """Render a conversation with its images and videos in order. Opens no session.
 
-    messages: a text is a question about images, then videos. names: what errors call the images. Raises InputError for
-    a prompt that fills the model's context, and for an image or video that cannot be used.
+    messages: a text is a question about images, then videos. names: what errors call the images. context: tokens that
+    it must not fill; None for the model's. Raises InputError for a prompt that does, and for an image or video that
+    cannot be used.
     """
+    whose, context = ("the", context) if context is not None else ("the model's", model.manifest.text.context)
     names = names or [f"image {number}" for number in range(1, len(images) + 1)]
     merge = _merged_patches(model) if images or videos else 1
     image_grids = [
@@ -139,11 +143,9 @@ def prompt_inputs(
     ]
     video_grids = [video_grid(video, model.video_settings) for video in videos]
     image_tokens, video_tokens = ([math.prod(grid) // merge for grid in grids] for grids in (image_grids, video_grids))
-    ids = model.chat.encode(messages, image_tokens, video_tokens, tools=tools, thinking=thinking)
-    if len(ids) >= model.manifest.text.context:
-        raise InputError(
-            f"prompt: {len(ids)} tokens, but the model's context is {model.manifest.text.context}; shorten it"
-        )
+    ids = model.chat.encode(messages, image_tokens, video_tokens, tools=tools, thinking=thinking, context=context)
+    if len(ids) >= context:
+        raise TooLongError(f"prompt: {len(ids)} tokens, but {whose} context is {context}; shorten it")
     return PromptInputs(ids, images, names, videos)
 
 

@@ -14,10 +14,10 @@ from starlette.middleware.cors import CORSMiddleware
 
 from console.errors import InputError
 from console.progress import say
+from runtime.chat import TooLongError
 from runtime.serve.chat.completions import answer_chat
 from runtime.serve.chat.prepare import open_inputs, thinks
 from runtime.serve.chat.waiting import ClientGoneError
-from runtime.serve.conversation import require_short
 from runtime.serve.docs_page import docs_page
 from runtime.serve.middleware.access_log import CLIENT_GONE, AccessLog
 from runtime.serve.middleware.api_key import ApiKey
@@ -25,7 +25,7 @@ from runtime.serve.middleware.body_limit import BodyLimit, BodyLimits
 from runtime.serve.page.routes import add_page
 from runtime.serve.protocol.chat_request import ChatRequest
 from runtime.serve.protocol.error_response import error_response
-from runtime.serve.protocol.errors import RequestError, of_input, of_validation
+from runtime.serve.protocol.errors import TOO_LONG, RequestError, of_input, of_validation
 from runtime.serve.protocol.tokenize_request import TokenizeRequest, tokens
 from runtime.serve.service import Service
 
@@ -127,9 +127,9 @@ def _tokenize(service: Service, body: TokenizeRequest) -> list[int]:
         raise RequestError(400, "prompt: give either prompt or messages", param="prompt")
     if body.prompt is not None:
         try:
-            require_short(body.prompt, service.context, "prompt")
-        except InputError as error:
-            raise RequestError(400, str(error), param="prompt") from error
+            service.model.chat.refuse_longer(body.prompt, service.context)
+        except TooLongError as error:
+            raise RequestError(400, str(error), param="prompt", code=TOO_LONG) from error
         return service.model.chat.encode_text(body.prompt)
     conversation = body.conversation
     assert conversation is not None

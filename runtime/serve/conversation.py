@@ -11,8 +11,8 @@ from PIL import Image
 from calib_data.images import to_rgb
 from calib_data.scores import visible
 from console.errors import InputError
+from runtime.chat import TooLongError
 from runtime.inputs.images import image_grid
-from runtime.inputs.messages import texts
 from runtime.prompt import prompt_inputs
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from runtime.prompt import PromptInputs
     from runtime.serve.media import Media
 
-_CHARACTERS = 16  # of a token at most, on average: words have 4 or 5
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
 
 
@@ -39,29 +38,19 @@ def open_conversation(
 ) -> PromptInputs:
     """Open the images, PDFs and videos of a conversation, and render it with its tools.
 
-    messages, tools: as OpenAI's API has them. context: tokens that a prompt may have. Raises InputError, which begins
-    with the place where it is one message's, such as `messages[1].content[0].image_url: …`.
+    messages, tools: as OpenAI's API has them. context: tokens that the prompt must not fill. Raises InputError, which
+    begins with the place where it is one message's, such as `messages[1].content[0].image_url: …`.
     """
     _check_order(messages)
     reader = _Reader(model, media, context)
     rendered = [reader.read(message, f"messages[{index}]") for index, message in enumerate(messages)]
     images, videos, names = reader.images, reader.videos, reader.names
     try:
-        require_short([rendered, list(tools)], context, "messages")
-        return prompt_inputs(model, rendered, images, videos, names=names, tools=tools, thinking=thinking)
+        return prompt_inputs(
+            model, rendered, images, videos, names=names, tools=tools, thinking=thinking, context=context
+        )
     except RecursionError:
         raise InputError("messages: JSON of a tool or of its arguments is nested too deeply; send it flatter") from None
-
-
-def require_short(value: object, context: int, place: str) -> None:
-    """Raise InputError where the texts of a JSON value cannot fit a context of so many tokens, before a tokenizer
-    takes a minute and gigabytes to find that out.
-    """
-    characters = sum(map(len, texts(value)))
-    if characters > context * _CHARACTERS:
-        raise InputError(
-            f"{place}: has {characters} characters, too many for a context of {context} tokens; shorten it"
-        )
 
 
 def _check_order(messages: Sequence[Mapping[str, Any]]) -> None:
@@ -169,12 +158,12 @@ class _Reader:
 
         Raises InputError at the image that no longer fits the context.
         """
-        settings, vision, context = self._model.image_settings, self._model.manifest.vision, self._context
+        settings, vision = self._model.image_settings, self._model.manifest.vision
         assert vision is not None
         grid = image_grid(image.height, image.width, settings, name)
         self._tokens += math.prod(grid) // vision.merge_size**2
-        if self._tokens >= context:
-            raise InputError(f"{name}: does not fit the context of {context} tokens; send fewer images")
+        if self._tokens >= self._context:
+            raise TooLongError(f"{name}: does not fit the context of {self._context} tokens; send fewer images")
         rows, columns = (side * settings.patch_size for side in grid)
         # Not where the size that it has afterwards would be changed once more, as that of a very long image.
         if rows * columns < image.height * image.width and image_grid(rows, columns, settings, name) == grid:

@@ -12,7 +12,7 @@ from runtime.decoding.structured import Grammar
 from runtime.engine.request import Request
 from runtime.serve.conversation import open_conversation
 from runtime.serve.protocol.chat_request import JsonFormat, NamedTool, SchemaFormat
-from runtime.serve.protocol.errors import RequestError
+from runtime.serve.protocol.errors import TOO_LONG, RequestError
 
 if TYPE_CHECKING:
     from runtime.exported import ExportedModel
@@ -83,14 +83,9 @@ def _sampling(model: ExportedModel, body: ChatRequest) -> Sampling:
 def _longest(body: ChatRequest, prompt_tokens: int, context: int) -> int:
     """Longest answer in tokens: what the request says, or all that the context leaves."""
     (name, longest), left = body.longest, context - prompt_tokens
-    if left < 1:
-        message = (
-            f"the prompt has {prompt_tokens} tokens, but the context has {context} for it and the answer; shorten it"
-        )
-        raise RequestError(400, message, param="messages", code="context_length_exceeded")
     if longest is not None and longest > left:
         message = f"{name}: {longest} is too large; the prompt leaves {left} of {context} tokens"
-        raise RequestError(400, message, param=name, code="context_length_exceeded")
+        raise RequestError(400, message, param=name, code=TOO_LONG)
     return left if longest is None else longest
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError, NoMemoryError
 from console.text import shorten, shorten_message
+from runtime.chat import TooLongError
 from runtime.engine.thread import ClosedError
 
 if TYPE_CHECKING:
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 
 NO_RETRY = {"x-should-retry": "false"}
 """Header that keeps OpenAI's client from sending a request again that would fail again."""
+TOO_LONG = "context_length_exceeded"
+"""OpenAI's code of a prompt, or an answer that is asked for, that the context cannot hold."""
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _LONGEST_PARAM = 200
 _TAKES_JSON = "send the body as application/json"
@@ -55,7 +58,8 @@ def of_input(error: InputError) -> RequestError:
         return RequestError(503, str(error))
     place, colon, _ = str(error).partition(": ")
     param = place if colon and " " not in place else None  # such as "messages[0].content[1].image_url"
-    return RequestError(400, str(error), param="messages" if param == "prompt" else param)
+    code = TOO_LONG if isinstance(error, TooLongError) else None
+    return RequestError(400, str(error), param="messages" if param == "prompt" else param, code=code)
 
 
 def of_engine(error: InputError) -> RequestError:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +11,7 @@ from PIL import Image
 
 from calib_data.images import open_image
 from console.errors import InputError
+from runtime.chat import TooLongError
 from runtime.inputs.images import preprocess
 from runtime.prompt import embed_prompt, open_prompt_inputs, prompt_inputs
 from runtime.serve.conversation import open_conversation
@@ -19,8 +21,7 @@ from ..inputs.films import write_film
 from .media.media_files import data_uri, pdf_pages
 
 
-def opened(reader, *messages, tools=(), thinking=False, media=None):
-    context = reader.manifest.text.context
+def opened(reader, *messages, tools=(), thinking=False, media=None, context=32768):
     return open_conversation(reader, messages, tools, thinking=thinking, media=media or Media(), context=context)
 
 
@@ -195,13 +196,27 @@ def test_images_of_a_request_are_limited_pages_among_them(reader):
 
 
 def test_images_that_do_not_fit_the_context_are_refused_one_by_one(reader, picture):
-    part = image_part(png(336, 280))
-    context = reader.manifest.text.context
-    tokens = 120
-    count = context // tokens + 1
-    media = Media(MediaLimits(images=10_000))
-    with pytest.raises(InputError, match=rf"content\[{count - 1}\]\.image_url: does not fit the context of {context}"):
-        opened(reader, user(*[part] * (count + 5)), media=media)
+    """That of the server, which may be less than the model's."""
+    part = image_part(picture.read_bytes())
+    tokens = int((opened(reader, user(part, words("x"))).ids == reader.chat.image_token_id).sum())
+    message, context = user(*[part] * 40, words("x")), 10 * tokens + 1
+    with pytest.raises(
+        TooLongError, match=rf"content\[10\]\.image_url: does not fit the context of {context} tokens; send fewer"
+    ):
+        opened(reader, message, context=context)
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(reader):
+    """Tokenizing 4 MB takes seconds and 600 MB of memory."""
+    started = time.process_time()
+    with pytest.raises(TooLongError, match=r"^prompt: \d+ characters, too many for a context of 2048 tokens"):
+        opened(reader, user(words("12.50 " * 700_000)), context=2048)
+    assert time.process_time() - started < 1
+    for question in ("x", "Which of these lines is the longest?"):
+        tokens = len(opened(reader, user(words(question))).ids)
+        assert len(opened(reader, user(words(question)), context=tokens + 1).ids) == tokens
+        with pytest.raises(TooLongError, match=rf"^prompt: {tokens} tokens, but the context is {tokens}; shorten it"):
+            opened(reader, user(words(question)), context=tokens)
 
 
 def test_a_text_only_model_reads_no_images_and_gets_plain_text(reader, monkeypatch):

@@ -430,9 +430,11 @@ def test_what_is_wrong_is_named(client, options, param):
     assert param in refused.value.body["message"]
 
 
-def test_a_prompt_that_is_too_long_is_a_bad_request(chat):
-    with pytest.raises(openai.BadRequestError, match="context"):
-        chat([{"role": "user", "content": "many words " * 2000}])
+@pytest.mark.parametrize("words", [2000, 3_000_000])
+def test_a_prompt_that_is_too_long_is_a_bad_request(chat, words):
+    with pytest.raises(openai.BadRequestError, match="context") as refused:
+        chat([{"role": "user", "content": "many words " * words}])
+    assert (refused.value.param, refused.value.code) == ("messages", "context_length_exceeded")
 
 
 def test_another_model_is_not_found(chat):
