@@ -70,16 +70,14 @@ def choose_sizes(
     """
     (wanted_rows, most_rows), (wanted_context, most_context) = rows, context
 
+    def largest(most: int, bytes_of: Callable[[int], int]) -> int:
+        return most if budget is None else bisect_right(range(1, most + 1), budget, key=bytes_of)
+
     def fitting_rows(tokens: int) -> int:
-        return (
-            most_rows
-            if budget is None
-            else bisect_right(range(1, most_rows + 1), budget, key=lambda n: size(tokens, n))
-        )
+        return largest(most_rows, lambda rows: size(tokens, rows))
 
     def fitting_context(count: int) -> int:
-        most = min(most_context, MAX_CONTEXT) if wanted_context is None else wanted_context
-        return most if budget is None else bisect_right(range(1, most + 1), budget, key=lambda n: size(n, count))
+        return largest(wanted_context or min(most_context, MAX_CONTEXT), lambda tokens: size(tokens, count))
 
     tokens = fitting_context(wanted_rows or 1)
     if tokens < (wanted_context or 2):
@@ -91,11 +89,6 @@ def choose_sizes(
         )
     count = wanted_rows or max(1, fitting_rows(tokens))
     return CachePlan(count, tokens, size(tokens, count))
-
-
-def _largest(most: int, budget: int | None, size: Callable[[int], int]) -> int:
-    """The largest number up to `most` whose size is within the budget; 0 where none is."""
-    return most if budget is None else bisect_right(range(1, most + 1), budget, key=size)
 
 
 def _advice(tokens: int, count: int, wanted_context: int | None) -> str:

@@ -61,15 +61,16 @@ class Engine:
         """Rows that have a request."""
         return len(self._rows.used)
 
-    def submit(self, request: Request, deliver: Deliver) -> Sequence:
+    def submit(self, request: Request, deliver: Deliver, like: Sequence | None = None) -> Sequence:
         """Queue a request. Raises InputError for a prompt that fills a row, and for an image that cannot be used.
 
-        It resizes images, up to 100 ms a page, and decodes videos, up to minutes, in the caller's thread.
+        It resizes images, up to 100 ms a page, and decodes videos, up to minutes, in the caller's thread. like: an
+        answer to the same prompt, which has its images already.
         """
         tokens, context = len(request.inputs.ids), self.plan.context
         if tokens >= context:
             raise InputError(f"prompt: {tokens} tokens, but prompt and answer may have {context}; shorten it")
-        sequence = Sequence(self._model, request, deliver, context)
+        sequence = Sequence(self._model, request, deliver, context, like)
         self._waiting.append(sequence)
         return sequence
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from console.errors import InputError
+    from runtime.engine.pictures import Picture
     from runtime.engine.request import Deliver, Request
     from runtime.exported import ExportedModel
 
@@ -28,13 +29,21 @@ class Sequence:
     Opening it resizes its images and decodes its videos. Only the engine's thread calls its methods, except `cancel`.
     """
 
-    def __init__(self, model: ExportedModel, request: Request, deliver: Deliver, capacity: int) -> None:
+    def __init__(
+        self,
+        model: ExportedModel,
+        request: Request,
+        deliver: Deliver,
+        capacity: int,
+        like: Sequence | None = None,
+    ) -> None:
+        """Begin. capacity: tokens of a row. like: one of the same prompt, with which it shares the images."""
         inputs = request.inputs
         self.ids = inputs.ids
         """Token ids [T] of the prompt."""
-        self.pictures = open_pictures(model, inputs)
+        self.pictures: list[Picture] = open_pictures(model, inputs) if like is None else like.pictures
         """Its images and videos."""
-        self.content = content_ids(inputs.ids, self.pictures)
+        self.content: NDArray[np.int64] = content_ids(inputs.ids, self.pictures) if like is None else like.content
         """What the prompt says [T]: `runtime.engine.pictures.content_ids`."""
         self.generated: list[int] = []
         """Tokens of the answer."""

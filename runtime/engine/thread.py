@@ -38,11 +38,11 @@ class EngineThread:
         """Whether it answers requests."""
         return self._thread.is_alive()
 
-    def submit(self, request: Request, deliver: Deliver) -> Sequence:
+    def submit(self, request: Request, deliver: Deliver, like: Sequence | None = None) -> Sequence:
         """Queue a request, as `Engine.submit` does. Raises ClosedError after `close`, and where the thread has died."""
         if self._closing.is_set() or not self.alive:
             raise _STOPPING
-        sequence = self.engine.submit(request, deliver)
+        sequence = self.engine.submit(request, deliver, like)
         self._work.set()
         if not self.alive:  # it ended in the meantime
             self.engine.fail_all(_STOPPING)

@@ -215,7 +215,7 @@ def _decode(path: Path, numbers: Sequence[int]) -> Iterator[Image.Image]:
     try:
         with av.open(path, metadata_errors="ignore") as container:
             container.streams.video[0].thread_type = "AUTO"
-            following = next(wanted)
+            following = next(wanted, None)
             for number, frame in enumerate(container.decode(container.streams.video[0])):
                 if number == following:
                     yield frame.to_image().rotate(frame.rotation, expand=True)

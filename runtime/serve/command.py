@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -15,11 +14,13 @@ import uvicorn
 from console.errors import INTERRUPTED, TERMINATED, InputError
 from console.progress import say
 from runtime.serve.app import AppSettings, build_app
+from runtime.serve.daemon import in_daemon
 from runtime.serve.media import Media
+from runtime.serve.middleware.head_limit import TimedProtocol
 from runtime.serve.service import Service, ServiceLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from runtime.exported import ExportedModel
 
@@ -67,6 +68,7 @@ class _Run:
     def __init__(self, service: Service, settings: ServeSettings) -> None:
         config = uvicorn.Config(
             build_app(service, settings.app),
+            http=TimedProtocol,
             lifespan="off",
             ws="none",
             log_config=None,
@@ -95,7 +97,7 @@ class _Run:
 
     async def _watch(self) -> int:
         """Wait for what ends the server."""
-        loading = _in_daemon(self._service.load)
+        loading = in_daemon(self._service.load, "load")
         await asyncio.wait((loading, self._signal), return_when=asyncio.FIRST_COMPLETED)
         if loading.done():
             loading.result()  # raises what went wrong
@@ -125,23 +127,6 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Do nothing."""
         yield
-
-
-def _in_daemon(work: Callable[[], None]) -> asyncio.Future[None]:
-    """Run work in a thread that the process does not wait for at its end: weights may take minutes to load."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def run() -> None:
-        try:
-            work()
-        except Exception as error:
-            loop.call_soon_threadsafe(done.set_exception, error)
-        else:
-            loop.call_soon_threadsafe(done.set_result, None)
-
-    threading.Thread(target=run, name="load", daemon=True).start()
-    return done
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,6 +14,7 @@ from runtime.decoding.structured import GrammarTokenizer
 from runtime.engine.cache_plan import plan_cache
 from runtime.engine.engine import Engine
 from runtime.engine.thread import EngineThread
+from runtime.serve.daemon import Workers
 from runtime.serve.metrics import Metrics
 from runtime.serve.protocol.errors import RequestError
 
@@ -55,9 +55,9 @@ class Service:
         """Whether it takes no more requests."""
         self.admitted = 0
         """Answers that are prepared, wait, or run."""
-        self.metrics = Metrics(lambda: self.running, lambda: self.admitted - self.running)
+        self.metrics = Metrics(lambda: self.running, lambda: max(0, self.admitted - self.running))
         self._thread: EngineThread | None = None
-        self._pool = ThreadPoolExecutor(PREPARING, thread_name_prefix="prepare")
+        self._workers = Workers(PREPARING, "prepare")
         self._seconds = 1.0  # of an answer, lately
         self._give_up = 0.0  # when draining ends
 
@@ -120,7 +120,7 @@ class Service:
         self, function: Callable[Given, Result], *arguments: Given.args, **named: Given.kwargs
     ) -> Result:
         """Run what takes longer than the event loop may wait; a bounded number at a time."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, lambda: function(*arguments, **named))
+        return await self._workers.run(lambda: function(*arguments, **named))
 
     async def drain(self, seconds: float) -> bool:
         """Take no more requests and finish those that run. False where some were not finished in time."""
@@ -137,6 +137,5 @@ class Service:
     def close(self) -> None:
         """End the engine; answers that still run fail."""
         self.stopping = True
-        self._pool.shutdown(wait=False)
         if self._thread is not None and self._thread.alive:
             self._thread.close(0)

@@ -39,11 +39,15 @@ class Answers:
         self._closed = False
 
     def submit(self, engine: EngineThread, requests: Sequence[Request]) -> None:
-        """Queue a request for each answer, in a worker thread; none after `close`. Raises as the engine does."""
+        """Queue a request for each answer to one prompt, in a worker thread; none after `close`.
+
+        Raises as the engine does.
+        """
         for number, request in enumerate(requests):
             if self._closed:
                 break
-            self._tickets.append(engine.submit(request, self._deliver(number)))
+            first = self._tickets[0] if self._tickets else None
+            self._tickets.append(engine.submit(request, self._deliver(number), first))
         if self._closed:  # while the last was queued
             self._cancel()
 

@@ -33,6 +33,8 @@ def engine_requests(service: Service, body: ChatRequest) -> list[Request]:
         raise _wrong("thinking_token_budget", "has no effect without thinking; leave it out")
     thinking = thinking and body.thinking_token_budget != 0
     grammar = _grammar(service, body)
+    if body.logprobs:
+        _ = service.grammar_tokenizer  # made here, where it stops no stream: tokens are written with it
     inputs = open_inputs(service, body, thinking=thinking, tools=body.tool_choice != "none")
     limit = _longest(body, len(inputs.ids), service.context)
     _check_budget(model, body, limit)

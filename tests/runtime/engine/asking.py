@@ -53,10 +53,10 @@ class Asked:
         return "".join(event.reasoning for event in shown), "".join(event.text for event in shown)
 
 
-def ask(engine, inputs, max_new_tokens=20, **options) -> Asked:
+def ask(engine, inputs, max_new_tokens=20, like=None, **options) -> Asked:
     options = {"sampling": Sampling(), **options}
     asked = Asked(Request(inputs, max_new_tokens=max_new_tokens, **options))
-    asked.sequence = engine.submit(asked.request, asked.events.append)
+    asked.sequence = engine.submit(asked.request, asked.events.append, like and like.sequence)
     return asked
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from calib_data.sources import open_documents
+from runtime.decoding.sampling import Sampling
 from runtime.engine.pictures import VisionCache, open_pictures
 from runtime.prompt import embed_image, prompt_inputs
 
@@ -95,6 +96,20 @@ def test_an_image_is_encoded_once(reader, pages):
         asked.append(ask(engine, prompt_inputs(reader, question, [page.image])))
         finish(engine)
     assert (engine.vision.misses, engine.vision.hits) == (2, 1)
+    assert [one.tokens for one in asked] == [alone(reader, one.request) for one in asked]
+
+
+def test_answers_to_one_prompt_share_its_images(reader, pages):
+    """Sixteen answers about eight pages would hold 1.2 GB else, and resize for 13 seconds."""
+    engine = engine_of(reader, 2)
+    inputs = prompt_inputs(reader, "Read.", [page.image for page in pages])
+    asked = [ask(engine, inputs, sampling=Sampling(seed=1, temperature=1.0))]
+    asked += [ask(engine, inputs, like=asked[0], sampling=Sampling(seed=2, temperature=1.0)), ask(engine, inputs)]
+    first, shared, apart = (one.sequence.pictures for one in asked)
+    assert shared is first
+    assert apart is not first
+    finish(engine)
+    assert engine.vision.misses == 2
     assert [one.tokens for one in asked] == [alone(reader, one.request) for one in asked]
 
 

@@ -30,6 +30,21 @@ Engine.turn = fail
 """
 
 
+QUICK = """
+from runtime.serve.middleware.head_limit import TimedProtocol
+TimedProtocol.head_seconds = 0.5
+"""
+STUCK = """
+from runtime.serve.chat import completions
+prepare = completions.engine_requests
+def stuck(service, body):
+    if body.max_tokens == 1:
+        time.sleep(60)
+    return prepare(service, body)
+completions.engine_requests = stuck
+"""
+
+
 def asking(server, body):
     """A request in a thread, and the list that its response comes into."""
     responses = []
@@ -109,6 +124,35 @@ def test_a_dead_engine_ends_the_process(exported, stream):
         assert "fault" not in text
         assert server.wait() == 1
         assert any("the engine's fault" in line for line in server.log)
+
+
+def test_a_request_whose_head_does_not_come_is_closed(exported):
+    """Each would hold a socket for ever, and the process has a thousand."""
+    with running(exported("fp16"), "--max-context", 2048, program=("-c", START.format(fault=QUICK))) as server:
+        whole = b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n"
+        for before, begin in ((b"", b""), (b"", whole[:-2]), (whole, whole[:3])):
+            with socket.create_connection(("127.0.0.1", server.port), timeout=4) as connection:
+                if before:
+                    connection.sendall(before)
+                    assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
+                connection.sendall(begin)
+                assert b"HTTP" not in b"".join(iter(lambda connection=connection: connection.recv(1 << 16), b""))
+        assert len(json.loads(server.get(CHAT, LONG)[2])["choices"][0]["message"]["content"]) == 1500  # takes longer
+
+
+def test_work_that_is_stuck_keeps_neither_a_place_nor_the_process(exported):
+    """As a page that takes minutes to draw: whoever leaves the queue behind it leaves nothing."""
+    with running(exported("fp16"), "--max-context", 128, program=("-c", START.format(fault=STUCK))) as server:
+        data = json.dumps(BODY | {"max_tokens": 1}).encode()
+        head = (
+            f"POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n\r\n"
+        )
+        for _ in range(12):
+            with socket.create_connection(("127.0.0.1", server.port)) as connection:
+                connection.sendall(head.encode() + data)
+                until(lambda: server.metric("exaone_answers_waiting") == 1, 10)
+            server.idle(seconds=2)
+        assert server.stop(10) == 0
 
 
 def test_kill_and_restart_on_the_same_port(exported):
