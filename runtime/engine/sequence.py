@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from runtime.decoding.logprobs import token_logprobs
-from runtime.decoding.stop_strings import StopStrings
 from runtime.decoding.structured import Constraint
 from runtime.decoding.thinking_budget import ThinkingBudget
 from runtime.engine.answer_text import AnswerText
@@ -61,8 +60,7 @@ class Sequence:
             self._sampler = constraint.limit(self._sampler, greedy=request.sampling.temperature == 0)
         if self._budget is not None:
             self._sampler = self._budget.limit(self._sampler)
-        self._text = AnswerText(model.chat, thinking=request.thinking)
-        self._stop = StopStrings(request.stop)
+        self._text = AnswerText(model.chat, thinking=request.thinking, stop=request.stop)
         self._reasoning = model.chat.parse_reasoning() if request.thinking else None
 
     def cancel(self) -> None:
@@ -81,9 +79,9 @@ class Sequence:
         reasoning, text = self._text.push(token)
         top = self._request.top_logprobs
         logprobs = None if top is None else token_logprobs(logits, token, top)
-        self._deliver(Piece(reasoning, self._stop.push(text), token, logprobs))
-        if self._stop.found or len(self.generated) == self._limit:
-            self._finish("stop" if self._stop.found else "length")
+        self._deliver(Piece(reasoning, text, token, logprobs))
+        if self._text.stopped or len(self.generated) == self._limit:
+            self._finish("stop" if self._text.stopped else "length")
             return False
         return True
 
@@ -93,7 +91,6 @@ class Sequence:
 
     def _finish(self, reason: Literal["stop", "length"]) -> None:
         reasoning, text = self._text.finish()
-        text = self._stop.push(text) + self._stop.finish()
         tokens = 0 if self._reasoning is None else self._reasoning.tokens
         counts = len(self.ids), self.cached_tokens, len(self.generated), tokens
         spent = self._budget is not None and self._budget.spent

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -59,7 +60,7 @@ def build_app(service: Service, settings: AppSettings) -> FastAPI:
         redoc_url=None,
         middleware=_middleware(service, settings),
     )
-    _add_error_handlers(app)
+    _add_error_handlers(app, service.model.folder)
     _add_model_routes(app, service, settings)
     _add_state_routes(app, service)
     _add_pages(app)
@@ -173,11 +174,15 @@ def _middleware(service: Service, settings: AppSettings) -> list[Middleware]:
     return passed
 
 
-def _add_error_handlers(app: FastAPI) -> None:
-    """Give every error OpenAI's shape."""
+def _add_error_handlers(app: FastAPI, folder: Path) -> None:
+    """Give every error OpenAI's shape. folder: the model's."""
+
+    async def input_error(_: Request, error: InputError) -> Response:
+        return error_response(of_input(error, folder))
+
     handlers: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
         RequestError: _request_error,
-        InputError: _input_error,
+        InputError: input_error,
         RequestValidationError: _validation_error,
         HTTPException: _http_error,
         ClientGoneError: _client_gone,
@@ -189,10 +194,6 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 async def _request_error(_: Request, error: RequestError) -> Response:
     return error_response(error)
-
-
-async def _input_error(_: Request, error: InputError) -> Response:
-    return error_response(of_input(error))
 
 
 async def _validation_error(_: Request, error: RequestValidationError) -> Response:
