@@ -31,11 +31,7 @@ def read_prompt(
     """Read the prompt of a row's sequence behind the tokens that the row holds.
 
     Yields None after each call but the last, then the logits [V] after the prompt. chunking: lengths of the next call.
-<<<<<<< HEAD
-    Raises NotFiniteError and NoMemoryError.
-=======
-    along: reads each chunk too. Raises InputError for a video that cannot be read, NotFiniteError, and NoMemoryError.
->>>>>>> wt-drafts
+    along: reads each chunk too. Raises NotFiniteError and NoMemoryError.
     """
     assert row.sequence is not None
     ids, rows = row.sequence.ids, smallest_buffer(row.cache)
