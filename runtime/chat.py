@@ -137,7 +137,7 @@ class Chat:
         if context is not None:
             self.refuse_longer(rendered, context)
         self._refuse_ignored_tools(rendered, messages, tools, thinking)
-        ids = np.array(self._tokenizer.encode(rendered, add_special_tokens=False).ids, np.int64)
+        ids = np.array(self._ids(rendered), np.int64)
         repeats = np.ones_like(ids)
         for kind, placeholder, token_id, tokens in (
             ("image", IMAGE_TOKEN, self.image_token_id, image_tokens),
@@ -175,7 +175,11 @@ class Chat:
 
     def encode_text(self, text: str) -> list[int]:
         """Token ids of plain text in its `canonical` form, such as an answer, without chat template."""
-        ids: list[int] = self._tokenizer.encode(canonical(text), add_special_tokens=False).ids
+        return self._ids(canonical(text))
+
+    def _ids(self, text: str) -> list[int]:
+        # As a batch: other threads run meanwhile, and a server's tokens come from one of them.
+        ids: list[int] = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     def encode_answer(self, answer: str, reasoning: str | None) -> list[int]:

@@ -13,7 +13,7 @@ from calib_data.rendered.render import KINDS, documents
 from calib_data.sources.dataset import dataset_documents, holds_dataset
 from calib_data.sources.folder import folder_documents
 from calib_data.sources.jsonl import jsonl_documents
-from calib_data.sources.pdf import draw_page, page_count, pdf_documents
+from calib_data.sources.pdf import draw_page, page_count, pdf_documents, say_attached
 from calib_data.splits import SPLITS, Split, split_of_picture, split_of_prompt
 from console.errors import EmptySplitError, InputError
 from console.files import existing
@@ -76,6 +76,7 @@ def open_pictures(path: Path) -> Iterator[tuple[str, Image.Image]]:
     if path.suffix.lower() != ".pdf" or not path.is_file():
         yield str(path), open_image(path)
         return
+    say_attached(path)
     for index in range(page_count(path)):
         yield f"{path}: page {index + 1}", draw_page(path, index)
 

@@ -32,17 +32,23 @@ _TAIL = 65536  # bytes in which a file must say its end; some servers append tex
 
 def pdf_documents(path: Path) -> list[Callable[[], Document]]:
     """All pages in order, each to be read; there are no answers. Raises InputError as `page_count` does."""
+    say_attached(path)
     names = [f"{path.name}/{number}" for number in range(1, page_count(path) + 1)]
     return [partial(_document, path, index, name) for index, name in enumerate(names)]
 
 
 def page_count(path: Path) -> int:
-    """Count the pages, and say which PDFs are attached. Raises InputError if the file is not a PDF that can be read."""
+    """Count the pages. Raises InputError if the file is not a PDF that can be read."""
+    with _opened(path) as pdf:
+        return len(pdf)
+
+
+def say_attached(path: Path) -> None:
+    """Say which PDFs are attached to a PDF, to whoever has the file. Raises InputError as `page_count` does."""
     with _opened(path) as pdf:
         names = [pdf.get_attachment(number).get_name() for number in range(pdf.count_attachments())]
-        if attached := [name for name in names if name.lower().endswith(".pdf")]:  # not the XML of an invoice
-            say_once(f"{path}: attached PDFs are not read: {', '.join(attached)}; save them to read them")
-        return len(pdf)
+    if attached := [name for name in names if name.lower().endswith(".pdf")]:  # not the XML of an invoice
+        say_once(f"{path}: attached PDFs are not read: {', '.join(attached)}; save them to read them")
 
 
 def draw_page(path: Path, index: int) -> Image.Image:

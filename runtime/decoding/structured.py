@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 import sys
-from typing import TYPE_CHECKING
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -20,7 +22,7 @@ from runtime.decoding.thinking_budget import ThinkingBudget
 from runtime.reasoning import TOOL_CALL, TOOL_CALL_END, ReasoningParser
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from llguidance import LLMatcher
     from numpy.typing import NDArray
@@ -32,7 +34,13 @@ if TYPE_CHECKING:
 _JSON_OPTIONS = {"x-guidance": {"whitespace_pattern": r" |\n[ \t]{0,32}"}}
 _NO_ARGUMENTS = {"properties": {}, "additionalProperties": False}
 _LEXER_STATES = 50_000  # 1 to 2 KB each
+_LONGEST_SOURCE = 256 << 10  # bytes; those of 1 MB compile for 15 s and take 0.1 s a token
+# llguidance recurses through `$ref` and ends the process where the stack does. A byte of a schema takes up to 0.5 KB.
+_STACK = (8 << 20) + (_LONGEST_SOURCE << 10)
 _LONGEST_REASON = 300  # characters
+
+_STARTING = threading.Lock()  # the size of a stack is a setting of all threads
+Result = TypeVar("Result")
 
 # What is added to the logits of eight tokens, for each value of the byte that has their bits.
 _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
@@ -68,13 +76,12 @@ class Grammar:
 
     def __init__(self, tokenizer: GrammarTokenizer, source: str, name: str, *, calls_tools: bool = False) -> None:
         """Compile a grammar in llguidance's own form. Raises InputError, which begins with `name`, where it cannot."""
-        from llguidance import LLMatcher
-
-        self._matcher = LLMatcher(tokenizer.compiled, _utf8(source, name), log_level=0, limits=tokenizer.limits)
-        first = self._matcher.deep_copy()  # its mask finds more errors, and what it computes the copies share
-        first.compute_bitmask()
-        if first.is_error():
-            raise InputError(f"{name}: {_reason(first.get_error())}")
+        size = len(_utf8(source, name).encode())
+        if size > _LONGEST_SOURCE:
+            raise InputError(f"{name}: is too large ({size} bytes as a grammar, of at most {_LONGEST_SOURCE})")
+        self._matcher, error = _in_deep_stack(lambda: _compile(tokenizer, source))
+        if error:
+            raise InputError(f"{name}: {_reason(error)}")
         self.tokenizer = tokenizer
         self.calls_tools = calls_tools
         """Whether the answer consists of tool calls."""
@@ -250,6 +257,35 @@ class Constraint:
     def _fail(self, problem: str) -> None:
         reason = _reason(self._matcher.get_error())
         raise InputError(f"structured output: {problem} ({reason}); use a simpler schema or expression")
+
+
+def _compile(tokenizer: GrammarTokenizer, source: str) -> tuple[LLMatcher, str]:
+    """A matcher, and what is wrong with the grammar, if anything."""
+    from llguidance import LLMatcher
+
+    matcher = LLMatcher(tokenizer.compiled, source, log_level=0, limits=tokenizer.limits)
+    first = matcher.deep_copy()  # its mask finds more errors, and what it computes the copies share
+    first.compute_bitmask()
+    return matcher, first.get_error() if first.is_error() else ""
+
+
+def _in_deep_stack(work: Callable[[], Result]) -> Result:
+    """Run work in a thread with a stack for the deepest grammar; only what is used of it becomes memory."""
+    done: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except BaseException as error:
+            done.set_exception(error)
+
+    with _STARTING:
+        before = threading.stack_size(_STACK)
+        try:
+            threading.Thread(target=run, name="grammar").start()
+        finally:
+            threading.stack_size(before)
+    return done.result()
 
 
 def _without_gaps(tokenizer_json: str) -> tuple[str, int]:

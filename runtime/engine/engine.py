@@ -107,11 +107,12 @@ class Engine:
         for row in self._rows.used:
             if row.sequence is not None and row.sequence.cancelled:
                 self._free(row)
+        for sequence in tuple(self._waiting):  # at once: it holds its images
+            if sequence.cancelled:
+                self._waiting.remove(sequence)
 
     def _admit(self) -> None:
         """Give the first request of the queue a row, where no other prompt is being read."""
-        while self._waiting and self._waiting[0].cancelled:
-            self._waiting.popleft()
         if self._reading is None and self._waiting and (row := self._rows.take(self._waiting[0])):
             self._waiting.popleft()
             self._reading = row, read_prompt(self._model, self.vision, row, self._chunking, self._drafting.read)

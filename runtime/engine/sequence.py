@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from runtime.decoding.answer_tokens import AnswerTokens
 from runtime.decoding.logprobs import token_logprobs
-from runtime.decoding.stop_strings import StopStrings
 from runtime.decoding.structured import Constraint
 from runtime.decoding.thinking_budget import ThinkingBudget
 from runtime.engine.answer_text import AnswerText
@@ -64,8 +63,7 @@ class Sequence(AnswerTokens):
         if self._budget is not None:
             sampler = self._budget.limit(sampler)
         super().__init__(sampler, min(request.max_new_tokens, capacity - len(inputs.ids)), model.end_ids)
-        self._text = AnswerText(model.chat, thinking=request.thinking)
-        self._stop = StopStrings(request.stop)
+        self._text = AnswerText(model.chat, thinking=request.thinking, stop=request.stop)
         self._reasoning = model.chat.parse_reasoning() if request.thinking else None
 
     def cancel(self) -> None:
@@ -82,8 +80,8 @@ class Sequence(AnswerTokens):
         reasoning, text = self._text.push(token)
         top = self._request.top_logprobs
         logprobs = None if top is None else token_logprobs(logits, token, top)
-        self._deliver(Piece(reasoning, self._stop.push(text), token, logprobs))
-        if self._stop.found:
+        self._deliver(Piece(reasoning, text, token, logprobs))
+        if self._text.stopped:
             self.reason = "stop"
         return token
 
@@ -95,7 +93,6 @@ class Sequence(AnswerTokens):
         """Deliver how the answer ended."""
         assert self.reason is not None
         reasoning, text = self._text.finish()
-        text = self._stop.push(text) + self._stop.finish()
         tokens = 0 if self._reasoning is None else self._reasoning.tokens
         counts = len(self.ids), self.cached_tokens, len(self.generated), tokens
         spent = self._budget is not None and self._budget.spent

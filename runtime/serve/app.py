@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -14,6 +15,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from console.errors import InputError
 from console.progress import say
+from runtime.chat import TooLongError
 from runtime.serve.chat.completions import answer_chat
 from runtime.serve.chat.prepare import open_inputs, thinks
 from runtime.serve.chat.waiting import ClientGoneError
@@ -24,7 +26,7 @@ from runtime.serve.middleware.body_limit import BodyLimit, BodyLimits
 from runtime.serve.page.routes import add_page
 from runtime.serve.protocol.chat_request import ChatRequest
 from runtime.serve.protocol.error_response import error_response
-from runtime.serve.protocol.errors import RequestError, of_input, of_validation
+from runtime.serve.protocol.errors import TOO_LONG, RequestError, of_input, of_validation
 from runtime.serve.protocol.tokenize_request import TokenizeRequest, tokens
 from runtime.serve.service import Service
 
@@ -58,7 +60,7 @@ def build_app(service: Service, settings: AppSettings) -> FastAPI:
         redoc_url=None,
         middleware=_middleware(service, settings),
     )
-    _add_error_handlers(app)
+    _add_error_handlers(app, service.model.folder)
     _add_model_routes(app, service, settings)
     _add_state_routes(app, service)
     _add_pages(app)
@@ -125,7 +127,10 @@ def _tokenize(service: Service, body: TokenizeRequest) -> list[int]:
     if (body.prompt is None) == (body.messages is None):
         raise RequestError(400, "prompt: give either prompt or messages", param="prompt")
     if body.prompt is not None:
-        service.model.chat.refuse_longer(body.prompt, service.context)
+        try:
+            service.model.chat.refuse_longer(body.prompt, service.context)
+        except TooLongError as error:
+            raise RequestError(400, str(error), param="prompt", code=TOO_LONG) from error
         return service.model.chat.encode_text(body.prompt)
     conversation = body.conversation
     assert conversation is not None
@@ -169,11 +174,15 @@ def _middleware(service: Service, settings: AppSettings) -> list[Middleware]:
     return passed
 
 
-def _add_error_handlers(app: FastAPI) -> None:
-    """Give every error OpenAI's shape."""
+def _add_error_handlers(app: FastAPI, folder: Path) -> None:
+    """Give every error OpenAI's shape. folder: the model's."""
+
+    async def input_error(_: Request, error: InputError) -> Response:
+        return error_response(of_input(error, folder))
+
     handlers: dict[type[Exception], Callable[[Request, Any], Awaitable[Response]]] = {
         RequestError: _request_error,
-        InputError: _input_error,
+        InputError: input_error,
         RequestValidationError: _validation_error,
         HTTPException: _http_error,
         ClientGoneError: _client_gone,
@@ -185,10 +194,6 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 async def _request_error(_: Request, error: RequestError) -> Response:
     return error_response(error)
-
-
-async def _input_error(_: Request, error: InputError) -> Response:
-    return error_response(of_input(error))
 
 
 async def _validation_error(_: Request, error: RequestValidationError) -> Response:

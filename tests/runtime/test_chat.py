@@ -1,6 +1,8 @@
 """Prompts and decoding equal transformers' tokenizer; a stream never shows half a character."""
 
 import json
+import threading
+import time
 import unicodedata
 
 import numpy as np
@@ -385,3 +387,21 @@ def test_text_that_looks_the_same_gives_the_same_tokens(normalizer, tmp_path):
         assert chat.encode_text(same) == expected
         assert chat.encode(same).tolist() == asked
     assert chat.encode_text("１２") != chat.encode_text("12") or isinstance(normalizer, normalizers.NFKC)
+
+
+def test_other_threads_run_while_a_long_text_is_tokenized():
+    """A server's answers come from one of them."""
+    chat, turns, done = Chat(READER), [], threading.Event()
+
+    def turn():
+        while not done.wait(0.001):
+            turns.append(time.monotonic())
+
+    other = threading.Thread(target=turn)
+    other.start()
+    begin = time.monotonic()
+    assert len(chat.encode_text("\uac00" * 100_000)) >= 100_000
+    end = time.monotonic()
+    done.set()
+    other.join()
+    assert len([moment for moment in turns if begin + (end - begin) / 4 < moment < begin + (end - begin) * 3 / 4]) > 1

@@ -46,7 +46,7 @@ class Exchange:
             new = {said.choice: Delta() for said in batch}
             for number, event in batch:
                 if isinstance(event, Failed):
-                    raise of_engine(event.error)
+                    raise of_engine(event.error, self._service.model.folder)
                 self._measure(self._choices[number], event)
                 new[number].add(self._choices[number].read(event))
             yield [(number, delta) for number, delta in new.items() if delta]

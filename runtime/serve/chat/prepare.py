@@ -12,7 +12,7 @@ from runtime.decoding.structured import Grammar
 from runtime.engine.request import Request
 from runtime.serve.conversation import open_conversation
 from runtime.serve.protocol.chat_request import JsonFormat, NamedTool, SchemaFormat
-from runtime.serve.protocol.errors import RequestError
+from runtime.serve.protocol.errors import TOO_LONG, RequestError
 
 if TYPE_CHECKING:
     from runtime.exported import ExportedModel
@@ -87,7 +87,7 @@ def _longest(body: ChatRequest, prompt_tokens: int, context: int) -> int:
     (name, longest), left = body.longest, context - prompt_tokens
     if longest is not None and longest > left:
         message = f"{name}: {longest} is too large; the prompt leaves {left} of {context} tokens"
-        raise RequestError(400, message, param=name, code="context_length_exceeded")
+        raise RequestError(400, message, param=name, code=TOO_LONG)
     return left if longest is None else longest
 
 

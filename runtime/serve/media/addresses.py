@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import socket
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import quote, urlsplit
 
@@ -24,6 +24,8 @@ Resolve: TypeAlias = "Callable[[str, int], list[str]]"
 
 _PORTS = {"http": 80, "https": 443}
 _NAT64 = IPv6Network("64:ff9b::/96")  # RFC 6052: an IPv4 address in the last 32 bits
+# Reserved since this Python was written, or only there for some: RFC 6890, RFC 7526, RFC 9637.
+_SPECIAL = tuple(map(ip_network, ("192.0.0.0/24", "192.88.99.0/24", "3fff::/20")))
 _HOST = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*|[0-9a-f:.]*:[0-9a-f:.]*")
 
 
@@ -131,4 +133,5 @@ def is_public(address: str) -> bool:
         or parsed.is_multicast
         or parsed.is_reserved
         or parsed.is_unspecified
+        or any(parsed in network for network in _SPECIAL)
     )

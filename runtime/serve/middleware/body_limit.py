@@ -13,6 +13,8 @@ from runtime.serve.protocol.errors import NO_RETRY, RequestError
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_MARKS = (b",", b"[", b"{")  # in front of each JSON value but the first and those of keys; base64 has none
+
 
 @dataclass(frozen=True)
 class BodyLimits:
@@ -20,6 +22,8 @@ class BodyLimits:
 
     one: int = 64 << 20
     """Bytes of one body."""
+    values: int = 500_000
+    """Values of one body; their marks inside texts count too. As objects, a million take a second and 100 MB."""
     all: int = 512 << 20
     """Bytes of the bodies of all requests that are being answered."""
     seconds: float = 60
@@ -60,23 +64,25 @@ class BodyLimit:
         self._check(parts, int(length) if length.isdigit() else 0)
         try:
             async with asyncio.timeout(self._limits.seconds):
-                more = True
+                more, values = True, 0
                 while more:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         raise _GoneError
                     parts.append(message.get("body", b""))
                     self._held[id(parts)] = self._held.get(id(parts), 0) + len(parts[-1])
-                    self._check(parts, self._held[id(parts)])
+                    values += sum(map(parts[-1].count, _MARKS))
+                    self._check(parts, self._held[id(parts)], values)
                     more = message.get("more_body", False)
         except TimeoutError:
             problem = f"the body did not arrive within {self._limits.seconds:g} seconds"
             raise _RefusedError(RequestError(408, problem, headers={"connection": "close"})) from None
 
-    def _check(self, parts: list[bytes], size: int) -> None:
+    def _check(self, parts: list[bytes], size: int, values: int = 0) -> None:
         """Raise _RefusedError for a body of this size, or where it is too much beside all others."""
-        if size > self._limits.one:
-            message = f"the body is larger than {self._limits.one >> 20} MiB"
+        if size > self._limits.one or values > self._limits.values:
+            most = f"{self._limits.one >> 20} MiB" if size > self._limits.one else f"{self._limits.values} JSON values"
+            message = f"the body is larger than {most}"
             raise _RefusedError(RequestError(413, message, headers={"connection": "close", **NO_RETRY}))
         others = sum(self._held.values()) - self._held.get(id(parts), 0)
         if others + size > self._limits.all:

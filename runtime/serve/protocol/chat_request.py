@@ -103,7 +103,7 @@ class StructuredOutputs(Given):
     """A JSON schema."""
     regex: Text | None = None
     """A regular expression for the whole answer."""
-    choice: Annotated[list[Text], Field(min_length=1, fail_fast=True)] | None = None
+    choice: Annotated[list[Text], Field(fail_fast=True, min_length=1)] | None = None
     """Answers to choose from."""
 
     @model_validator(mode="after")
@@ -136,7 +136,7 @@ class ChatRequest(Conversation):
     """Subtracted from the logit of a token each time that it was generated."""
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     """Seed of the sampling; choice i gets seed + i. Random if absent."""
-    stop: Stop | Annotated[list[Stop], Field(max_length=MAX_STOPS, fail_fast=True)] = Field(default=[])
+    stop: Stop | Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] = Field(default=[])
     """Texts that end the answer, which is then without them."""
     n: int = Field(default=1, ge=1, le=MAX_CHOICES)
     """Number of answers."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError, NoMemoryError
@@ -12,11 +13,15 @@ from runtime.engine.thread import ClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 NO_RETRY = {"x-should-retry": "false"}
 """Header that keeps OpenAI's client from sending a request again that would fail again."""
+TOO_LONG = "context_length_exceeded"
+"""OpenAI's code of a prompt, or an answer that is asked for, that the context cannot hold."""
 _TYPES = {401: "authentication_error", 429: "rate_limit_error"}
 _LONGEST_PARAM = 200
+_FIELD = re.compile(r"[a-z_]+(\[\d+\])*(\.[a-z_]+(\[\d+\])*)*")
 _TAKES_JSON = "send the body as application/json"
 
 
@@ -50,21 +55,28 @@ def to_json(value: object) -> bytes:
     return written.encode(errors="backslashreplace")
 
 
-def of_input(error: InputError) -> RequestError:
-    """A request that cannot be answered, found before the engine has taken it."""
+def of_input(error: InputError, folder: Path) -> RequestError:
+    """A request that cannot be answered, found before the engine has taken it. folder: the model's."""
+    message = _without_path(error, folder)
     if isinstance(error, ClosedError):
-        return RequestError(503, str(error))
-    place, colon, _ = str(error).partition(": ")
-    param = place if colon and " " not in place else None  # such as "messages[0].content[1].image_url"
-    code = "context_length_exceeded" if isinstance(error, TooLongError) else None
-    return RequestError(400, str(error), param="messages" if param == "prompt" else param, code=code)
+        return RequestError(503, message)
+    place, colon, _ = message.partition(": ")
+    param = place if colon and _FIELD.fullmatch(place) else None  # such as "messages[0].content[1].image_url"
+    code = TOO_LONG if isinstance(error, TooLongError) else None
+    return RequestError(400, message, param="messages" if param == "prompt" else param, code=code)
 
 
-def of_engine(error: InputError) -> RequestError:
-    """An answer that the engine could not finish."""
+def of_engine(error: InputError, folder: Path) -> RequestError:
+    """An answer that the engine could not finish. folder: the model's."""
+    message = _without_path(error, folder)
     if isinstance(error, ClosedError | NoMemoryError):
-        return RequestError(503, str(error))
-    return RequestError(500, str(error), headers=NO_RETRY)
+        return RequestError(503, message)
+    return RequestError(500, message, headers=NO_RETRY)
+
+
+def _without_path(error: InputError, folder: Path) -> str:
+    """What is wrong; where the model's files are is for the server's owner only."""
+    return re.sub(rf"^{re.escape(str(folder))}(/\S+)?: ", "the model: ", str(error))
 
 
 def of_validation(errors: Sequence[Any], body: object) -> RequestError:
@@ -76,11 +88,12 @@ def of_validation(errors: Sequence[Any], body: object) -> RequestError:
     place = list(error["loc"])
     if place[:1] in (["path"], ["query"]):
         return RequestError(400, f"{place[-1]}: {error['msg']}", param=str(place[-1]))
-    own = kind in ("without_effect", "unknown")  # an error about a field that is found at its object
-    param = _param([*place[1:], context["field"]] if own else place[1:], body)
-    if own:
-        code = "unsupported_parameter" if kind == "without_effect" else "unknown_parameter"
-        return RequestError(400, f"{param}: {error['msg']}", param=param, code=code)
+    if kind == "without_effect":  # found at the object that has the field
+        param = _param([*place[1:], context["field"]], body)
+        return RequestError(400, f"{param}: {error['msg']}", param=param, code="unsupported_parameter")
+    param = _param(place[1:], body)
+    if kind == "extra_forbidden":
+        return RequestError(400, f"{param}: unknown parameter", param=param, code="unknown_parameter")
     if not param:
         return RequestError(400, f"the body is not what is expected ({error['msg']}); {_TAKES_JSON}")
     return RequestError(400, f"{param}: {error['msg'].removeprefix('Value error, ')}", param=param)

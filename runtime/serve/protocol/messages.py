@@ -66,9 +66,8 @@ class VideoPart(Given):
 
 
 Part = Annotated[TextPart | ImagePart | FilePart | VideoPart, Field(discriminator="type")]
-# fail_fast: pydantic would collect an error for each of millions of wrong parts, in the event loop.
-Parts = Annotated[list[Part], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
-TextParts = Annotated[list[TextPart], Field(min_length=1, max_length=MAX_PARTS, fail_fast=True)]
+Parts = Annotated[list[Part], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)]
+TextParts = Annotated[list[TextPart], Field(fail_fast=True, min_length=1, max_length=MAX_PARTS)]
 
 
 class SystemMessage(Given):
@@ -111,7 +110,7 @@ class AssistantMessage(Given):
 
     role: Literal["assistant"]
     content: Text | TextParts | None = None
-    tool_calls: list[ToolCall] = Field(default=[], max_length=MAX_TOOLS, fail_fast=True)
+    tool_calls: list[ToolCall] = Field(default=[], fail_fast=True, max_length=MAX_TOOLS)
     reasoning: Text | None = None
     """Reasoning of that answer. Most templates leave it out."""
     reasoning_content: Text | None = None
@@ -140,7 +139,7 @@ def _refuse_many_parts(messages: object) -> object:
 
 Messages = Annotated[
     list[Message],
-    Field(min_length=1, max_length=MAX_MESSAGES, fail_fast=True),
+    Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES),
     BeforeValidator(_refuse_many_parts),
 ]
 
@@ -163,7 +162,7 @@ class Tool(Given):
     function: Function
 
 
-Tools = Annotated[list[Tool], Field(max_length=MAX_TOOLS, fail_fast=True)]
+Tools = Annotated[list[Tool], Field(fail_fast=True, max_length=MAX_TOOLS)]
 
 
 class TemplateOptions(Given):

@@ -340,3 +340,35 @@ def test_answers_of_one_grammar_do_not_disturb_each_other():
             if not row or row[-1] not in END_IDS:
                 row.append(sampler(one(len(row)), row))
     assert [row[:-1] if row[-1] in END_IDS else None for row in rows] == alone
+
+
+@pytest.mark.parametrize(
+    "link",
+    [
+        lambda following: {"items": following},
+        lambda following: {"properties": {"a": following}},
+        lambda following: {"prefixItems": [following]},
+        lambda following: {"allOf": [following]},
+    ],
+)
+def test_long_chains_of_references_do_not_end_the_process(link):
+    """llguidance follows them by recursion."""
+    chain = {f"d{number}": link({"$ref": f"#/$defs/d{number + 1}"}) for number in range(2500)}
+    schema = {"$defs": chain | {"d2500": {"type": "null"}}, "$ref": "#/$defs/d0"}
+    grammar = Grammar.json_schema(TOKENIZER, schema)
+    tokens = answer(limited(grammar, sampled(1), None, 1, thinking=False), random_logits(1), limit=100)
+    assert tokens is None or is_valid({}, CHAT.decode(tokens))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Grammar.json_schema(TOKENIZER, {"enum": ["x" * 300_000]}),
+        lambda: Grammar.regex(TOKENIZER, "x" * 300_000),
+        lambda: Grammar.choice(TOKENIZER, ["x" * 150_000, "y" * 150_000]),
+        lambda: Grammar.tool_calls(TOKENIZER, {f"f{number}": {"title": "x" * 3000} for number in range(100)}),
+    ],
+)
+def test_a_grammar_that_is_too_large_is_refused(make):
+    with pytest.raises(InputError, match=r"^(JSON schema|regular expression|choice|tools): is too large \(\d+ bytes"):
+        make()

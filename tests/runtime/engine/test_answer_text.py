@@ -3,9 +3,13 @@
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from runtime.chat import Chat
 from runtime.engine.answer_text import AnswerText
+
+from ..decoding.random_answers import CHAT
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +49,28 @@ def test_pieces_join_to_the_whole_answer(thinking, single, chat):
     finally:
         chat.think_end_id, chat.tool_call_id = think_end, tool_call
         chat._reasoning_ends = {"</think>": think_end, "<tool_call>": tool_call}
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+def test_a_stop_string_of_white_space_ends_the_answer_at_once(thinking, chat):
+    """Not when text follows: a model that writes nothing but line breaks would go on to its longest answer."""
+    written = "\n\nTotal: 3 \n\n\nEnd"
+    ids = chat.encode_text(("Hm.\n\n</think>" if thinking else "") + written)
+    text, shown = AnswerText(chat, thinking=thinking, stop=("\n\n",)), ""
+    for count, token in enumerate(ids, 1):  # noqa: B007
+        shown += text.push(token).text
+        if text.stopped:
+            break
+    assert shown + text.finish().text == "Total: 3 "
+    assert chat.decode(ids[:count]).rstrip("\n").endswith("Total: 3 ")
+
+
+@settings(max_examples=300, deadline=None, derandomize=True, database=None)
+@given(st.text("ab \n", max_size=20), st.lists(st.text("ab \n", min_size=1, max_size=3), max_size=3))
+def test_any_text_ends_where_plain_search_finds_a_stop_string(written, stop):
+    text = AnswerText(CHAT, thinking=False, stop=stop)
+    shown = "".join(text.push(token).text for token in CHAT.encode_text(written)) + text.finish().text
+    whole = CHAT.decode(CHAT.encode_text(written)).lstrip()
+    ends = [(whole.index(one) + len(one), whole.index(one)) for one in stop if one in whole]
+    assert text.stopped == bool(ends)
+    assert shown == (whole[: min(ends)[1]] if ends else whole.rstrip())

@@ -184,6 +184,18 @@ def test_a_cancelled_request_frees_its_row_before_the_next_step(reader):
     assert engine.running == 0
 
 
+def test_a_cancelled_request_leaves_the_queue_at_once(reader):
+    """It holds its images, and many clients may come and go while the first waits for a row."""
+    engine = engine_of(reader, 1)
+    first, second, *others = (ask(engine, tokens_prompt(random_ids(seed, 30)), 90) for seed in range(9))
+    for other in others:
+        other.sequence.cancel()
+    engine.turn()
+    assert (engine.running, engine.waiting) == (1, 1)
+    finish(engine)
+    assert [len(asked.events) > 0 for asked in (first, second, *others)] == [True, True] + [False] * 7
+
+
 def test_nan_fails_one_request_alone(copied):
     """An embedding is damaged that one prompt has, and another answer is about to read."""
     whole = Model(copied, "cpu")

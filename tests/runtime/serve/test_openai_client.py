@@ -10,29 +10,7 @@ import pytest
 
 from calib_data.sources import open_documents
 
-QUESTION = "Read the text."
-USER = [{"role": "user", "content": QUESTION}]
-OFF = {"chat_template_kwargs": {"enable_thinking": False}}
-SCHEMA = {
-    "type": "object",
-    "properties": {"total": {"type": "integer"}, "kind": {"enum": ["a", "b"]}},
-    "required": ["total", "kind"],
-    "additionalProperties": False,
-}
-WEATHER = {
-    "type": "function",
-    "function": {
-        "name": "weather",
-        "description": "Tells the weather.",
-        "parameters": {
-            "type": "object",
-            "properties": {"town": {"enum": ["Seoul", "Busan"]}},
-            "required": ["town"],
-            "additionalProperties": False,
-        },
-    },
-}
-CLOCK = {"type": "function", "function": {"name": "clock"}}
+from .requests import CLOCK, OFF, QUESTION, SCHEMA, USER, WEATHER, picture
 
 
 @pytest.fixture(scope="module")
@@ -56,17 +34,6 @@ def pdf(document, tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def chat(client):
-    """Create a chat completion; what OpenAI's client does not know goes into `extra`."""
-
-    def create(messages=USER, extra=OFF, **options):
-        options = {"model": "fp16-cpu-exact=True", "max_tokens": 24} | options
-        return client.chat.completions.create(messages=messages, extra_body=extra, **options)
-
-    return create
-
-
 def read(stream):
     """The parts of a streamed answer: reasoning, content, tool calls, log probabilities, finish reason and usage."""
     whole = {"reasoning": "", "content": "", "calls": {}, "logprobs": [], "finish": None, "usage": None}
@@ -84,11 +51,6 @@ def read(stream):
         whole["logprobs"] += choice.logprobs.content if choice.logprobs else []
         whole["finish"] = choice.finish_reason or whole["finish"]
     return whole
-
-
-def picture(image, text=QUESTION):
-    parts = [{"type": "image_url", "image_url": {"url": image}}, {"type": "text", "text": text}]
-    return [{"role": "user", "content": parts}]
 
 
 def test_models(client, server):
@@ -364,80 +326,3 @@ def test_null_is_absence(chat):
 def test_neutral_values_ask_for_nothing(chat):
     options = {"logit_bias": {}, "store": False, "service_tier": "auto", "parallel_tool_calls": True}
     assert chat(**options).choices[0].message.content == chat().choices[0].message.content
-
-
-@pytest.mark.parametrize(
-    ("options", "param"),
-    [
-        ({"logit_bias": {"1": 2}}, "logit_bias"),
-        ({"user": "me"}, "user"),
-        ({"store": True}, "store"),
-        ({"service_tier": "flex"}, "service_tier"),
-        ({"parallel_tool_calls": False}, "parallel_tool_calls"),
-        ({"reasoning_effort": "high"}, "reasoning_effort"),
-        ({"extra_body": {"min_p": 0.1}}, "min_p"),
-        ({"extra_body": {"no_such": 1}}, "no_such"),
-        ({"extra_body": {"chat_template_kwargs": {"documents": []}}}, "chat_template_kwargs.documents"),
-        ({"temperature": 2.1}, "temperature"),
-        ({"temperature": "1"}, "temperature"),
-        ({"top_p": 0}, "top_p"),
-        ({"top_p": 0.5}, "top_p"),  # the reader is greedy
-        ({"presence_penalty": 3}, "presence_penalty"),
-        ({"frequency_penalty": -3}, "frequency_penalty"),
-        ({"n": 0}, "n"),
-        ({"n": 17}, "n"),
-        ({"max_tokens": 0}, "max_tokens"),
-        ({"max_tokens": 2048}, "max_tokens"),
-        ({"max_tokens": 5, "max_completion_tokens": 6}, "max_tokens"),
-        ({"top_logprobs": 2}, "top_logprobs"),
-        ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
-        ({"stop": ""}, "stop"),
-        ({"stream_options": {"include_usage": True}}, "stream_options"),
-        ({"messages": []}, "messages"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content"),
-        ({"messages": [{"role": "king", "content": "x"}]}, "messages[0]"),
-        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "messages[0].content[0].text"),
-        ({"messages": [{"role": "user", "content": [{"type": "sound"}]}]}, "messages[0].content[0]"),
-        ({"messages": [{"role": "user", "content": "x", "weight": 1}]}, "messages[0].weight"),
-        ({"messages": [{"role": "user", "content": "x", "weight": None}]}, "messages[0].weight"),
-        ({"messages": [*USER, {"role": "assistant", "audio": {}}, *USER]}, "messages[1].audio"),
-        ({"messages": [*USER, {"role": "tool", "tool_call_id": "x", "content": ""}]}, "messages[1].tool_call_id"),
-        ({"messages": picture("data:image/png;base64,AAAA")}, "messages[0].content[0].image_url"),
-        ({"messages": picture("http://127.0.0.1/a.png")}, "messages[0].content[0].image_url"),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "x"}}},
-            "response_format.json_schema.schema",
-        ),
-        (
-            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "no"}}}},
-            "response_format.json_schema.schema",
-        ),
-        ({"extra_body": {"structured_outputs": {"regex": "("}}}, "structured_outputs.regex"),
-        ({"extra_body": {"structured_outputs": {}}}, "structured_outputs"),
-        ({"tool_choice": "required"}, "tool_choice"),
-        ({"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "x"}}}, "tool_choice"),
-        ({"tools": [WEATHER, WEATHER]}, "tools"),
-        ({"tools": [WEATHER], "response_format": {"type": "json_object"}}, "response_format"),
-        ({"extra_body": {"thinking_token_budget": 24}}, "thinking_token_budget"),
-        ({"extra_body": OFF | {"thinking_token_budget": 3}}, "thinking_token_budget"),
-    ],
-)
-def test_what_is_wrong_is_named(client, options, param):
-    with pytest.raises(openai.BadRequestError) as refused:
-        client.chat.completions.create(**{"model": "fp16-cpu-exact=True", "messages": USER, "max_tokens": 24} | options)
-    assert refused.value.param == param
-    assert refused.value.type == "invalid_request_error"
-    assert param in refused.value.body["message"]
-
-
-@pytest.mark.parametrize("words", [2000, 3_000_000])
-def test_a_prompt_that_is_too_long_is_a_bad_request(chat, words):
-    with pytest.raises(openai.BadRequestError, match="context") as refused:
-        chat([{"role": "user", "content": "many words " * words}])
-    assert (refused.value.param, refused.value.code) == ("messages", "context_length_exceeded")
-
-
-def test_another_model_is_not_found(chat):
-    with pytest.raises(openai.NotFoundError) as refused:
-        chat(model="gpt-9")
-    assert (refused.value.param, refused.value.code) == ("model", "model_not_found")

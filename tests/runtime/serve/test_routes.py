@@ -66,7 +66,7 @@ def test_the_page_of_parameters_needs_no_network(server):
         (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 5000 + b"}", "POST", 400, None),
         ("/tokenize", {}, "POST", 400, "prompt"),
         ("/tokenize", {"prompt": "x", "messages": BODY["messages"]}, "POST", 400, "prompt"),
-        ("/tokenize", {"prompt": "x" * 20_000_000}, "POST", 400, "messages"),
+        ("/tokenize", {"prompt": "x" * 20_000_000}, "POST", 400, "prompt"),
         ("/tokenize", {"prompt": "x", "add_special_tokens": True}, "POST", 400, "add_special_tokens"),
     ],
 )
@@ -144,6 +144,14 @@ def test_a_body_that_says_that_it_is_too_large_is_refused_before_it_is_sent(serv
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         connection.sendall(head("expect: 100-continue", f"content-length: {1 << 30}"))
         assert connection.recv(1 << 16).startswith(b"HTTP/1.1 413 ")
+
+
+@pytest.mark.parametrize("value", [b"[],", b"0,", b'{"":0},', b"[" * 500 + b"]" * 500 + b","])
+def test_a_body_of_too_many_values_is_refused(server, value):
+    """As objects, the largest body that is read would take gigabytes."""
+    data = b'{"messages": [' + value * (2_000_000 // len(value)) + b"0]}"
+    status, error = error_of(server.get(CHAT, data))
+    assert (status, error["message"]) == (413, "the body is larger than 500000 JSON values")
 
 
 def resident(server):
