@@ -62,7 +62,7 @@ def test_the_page_of_parameters_needs_no_network(server):
         (CHAT, b'{"messages": 1e999}', "POST", 400, "messages"),
         (CHAT, b'{"messages": [{"role": "user", "content": "\\ud800"}]}', "POST", 400, "messages[0].content"),
         (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "POST", 400, "temperature"),
-        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "\\ud800": 1}', "POST", 400, "\\ud800"),
+        (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "\\ud800": 1}', "POST", 400, None),
         (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 5000 + b"}", "POST", 400, None),
         ("/tokenize", {}, "POST", 400, "prompt"),
         ("/tokenize", {"prompt": "x", "messages": BODY["messages"]}, "POST", 400, "prompt"),
