@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING
 
 from runtime.engine.request import Failed, Finished, Piece
 from runtime.serve.chat.token_text import token_logprobs
+from runtime.serve.chat.tool_calls import Arguments, CallDropped, CallStarted, Content, ToolCallParser
 from runtime.serve.protocol.chat_response import Counts, Delta, Envelope
 from runtime.serve.protocol.errors import of_engine
-from runtime.serve.tool_calls import Arguments, CallDropped, CallStarted, Content, ToolCallParser
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from runtime.engine.request import Event
     from runtime.serve.chat.answers import Answers
+    from runtime.serve.chat.tool_calls import Delta as CallDelta
     from runtime.serve.protocol.chat_request import ChatRequest
     from runtime.serve.service import Service
-    from runtime.serve.tool_calls import Delta as CallDelta
 
 
 class Exchange:

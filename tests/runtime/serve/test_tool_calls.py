@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.serve.tool_calls import Arguments, CallDropped, CallStarted, Content, ToolCallParser
+from runtime.serve.chat.tool_calls import Arguments, CallDropped, CallStarted, Content, ToolCallParser
 
 
 def parse(pieces):
