@@ -85,4 +85,4 @@ class Drafting:
         """Forget everything: keys and values may be NaN."""
         self.follow(None)
         if self._cache is not None:
-            self._cache.clear_row(0)
+            self._model.drafter.session.clear(self._cache)

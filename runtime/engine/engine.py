@@ -6,6 +6,7 @@ A prompt is read one call at a time between steps, so a long one delays the othe
 from __future__ import annotations
 
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -92,10 +93,15 @@ class Engine:
 
     def fail_all(self, error: InputError) -> None:
         """End every request without an answer."""
-        while self._waiting:
-            self._waiting.popleft().fail(error)
+        self.fail_waiting(error)
         for row in self._rows.used:
             self._fail(row, error)
+
+    def fail_waiting(self, error: InputError) -> None:
+        """End the requests of the queue without an answer; any thread may call it."""
+        with suppress(IndexError):  # several may, at the same time
+            while True:
+                self._waiting.popleft().fail(error)
 
     def _drop_cancelled(self) -> None:
         for row in self._rows.used:
@@ -187,7 +193,7 @@ class Engine:
         row.sequence.fail(error)
         self._free(row)
         if isinstance(error, NotFiniteError):
-            self._rows.clear(row)
+            self._model.decoder.clear(row.cache)
             self._drafting.clear()
 
     def _free(self, row: Row) -> None:

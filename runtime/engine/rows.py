@@ -142,10 +142,6 @@ class Rows:
                 if self._is_full(row):
                     row.length = 0
 
-    def clear(self, row: Row) -> None:
-        """Empty a free row whose keys or values may be NaN."""
-        self._cache.clear_row(row.number)
-
     def _view(self, start: int, stop: int) -> KVCache:
         if stop - start == 1:
             return self._all[start].cache

@@ -28,7 +28,7 @@ class EngineThread:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         """Answers the requests."""
-        self._work, self._closing = threading.Event(), threading.Event()
+        self._work, self._closing, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._deadline = float("inf")
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -36,7 +36,7 @@ class EngineThread:
     @property
     def alive(self) -> bool:
         """Whether it answers requests."""
-        return self._thread.is_alive()
+        return not self._ended.is_set()
 
     def submit(self, request: Request, deliver: Deliver, like: Sequence | None = None) -> Sequence:
         """Queue a request, as `Engine.submit` does. Raises ClosedError after `close`, and where the thread has died."""
@@ -45,7 +45,7 @@ class EngineThread:
         sequence = self.engine.submit(request, deliver, like)
         self._work.set()
         if not self.alive:  # it ended in the meantime
-            self.engine.fail_all(_STOPPING)
+            self.engine.fail_waiting(_STOPPING)
         return sequence
 
     def close(self, seconds: float) -> None:
@@ -65,8 +65,10 @@ class EngineThread:
         except BaseException:
             traceback.print_exc()
             self._closing.set()
+            self._ended.set()
             self.engine.fail_all(ClosedError("the engine has stopped; see its log"))
             raise
+        self._ended.set()  # first: whoever submits after this looks at it, and ends the request itself
         self.engine.fail_all(_STOPPING)
 
     def _answer(self) -> None:

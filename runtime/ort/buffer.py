@@ -40,9 +40,7 @@ class Buffer:
         """Allocate memory with no particular content."""
         if device.kind == "cuda":
             allocate_as_requested()
-        # ONNX Runtime returns no numpy array of bfloat16, so memory is typed uint16; graphs get the type when bound.
-        stored = np.dtype("uint16" if dtype == "bfloat16" else dtype).type
-        value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), stored, device.kind, device.index)
+        value = ort.OrtValue.ortvalue_from_shape_and_type(list(shape), _stored(dtype), device.kind, device.index)
         return cls(value, value.data_ptr(), shape, dtype, device)
 
     @classmethod
@@ -77,6 +75,13 @@ class Buffer:
         """Copy to the host."""
         return np.array(self.owner.numpy()).view(self.dtype)  # on the CPU, ONNX Runtime returns a view
 
+    def clear(self, binding: ort.IOBinding, output: str) -> None:
+        """Write zeros, to a view too. binding: a new one, of any session that has this output."""
+        stored, device = _stored(self.dtype), self.device
+        binding.bind_output(output, device.kind, device.index, stored, self.shape, self.address)
+        (view,) = binding.get_outputs()  # the only way to a value over a part of another's memory
+        view.update_inplace(np.zeros(self.shape, stored))
+
     def bind_input(self, binding: ort.IOBinding, name: str) -> None:
         """Make it an input of a graph."""
         binding.bind_input(name, self.device.kind, self.device.index, self._element_type, self.shape, self.address)
@@ -88,3 +93,11 @@ class Buffer:
     @property
     def _element_type(self) -> type[np.generic] | int:
         return _BFLOAT16 if self.dtype == "bfloat16" else np.dtype(self.dtype).type
+
+
+def _stored(dtype: str) -> type[np.generic]:
+    """The type of a buffer's own memory; graphs get that of its content when they are bound.
+
+    ONNX Runtime returns no numpy array of bfloat16.
+    """
+    return np.dtype("uint16" if dtype == "bfloat16" else dtype).type

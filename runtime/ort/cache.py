@@ -60,12 +60,3 @@ class KVCache:
             shape = (stop - start, *buffer.shape[1:])
             rows.buffers.append(buffer.view(start * math.prod(shape[1:]), shape))
         return rows
-
-    def clear_row(self, number: int) -> None:
-        """Empty a sequence whose keys or values may be NaN, on a GPU with zeros as at the start."""
-        self.lengths[number] = 0
-        for buffer in self.buffers:
-            if buffer.device.kind == "cuda":
-                values = buffer.read()
-                values[number] = 0
-                buffer.write(values)

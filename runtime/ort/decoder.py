@@ -143,6 +143,14 @@ class DecoderSession:
             cache.lengths[:] = 0
         return cache
 
+    def clear(self, cache: KVCache) -> None:
+        """Empty a cache, or a row of one, whose keys or values may be NaN: on a GPU with zeros, as at the start."""
+        cache.lengths[:] = 0
+        if self._device.kind == "cpu":
+            return
+        for name, buffer in zip(graph_io.present_names(len(self._layers.limits)), cache.buffers, strict=True):
+            buffer.clear(self._session.io_binding(), name)
+
     @contextmanager
     def borrow_cache(self, capacity: int) -> Iterator[KVCache]:
         """Lend an empty cache of one sequence with at least this capacity: the last one returned, where it fits.

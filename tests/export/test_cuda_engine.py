@@ -41,6 +41,35 @@ def test_a_step_of_all_rows_moves_tokens_lengths_and_logits_only(rows, cuda_stub
     assert result["plan"] == [2, 300]
 
 
+CLEARED = """
+import json, sys
+from pathlib import Path
+import numpy as np
+from traffic import Traffic
+from runtime.model import Model
+
+model = Model(Path(sys.argv[1]), "cuda")
+cache = model.decoder.new_cache(300, 3)
+for buffer in cache.buffers:
+    buffer.write(np.ones(buffer.shape, buffer.dtype))
+cache.lengths[:] = 200
+with Traffic() as clearing:
+    model.decoder.clear(cache.row(1))
+ones = [[bool(row.any()), bool(row.all())] for buffer in cache.buffers for row in buffer.read().astype(np.float32)]
+size = sum(buffer.read()[1].nbytes for buffer in cache.buffers)
+print(json.dumps([ones, cache.lengths.tolist(), clearing.counts, size]))
+"""
+
+
+@pytest.mark.parametrize("name", ["w4", "bf16", "kv8"])
+def test_clearing_a_row_writes_its_memory_alone(name, cuda_stub, on_cuda):
+    """At 33 B, all rows together are tens of GB."""
+    ones, lengths, moved, size = cuda_stub.run(CLEARED, on_cuda(name))
+    assert ones == [[True, True], [False, False], [True, True]] * (len(ones) // 3)
+    assert lengths == [200, 0, 200]
+    assert (moved["bytes_to_device"], moved["bytes_to_host"]) == (size, 0)
+
+
 CAPTURED = """
 import json, sys
 from pathlib import Path

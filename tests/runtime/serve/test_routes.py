@@ -94,6 +94,19 @@ def test_tokenize(server, reader):
         assert json.loads(text)["tokens"] == expected
 
 
+def test_an_answer_alone_has_drafts(exported, server):
+    """A number is kept to; more answers at the same time get the same text."""
+    body = {"messages": [{"role": "user", "content": "Read the text."}], "temperature": 0, "max_tokens": 40}
+    with running(exported("fp16"), "--max-rows", 2, "--max-context", 512, "--draft-tokens", 3) as drafting:
+        text = json.loads(drafting.get(CHAT, body)[2])["choices"][0]["message"]
+        drafted, accepted = (drafting.metric(f"exaone_{name}draft_tokens_total") for name in ("", "accepted_"))
+        both = json.loads(drafting.get(CHAT, body | {"n": 2})[2])["choices"]
+    assert 0 <= accepted <= drafted
+    assert drafted > 10
+    assert [choice["message"] for choice in both] == [text, text]
+    assert json.loads(server.get(CHAT, body)[2])["choices"][0]["message"] == text
+
+
 def test_figures(server):
     server.get(CHAT, BODY)
     before = {name: server.metric(name) for name in ("exaone_completion_tokens_total", "exaone_prompt_tokens_total")}
