@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
+import os
 import signal
 import socket
+import sys
+import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
@@ -63,7 +67,10 @@ def serve(model: ExportedModel, settings: ServeSettings) -> int:
     say(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}, loading {model.folder}")
     name = settings.name or model.folder.resolve().name
     service = Service(model, name, settings.limits, settings.media, settings.draft_tokens)
-    return asyncio.run(_Run(service, settings).until_stopped(listener))
+    code = asyncio.run(_Run(service, settings).until_stopped(listener))
+    if any(thread.daemon for thread in threading.enumerate()):
+        _leave(code)
+    return code
 
 
 class _Run:
@@ -131,6 +138,16 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Do nothing."""
         yield
+
+
+def _leave(code: int) -> NoReturn:
+    """End the process beside threads that still load weights or open images.
+
+    Python would unwind them, and native code in them answers that with SIGABRT.
+    """
+    atexit._run_exitfuncs()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _listen(host: str, port: int) -> socket.socket:

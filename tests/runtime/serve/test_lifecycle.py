@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -18,6 +19,14 @@ SLOW_TO_LOAD = """
 from runtime.serve.service import Service
 load = Service.load
 Service.load = lambda self: (time.sleep(2), load(self))
+"""
+ALWAYS_LOADS = """
+from runtime.serve.service import Service
+def load(self):
+    while True:
+        self.model.open_sessions()
+        self.model.unload()
+Service.load = load
 """
 DIES = """
 from runtime.engine.engine import Engine
@@ -68,6 +77,14 @@ def test_health_says_when_the_model_is_loaded(exported):
 def test_sigterm_while_loading_ends_at_once(exported):
     server = Server(exported("fp16"), program=("-c", START.format(fault=SLOW_TO_LOAD.replace("2", "60"))))
     server.get("/health")
+    assert server.stop(10) == 0
+
+
+def test_sigterm_inside_native_code_that_loads_is_no_crash(exported):
+    """Where Python ends such a thread, C++ ends the process with SIGABRT."""
+    server = Server(exported("fp16"), program=("-c", START.format(fault=ALWAYS_LOADS)))
+    server.get("/health")
+    time.sleep(1)
     assert server.stop(10) == 0
 
 
