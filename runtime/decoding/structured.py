@@ -47,6 +47,10 @@ _BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder=
 _ADDED = np.where(_BITS == 1, np.float32(0), np.float32(-np.inf))
 
 
+class GrammarError(InputError):
+    """A grammar turned out too complex while it was written."""
+
+
 class GrammarTokenizer:
     """A model's tokenizer as llguidance reads it. Building it takes about a second: one for all requests."""
 
@@ -256,7 +260,7 @@ class Constraint:
 
     def _fail(self, problem: str) -> None:
         reason = _reason(self._matcher.get_error())
-        raise InputError(f"structured output: {problem} ({reason}); use a simpler schema or expression")
+        raise GrammarError(f"structured output: {problem} ({reason}); use a simpler schema or expression")
 
 
 def _compile(tokenizer: GrammarTokenizer, source: str) -> tuple[LLMatcher, str]:

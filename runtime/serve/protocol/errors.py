@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from console.errors import InputError, NoMemoryError
 from console.text import shorten, shorten_message
 from runtime.chat import TooLongError
+from runtime.decoding.structured import GrammarError
 from runtime.engine.thread import ClosedError
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def of_engine(error: InputError, folder: Path) -> RequestError:
     message = _without_path(error, folder)
     if isinstance(error, ClosedError | NoMemoryError):
         return RequestError(503, message)
-    return RequestError(500, message, headers=NO_RETRY)
+    return RequestError(400 if isinstance(error, GrammarError) else 500, message, headers=NO_RETRY)
 
 
 def _without_path(error: InputError, folder: Path) -> str:

@@ -64,6 +64,7 @@ def test_the_page_of_parameters_needs_no_network(server):
         (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "POST", 400, "temperature"),
         (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "\\ud800": 1}', "POST", 400, None),
         (CHAT, b'{"messages": [{"role": "user", "content": "x"}], "seed": ' + b"9" * 5000 + b"}", "POST", 400, None),
+        (CHAT, BODY | {"structured_outputs": {"regex": "a{1000000}"}, "thinking_token_budget": 0}, "POST", 400, None),
         ("/tokenize", {}, "POST", 400, "prompt"),
         ("/tokenize", {"prompt": "x", "messages": BODY["messages"]}, "POST", 400, "prompt"),
         ("/tokenize", {"prompt": "x" * 20_000_000}, "POST", 400, "prompt"),
