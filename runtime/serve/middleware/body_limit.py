@@ -50,6 +50,8 @@ class BodyLimit:
             await self._app(scope, _whole(parts, receive), send)
         except _RefusedError as refused:
             asks_first = b"expect" in headers and not parts  # it has sent nothing yet
+            self._held.pop(id(parts), None)
+            parts.clear()
             if refused.error.status != 408 and not asks_first:
                 await self._drop(receive)
             await error_response(refused.error)(scope, receive, send)
@@ -85,7 +87,7 @@ class BodyLimit:
             message = f"the body is larger than {most}"
             raise _RefusedError(RequestError(413, message, headers={"connection": "close", **NO_RETRY}))
         others = sum(self._held.values()) - self._held.get(id(parts), 0)
-        if others + size > self._limits.all:
+        if size and others + size > self._limits.all:  # a request without a body, such as /health, always passes
             message = "the server holds too many large requests; try again later"
             raise _RefusedError(RequestError(429, message, headers={"connection": "close", "retry-after": "5"}))
 
