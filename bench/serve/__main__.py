@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -24,9 +24,13 @@ from console.progress import track
 from runtime.model import Model
 from runtime.ort.sessions import Options
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 app = typer.Typer(add_completion=False)
 REST = 0.1  # seconds between turns: idle threads spin for a while before they sleep
 COUNTS = (1, 2, 4, 8, 16)
+SHARED = 8  # rows of the steps whose time is divided
 LONG = 2048  # tokens of the prompt that comes late
 TITLES = {
     "rate": ("new tokens a second, prompts included", 1.0, 0),
@@ -59,23 +63,24 @@ def tables(names: list[str], turns: Turns) -> list[str]:
     return lines
 
 
-def measure(runners: list[Runner], task: Task, rounds: int) -> tuple[Turns, list[float]]:
-    """Turns of each number of requests, and the engine's share outside the session, of the steps of half as many rows.
+def measure(runners: list[Runner], draw: Callable[[int], Task], rounds: int) -> tuple[Turns, list[float]]:
+    """Turns of each number of requests, and the engine's share outside the session in steps of SHARED rows.
 
-    task: prompts for all rounds, new ones in each.
+    draw: a task of so many new prompts, as the engine still has the keys and values of those that it was asked.
     """
     turns: Turns = {(count, runner.name): [] for count in COUNTS for runner in runners}
-    most, outside = max(COUNTS), []
+    outside = []
+    task = draw(1)
     for runner in runners:
-        runner.turn(Task(task.prompts[:1], task.new_tokens))  # to warm up
+        runner.turn(task)  # to warm up
     for number in track(range(rounds), "rounds"):
-        fresh = task.prompts[number * most + 1 : (number + 1) * most + 1]
         for count in COUNTS:
+            task = draw(count)
             for place in range(len(runners)):
                 runner = runners[(number + place) % len(runners)]
                 time.sleep(REST)
-                turns[count, runner.name].append(runner.turn(Task(fresh[:count], task.new_tokens)))
-                if isinstance(runner, Together) and runner is runners[0] and count == most // 2:
+                turns[count, runner.name].append(runner.turn(task))
+                if isinstance(runner, Together) and runner is runners[0] and count == SHARED:
                     outside.append(runner.outside)
     return turns, outside
 
@@ -92,7 +97,11 @@ def main(
 ) -> None:
     """Answer 1 to 16 requests with each runner in turns, and print tokens a second."""
     vocabulary, most = config()["vocab_size"], max(COUNTS)
-    prompts = np.random.default_rng(seed).integers(vocabulary, size=(rounds * most + 1, prompt)).tolist()
+    random = np.random.default_rng(seed)
+
+    def draw(count: int) -> Task:
+        return Task(random.integers(vocabulary, size=(count, prompt)).tolist(), tokens)
+
     model, int8_kv = (Model(exported(cache, 8, bits), "cpu", Options(threads=threads)) for bits in (16, 8))
     peers = [
         LlamaCpp(name, cache, "default", threads, sequences=most, unified=unified)
@@ -106,13 +115,13 @@ def main(
         Together("engine, int8 KV", int8_kv, threads, most, prompt + tokens),
     ]
     load = os.getloadavg()[0]
-    turns, outside = measure(runners, Task(prompts, tokens), rounds)
+    turns, outside = measure(runners, draw, rounds)
     for peer in peers:
         peer.close()
     print(*tables([runner.name for runner in runners], turns), sep="\n")
     print(f"{NOTES}\n")
     share = Quartiles.of(outside).scaled(100)
-    print(f"Outside the decoder's session, a step of {most // 2} rows spends {share} % of its time.")
+    print(f"Outside the decoder's session, a step of {SHARED} rows spends {share} % of its time.")
     stall = measure_stall(Together("engine", model, threads, ANSWERS + 1, 2 * LONG), seed, LONG, vocabulary)
     print(f"When a prompt of {LONG} tokens came to {ANSWERS} answers, {stall}.")
     print(f"Load average before: {load:.1f}.\n")

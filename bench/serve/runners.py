@@ -104,8 +104,9 @@ class Together:
 
     def __init__(self, name: str, model: Model, threads: int, rows: int, context: int) -> None:
         self.name, self.now = name, clock(threads)
-        self._session = TimedSession(model.decoder._session, self.now)
-        model.decoder._session = self._session
+        self.session = TimedSession(model.decoder._session, self.now)
+        """The decoder's session."""
+        model.decoder._session = self.session
         model.end_ids = []
         self._engine = Engine(model, CachePlan(rows, context, model.decoder.cache_bytes(context, rows)))
         self.outside = 0.0
@@ -124,7 +125,7 @@ class Together:
 
     def turn(self, task: Task) -> Turn:
         """Do the task once."""
-        self._session.calls.clear()
+        self.session.calls.clear()
         start = self.now()
         answers = [self.submit(prompt, task.new_tokens) for prompt in task.prompts]
         self.work()
@@ -134,7 +135,7 @@ class Together:
         if begin >= end:
             raise InputError("the first answer ended before the last began; give more --tokens")
         steps = np.diff([time for time in times[0] if begin <= time <= end])
-        self.outside = 1 - self._session.seconds(begin, end) / (end - begin)
+        self.outside = 1 - self.session.seconds(begin, end) / (end - begin)
         return _turn(task, max(own[-1] for own in times) - start, [own[0] - start for own in times], np.median(steps))
 
 

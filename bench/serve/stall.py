@@ -26,13 +26,15 @@ class Stall:
     """Before the prompt comes, the median."""
     longest: float
     """While it is read."""
+    call: float
+    """The longest call of the decoder meanwhile."""
     reading: float
     """Until the first token of the prompt's answer."""
 
     def __str__(self) -> str:
         return (
-            f"at most {self.longest * 1e3:.0f} ms passed between two tokens of an answer "
-            f"({self.alone * 1e3:.0f} ms before), for {self.reading:.1f} s until it was read"
+            f"at most {self.longest * 1e3:.0f} ms passed between two tokens of an answer ({self.alone * 1e3:.0f} ms "
+            f"before; the longest call took {self.call * 1e3:.0f} ms), for {self.reading:.1f} s until it was read"
         )
 
 
@@ -45,8 +47,9 @@ def measure_stall(engine: Together, seed: int, prompt: int, vocabulary: int) -> 
     late = engine.submit(random.integers(vocabulary, size=prompt).tolist(), 1)
     engine.work(until=lambda: bool(late.times))
     alone = np.diff([time for time in running[-1].times if time < came])
+    call = max(stop - start for start, stop in engine.session.calls if start > came)
     gaps = [b - a for answer in running for a, b in pairwise(answer.times) if b > came]
     engine.work()
     if any(answer.times[-1] < late.times[0] for answer in running):
         raise InputError(f"answers of {LENGTH} tokens ended before the prompt was read")
-    return Stall(float(np.median(alone)), max(gaps), late.times[0] - came)
+    return Stall(float(np.median(alone)), max(gaps), call, late.times[0] - came)
