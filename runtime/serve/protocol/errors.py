@@ -82,7 +82,8 @@ def _without_path(error: InputError, folder: Path) -> str:
 
 def of_validation(errors: Sequence[Any], body: object) -> RequestError:
     """The innermost of pydantic's errors about a request. body: what was sent, as far as it is JSON."""
-    error = max(errors, key=lambda one: len(one["loc"]))  # a union has one for each of its members
+    # A union has one for each of its members, of which the member of another type says nothing.
+    error = max(errors, key=lambda one: (len(one["loc"]), not one["type"].endswith("_type")))
     kind, context = error["type"], error.get("ctx") or {}
     if kind == "json_invalid":
         return RequestError(400, f"the body is not valid JSON: {context.get('error', error['msg'])}")

@@ -81,3 +81,17 @@ def test_another_model_is_not_found(chat):
     with pytest.raises(openai.NotFoundError) as refused:
         chat(model="gpt-9")
     assert (refused.value.param, refused.value.code) == ("model", "model_not_found")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"stop": ["x"] * 17}, "stop: List should have at most 16 items"),
+        ({"messages": [{"role": "user", "content": []}]}, "messages[0].content: List should have at least 1 item"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content: Input should be a valid string"),
+    ],
+)
+def test_a_field_of_several_types_is_judged_as_the_one_that_was_sent(client, options, message):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.chat.completions.create(**{"model": "reader", "messages": USER, **options})
+    assert caught.value.body["message"].startswith(message)
