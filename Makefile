@@ -16,7 +16,7 @@ demo: $(READY)  ## quantize the bundled reader to 4 bits, export it, read docume
 	cp -r calib_data/reader demo/reader-fp16
 	$(BIN)/python -m export --model demo/reader-w4
 	$(BIN)/python -m export --model demo/reader-fp16
-	$(BIN)/python -m bench.demo --model demo/reader-w4 --baseline demo/reader-fp16 --picture demo/result.png
+	$(BIN)/python -m bench.demo --model demo/reader-w4 --baseline demo/reader-fp16 --output demo
 	$(BIN)/python -m runtime compare --model demo/reader-w4 --baseline demo/reader-fp16 --count 40 --max-drop-anls 0.05 --output demo/report
 
 test: $(READY)  ## run all tests; those in a browser are skipped without Chromium

@@ -1,10 +1,13 @@
 """`python -m bench.demo`: answers of a model and of its FP16 baseline to held-out documents of each kind.
 
-Prints them next to the true answers, and can draw them next to the documents (the picture in README).
+Prints them next to the true answers, and draws them next to the documents (the picture in README). Leaves a page, and
+a request about it, to try a server with.
 """
 
 from __future__ import annotations
 
+import base64
+import json
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -81,6 +84,14 @@ def max_width(rows: list[Read]) -> int:
     return max(read.document.image.width for read in rows)
 
 
+def ask_about(page: Path, question: str) -> str:
+    """The body of a request to `/v1/chat/completions` about an image."""
+    url = f"data:image/png;base64,{base64.b64encode(page.read_bytes()).decode()}"
+    parts = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+    options = {"max_tokens": 256, "chat_template_kwargs": {"enable_thinking": False}}
+    return json.dumps({"messages": [{"role": "user", "content": parts}], **options})
+
+
 @app.command()
 def main(
     model: Annotated[Path, typer.Option(help="Exported folder.")] = Path("demo/reader-w4"),
@@ -88,7 +99,7 @@ def main(
         "demo/reader-fp16"
     ),
     seed: Annotated[int, typer.Option(help="Seed of the documents.")] = 0,
-    picture: Annotated[Path | None, typer.Option(help="PNG to write.")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for result.png, page.png and request.json.")] = Path("demo"),
 ) -> None:
     """Read two held-out documents of each kind with a model and with its FP16 baseline."""
     models = Model(baseline, "cpu"), Model(model, "cpu")
@@ -99,9 +110,11 @@ def main(
         table.add_row(*read.cells())
     console = Console()
     console.print(table)
-    if picture is not None:
-        draw(rows).save(picture)
-        console.print(f"wrote {picture}")
+    draw(rows).save(output / "result.png")
+    page = output / "page.png"
+    rows[0].document.image.save(page)
+    (output / "request.json").write_text(ask_about(page, rows[0].document.prompt), encoding="utf-8")
+    console.print(f"wrote {output / 'result.png'}")
 
 
 if __name__ == "__main__":

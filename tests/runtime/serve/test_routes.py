@@ -2,14 +2,20 @@
 
 import contextlib
 import json
+import re
+import shlex
 import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from bench.demo import answer, ask_about
+from calib_data.sources import open_documents
+
 from .server import CHAT, LONG, error_of, running, until
 
+ROOT = Path(__file__).parents[3]
 BODY = {"messages": [{"role": "user", "content": "Read the text."}], "max_tokens": 4}
 SSE_END = "data: [DONE]\n\n"
 
@@ -271,8 +277,12 @@ def test_an_answer_that_takes_too_long_is_ended(exported, stream):
         server.idle(seconds=1)
 
 
-def test_curl_gets_an_answer(server):
-    """The command of the README."""
-    command = ["curl", "-s", f"{server.url}{CHAT}", "-H", "content-type: application/json", "-d", json.dumps(BODY)]
-    answer = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
-    assert answer["choices"][0]["finish_reason"] == "length"
+def test_the_curl_command_of_the_readme_gets_the_model_s_answer(server, reader, tmp_path):
+    (document,) = open_documents(split="evaluation", count=1, seed=0, kind="line")
+    document.image.save(tmp_path / "page.png")
+    request = tmp_path / "request.json"
+    request.write_text(ask_about(tmp_path / "page.png", document.prompt), encoding="utf-8")
+    (command,) = re.findall(r"^    (curl .*)$", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    command = command.replace("http://127.0.0.1:8000", server.url).replace("demo/request.json", str(request))
+    said = json.loads(subprocess.run(shlex.split(command), capture_output=True, check=True).stdout)
+    assert said["choices"][0]["message"]["content"] == answer(reader, document)
