@@ -1,7 +1,7 @@
-"""`python -m bench.decoding`: greedy answers with an int8 KV cache and with drafts, against those without.
+"""`python -m bench.decoding`: greedy answers with an int8 KV cache, with drafts, and many at once, against plain ones.
 
-The bundled reader at 4 bits on the CPU, on held-out documents. Both with float32 activations; drafts also with int8
-activations, the default. `python -m bench.scale drafting` times drafts at the widths of EXAONE 4.5 33B.
+The bundled reader at 4 bits on the CPU, on held-out documents. All with float32 activations; drafts and many at once
+also with int8 activations, the default. `python -m bench.scale drafting` times drafts at the widths of EXAONE 4.5 33B.
 """
 
 from __future__ import annotations
@@ -27,9 +27,11 @@ from runtime.compare.measuring.measure import measure
 from runtime.compare.summary import summarize_candidate
 from runtime.decoding.drafts import Drafts
 from runtime.decoding.generate import generate
-from runtime.decoding.sampling import greedy
+from runtime.decoding.sampling import Sampling, greedy
+from runtime.engine.answer_all import answer_all, open_engine
+from runtime.engine.request import Request
 from runtime.model import Model
-from runtime.prompt import Prompt, build_prompt
+from runtime.prompt import Prompt, build_prompt, prompt_inputs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -39,10 +41,11 @@ if TYPE_CHECKING:
 
 app = typer.Typer(add_completion=False)
 LONGEST = 512  # tokens of an answer
+ROWS = 8  # answers at once
 
 
 def drafting(activations: str, model: Model, drawn: list[Document]) -> Iterator[str]:
-    """Table rows of a model: answers changed by drafts, tokens a call, acceptance and speed."""
+    """Table rows of a model: answers changed by drafts and by others at once, tokens a call, acceptance and speed."""
     prompts = [build_prompt(model, document.prompt, [document.image]) for document in drawn]
     model.open_sessions(drafts=True)
     start = perf_counter()
@@ -50,6 +53,7 @@ def drafting(activations: str, model: Model, drawn: list[Document]) -> Iterator[
     seconds = perf_counter() - start
     for count in COUNTS:
         yield f"| {activations} " + with_drafts(model, count, prompts, plain, seconds)
+    yield f"| {activations} " + at_once(model, drawn, plain, seconds)
 
 
 def with_drafts(model: Model, count: int, prompts: list[Prompt], plain: list[list[int]], seconds: float) -> str:
@@ -61,6 +65,16 @@ def with_drafts(model: Model, count: int, prompts: list[Prompt], plain: list[lis
         tokens += len(answer)
     speed = seconds / (perf_counter() - start)
     return f"| {count} | {changed} | {tokens / drafts.calls:.2f} | {drafts.acceptance:.3f} | {speed:.2f} |"
+
+
+def at_once(model: Model, drawn: list[Document], plain: list[list[int]], seconds: float) -> str:
+    """The cells of the row of the engine, which has ROWS answers at a time, but for the first. Arguments: likewise."""
+    inputs = [prompt_inputs(model, document.prompt, [document.image]) for document in drawn]
+    engine = open_engine(model, ROWS, max(len(each.ids) for each in inputs) + LONGEST)
+    start = perf_counter()
+    answers = answer_all(engine, (Request(each, Sampling(), LONGEST) for each in inputs))
+    changed = sum(answer.tokens != expected for answer, expected in zip(answers, plain, strict=True))
+    return f"| none, {engine.plan.rows} at once | {changed} | – | – | {seconds / (perf_counter() - start):.2f} |"
 
 
 def print_drafts(models: dict[str, Model], drawn: list[Document]) -> None:
@@ -90,7 +104,7 @@ def main(
     calibration_count: CalibrationCount = 128,
     seed: Seed = 0,
 ) -> None:
-    """Compare greedy answers of the reader with an int8 KV cache and with drafts to those without."""
+    """Compare greedy answers of the reader with an int8 KV cache, with drafts, and many at once to plain ones."""
     drawn = open_documents("rendered", split="evaluation", count=count, seed=seed)
     with tempfile.TemporaryDirectory() as temporary:
         exact, int8_kv, default = (Path(temporary) / name for name in ("exact", "int8-kv", "default"))
