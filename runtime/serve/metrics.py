@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from runtime.decoding.drafts import Drafts
     from runtime.serve.protocol.chat_response import Counts
@@ -16,11 +18,27 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 
 _TOKEN_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
 
-class Metrics:
-    """What `/metrics` shows. running, waiting: answers right now."""
+class PictureCounts(Collector):
+    """Images and videos of prompts, which the engine counts. counts: encoded, and those whose embeddings were kept."""
 
-    def __init__(self, running: Callable[[], int], waiting: Callable[[], int]) -> None:
+    def __init__(self, counts: Callable[[], tuple[int, int]]) -> None:
+        self._counts = counts
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """The counters as they are now."""
+        encoded, kept = self._counts()
+        yield CounterMetricFamily("exaone_pictures_encoded", "Images and videos that were encoded.", value=encoded)
+        yield CounterMetricFamily("exaone_pictures_kept", "Those whose embeddings were still there.", value=kept)
+
+
+class Metrics:
+    """What `/metrics` shows. running, waiting: answers right now. pictures: encoded and kept ones so far."""
+
+    def __init__(
+        self, running: Callable[[], int], waiting: Callable[[], int], pictures: Callable[[], tuple[int, int]]
+    ) -> None:
         self._registry = CollectorRegistry()
+        self._registry.register(PictureCounts(pictures))
         self._gauge("exaone_answers_running", "Answers that have a row.", running)
         self._gauge("exaone_answers_waiting", "Answers that are prepared or wait for a row.", waiting)
         self._requests = Counter(

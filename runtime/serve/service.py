@@ -58,7 +58,9 @@ class Service:
         """Whether it takes no more requests."""
         self.admitted = 0
         """Answers that are prepared, wait, or run."""
-        self.metrics = Metrics(lambda: self.running, lambda: max(0, self.admitted - self.running))
+        self.metrics = Metrics(
+            lambda: self.running, lambda: max(0, self.admitted - self.running), lambda: self._pictures
+        )
         self._draft_tokens = draft_tokens
         self._thread: EngineThread | None = None
         self._workers = Workers(PREPARING, "prepare")
@@ -102,6 +104,14 @@ class Service:
     def running(self) -> int:
         """Rows that have a request."""
         return 0 if self._thread is None else self._thread.engine.running
+
+    @property
+    def _pictures(self) -> tuple[int, int]:
+        """Images and videos that were encoded, and those whose embeddings were kept."""
+        if self._thread is None:
+            return 0, 0
+        vision = self._thread.engine.vision
+        return vision.misses, vision.hits
 
     @contextmanager
     def place(self, answers: int) -> Iterator[None]:

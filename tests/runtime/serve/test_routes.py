@@ -124,6 +124,19 @@ def test_figures(server):
     assert server.metric("exaone_time_to_first_token_seconds_count") > 1
 
 
+def test_pictures_are_counted(server, tmp_path):
+    """The same image after another text: the row's tokens are of no use, its embeddings are."""
+    (document,) = open_documents(split="evaluation", count=1, seed=9, kind="line")
+    document.image.save(tmp_path / "page.png")
+    names = "exaone_pictures_encoded_total", "exaone_pictures_kept_total"
+    before = [server.metric(name) for name in names]
+    for text in ("One way:", "Another:"):
+        body = json.loads(ask_about(tmp_path / "page.png", document.prompt)) | {"max_tokens": 2}
+        body["messages"][0]["content"].insert(0, {"type": "text", "text": text})
+        assert server.get(CHAT, body)[0] == 200
+    assert [server.metric(name) for name in names] == [before[0] + 1, before[1] + 1]
+
+
 def test_the_log_has_a_line_for_each_request_and_no_prompt(server):
     body = BODY | {"messages": [{"role": "user", "content": "A secret"}]}
     server.get(CHAT, body)
