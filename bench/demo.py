@@ -111,9 +111,10 @@ def main(
     console = Console()
     console.print(table)
     draw(rows).save(output / "result.png")
+    largest = max((read.document for read in rows), key=lambda document: document.image.width * document.image.height)
     page = output / "page.png"
-    rows[0].document.image.save(page)
-    (output / "request.json").write_text(ask_about(page, rows[0].document.prompt), encoding="utf-8")
+    largest.image.save(page)
+    (output / "request.json").write_text(ask_about(page, largest.prompt), encoding="utf-8")
     console.print(f"wrote {output / 'result.png'}")
 
 
