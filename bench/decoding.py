@@ -53,7 +53,7 @@ def drafting(activations: str, model: Model, drawn: list[Document]) -> Iterator[
     seconds = perf_counter() - start
     for count in COUNTS:
         yield f"| {activations} " + with_drafts(model, count, prompts, plain, seconds)
-    yield f"| {activations} " + at_once(model, drawn, plain, seconds)
+    yield f"| {activations} " + at_once(model, drawn, plain)
 
 
 def with_drafts(model: Model, count: int, prompts: list[Prompt], plain: list[list[int]], seconds: float) -> str:
@@ -67,14 +67,13 @@ def with_drafts(model: Model, count: int, prompts: list[Prompt], plain: list[lis
     return f"| {count} | {changed} | {tokens / drafts.calls:.2f} | {drafts.acceptance:.3f} | {speed:.2f} |"
 
 
-def at_once(model: Model, drawn: list[Document], plain: list[list[int]], seconds: float) -> str:
-    """The cells of the row of the engine, which has ROWS answers at a time, but for the first. Arguments: likewise."""
+def at_once(model: Model, drawn: list[Document], plain: list[list[int]]) -> str:
+    """The cells of the row of the engine, which has ROWS answers at a time, but for the first. plain: likewise."""
     inputs = [prompt_inputs(model, document.prompt, [document.image]) for document in drawn]
     engine = open_engine(model, ROWS, max(len(each.ids) for each in inputs) + LONGEST)
-    start = perf_counter()
     answers = answer_all(engine, (Request(each, Sampling(), LONGEST) for each in inputs))
     changed = sum(answer.tokens != expected for answer, expected in zip(answers, plain, strict=True))
-    return f"| none, {engine.plan.rows} at once | {changed} | – | – | {seconds / (perf_counter() - start):.2f} |"
+    return f"| none, {engine.plan.rows} at once | {changed} | – | – | – |"
 
 
 def print_drafts(models: dict[str, Model], drawn: list[Document]) -> None:
