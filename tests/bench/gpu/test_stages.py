@@ -124,8 +124,9 @@ def test_products_are_those_of_the_weights(kind, tmp_path):
 
 
 def test_peak_memory_is_seen(bench):
+    """So much that what else this process gets or gives back meanwhile, some 30 MiB, hardly counts."""
     with PeakMemory(bench) as memory:
-        held = np.ones(64 << 20, np.uint8)
+        held = np.ones(512 << 20, np.uint8)
         time.sleep(0.05)
         del held
-    assert 60 << 20 < memory.bytes < 100 << 20
+    assert memory.bytes == pytest.approx(512 << 20, rel=0.2)
