@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
 WARM_UP = 2  # calls that are not counted: they bind buffers and fill caches
+REST = 0.1  # seconds between turns: idle threads spin for a while before they sleep
+Runner = TypeVar("Runner")
 
 
 @dataclass(frozen=True)
@@ -63,3 +65,10 @@ def timed(
         call()
         times.append(clock() - start)
     return Quartiles.of(times)
+
+
+def in_turns(runners: Sequence[Runner], number: int) -> Iterator[Runner]:
+    """Yield each runner of a round after a rest; another one begins each round. number: of the round."""
+    for place in range(len(runners)):
+        time.sleep(REST)
+        yield runners[(number + place) % len(runners)]

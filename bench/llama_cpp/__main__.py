@@ -9,7 +9,6 @@ meanwhile: llama.cpp's threads spin while they wait, and lose most if one of the
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +18,11 @@ import typer
 from bench.llama_cpp.model import config, exported
 from bench.llama_cpp.runners import LLAMA_CPP, Memory, Ours, Runner, Task, Theirs, Turn
 from bench.provenance import provenance
-from bench.timing import Quartiles
+from bench.timing import Quartiles, in_turns
 from console.errors import run_command
 from console.progress import track
 
 app = typer.Typer(add_completion=False)
-REST = 0.1  # seconds between turns: idle threads spin for a while before they sleep
 HEADER = """\
 | | MB a token | prompt, tokens/s | decode, tokens/s | bandwidth | prompt, ours to this | decode, ours to this |
 |---|---|---|---|---|---|---|"""
@@ -60,10 +58,8 @@ def measure(rows: list[Runner], task: Task, rounds: int, memory: Memory) -> tupl
     for row in rows:
         row.turn(task)  # to warm up
     for number in track(range(rounds), "rounds"):
-        for place in range(len(rows)):
-            chosen = (number + place) % len(rows)
-            time.sleep(REST)
-            turns[chosen].append(rows[chosen].turn(task))
+        for taken, row in in_turns(list(zip(turns, rows, strict=True)), number):
+            taken.append(row.turn(task))
         bandwidths.append(memory.bandwidth())
     return turns, float(np.median(bandwidths))
 

@@ -6,7 +6,6 @@ The model and llama.cpp are those of `bench.llama_cpp`. Run nothing else meanwhi
 from __future__ import annotations
 
 import os
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +17,7 @@ from bench.llama_cpp.runners import LLAMA_CPP, LlamaCpp
 from bench.provenance import provenance
 from bench.serve.runners import LlamaCppBatch, OneAfterAnother, Runner, Task, Together, Turn
 from bench.serve.stall import ANSWERS, measure_stall
-from bench.timing import Quartiles
+from bench.timing import Quartiles, in_turns
 from console.errors import run_command
 from console.progress import track
 from runtime.model import Model
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 app = typer.Typer(add_completion=False)
-REST = 0.1  # seconds between turns: idle threads spin for a while before they sleep
 COUNTS = (1, 2, 4, 8, 16)
 SHARED = 8  # rows of the steps whose time is divided
 LONG = 2048  # tokens of the prompt that comes late
@@ -63,26 +61,21 @@ def tables(names: list[str], turns: Turns) -> list[str]:
     return lines
 
 
-def measure(runners: list[Runner], draw: Callable[[int], Task], rounds: int) -> tuple[Turns, list[float]]:
-    """Turns of each number of requests, and the engine's share outside the session in steps of SHARED rows.
+def measure(runners: list[Runner], draw: Callable[[int], Task], rounds: int) -> Turns:
+    """Turns of each number of requests.
 
     draw: a task of so many new prompts, as the engine still has the keys and values of those that it was asked.
     """
     turns: Turns = {(count, runner.name): [] for count in COUNTS for runner in runners}
-    outside = []
     task = draw(1)
     for runner in runners:
         runner.turn(task)  # to warm up
     for number in track(range(rounds), "rounds"):
         for count in COUNTS:
             task = draw(count)
-            for place in range(len(runners)):
-                runner = runners[(number + place) % len(runners)]
-                time.sleep(REST)
+            for runner in in_turns(runners, number):
                 turns[count, runner.name].append(runner.turn(task))
-                if isinstance(runner, Together) and runner is runners[0] and count == SHARED:
-                    outside.append(runner.outside)
-    return turns, outside
+    return turns
 
 
 @app.command()
@@ -107,20 +100,19 @@ def main(
         LlamaCpp(name, cache, "default", threads, sequences=most, unified=unified)
         for name, unified in (("llama.cpp", False), ("llama.cpp, one KV", True))
     ]
-    engine = Together("engine", model, threads, most, prompt + tokens)
     runners: list[Runner] = [
-        engine,
+        Together("engine", model, threads, most, prompt + tokens),
         OneAfterAnother(model, threads),
         *map(LlamaCppBatch, peers),
         Together("engine, int8 KV", int8_kv, threads, most, prompt + tokens),
     ]
     load = os.getloadavg()[0]
-    turns, outside = measure(runners, draw, rounds)
+    turns = measure(runners, draw, rounds)
     for peer in peers:
         peer.close()
     print(*tables([runner.name for runner in runners], turns), sep="\n")
     print(f"{NOTES}\n")
-    share = Quartiles.of(outside).scaled(100)
+    share = Quartiles.of([turn.outside for turn in turns[SHARED, "engine"]]).scaled(100)
     print(f"Outside the decoder's session, a step of {SHARED} rows spends {share} % of its time.")
     stall = measure_stall(Together("engine", model, threads, ANSWERS + 1, 2 * LONG), seed, LONG, vocabulary)
     print(f"When a prompt of {LONG} tokens came to {ANSWERS} answers, {stall}.")

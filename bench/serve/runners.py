@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -46,6 +46,8 @@ class Turn:
     """Seconds until the first token of an answer: the median over the requests."""
     step: float
     """Seconds of a step while all requests are answered."""
+    outside: float = 0.0
+    """Share of these steps that was spent outside the decoder's session; of the engine alone."""
 
 
 class Runner(Protocol):
@@ -109,8 +111,6 @@ class Together:
         model.decoder._session = self.session
         model.end_ids = []
         self._engine = Engine(model, CachePlan(rows, context, model.decoder.cache_bytes(context, rows)))
-        self.outside = 0.0
-        """Share of the steps of the last task that was spent outside the decoder's session."""
 
     def submit(self, prompt: Sequence[int], new_tokens: int) -> Arrivals:
         """Hand in a request."""
@@ -135,8 +135,9 @@ class Together:
         if begin >= end:
             raise InputError("the first answer ended before the last began; give more --tokens")
         steps = np.diff([time for time in times[0] if begin <= time <= end])
-        self.outside = 1 - self.session.seconds(begin, end) / (end - begin)
-        return _turn(task, max(own[-1] for own in times) - start, [own[0] - start for own in times], np.median(steps))
+        outside = 1 - self.session.seconds(begin, end) / (end - begin)
+        seconds, first = max(own[-1] for own in times) - start, [own[0] - start for own in times]
+        return replace(_turn(task, seconds, first, np.median(steps)), outside=outside)
 
 
 class OneAfterAnother:

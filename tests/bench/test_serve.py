@@ -47,7 +47,7 @@ def test_both_answer_every_token_and_the_figures_agree_with_the_clock(model):
     passed = together.now() - before
     assert 36 / passed <= turn.rate
     assert 0 < turn.step < turn.first + 12 * turn.step <= passed * 2
-    assert 0 < together.outside < 1
+    assert 0 < turn.outside < 1
     alone = apart.turn(task)
     assert alone.rate > 0
     assert alone.step < alone.first, "the median request waits for another"

@@ -46,7 +46,7 @@ def measure(bench: Bench) -> Iterator[Figure]:
             turn = engine.turn(task(count))
             yield Figure(f"{count} at once", turn.rate, "tokens/s", note=f"{turn.rate / alone.rate:.2f} times as fast")
             yield Figure(f"{count} at once: first token", turn.first * 1e3, "ms")
-            note = f"{engine.outside:.1%} outside the decoder's session"
+            note = f"{turn.outside:.1%} outside the decoder's session"
             yield Figure(f"{count} at once: a step of all", turn.step * 1e3, "ms", note=note)
         stall = measure_stall(engine, 0, long, vocabulary)
         note = f"{stall.alone * 1e3:.1f} ms before, read in {stall.reading * 1e3:.0f} ms"
