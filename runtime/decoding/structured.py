@@ -10,7 +10,7 @@ import json
 import re
 import sys
 import threading
-from concurrent.futures import Future
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -275,21 +275,14 @@ def _compile(tokenizer: GrammarTokenizer, source: str) -> tuple[LLMatcher, str]:
 
 def _in_deep_stack(work: Callable[[], Result]) -> Result:
     """Run work in a thread with a stack for the deepest grammar; only what is used of it becomes memory."""
-    done: Future[Result] = Future()
-
-    def run() -> None:
-        try:
-            done.set_result(work())
-        except BaseException as error:
-            done.set_exception(error)
-
-    with _STARTING:
-        before = threading.stack_size(_STACK)
-        try:
-            threading.Thread(target=run, name="grammar").start()
-        finally:
-            threading.stack_size(before)
-    return done.result()
+    with ThreadPoolExecutor(1, "grammar") as pool:
+        with _STARTING:
+            before = threading.stack_size(_STACK)
+            try:
+                done = pool.submit(work)
+            finally:
+                threading.stack_size(before)
+        return done.result()
 
 
 def _without_gaps(tokenizer_json: str) -> tuple[str, int]:
