@@ -125,8 +125,8 @@ class Chat:
         a text that spells a control token, such as <|endofturn|>, is read as that token. So a server's users can write
         turns of others into their own messages, and whoever passes texts of others on must remove control tokens.
         Placeholders of images and videos are refused. Raises InputError for these, for a text that is surely longer
-        than `context`, where the template has no
-        placeholder for an image or video, and for a template that leaves out the tools or their calls.
+        than `context`, where the template has no placeholder for an image or video, and for a template that leaves out
+        the tools or their calls.
         """
         if isinstance(messages, str):
             messages = user_turn(canonical_text(messages, "prompt"), len(image_tokens), len(video_tokens))

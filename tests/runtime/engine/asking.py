@@ -9,7 +9,10 @@ from runtime.decoding.sampling import Sampling
 from runtime.engine.cache_plan import CachePlan
 from runtime.engine.engine import Engine
 from runtime.engine.request import Event, Failed, Finished, Piece, Request
+from runtime.model import Model
 from runtime.prompt import PromptInputs, embed_prompt
+
+from ..damage import change_tensor
 
 
 def engine_of(model, rows, context=2000, draft_tokens=0) -> Engine:
@@ -72,3 +75,15 @@ def alone(model, request: Request) -> list[int]:
     """The answer of `generate`, which knows no other request."""
     prompt = embed_prompt(model, request.inputs)
     return list(generate(model, prompt, request.sampling.sampler(), request.max_new_tokens))
+
+
+def damaged(folder) -> Model:
+    """A model whose embedding of token 70 is NaN."""
+
+    def damage(table):
+        table = table.copy()
+        table[70] = np.nan
+        return table
+
+    change_tensor(folder, "model.language_model.embed_tokens.weight", damage)
+    return Model(folder, "cpu")

@@ -12,11 +12,9 @@ from runtime.decoding.drafts import Drafts
 from runtime.decoding.generate import generate
 from runtime.decoding.sampling import Sampling
 from runtime.decoding.structured import Grammar, GrammarTokenizer
-from runtime.model import Model
 from runtime.prompt import embed_prompt, prompt_inputs
 
-from ..damage import change_tensor
-from .asking import alone, ask, engine_of, finish, random_ids, tokens_prompt
+from .asking import alone, ask, damaged, engine_of, finish, random_ids, tokens_prompt
 
 pytestmark = pytest.mark.slow
 
@@ -205,13 +203,7 @@ class FailingAt(Sampling):
 
 
 def test_nan_fails_one_request_alone(copied):
-    def damage(table):
-        table = table.copy()
-        table[70] = np.nan
-        return table
-
-    change_tensor(copied, "model.language_model.embed_tokens.weight", damage)
-    model = Model(copied, "cpu")
+    model = damaged(copied)
     engine = engine_of(model, 2, draft_tokens=2)
     for seed in range(2):
         bad = ask(engine, tokens_prompt([100, 70, 101] * 20))

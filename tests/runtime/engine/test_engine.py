@@ -17,8 +17,7 @@ from runtime.inputs.video import open_video
 from runtime.model import Model
 from runtime.prompt import embed_prompt, prompt_inputs
 
-from ..damage import change_tensor
-from .asking import alone, ask, engine_of, finish, random_ids, tokens_prompt
+from .asking import alone, ask, damaged, engine_of, finish, random_ids, tokens_prompt
 
 pytestmark = pytest.mark.slow
 
@@ -201,13 +200,7 @@ def test_nan_fails_one_request_alone(copied):
     whole = Model(copied, "cpu")
     expected = [alone(whole, ask(engine_of(whole, 1), tokens_prompt(random_ids(seed, 90))).request) for seed in (1, 2)]
 
-    def damage(table):
-        table = table.copy()
-        table[70] = np.nan
-        return table
-
-    change_tensor(copied, "model.language_model.embed_tokens.weight", damage)
-    model = Model(copied, "cpu")
+    model = damaged(copied)
     engine = engine_of(model, 3)
     good, bad, other = (
         ask(engine, tokens_prompt(ids)) for ids in (random_ids(1, 90), [100, 70, 101] * 20, random_ids(2, 90))
