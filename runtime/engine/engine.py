@@ -156,7 +156,8 @@ class Engine:
     def _step(self, cache: KVCache, rows: list[Row]) -> None:
         """Give every running row of a group its next token."""
         running = [place for place, row in enumerate(rows) if row.running]
-        last = [row.sequence.generated[-1] for row in rows if row.running and row.sequence is not None]
+        sequences = [row.sequence for row in rows if row.running and row.sequence is not None]
+        last = [sequence.generated[-1] for sequence in sequences]
         embeds = np.zeros((len(rows), 1, self._model.manifest.text.hidden_size), np.float32)
         embeds[running, 0] = self._model.embed_tokens(np.array(last))
         try:
@@ -166,6 +167,9 @@ class Engine:
                 self._fail(rows[place], error)
             return
         self._rows.end_step(rows)
+        for drafts in (sequence.drafts for sequence in sequences):
+            if drafts is not None:
+                drafts.calls += 1  # without any: others run
         finite = np.isfinite(logits.max(axis=1))
         for place in running:
             if finite[place]:

@@ -132,12 +132,9 @@ class Rows:
         return self._window is not None and row.length >= self._window
 
     def end_step(self, rows: Ordered[Row]) -> None:
-        """Count a step for running rows; from idle ones, take the token back that it wrote to them."""
+        """Take the token back that a step wrote to idle rows."""
         for row in rows:
-            if row.running:
-                if row.sequence is not None and row.sequence.drafts is not None:
-                    row.sequence.drafts.calls += 1
-            else:
+            if not row.running:
                 row.length -= 1
                 if self._is_full(row):
                     row.length = 0
