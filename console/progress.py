@@ -12,20 +12,25 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from console.text import shorten_message
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable, Iterator
+    from collections.abc import Callable, Hashable, Iterable, Iterator
 
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 5.0
 _said: set[Hashable] = set()
 
 
-def track(items: Iterable[Item], label: str, count: int | None = None) -> Iterator[Item]:
-    """Yield the items and show progress on stderr; stdout is only for results. count: of items without a length."""
+def track(
+    items: Iterable[Item], label: str, count: int | None = None, weigh: Callable[[Item], int] = lambda _: 1
+) -> Iterator[Item]:
+    """Yield the items and show progress on stderr; stdout is only for results.
+
+    count: of items without a length. weigh: how much of the count an item is.
+    """
     total = len(items) if isinstance(items, Sized) else count
     assert total is not None
     console = Console(stderr=True, markup=False)
     if not console.is_terminal:
-        yield from _lines(items, total, label, console)
+        yield from _lines(items, total, label, console, weigh)
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -35,9 +40,10 @@ def track(items: Iterable[Item], label: str, count: int | None = None) -> Iterat
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:
-        task, start = bar.add_task(label, total=total, rate=""), time.monotonic()
-        for done, item in enumerate(items, 1):
+        task, start, done = bar.add_task(label, total=total, rate=""), time.monotonic(), 0
+        for item in items:
             yield item
+            done += weigh(item)
             bar.update(task, completed=done, rate=_rate(done / (time.monotonic() - start)))
 
 
@@ -57,10 +63,14 @@ def say_once(line: str, about: Hashable = None) -> None:
         say(line)
 
 
-def _lines(items: Iterable[Item], total: int, label: str, console: Console) -> Iterator[Item]:
-    start = last = time.monotonic()
-    for done, item in enumerate(items, 1):
+def _lines(
+    items: Iterable[Item], total: int, label: str, console: Console, weigh: Callable[[Item], int]
+) -> Iterator[Item]:
+    start, done = time.monotonic(), 0
+    last = start
+    for item in items:
         yield item
+        done += weigh(item)
         now = time.monotonic()
         if now - last > _SECONDS_BETWEEN_LINES and done < total:
             rate = done / (now - start)

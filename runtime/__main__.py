@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import typer
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from calib_data.document import READ_TEXT
 from console.errors import InputError, require_package, run_command
+from console.files import read_object
 from console.progress import track
 from runtime import evaluate as evaluation
 from runtime import options as option
@@ -214,6 +216,72 @@ def serve(
     )
     if code:
         raise typer.Exit(code)
+
+
+@app.command()
+def batch(
+    source: option.BatchInput,
+    output: option.BatchOutput,
+    model: option.BatchModel = str(option.DEFAULT_MODEL),
+    prompt: option.BatchPrompt = None,
+    schema: option.Schema = None,
+    per: option.Per = "page",
+    form: option.Form = "parquet",
+    max_new_tokens: option.MaxNewTokens = MAX_NEW_TOKENS,
+    temperature: option.Temperature = None,
+    top_p: option.TopP = None,
+    top_k: option.TopK = None,
+    presence_penalty: option.PresencePenalty = None,
+    seed: option.SamplingSeed = None,
+    thinking: option.Thinking = False,
+    thinking_budget: option.ThinkingBudget = None,
+    device: option.Device = "cpu",
+    address: option.Address = None,
+    workers: option.Workers = None,
+    threads: option.Threads = 1,
+    max_rows: option.MaxRows = None,
+    max_context: option.MaxContext = None,
+    memory_limit: option.MemoryLimit = None,
+    retry_errors: option.RetryErrors = False,
+    as_json: option.Json = False,
+) -> None:
+    """Answer a question about many pages, on all GPUs of this machine or of a Ray cluster; resumes a stopped run."""
+    require_package("ray", "batch", "python -m runtime batch")
+    from runtime.batch.command import run_batch  # its packages are in an extra
+    from runtime.batch.job import Job
+    from runtime.batch.screen import print_summary
+    from runtime.batch.storage import Storage
+
+    job = Job(
+        Storage.at(model),
+        Storage.at(source),
+        Storage.at(output),
+        prompt,
+        None if schema is None else read_object(schema, "give a file with a JSON schema"),
+        {
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "presence_penalty": presence_penalty,
+            "seed": seed,
+            "thinking": thinking,
+            "thinking_budget": thinking_budget,
+        },
+        per == "document",
+        form,
+        device,
+        threads,
+        memory_limit,
+        max_rows,
+        max_context,
+        retry_errors,
+    )
+    summary = run_batch(job, address=address, workers=workers)
+    if as_json:
+        print_json(asdict(summary))
+    else:
+        print_summary(summary, Console(markup=False))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -85,6 +85,41 @@ MemoryLimit = Annotated[
 CudaGraph = Annotated[
     bool, typer.Option("--cuda-graph", help="CUDA: replay decode steps as CUDA graphs. Not yet tested on a GPU.")
 ]
+
+# batch
+BatchInput = Annotated[
+    str,
+    typer.Option(
+        "--input",
+        help="Folder of images and PDFs, with those below it; JSONL file; Parquet file or folder. A path or a URL.",
+    ),
+]
+BatchOutput = Annotated[
+    str,
+    typer.Option("--output", help="Folder for the answers, a path or a URL; the same command resumes a stopped run."),
+]
+BatchModel = Annotated[str, typer.Option("--model", help="Exported model folder, a path or a URL.")]
+BatchPrompt = Annotated[
+    str | None, typer.Option("--prompt", help="Question about each page without its own.", show_default=READ_TEXT)
+]
+Schema = Annotated[
+    Path | None,
+    typer.Option(
+        help="File with the JSON schema of every answer; each property becomes a column.", show_default="text"
+    ),
+]
+Per = Annotated[Literal["page", "document"], typer.Option(help="What a row is: a page of a PDF, or the whole PDF.")]
+Form = Annotated[Literal["parquet", "jsonl"], typer.Option("--format", help="Form of the output files.")]
+Address = Annotated[
+    str | None, typer.Option(help='Ray cluster: "auto", "HOST:PORT" or "ray://HOST:PORT".', show_default="this machine")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(min=1, help="Most workers; each takes a GPU, or --threads cores.", show_default="all that fit"),
+]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a worker.")]
+RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Answer pages that had an error again.")]
+Report = Annotated[Path | None, typer.Option(help="File for an HTML page with counts, errors and filled fields.")]
 
 # compare
 Baseline = Annotated[

@@ -80,7 +80,7 @@ def open_prompt_inputs(
     images = [images] if isinstance(images, str | Path | Image.Image) else images
     paths = [videos] if isinstance(videos, str | Path) else list(videos)
     refuse_unused_fps(fps, paths)
-    opened = list(_open_images(model, images))
+    opened = list(fitting_images(model, _open_images(images)))
     films = [open_video(Path(path), fps) for path in paths]
     names, pictures = [name for name, _ in opened], [picture for _, picture in opened]
     inputs = prompt_inputs(model, question, pictures, films, names=names, thinking=thinking)
@@ -96,19 +96,23 @@ def refuse_unused_fps(fps: float | None, videos: Sequence[object]) -> None:
         raise InputError(f"--fps {fps}: has no effect without a video; give one with --video")
 
 
-def _open_images(model: ExportedModel, images: Iterable[str | Path | Image.Image]) -> Iterator[tuple[str, Image.Image]]:
-    """What errors call each image, and the image; several for a PDF, drawn one at a time.
+def _open_images(images: Iterable[str | Path | Image.Image]) -> Iterator[tuple[str, Image.Image]]:
+    """What errors call each image, and the image; several for a PDF, drawn one at a time."""
+    for number, image in enumerate(images, 1):
+        yield from [(f"image {number}", image)] if isinstance(image, Image.Image) else open_pictures(Path(image))
+
+
+def fitting_images(model: ExportedModel, named: Iterable[tuple[str, Image.Image]]) -> Iterator[tuple[str, Image.Image]]:
+    """Pass images on with what errors call them, one at a time.
 
     Raises InputError at the image that no longer fits the context: thousands of pages would fill the memory first.
     """
     tokens, context = 0, model.manifest.text.context
-    for number, image in enumerate(images, 1):
-        named = [(f"image {number}", image)] if isinstance(image, Image.Image) else open_pictures(Path(image))
-        for name, picture in named:
-            tokens += math.prod(image_grid(picture.height, picture.width, model.image_settings, name))
-            if tokens // _merged_patches(model) >= context:
-                raise InputError(f"{name}: does not fit the model's context of {context} tokens; give fewer images")
-            yield name, picture
+    for name, picture in named:
+        tokens += math.prod(image_grid(picture.height, picture.width, model.image_settings, name))
+        if tokens // _merged_patches(model) >= context:
+            raise InputError(f"{name}: does not fit the model's context of {context} tokens; give fewer images")
+        yield name, picture
 
 
 def _merged_patches(model: ExportedModel) -> int:

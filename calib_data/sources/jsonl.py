@@ -74,21 +74,34 @@ def open_questions(path: Path) -> list[tuple[str, Document]]:
     return questions
 
 
+def parse_question(line: str, place: str, prompt: str | None = None) -> tuple[str | None, str]:
+    """One line of a .jsonl of {"image", "prompt"}: the image's path as it is written or None, and the prompt.
+
+    place: what errors call the line. prompt: of a line without its own; None: an image is read. Raises InputError.
+    """
+    row = _checked(line, 1, place, _ANSWERS_TO_QUESTIONS, prompt)
+    return row.image, row.prompt
+
+
 def _rows(path: Path, answers: Sequence[str]) -> list[_Row]:
     """Parse all lines, and say on stderr which keys are not read. answers: keys of true answers."""
     rows: list[_Row] = []
     for number, line in enumerate(read_text(path, "give a .jsonl file in UTF-8").split("\n"), start=1):
         if line.strip():
-            try:
-                rows.append(_parse(line, number, answers))
-            except (ValueError, RecursionError) as error:  # the latter for brackets that are a thousand deep
-                raise InputError(f"{_place(path, number)} is not valid: {error}") from error
+            rows.append(_checked(line, number, _place(path, number), answers))
     if unread := dict.fromkeys(key for row in rows for key in row.unread):
         say_once(f"{path}: keys that are not read: {', '.join(map(repr, unread))}")
     return rows
 
 
-def _parse(line: str, number: int, answers: Sequence[str]) -> _Row:
+def _checked(line: str, number: int, place: str, answers: Sequence[str], default: str | None = None) -> _Row:
+    try:
+        return _parse(line, number, answers, default)
+    except (ValueError, RecursionError) as error:  # the latter for brackets that are a thousand deep
+        raise InputError(f"{place} is not valid: {error}") from error
+
+
+def _parse(line: str, number: int, answers: Sequence[str], default: str | None) -> _Row:
     """Parse one line. Raises ValueError if it is not valid, for a number of thousands of digits too."""
     row = json.loads(line, object_pairs_hook=_unique)
     if not isinstance(row, dict):
@@ -101,7 +114,7 @@ def _parse(line: str, number: int, answers: Sequence[str]) -> _Row:
     if image is None and shown is not None:
         raise ValueError(f"it has no 'image', and its key {shown!r} is not read; rename it to 'image', or drop it")
     if prompt is None:
-        prompt = _default_prompt(row, image, unread)
+        prompt = _default_prompt(row, image, unread) if default is None or image is None else default
     for text in (prompt, reasoning or "", *truths):
         text.encode()  # JSON can hold half of a surrogate pair, which no tokenizer takes
     return _Row(number, image, prompt, tuple(truths), reasoning, unread)

@@ -14,7 +14,7 @@ import numpy as np
 from console.errors import InputError
 from runtime.decoding.forward import NotFiniteError
 from runtime.engine.drafting import Drafting
-from runtime.engine.pictures import VisionCache
+from runtime.engine.pictures import CACHE_BYTES, VisionCache
 from runtime.engine.read_prompt import read_prompt
 from runtime.engine.rows import Rows
 from runtime.engine.sequence import Sequence
@@ -40,11 +40,17 @@ class Engine:
     One thread calls `turn`; any thread may call `submit` and cancel what it returns.
     """
 
-    def __init__(self, model: ExportedModel, plan: CachePlan, draft_tokens: DraftTokens = 0) -> None:
-        """Allocate the KV cache. draft_tokens: drafted ahead of a call while one row is alone."""
+    def __init__(
+        self, model: ExportedModel, plan: CachePlan, draft_tokens: DraftTokens = 0, picture_bytes: int = CACHE_BYTES
+    ) -> None:
+        """Allocate the KV cache.
+
+        draft_tokens: drafted ahead of a call while one row is alone. picture_bytes: of encoded images that are kept for
+        later requests.
+        """
         self.plan = plan
         """Rows and tokens of the KV cache."""
-        self.vision = VisionCache(model)
+        self.vision = VisionCache(model, picture_bytes)
         """Encoded images."""
         self._model = model
         windows = buffer_limits(model.manifest.text.windows, model.target.kv_layout)

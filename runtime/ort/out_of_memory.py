@@ -23,6 +23,10 @@ _OUT_OF_MEMORY = re.compile(
 )
 
 
+class FailedRunError(InputError):
+    """ONNX Runtime could not run a graph: it is damaged, or the device has failed."""
+
+
 @contextmanager
 def report_out_of_memory(what: str, advice: str) -> Iterator[None]:
     """Raise NoMemoryError where a block runs out of host or GPU memory. Other errors pass unchanged.
@@ -42,7 +46,7 @@ def report_out_of_memory(what: str, advice: str) -> Iterator[None]:
 
 @contextmanager
 def report_failed_run(what: str) -> Iterator[None]:
-    """Raise InputError where ONNX Runtime cannot run a graph, as one that does not belong to runtime.json.
+    """Raise FailedRunError where ONNX Runtime cannot run a graph, as one that does not belong to runtime.json.
 
     what: the call. Out of memory passes: `report_out_of_memory` has the advice.
     """
@@ -52,4 +56,4 @@ def report_failed_run(what: str) -> Iterator[None]:
         if isinstance(error, MemoryError) or _OUT_OF_MEMORY.search(str(error)):
             raise
         reason = shorten(" ".join(str(error).split()), 500)
-        raise InputError(f"ONNX Runtime cannot run {what} ({reason}); {AGAIN}") from error
+        raise FailedRunError(f"ONNX Runtime cannot run {what} ({reason}); {AGAIN}") from error

@@ -52,12 +52,15 @@ class Options:
     """Folder for the profile that `placement` reads."""
 
 
-def session_options(device: str, *, memory_limit: float | None = None, cuda_graph: bool = False) -> Options:
+def session_options(
+    device: str, *, memory_limit: float | None = None, cuda_graph: bool = False, threads: int | None = None
+) -> Options:
     """Options that users choose. memory_limit: GiB. Raises InputError for one that the device does not have."""
     if Device.parse(device).kind == "cpu" and (memory_limit is not None or cuda_graph):
         name = "--cuda-graph" if memory_limit is None else "--memory-limit"
         raise InputError(f"{name}: is for a GPU; give --device cuda too")
-    return Options(memory_limit=None if memory_limit is None else int(memory_limit * 2**30), capture=cuda_graph)
+    limit = None if memory_limit is None else int(memory_limit * 2**30)
+    return Options(threads=threads, memory_limit=limit, capture=cuda_graph)
 
 
 def open_session(

@@ -1,0 +1,171 @@
+"""Opens pages and has one engine answer them, as many at a time as it has rows."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from console.errors import InputError
+from runtime.answer import answer_settings
+from runtime.batch.model_folder import local_model
+from runtime.batch.source.lines import Lines
+from runtime.batch.source.page import Page
+from runtime.decoding.draft_policy import DraftPolicy
+from runtime.decoding.sampling import Sampling
+from runtime.decoding.structured import Grammar, GrammarTokenizer
+from runtime.engine.answer_all import Collected
+from runtime.engine.cache_plan import plan_cache
+from runtime.engine.engine import Engine
+from runtime.engine.request import Failed, Finished, Request
+from runtime.engine.thread import ClosedError, EngineThread
+from runtime.evaluate import require_vision
+from runtime.exported import ExportedModel
+from runtime.ort.sessions import session_options
+from runtime.prompt import fitting_images, prompt_inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from runtime.answer import AnswerSettings
+    from runtime.batch.job import Job
+    from runtime.engine.request import Event
+
+_AHEAD = 2  # pages for each row that are opened before a row is free
+_OPENERS = 2  # shards whose pages are opened at the same time
+_PROMPT_TOKENS = 1024  # of a prompt beside its image, by default
+
+
+class BrokenEngineError(Exception):
+    """The engine or its device has failed: only a new process can go on."""
+
+
+@dataclass
+class Answered:
+    """A page and its answer."""
+
+    page: Page
+    """What was asked."""
+    collected: Collected
+    """The answer, when it has ended."""
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Set when it has."""
+
+    @property
+    def error(self) -> InputError | None:
+        """Why there is no answer; None where there is one."""
+        return self.collected.end.error if isinstance(self.collected.end, Failed) else None
+
+    @classmethod
+    def failed(cls, page: Page, error: InputError) -> Answered:
+        """A page without an answer."""
+        answered = cls(page, Collected(end=Failed(error)))
+        answered.ended.set()
+        return answered
+
+
+def open_model(job: Job) -> tuple[ExportedModel, AnswerSettings, Grammar | None]:
+    """The model of a job without its sessions, how it answers, and what its answers must match.
+
+    Raises InputError for a model or options that cannot be used.
+    """
+    options = session_options(job.device, memory_limit=job.memory_limit, threads=job.threads)
+    model = ExportedModel(local_model(job.model), job.device, options)
+    if not isinstance(job.source, Lines):  # which may ask without pictures
+        require_vision(model)
+    settings = answer_settings(model, DraftPolicy(), {**job.options, "draft_tokens": 0})
+    if job.schema is None:
+        return model, settings, None
+    tokenizer = GrammarTokenizer(model.chat, model.manifest.text.vocab_size, model.end_ids)
+    return model, settings, Grammar.json_schema(tokenizer, job.schema, "--schema")
+
+
+class Answering:
+    """A model and its engine. Several threads may ask at the same time."""
+
+    def __init__(self, job: Job) -> None:
+        """Open the model and its sessions. Raises InputError as `open_model` does, and where it does not fit."""
+        self._model, self._settings, self._grammar = open_model(job)
+        plan = plan_cache(self._model, job.max_rows, job.max_context or self._usual_context(job))
+        self._context = plan.context
+        self._engine = EngineThread(Engine(self._model, plan, picture_bytes=0))
+        self._places = threading.Semaphore(_AHEAD * plan.rows)
+        self._openers = threading.Semaphore(_OPENERS)
+        self._opening = threading.Lock()  # neither PDFium nor Python's warnings may be used by two threads
+
+    def together(self, pages: Mapping[int, Page]) -> dict[int, Answered]:
+        """Answer pages at the same time, by their rows. No more are open, of all callers, than the engine soon needs.
+
+        A page that cannot be opened or answered has its error. Raises BrokenEngineError.
+        """
+        answered = {}
+        with self._openers:
+            for row, page in pages.items():
+                self._places.acquire()
+                answered[row] = self._ask(page)
+        for one in answered.values():
+            one.ended.wait()
+            if isinstance(one.error, ClosedError):
+                raise BrokenEngineError(str(one.error))
+        return answered
+
+    def check_device(self) -> None:
+        """Raise BrokenEngineError where not even a short text is answered."""
+        asked = Answered(Page("", None, "?", lambda: iter(())), Collected())
+        self._submit(asked, lambda: Request(prompt_inputs(self._model, "?"), Sampling(), 1))
+        asked.ended.wait()
+        if asked.error is not None:
+            raise BrokenEngineError(str(asked.error))
+
+    def close(self) -> None:
+        """End the engine."""
+        self._engine.close(0)
+
+    def _ask(self, page: Page) -> Answered:
+        asked = Answered(page, Collected())
+        self._submit(asked, lambda: self._request(page), self._places.release)
+        return asked
+
+    def _submit(
+        self, asked: Answered, request: Callable[[], Request], release: Callable[[], None] = lambda: None
+    ) -> None:
+        """Give a request to the engine; what is wrong with it ends the page."""
+
+        def deliver(event: Event) -> None:
+            asked.collected.deliver(event)
+            if isinstance(event, Finished | Failed):
+                release()
+                asked.ended.set()
+
+        try:
+            self._engine.submit(request(), deliver)
+        except InputError as error:
+            deliver(Failed(error))
+        except Exception as error:  # decoders of pictures raise almost anything; other pages are not affected
+            deliver(Failed(InputError(f"cannot be read ({type(error).__name__}: {error})")))
+
+    def _request(self, page: Page) -> Request:
+        """A page as the engine takes it. Raises InputError where it cannot be opened, or does not fit."""
+        settings, longest = self._settings, self._settings.max_new_tokens
+        with self._opening:
+            opened = list(fitting_images(self._model, page.pictures()))
+        names, images = [name for name, _ in opened], [image for _, image in opened]
+        inputs = prompt_inputs(self._model, page.prompt, images, names=names, thinking=settings.thinking)
+        needed = min(len(inputs.ids) + longest, self._model.manifest.text.context)
+        if needed > self._context:
+            raise InputError(
+                f"prompt: {len(inputs.ids)} tokens and an answer of {longest} need --max-context {needed}, "
+                f"and it is {self._context}"
+            )
+        thinking = settings.thinking, settings.thinking_budget
+        return Request(inputs, settings.sampling, longest, *thinking, grammar=self._grammar)
+
+    def _usual_context(self, job: Job) -> int | None:
+        """Tokens that the largest image needs with its prompt and answer; None for documents of any length."""
+        if job.per_document:
+            return None
+        tokens = _PROMPT_TOKENS + self._settings.max_new_tokens
+        if self._model.manifest.vision is not None:
+            images = self._model.image_settings
+            tokens += images.max_pixels // (images.patch_size * images.merge_size) ** 2
+        return min(tokens, self._model.manifest.text.context)

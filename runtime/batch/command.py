@@ -1,0 +1,142 @@
+"""`python -m runtime batch`: a run from its start, or from where it was stopped, to its summary."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from console.errors import InputError, naming
+from console.locks import lock, unlock
+from console.progress import say, track
+from runtime.batch.answering import open_model
+from runtime.batch.cluster import answer_shards, cluster, worker_count
+from runtime.batch.journal import FOLDER as UNFINISHED
+from runtime.batch.plan import PLAN, read_plan, shards, write_plan
+from runtime.batch.shards import FOLDER as PAGES
+from runtime.batch.source.folder import Folder
+from runtime.batch.summary import summarize
+from runtime.ort.device import Device
+from runtime.ort.manifest import load_manifest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from runtime.batch.job import Job
+    from runtime.batch.plan import Planned
+    from runtime.batch.source.page import Listed
+    from runtime.batch.summary import Summary
+    from runtime.batch.worker import Done
+
+_SECONDS_BETWEEN_LINES = 5.0
+
+
+def run_batch(job: Job, *, address: str | None = None, workers: int | None = None) -> Summary:
+    """Answer all pages of a job that the output does not have yet, and count what it has then.
+
+    address: of a Ray cluster; None for Ray on this machine. workers: at most so many; None for all that fit. Raises
+    InputError for a job that cannot be done, and where the output cannot be written: finished shards stay.
+    """
+    _check(job)
+    with _locked(job):
+        plan = _plan(job)
+        finished = job.files.finished()
+        again = {shard.number for shard in plan if job.retry_errors and _has_errors(job, shard, finished)}
+        todo = [shard for shard in plan if shard.number not in finished - again]
+        if todo:
+            _say_resumed(plan, todo)
+            _answer(job, todo, address, workers)
+        return summarize(job.files, [shard.number for shard in plan], [column.name for column in job.columns])
+
+
+def _check(job: Job) -> None:
+    """Raise InputError, before Ray starts, for what can be known here; workers check the rest."""
+    with naming("--schema"):
+        _ = job.columns
+    if job.schema is not None and job.prompt is None and isinstance(job.source, Folder):
+        raise InputError("--schema: needs a --prompt that says what the fields are")
+    folder, kind = job.model.folder, Device.parse(job.device).kind
+    if folder is None:
+        return
+    load_manifest(folder).target(folder, kind)
+    if kind == "cpu":  # this machine need not have a GPU
+        model, settings, _ = open_model(job)
+        if unused := model.generation.without_effect(settings.used_fields(model.generation)):
+            say(unused)
+
+
+@contextmanager
+def _locked(job: Job) -> Iterator[None]:
+    """Hold the output, where it is a folder here. Files that a killed run left half written are deleted."""
+    folder = job.output.folder
+    if folder is None:
+        yield
+        return
+    held = lock(folder)
+    try:
+        for name in (PAGES, UNFINISHED):
+            job.output.make_folder(name)
+        for partial in folder.rglob(".*.partial"):
+            partial.unlink(missing_ok=True)
+        yield
+    finally:
+        unlock(held)
+
+
+def _plan(job: Job) -> list[Planned]:
+    """The shards of a run, listed at its first start."""
+    found = read_plan(job.output)
+    if found is None:
+        if job.output.names(PAGES):
+            raise InputError(f"{job.output.url}: has pages but no {PLAN}; give an empty --output")
+        write_plan(job.output, job.settings(), shards(_say_listed(job.source.parts())))
+        found = read_plan(job.output)
+        assert found is not None
+    settings, plan = found
+    job.check_same(settings)
+    return plan
+
+
+def _say_listed(listed: Iterable[Listed]) -> Iterator[Listed]:
+    """Say now and then how much was listed: a source may have millions of pages."""
+    pages, last = 0, time.monotonic()
+    for one in listed:
+        yield one
+        pages += one.pages
+        if time.monotonic() - last > _SECONDS_BETWEEN_LINES:
+            say(f"listing: {pages} pages")
+            last = time.monotonic()
+
+
+def _has_errors(job: Job, shard: Planned, finished: set[int]) -> bool:
+    return shard.number in finished and any(row["error"] is not None for row in job.files.read(shard.number, ["error"]))
+
+
+def _say_resumed(plan: list[Planned], todo: list[Planned]) -> None:
+    total, left = (sum(shard.rows for shard in some) for some in (plan, todo))
+    if left < total:
+        say(f"resuming: {total - left} of {total} pages are written")
+
+
+def _answer(job: Job, todo: list[Planned], address: str | None, workers: int | None) -> None:
+    run = uuid.uuid4().hex
+    with cluster(address):
+        count = worker_count(job, workers)
+        say(f"{sum(shard.rows for shard in todo)} pages, {count} worker{'s' if count > 1 else ''}")
+        done = _say_errors(answer_shards(job, run, todo, count))
+        start, answered = time.monotonic(), 0
+        for shard in track(done, "answering", sum(shard.rows for shard in todo), lambda shard: shard.rows):
+            answered += shard.rows
+        seconds = time.monotonic() - start
+    say(f"answered {answered} pages in {seconds:.0f} s, {answered / seconds:.2f}/s")
+
+
+def _say_errors(done: Iterable[Done]) -> Iterator[Done]:
+    """Say the first error: whoever sees it may stop a run whose pages all have it."""
+    said = False
+    for shard in done:
+        if shard.error is not None and not said:
+            say(f"first error: {shard.error}")
+            said = True
+        yield shard

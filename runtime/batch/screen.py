@@ -1,0 +1,27 @@
+"""Prints a summary."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from runtime.batch.summary import Summary
+
+
+def print_summary(summary: Summary, console: Console) -> None:
+    """Print counts, then fields and errors where there are any."""
+    table = Table(title=f"{summary.pages} pages of {summary.documents} documents", show_header=False)
+    table.add_row("answered", str(summary.answered))
+    table.add_row("with an error", str(summary.pages - summary.answered))
+    table.add_row("cut at the longest answer", str(summary.cut))
+    table.add_row("begun more than once", str(summary.retried))
+    table.add_row("tokens of answers", str(summary.tokens))
+    for name, filled in summary.filled.items():
+        table.add_row(f"field {name}", f"{filled} filled, {filled / max(1, summary.pages):.1%}")
+    console.print(table)
+    for error in summary.errors:
+        console.print(f"{error.pages} x {error.message} ({error.example})", highlight=False, soft_wrap=True)

@@ -1,0 +1,71 @@
+"""Output files, one for each shard: written at once, and read back."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from console.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runtime.batch.storage import Storage
+
+FOLDER = "pages"
+PARQUET, JSONL = "parquet", "jsonl"
+
+
+@dataclass(frozen=True)
+class ShardFiles:
+    """The files of one run, all of one form."""
+
+    storage: Storage
+    """The output."""
+    schema: pa.Schema
+    """Columns."""
+    form: str
+    """PARQUET or JSONL."""
+
+    def name(self, number: int) -> str:
+        """Name of a shard's file; sorted, they have the order of the source."""
+        return f"{FOLDER}/{number:06}.{self.form}"
+
+    def finished(self) -> set[int]:
+        """Numbers of the shards that are written."""
+        pattern = re.compile(rf"(\d{{6,}})\.{self.form}")
+        matches = map(pattern.fullmatch, self.storage.names(FOLDER))
+        return {int(match[1]) for match in matches if match}
+
+    def write(self, number: int, rows: Sequence[dict[str, Any]]) -> None:
+        """Write the rows of a shard. Raises InputError where they cannot be, as on a full disk."""
+        self.storage.write(self.name(number), self._parquet(rows) if self.form == PARQUET else self._jsonl(rows))
+
+    def read(self, number: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """The rows of a shard, with all columns or some."""
+        content = self.storage.read(self.name(number))
+        try:
+            if self.form == PARQUET:
+                table = pq.read_table(io.BytesIO(content), columns=None if columns is None else list(columns))
+                return list(table.to_pylist())
+            rows = [json.loads(line) for line in content.decode().split("\n") if line]
+        except (pa.ArrowException, OSError, ValueError) as error:
+            reason = str(error).partition("\n")[0]
+            place = f"{self.storage.url}/{self.name(number)}"
+            raise InputError(f"{place}: is damaged ({reason}); delete it, and run the same command again") from error
+        return rows if columns is None else [{name: row[name] for name in columns} for row in rows]
+
+    def _parquet(self, rows: Sequence[dict[str, Any]]) -> bytes:
+        file = io.BytesIO()
+        pq.write_table(pa.Table.from_pylist(list(rows), self.schema), file, compression="zstd")
+        return file.getvalue()
+
+    def _jsonl(self, rows: Sequence[dict[str, Any]]) -> bytes:
+        lines = ({name: row[name] for name in self.schema.names} for row in rows)
+        return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines).encode()

@@ -1,0 +1,110 @@
+"""Images and PDFs in a folder and those below it."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from calib_data.images import SUFFIXES, open_image
+from calib_data.sources.pdf import draw_page, page_count
+from console.errors import InputError, require_package
+from runtime.batch.source.page import SHARD_PAGES, Listed, Page, Part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL import Image
+
+    from runtime.batch.storage import Storage
+
+PDF = ".pdf"
+
+
+@dataclass(frozen=True)
+class Folder:
+    """Each image is a row, and each page of a PDF, or each PDF."""
+
+    storage: Storage
+    """The folder, or a single file."""
+    prompt: str
+    """What is asked about each."""
+    per_document: bool
+    """Whether a PDF is one row."""
+
+    def parts(self) -> Iterator[Listed]:
+        """Images and PDFs by name, folder by folder. What is neither is passed over."""
+        for name in self._names():
+            if self._is_pdf(name):
+                require_package("pypdfium2", "batch", f"{self._place(name)}: reading PDF files")
+                yield from self._pdf(name)
+            elif PurePosixPath(name or self.storage.url).suffix.lower() in SUFFIXES:
+                yield Listed(Part(name, 0, 1), 1)
+
+    def pages(self, part: Part) -> Iterator[Page]:
+        """The pages of a part; an image has the number 1."""
+        document = part.file or PurePosixPath(self.storage.url).name
+        if not self._is_pdf(part.file):
+            yield Page(document, 1, self.prompt, partial(self._image, part.file))
+        elif part.first == 0:
+            yield Page(document, None, self.prompt, partial(self._whole, part))
+        for number in range(part.first, part.first + part.count) if part.first else ():
+            yield Page(document, number, self.prompt, partial(self._drawn, part.file, number))
+
+    def _names(self) -> Iterator[str]:
+        if self.storage.is_file():
+            yield ""
+            return
+        for folder, names in self.storage.walk():
+            yield from (f"{folder}/{name}" if folder else name for name in names)
+
+    def _pdf(self, name: str) -> Iterator[Listed]:
+        """Parts of SHARD_PAGES pages, or one for the whole. A PDF that cannot be read is a row with its error."""
+        try:
+            with self._located(name):
+                total = page_count(self.storage.local(name))
+            if not total:
+                raise InputError(f"{self._place(name)}: has no pages")
+        except InputError as error:
+            yield Listed(Part(name, 0, 1, error=str(error)), 1)
+            return
+        if self.per_document:
+            yield Listed(Part(name, 0, 1), total)
+            return
+        for first in range(1, total + 1, SHARD_PAGES):
+            count = min(SHARD_PAGES, total + 1 - first)
+            yield Listed(Part(name, first, count), count)
+
+    def _is_pdf(self, name: str) -> bool:
+        return PurePosixPath(name or self.storage.url).suffix.lower() == PDF
+
+    def _image(self, name: str) -> Iterator[tuple[str, Image.Image]]:
+        with self._located(name):
+            yield self._place(name), open_image(self.storage.local(name))
+
+    def _drawn(self, name: str, number: int) -> Iterator[tuple[str, Image.Image]]:
+        with self._located(name):
+            yield f"{self._place(name)}: page {number}", draw_page(self.storage.local(name), number - 1)
+
+    def _whole(self, part: Part) -> Iterator[tuple[str, Image.Image]]:
+        if part.error is not None:
+            raise InputError(part.error)
+        with self._located(part.file):
+            total = page_count(self.storage.local(part.file))
+        for number in range(1, total + 1):
+            yield from self._drawn(part.file, number)
+
+    def _place(self, name: str) -> str:
+        return f"{self.storage.url.rstrip('/')}/{name}" if name else self.storage.url
+
+    @contextmanager
+    def _located(self, name: str) -> Iterator[None]:
+        """Have errors name the file where it is, not its local copy."""
+        try:
+            yield
+        except InputError as error:
+            if self.storage.folder is not None:
+                raise
+            raise InputError(str(error).replace(str(self.storage.local(name)), self._place(name))) from error

@@ -1,0 +1,91 @@
+"""Lines of a JSONL file, {"image": path, "prompt": text}, with paths relative to the file."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from calib_data.images import open_image
+from calib_data.sources import parse_question
+from console.errors import InputError, naming
+from runtime.batch.source.page import SHARD_PAGES, Listed, Page, Part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL import Image
+
+    from runtime.batch.storage import Storage
+
+_BLOCK = 1 << 20  # bytes that are read at once
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Each line is a row; empty ones are passed over."""
+
+    storage: Storage
+    """The file."""
+    prompt: str | None
+    """What is asked in a line without a prompt; None for READ_TEXT."""
+
+    def parts(self) -> Iterator[Listed]:
+        """Every SHARD_PAGES lines are a part. The first must be valid: what is wrong with it is wrong with all."""
+        part: Part | None = None
+        for number, offset, line in self._lines():
+            if part is None or part.count == SHARD_PAGES:
+                if part is None:
+                    self._parse(line, number)
+                else:
+                    yield Listed(part, part.count)
+                part = Part("", number, 0, offset)
+            part = Part("", part.first, part.count + 1, part.offset)
+        if part is not None:
+            yield Listed(part, part.count)
+
+    def pages(self, part: Part) -> Iterator[Page]:
+        """The lines of a part. One that is not valid is a page whose pictures raise the error."""
+        for number, _, line in islice(self._lines(part), part.count):
+            try:
+                image, prompt = self._parse(line, number)
+            except InputError as error:
+                yield Page(f"line {number}", None, "", partial(_fail, error))
+                continue
+            yield Page(image or f"line {number}", None, prompt, partial(self._pictures, image, number))
+
+    def _lines(self, part: Part | None = None) -> Iterator[tuple[int, int, bytes]]:
+        """Number, offset in bytes and content of each line that is not empty, from a part's first on."""
+        number, offset, rest = (1, 0, b"") if part is None else (part.first, part.offset, b"")
+        for start in range(offset, self.storage.size(), _BLOCK):
+            *lines, rest = (rest + self.storage.read("", start, start + _BLOCK)).split(b"\n")
+            for line in lines:
+                if line.strip():
+                    yield number, offset, line
+                number, offset = number + 1, offset + len(line) + 1
+        if rest.strip():
+            yield number, offset, rest
+
+    def _parse(self, line: bytes, number: int) -> tuple[str | None, str]:
+        place = self._place(number)
+        try:
+            text = line.removeprefix(codecs.BOM_UTF8).decode()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{place} is not UTF-8 ({error}); save the file as UTF-8") from error
+        return parse_question(text, place, self.prompt)
+
+    def _pictures(self, image: str | None, number: int) -> Iterator[tuple[str, Image.Image]]:
+        if image is None:
+            return
+        with naming(self._place(number)):
+            folder, name = self.storage.beside(image)
+            yield self._place(number), open_image(folder.local(name))
+
+    def _place(self, number: int) -> str:
+        return f"{self.storage.url}: line {number}"
+
+
+def _fail(error: InputError) -> Iterator[tuple[str, Image.Image]]:
+    raise error

@@ -1,0 +1,54 @@
+"""Which kind of source a path or URL is."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING
+
+from calib_data.document import READ_TEXT
+from calib_data.images import SUFFIXES
+from console.errors import InputError
+from runtime.batch.source.folder import PDF, Folder
+from runtime.batch.source.lines import Lines
+from runtime.batch.source.table import SUFFIX, Table
+
+if TYPE_CHECKING:
+    from runtime.batch.source.page import Source
+    from runtime.batch.storage import Storage
+
+
+def open_source(storage: Storage, prompt: str | None, *, per_document: bool) -> Source:
+    """The source at a path or URL; nothing is listed yet.
+
+    prompt: of a page without its own; None for READ_TEXT. per_document: a PDF is one row. Raises InputError for what is
+    no source.
+    """
+    if not storage.exists():
+        raise InputError(f"{storage.url}: no such file or folder")
+    source: Source
+    if storage.is_file():
+        suffix = PurePosixPath(storage.url).suffix.lower()
+        if suffix == ".jsonl":
+            source = Lines(storage, prompt)
+        elif suffix == SUFFIX:
+            source = Table(storage, prompt)
+        elif suffix == PDF or suffix in SUFFIXES:
+            source = Folder(storage, prompt or READ_TEXT, per_document)
+        else:
+            raise InputError(f"{storage.url}: is no .jsonl, .parquet, .pdf or image; give one of these, or a folder")
+    elif _holds_tables(storage):
+        source = Table(storage, prompt)
+    else:
+        source = Folder(storage, prompt or READ_TEXT, per_document)
+    if per_document and not isinstance(source, Folder):
+        raise InputError(f"--per document: {storage.url} has a row for each picture; leave it out")
+    return source
+
+
+def _holds_tables(storage: Storage) -> bool:
+    """Whether the first folder with files has Parquet files; images next to them are their pictures."""
+    for _, names in storage.walk():
+        suffixes = {PurePosixPath(name).suffix.lower() for name in names}
+        if suffixes & {SUFFIX, PDF, *SUFFIXES}:
+            return SUFFIX in suffixes
+    return False

@@ -1,0 +1,64 @@
+"""A page that is to be answered, and the parts in which a source lists its pages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from PIL import Image
+
+SHARD_PAGES = 64
+"""Most pages of a shard."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """Pages that are listed together: some of a PDF, an image, lines or rows of a file."""
+
+    file: str
+    """Name in the source; "" where the source is a file."""
+    first: int
+    """Of a PDF, its first page, from 1, or 0 for the whole; else the first line or row."""
+    count: int
+    """Number of output rows."""
+    offset: int = 0
+    """Of lines: where they begin, in bytes."""
+    error: str | None = None
+    """Why the file could not be listed; its output is one row."""
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A part, and how much there is to read in it."""
+
+    part: Part
+    """The part."""
+    pages: int
+    """Its pages, which are more than its rows where a row is a whole document."""
+
+
+@dataclass(frozen=True)
+class Page:
+    """One row of the output, before it is answered."""
+
+    document: str
+    """Name of the file, or what the source calls the document."""
+    page: int | None
+    """Number in a document with several pages, from 1; None for a whole document."""
+    prompt: str
+    """What is asked."""
+    pictures: Callable[[], Iterator[tuple[str, Image.Image]]]
+    """Opens its pictures: for each its name in errors and the RGB picture. Raises InputError."""
+
+
+class Source(Protocol):
+    """Where pages come from."""
+
+    def parts(self) -> Iterator[Listed]:
+        """List all pages, in an order that does not change. Raises InputError for what cannot be listed at all."""
+
+    def pages(self, part: Part) -> Iterator[Page]:
+        """The pages of a part, `count` of them. Raises InputError where its file cannot be read."""

@@ -1,0 +1,141 @@
+"""Rows of Parquet files, with a column of pictures or of their paths."""
+
+from __future__ import annotations
+
+import io
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from calib_data.document import READ_TEXT
+from calib_data.images import open_image, read_image
+from calib_data.sources.fields import IMAGES, PROMPTS, given, question_of
+from console.errors import InputError, naming
+from runtime.batch.source.page import SHARD_PAGES, Listed, Page, Part
+from runtime.batch.storage import Storage
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from PIL import Image
+
+SUFFIX = ".parquet"
+_NAMES = ("document", "id", "name")
+_Content = tuple[bytes | None, str | None]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Each row of the source is a row of the output."""
+
+    storage: Storage
+    """The file, or a folder of them."""
+    prompt: str | None
+    """What is asked in a row without a prompt; None for READ_TEXT."""
+
+    def parts(self) -> Iterator[Listed]:
+        """Every SHARD_PAGES rows of a file are a part. Raises InputError for a file without pictures."""
+        for name in self.file_names():
+            with self._opened(name) as file:
+                self._check(file.schema_arrow, name)
+                total = file.metadata.num_rows
+            for first in range(0, total, SHARD_PAGES):
+                count = min(SHARD_PAGES, total - first)
+                yield Listed(Part(name, first, count), count)
+
+    def pages(self, part: Part) -> Iterator[Page]:
+        """The rows of a part."""
+        for number, row in enumerate(self._rows(part), part.first):
+            place = f"{self._place(part.file)}: row {number}"
+            named = next((str(row[name]) for name in _NAMES if row.get(name) is not None), None)
+            try:
+                prompt = question_of(row, given(row, PROMPTS)) or self.prompt or READ_TEXT
+            except ValueError as error:
+                yield Page(named or f"row {number}", None, "", partial(_fail, f"{place} is not valid: {error}"))
+                continue
+            images = next((row[name] for name in IMAGES if row.get(name) is not None), None)
+            contents = [_content(image) for image in (images if isinstance(images, list) and images else [images])]
+            document = named or contents[0][1] or f"{part.file or PurePosixPath(self.storage.url).name}: row {number}"
+            yield Page(document, None, prompt, partial(self._pictures, contents, place))
+
+    def file_names(self) -> Iterator[str]:
+        """Names of the Parquet files; "" for a single one."""
+        if self.storage.is_file():
+            yield ""
+            return
+        for folder, names in self.storage.walk():
+            yield from (f"{folder}/{name}" if folder else name for name in names if name.lower().endswith(SUFFIX))
+
+    def _rows(self, part: Part) -> Iterator[dict[str, Any]]:
+        """The rows of a part, read from the row groups that have them."""
+        start, stop = part.first, part.first + part.count
+        with self._opened(part.file) as file:
+            columns = [name for name in file.schema_arrow.names if name in {*IMAGES, *PROMPTS, *_NAMES}]
+            begin = 0
+            for group in range(file.num_row_groups):
+                end = begin + file.metadata.row_group(group).num_rows
+                if begin < stop and end > start:
+                    yield from _sliced(file, group, columns, start - begin, stop - begin)
+                begin = end
+
+    def _check(self, schema: pa.Schema, name: str) -> None:
+        if not {*IMAGES} & {*schema.names}:
+            columns = ", ".join(schema.names)
+            wanted = ", ".join(IMAGES)
+            raise InputError(f"{self._place(name)}: has no column of pictures ({wanted}); its columns are {columns}")
+
+    def _pictures(self, contents: list[_Content], place: str) -> Iterator[tuple[str, Image.Image]]:
+        for content, path in contents:
+            with naming(place):
+                if content is not None:
+                    picture = read_image(io.BytesIO(content), place)
+                elif path is not None:
+                    folder, name = self._beside(path)
+                    picture = open_image(folder.local(name))
+                else:
+                    raise InputError("has no picture")
+            yield place, picture
+
+    def _beside(self, path: str) -> tuple[Storage, str]:
+        """Where a picture is: paths are relative to the file, or to the folder of files."""
+        return (self.storage if self.storage.is_file() else Storage(f"{self.storage.url}/-")).beside(path)
+
+    def _place(self, name: str) -> str:
+        return f"{self.storage.url.rstrip('/')}/{name}" if name else self.storage.url
+
+    @contextmanager
+    def _opened(self, name: str) -> Iterator[pq.ParquetFile]:
+        try:
+            with pq.ParquetFile(self.storage.local(name)) as file:
+                yield file
+        except (pa.ArrowException, OSError) as error:
+            reason = str(error).partition("\n")[0]
+            raise InputError(f"{self._place(name)}: cannot be read as Parquet ({reason})") from error
+
+
+def _sliced(file: pq.ParquetFile, group: int, columns: list[str], start: int, stop: int) -> Iterator[dict[str, Any]]:
+    """Rows start to stop of a row group, which is read in small batches: it may be larger than memory."""
+    at = 0
+    for batch in file.iter_batches(SHARD_PAGES, row_groups=[group], columns=columns):
+        if at >= stop:
+            return
+        first, last = max(0, start - at), min(batch.num_rows, stop - at)
+        if first < last:
+            yield from batch.slice(first, last - first).to_pylist()
+        at += batch.num_rows
+
+
+def _content(image: object) -> _Content:
+    """The bytes of a picture and its path, of a column of bytes, of paths, or of both as Hugging Face keeps them."""
+    if isinstance(image, dict):
+        return image.get("bytes"), image.get("path")
+    return (image, None) if isinstance(image, bytes) else (None, image if isinstance(image, str) else None)
+
+
+def _fail(problem: str) -> Iterator[tuple[str, Image.Image]]:
+    raise InputError(problem)

@@ -1,0 +1,200 @@
+"""Folders that all machines see: a path, or a URL that fsspec reads, such as s3://bucket/scans."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+import threading
+import uuid
+from collections import OrderedDict
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from fsspec.core import url_to_fs
+from fsspec.implementations.local import LocalFileSystem
+
+from console.errors import InputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_COPIES = 8  # files that a process keeps of what is not local: the pages of one PDF are opened one after another
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A folder, or a single file, at a path or URL. Names are relative to it, with slashes; "" is itself."""
+
+    url: str
+    """Path or URL."""
+
+    @classmethod
+    def at(cls, place: str | Path) -> Storage:
+        """The folder or file at a path, which is made absolute for processes with other working folders, or at a URL.
+
+        Raises InputError for what is neither.
+        """
+        found = cls(os.fspath(place))
+        return found if found.folder is None else cls(str(found.folder))
+
+    @cached_property
+    def _found(self) -> tuple[Any, str]:
+        """The file system, and the path in it."""
+        try:
+            system, path = url_to_fs(self.url)
+            return system, path
+        except ImportError as error:
+            raise InputError(f"{self.url}: {error}") from error  # it names the package to install
+        except ValueError as error:
+            raise InputError(f"{self.url}: is neither a path nor a URL that fsspec reads ({error})") from error
+
+    @property
+    def folder(self) -> Path | None:
+        """The path in the local file system; None elsewhere."""
+        system, root = self._found
+        return Path(root) if isinstance(system, LocalFileSystem) else None
+
+    def is_file(self) -> bool:
+        """Whether it is a single file."""
+        with self._errors("", "read"):
+            return bool(self._system.isfile(self._path("")))
+
+    def exists(self, name: str = "") -> bool:
+        """Whether there is such a file or folder."""
+        with self._errors(name, "read"):
+            return bool(self._system.exists(self._path(name)))
+
+    def names(self, folder: str = "") -> list[str]:
+        """Names in a folder, sorted; none where it does not exist."""
+        with self._errors(folder, "listed"):
+            self._system.invalidate_cache()
+            try:
+                paths = self._system.ls(self._path(folder), detail=False)
+            except FileNotFoundError:
+                return []
+        return sorted(PurePosixPath(path).name for path in paths)
+
+    def walk(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield each folder with the names of its files, sorted. Hidden ones and links to folders are passed over."""
+        with self._errors("", "listed"):
+            for path, folders, files in self._system.walk(self._path(""), on_error="raise"):
+                folders[:] = sorted(name for name in folders if not name.startswith("."))  # `walk` visits these
+                below = PurePosixPath(path).relative_to(self._path("")).as_posix()
+                yield ("" if below == "." else below), sorted(name for name in files if not name.startswith("."))
+
+    def read(self, name: str = "", start: int | None = None, end: int | None = None) -> bytes:
+        """Read a file, or its bytes from start to end."""
+        with self._errors(name, "read"):
+            content: bytes = self._system.cat_file(self._path(name), start=start, end=end)
+        return content
+
+    def size(self, name: str = "") -> int:
+        """Bytes of a file."""
+        with self._errors(name, "read"):
+            return int(self._system.size(self._path(name)))
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file at once: it has its whole content, or is as it was before.
+
+        Object stores put a whole object; local files are renamed.
+        """
+        path = self._path(name)
+        with self._errors(name, "written"):
+            if self.folder is None:
+                self._system.pipe_file(path, content)
+            else:
+                _write_local(Path(path), content)
+
+    def beside(self, name: str) -> tuple[Storage, str]:
+        """Where a file is whose path is relative to this file's folder, or absolute, or a URL: a storage and a name."""
+        if "://" in name or PurePosixPath(name).is_absolute():
+            return Storage(name), ""
+        return Storage(self.url.rpartition("/")[0]), name
+
+    def make_folder(self, name: str = "") -> None:
+        """Make a folder, with those above it."""
+        with self._errors(name, "made"):
+            self._system.makedirs(self._path(name), exist_ok=True)
+
+    def delete(self, name: str) -> None:
+        """Delete a file; one that is not there is left."""
+        with self._errors(name, "deleted"):
+            try:
+                self._system.rm_file(self._path(name))
+            except FileNotFoundError:
+                return
+
+    def local(self, name: str = "") -> Path:
+        """The path of a local file, or of a copy of another one, which stays until others were copied."""
+        return Path(self._path(name)) if self.folder is not None else _copies.get(self, name)
+
+    def download(self, name: str, path: Path) -> None:
+        """Copy a file, or a folder with all that is in it, to a local path."""
+        with self._errors(name, "read"):
+            self._system.get(self._path(name), str(path), recursive=True)
+
+    @property
+    def _system(self) -> Any:  # noqa: ANN401 - fsspec has no types
+        return self._found[0]
+
+    def _path(self, name: str) -> str:
+        root = self._found[1]
+        return f"{root.rstrip('/')}/{name}" if name else root
+
+    @contextmanager
+    def _errors(self, name: str, verb: str) -> Iterator[None]:
+        """Raise InputError where a file cannot be read or written."""
+        place = f"{self.url.rstrip('/')}/{name}" if name else self.url
+        try:
+            yield
+        except (OSError, ImportError) as error:
+            reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+            raise InputError(f"{place}: cannot be {verb} ({reason})") from error
+
+
+def _write_local(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+class _Copies:
+    """Local copies of files, the latest used."""
+
+    def __init__(self) -> None:
+        self._lock, self._folder = threading.Lock(), ""
+        self._paths: OrderedDict[tuple[str, str], Path] = OrderedDict()
+
+    def get(self, storage: Storage, name: str) -> Path:
+        key = storage.url, name
+        with self._lock:
+            if key not in self._paths:
+                path = Path(tempfile.mkdtemp(dir=self._made())) / PurePosixPath(name or storage.url).name
+                storage.download(name, path)
+                self._paths[key] = path
+                if len(self._paths) > _COPIES:
+                    _, oldest = self._paths.popitem(last=False)
+                    shutil.rmtree(oldest.parent, ignore_errors=True)
+            self._paths.move_to_end(key)
+            return self._paths[key]
+
+    def _made(self) -> str:
+        if not self._folder:
+            self._folder = tempfile.mkdtemp(prefix="exaone-docvlm-")
+            atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
+        return self._folder
+
+
+_copies = _Copies()

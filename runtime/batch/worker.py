@@ -1,0 +1,135 @@
+"""A worker: answers shards of pages with one model, and writes them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+from console.errors import InputError, NoMemoryError
+from runtime.batch.answering import Answered, Answering
+from runtime.batch.columns import parse_fields
+from runtime.batch.journal import Attempt
+from runtime.batch.plan import read_shard
+from runtime.batch.turns import Turns
+from runtime.engine.request import Finished
+from runtime.ort.out_of_memory import FailedRunError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from runtime.batch.job import Job
+    from runtime.batch.plan import Planned
+    from runtime.batch.source.page import Page
+
+AT_ONCE = 4
+"""Shards that a worker is given at the same time: while the last pages of one are answered, others fill the rows."""
+_OF_THE_DEVICE = NoMemoryError, FailedRunError  # errors that may be the fault of other pages, or of the device
+
+
+@dataclass(frozen=True)
+class Done:
+    """A shard that is written."""
+
+    rows: int
+    """Rows of its file."""
+    errors: int
+    """Of these, rows with an error."""
+    error: str | None
+    """The first error."""
+
+
+class Worker:
+    """Answers shards. Several threads may call `answer`."""
+
+    def __init__(self, job: Job, run: str) -> None:
+        """Open the model. run: names this run in the journal. Raises InputError as `Answering` does."""
+        self._job, self._run, self._files, self._source = job, run, job.files, job.source
+        self._answering, self._turns = Answering(job), Turns()
+        self._columns = job.columns
+
+    def answer(self, planned: Planned) -> Done:
+        """Answer the pages of a shard and write them, unless they are written.
+
+        Raises InputError where the output cannot be written or the input has changed, and BrokenEngineError.
+        """
+        kept = self._kept(planned)
+        if len(kept) == planned.rows:
+            return _done(kept)
+        attempt = Attempt.begin(self._job.output, planned.number, self._run)
+        shard = read_shard(self._job.output, planned)
+        pages = dict(enumerate(chain.from_iterable(map(self._source.pages, shard.parts))))
+        if len(pages) != planned.rows:
+            raise InputError(f"{self._job.input.url}: has changed since the run was begun; give another --output")
+        answered = self._answer({row: page for row, page in pages.items() if row not in kept}, attempt)
+        rows = kept | {row: self._row(shard.first + row, one, attempt) for row, one in answered.items()}
+        rows = dict(sorted(rows.items()))
+        self._files.write(planned.number, list(rows.values()))
+        attempt.end()
+        return _done(rows)
+
+    def close(self) -> None:
+        """End the engine."""
+        self._answering.close()
+
+    def _kept(self, planned: Planned) -> dict[int, dict[str, Any]]:
+        """Rows of a shard that are written already, and are not to be answered again."""
+        if not self._job.output.exists(self._files.name(planned.number)):
+            return {}
+        rows = enumerate(self._files.read(planned.number))
+        return {place: row for place, row in rows if not (self._job.retry_errors and row["error"] is not None)}
+
+    def _answer(self, pages: Mapping[int, Page], attempt: Attempt) -> dict[int, Answered]:
+        """Answer pages together, then alone those that may have killed a worker, or ran into an error of the device."""
+        answered: dict[int, Answered] = {}
+        if not attempt.careful:
+            with self._turns.shared():
+                answered = self._answering.together(pages)
+        again = [row for row in pages if row not in answered or isinstance(answered[row].error, _OF_THE_DEVICE)]
+        for row in sorted(again, key=lambda row: -attempt.deaths.get(row, 0)):
+            answered[row] = self._answer_alone(row, pages[row], attempt)
+        return answered
+
+    def _answer_alone(self, row: int, page: Page, attempt: Attempt) -> Answered:
+        """Answer a page while no other is, unless it has killed its worker before."""
+        if attempt.kills(row):
+            died = f"the worker died {attempt.deaths[row]} times while it answered this page alone"
+            return Answered.failed(page, InputError(died))
+        with self._turns.alone():
+            attempt.alone(row)
+            answered = self._answering.together({row: page})[row]
+            if isinstance(answered.error, _OF_THE_DEVICE):
+                self._answering.check_device()
+            attempt.survived(row)
+        return answered
+
+    def _row(self, number: int, answered: Answered, attempt: Attempt) -> dict[str, Any]:
+        """A row of the output; a page without an answer has an error in place of it."""
+        page, collected, end = answered.page, answered.collected, answered.collected.end
+        row: dict[str, Any] = dict.fromkeys(self._files.schema.names)
+        row |= {"row": number, "document": _utf8(page.document), "page": page.page, "prompt": page.prompt}
+        row["attempts"] = attempt.attempts
+        if not isinstance(end, Finished):
+            row["error"] = _utf8(str(answered.error))
+            return row
+        if self._columns:
+            fields, row["error"] = parse_fields(collected.text, self._columns)
+            row |= fields
+        return row | {
+            "answer": collected.text,
+            "reasoning": collected.reasoning or None,
+            "finish": "length" if end.reason == "length" else "end",
+            "prompt_tokens": end.prompt_tokens,
+            "tokens": end.completion_tokens,
+            "milliseconds": round(1000 * (collected.seconds[-1] - collected.seconds[0])),
+        }
+
+
+def _done(rows: Mapping[int, dict[str, Any]]) -> Done:
+    errors = [f"{row['document']}: {row['error']}" for row in rows.values() if row["error"] is not None]
+    return Done(len(rows), len(errors), errors[0] if errors else None)
+
+
+def _utf8(text: str) -> str:
+    """Text without what UTF-8 cannot hold, as the bytes of a file name may be."""
+    return text.encode("utf-8", "backslashreplace").decode()
