@@ -249,7 +249,7 @@ def batch(
     require_package("ray", "batch", "python -m runtime batch")
     from runtime.batch.command import run_batch  # its packages are in an extra
     from runtime.batch.job import Job
-    from runtime.batch.screen import print_summary
+    from runtime.batch.output.screen import print_summary
     from runtime.batch.storage import Storage
 
     job = Job(

@@ -9,9 +9,9 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError
-from runtime.batch.answering import BrokenEngineError
 from runtime.batch.plan import Planned
-from runtime.batch.worker import AT_ONCE, Done, Worker
+from runtime.batch.workers.answering import BrokenEngineError
+from runtime.batch.workers.worker import AT_ONCE, Done, Worker
 from runtime.ort.device import Device
 
 if TYPE_CHECKING:

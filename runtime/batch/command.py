@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from console.errors import InputError, naming
 from console.locks import lock, unlock
 from console.progress import say, track
-from runtime.batch.answering import open_model
 from runtime.batch.cluster import answer_shards, cluster, worker_count
-from runtime.batch.journal import FOLDER as UNFINISHED
+from runtime.batch.output.journal import FOLDER as UNFINISHED
+from runtime.batch.output.shards import FOLDER as PAGES
+from runtime.batch.output.summary import summarize
 from runtime.batch.plan import PLAN, read_plan, shards, write_plan
-from runtime.batch.shards import FOLDER as PAGES
 from runtime.batch.source.folder import Folder
-from runtime.batch.summary import summarize
+from runtime.batch.workers.answering import open_model
 from runtime.ort.device import Device
 from runtime.ort.manifest import load_manifest
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from runtime.batch.job import Job
+    from runtime.batch.output.summary import Summary
     from runtime.batch.plan import Planned
     from runtime.batch.source.page import Listed
-    from runtime.batch.summary import Summary
-    from runtime.batch.worker import Done
+    from runtime.batch.workers.worker import Done
 
 _SECONDS_BETWEEN_LINES = 5.0
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError
 from runtime.answer import AnswerOptions
-from runtime.batch.columns import BASE, field_columns
-from runtime.batch.shards import PARQUET, ShardFiles
+from runtime.batch.output.columns import BASE, field_columns
+from runtime.batch.output.shards import PARQUET, ShardFiles
 from runtime.batch.source.open import open_source
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from runtime.batch.summary import Summary
+    from runtime.batch.output.summary import Summary
 
 
 def print_summary(summary: Summary, console: Console) -> None:

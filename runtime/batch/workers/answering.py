@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from console.errors import InputError
 from runtime.answer import answer_settings
-from runtime.batch.model_folder import local_model
 from runtime.batch.source.lines import Lines
 from runtime.batch.source.page import Page
+from runtime.batch.workers.model_folder import local_model
 from runtime.decoding.draft_policy import DraftPolicy
 from runtime.decoding.sampling import Sampling
 from runtime.decoding.structured import Grammar, GrammarTokenizer

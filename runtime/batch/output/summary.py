@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from runtime.batch.shards import ShardFiles
+    from runtime.batch.output.shards import ShardFiles
 
 _COUNTED = ("document", "page", "finish", "prompt_tokens", "tokens", "milliseconds", "attempts", "error")
 _ERRORS, _EXAMPLES = 1000, 20  # kinds that are kept while counting, and that are shown

@@ -7,11 +7,11 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError, NoMemoryError
-from runtime.batch.answering import Answered, Answering
-from runtime.batch.columns import parse_fields
-from runtime.batch.journal import Attempt
+from runtime.batch.output.columns import parse_fields
+from runtime.batch.output.journal import Attempt
 from runtime.batch.plan import read_shard
-from runtime.batch.turns import Turns
+from runtime.batch.workers.answering import Answered, Answering
+from runtime.batch.workers.turns import Turns
 from runtime.engine.request import Finished
 from runtime.ort.out_of_memory import FailedRunError
 
