@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import contextmanager
+import sys
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError
@@ -26,23 +28,43 @@ _OBJECT_STORE = 256 << 20  # bytes; what goes through it are numbers of shards a
 def cluster(address: str | None) -> Iterator[None]:
     """Start Ray on this machine, or join the cluster at an address. Raises InputError where that is not possible."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what matters of its log is raised
     import ray
     from ray.data import DataContext
 
     here = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE, "num_cpus": os.cpu_count()}
-    try:
-        ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **({} if address else here))
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        where = "on this machine" if address is None else f"at --address {address}"
-        raise InputError(f"Ray cannot be started {where} ({str(error).partition(chr(10))[0]})") from error
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    logging.getLogger("ray").setLevel(logging.CRITICAL)
+    with _quiet():
+        try:
+            ray.init(
+                address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **({} if address else here)
+            )
+        except (ConnectionError, ValueError, RuntimeError, OSError) as error:
+            where = "on this machine" if address is None else f"at --address {address}"
+            raise InputError(f"Ray cannot be used {where} ({str(error).partition(chr(10))[0]})") from error
+        DataContext.get_current().enable_progress_bars = False
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Drop what Ray prints, from C++ and from threads, next to what it raises. What Python writes to stderr is kept."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    encoding, errors = sys.stderr.encoding, "backslashreplace"
+    with (
+        open(kept, "w", encoding=encoding, errors=errors, buffering=1) as shown,  # noqa: PTH123 - a number, no path
+        Path(os.devnull).open("w") as dropped,
+    ):
+        os.dup2(dropped.fileno(), 2)
+        try:
+            with redirect_stderr(shown), redirect_stdout(dropped):
+                yield
+        finally:
+            shown.flush()
+            os.dup2(kept, 2)
 
 
 def worker_count(job: Job, workers: int | None) -> int:
@@ -50,8 +72,7 @@ def worker_count(job: Job, workers: int | None) -> int:
     import ray
 
     resources = ray.cluster_resources()
-    kind = "GPU" if Device.parse(job.device).kind == "cuda" else "CPU"
-    each = 1 if kind == "GPU" else job.threads
+    kind, each = ("GPU", 1) if Device.parse(job.device).kind == "cuda" else ("CPU", job.threads)
     fitting = int(resources.get(kind, 0) // each)
     if not fitting:
         raise InputError(f"Ray has {resources.get(kind, 0):g} {kind}s, and a worker needs {each}")
@@ -61,7 +82,6 @@ def worker_count(job: Job, workers: int | None) -> int:
 def answer_shards(job: Job, run: str, planned: Sequence[Planned], workers: int) -> Iterator[Done]:
     """Have workers answer shards; yields each that is written. Raises InputError of a worker that cannot go on."""
     import ray.data
-    from ray.exceptions import RayError
 
     gpus = 1 if Device.parse(job.device).kind == "cuda" else 0
     shards = ray.data.from_items([asdict(shard) for shard in planned], override_num_blocks=len(planned))
@@ -72,40 +92,32 @@ def answer_shards(job: Job, run: str, planned: Sequence[Planned], workers: int) 
         enable_true_multi_threading=True,
     )
     answered = shards.map(_RayWorker, fn_constructor_args=[job, run], compute=pool, num_cpus=job.threads, num_gpus=gpus)
-    try:
-        for row in answered.iter_rows():
-            yield Done(**row)
-    except (RayError, ray.data.exceptions.RayDataUserCodeException) as error:
-        raise _input_error(error) from error
+    for row in answered.iter_rows():
+        if row["problem"] is not None:
+            raise InputError(row["problem"])
+        yield Done(**{name: value for name, value in row.items() if name != "problem"})
 
 
 class _RayWorker:
-    """A worker as Ray Data calls it: a row of the plan in, a row of counts out."""
+    """A worker as Ray Data calls it: a row of the plan in, a row of counts out.
+
+    An InputError goes out as text: Ray would wrap it in tracebacks.
+    """
 
     def __init__(self, job: Job, run: str) -> None:
         self._worker: Worker | InputError
         try:
             self._worker = Worker(job, run)
-        except InputError as error:  # raised by each call: what a constructor raises, Ray tells as text
+        except InputError as error:
             self._worker = error
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        if isinstance(self._worker, InputError):
-            raise self._worker
         try:
-            return asdict(self._worker.answer(Planned(**row)))
+            if isinstance(self._worker, InputError):
+                raise self._worker
+            return {**asdict(self._worker.answer(Planned(**row))), "problem": None}
+        except InputError as error:
+            return {**asdict(Done(0, 0, None, 0)), "problem": str(error)}
         except BrokenEngineError as error:
-            logging.getLogger(__name__).critical("the engine has failed: %s", error)
+            sys.stderr.write(f"the engine has failed: {error}\n")
             os._exit(1)  # Ray starts a new process, and gives it the same shards
-
-
-def _input_error(error: Exception) -> Exception:
-    """The InputError that a worker raised; else the error itself."""
-    from ray.exceptions import RayError
-
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, InputError) and not isinstance(cause, RayError):  # Ray's copy of it has a traceback
-            return cause
-        cause = getattr(cause, "cause", None) or cause.__cause__ or cause.__context__
-    return error

@@ -124,7 +124,7 @@ def _answer(job: Job, todo: list[Planned], address: str | None, workers: int | N
     with cluster(address):
         count = worker_count(job, workers)
         say(f"{sum(shard.rows for shard in todo)} pages, {count} worker{'s' if count > 1 else ''}")
-        done = _say_errors(answer_shards(job, run, todo, count))
+        done = _say_trouble(answer_shards(job, run, todo, count))
         start, answered = time.monotonic(), 0
         for shard in track(done, "answering", sum(shard.rows for shard in todo), lambda shard: shard.rows):
             answered += shard.rows
@@ -132,10 +132,12 @@ def _answer(job: Job, todo: list[Planned], address: str | None, workers: int | N
     say(f"answered {answered} pages in {seconds:.0f} s, {answered / seconds:.2f}/s")
 
 
-def _say_errors(done: Iterable[Done]) -> Iterator[Done]:
-    """Say the first error: whoever sees it may stop a run whose pages all have it."""
+def _say_trouble(done: Iterable[Done]) -> Iterator[Done]:
+    """Say which pages were begun again, and the first error: whoever sees it may stop a run whose pages all have it."""
     said = False
     for shard in done:
+        if shard.starts > 1:
+            say(f"{shard.rows} pages were begun {shard.starts} times: their worker has died")
         if shard.error is not None and not said:
             say(f"first error: {shard.error}")
             said = True

@@ -104,7 +104,7 @@ class Storage:
         Object stores put a whole object; local files are renamed.
         """
         path = self._path(name)
-        with self._errors(name, "written"):
+        with self._errors(name, "written", "; what was finished is kept: run the same command again"):
             if self.folder is None:
                 self._system.pipe_file(path, content)
             else:
@@ -147,14 +147,14 @@ class Storage:
         return f"{root.rstrip('/')}/{name}" if name else root
 
     @contextmanager
-    def _errors(self, name: str, verb: str) -> Iterator[None]:
+    def _errors(self, name: str, verb: str, advice: str = "") -> Iterator[None]:
         """Raise InputError where a file cannot be read or written."""
         place = f"{self.url.rstrip('/')}/{name}" if name else self.url
         try:
             yield
         except (OSError, ImportError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-            raise InputError(f"{place}: cannot be {verb} ({reason})") from error
+            raise InputError(f"{place}: cannot be {verb} ({reason}){advice}") from error
 
 
 def _write_local(path: Path, content: bytes) -> None:

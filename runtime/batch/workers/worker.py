@@ -37,6 +37,8 @@ class Done:
     """Of these, rows with an error."""
     error: str | None
     """The first error."""
+    starts: int
+    """How often this run began it; 0 where it was written before."""
 
 
 class Worker:
@@ -55,7 +57,7 @@ class Worker:
         """
         kept = self._kept(planned)
         if len(kept) == planned.rows:
-            return _done(kept)
+            return _done(kept, 0)
         attempt = Attempt.begin(self._job.output, planned.number, self._run)
         shard = read_shard(self._job.output, planned)
         pages = dict(enumerate(chain.from_iterable(map(self._source.pages, shard.parts))))
@@ -66,7 +68,7 @@ class Worker:
         rows = dict(sorted(rows.items()))
         self._files.write(planned.number, list(rows.values()))
         attempt.end()
-        return _done(rows)
+        return _done(rows, attempt.starts)
 
     def close(self) -> None:
         """End the engine."""
@@ -125,9 +127,9 @@ class Worker:
         }
 
 
-def _done(rows: Mapping[int, dict[str, Any]]) -> Done:
+def _done(rows: Mapping[int, dict[str, Any]], starts: int) -> Done:
     errors = [f"{row['document']}: {row['error']}" for row in rows.values() if row["error"] is not None]
-    return Done(len(rows), len(errors), errors[0] if errors else None)
+    return Done(len(rows), len(errors), errors[0] if errors else None, starts)
 
 
 def _utf8(text: str) -> str:
