@@ -28,6 +28,8 @@ _OBJECT_STORE = 256 << 20  # bytes; what goes through it are numbers of shards a
 def cluster(address: str | None) -> Iterator[None]:
     """Start Ray on this machine, or join the cluster at an address. Raises InputError where that is not possible."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers
+    if address is None:
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # of all systems: listen at 127.0.0.1 alone
     import ray
     from ray.data import DataContext
 

@@ -52,8 +52,9 @@ class ShardFiles:
         content = self.storage.read(self.name(number))
         try:
             if self.form == PARQUET:
-                table = pq.read_table(io.BytesIO(content), columns=None if columns is None else list(columns))
-                return list(table.to_pylist())
+                file = pq.ParquetFile(io.BytesIO(content))
+                # With threads, PyArrow 26 may abort the process at its end.
+                return list(file.read(None if columns is None else list(columns), use_threads=False).to_pylist())
             rows = [json.loads(line) for line in content.decode().split("\n") if line]
         except (pa.ArrowException, OSError, ValueError) as error:
             reason = str(error).partition("\n")[0]

@@ -121,7 +121,7 @@ class Table:
 def _sliced(file: pq.ParquetFile, group: int, columns: list[str], start: int, stop: int) -> Iterator[dict[str, Any]]:
     """Rows start to stop of a row group, which is read in small batches: it may be larger than memory."""
     at = 0
-    for batch in file.iter_batches(SHARD_PAGES, row_groups=[group], columns=columns):
+    for batch in file.iter_batches(SHARD_PAGES, row_groups=[group], columns=columns, use_threads=False):
         if at >= stop:
             return
         first, last = max(0, start - at), min(batch.num_rows, stop - at)
