@@ -1,0 +1,1 @@
+"""Ray Data with one and two workers, against the engine called directly."""
