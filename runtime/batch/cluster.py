@@ -5,15 +5,17 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
+import time
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from console.errors import InputError
 from runtime.batch.plan import Planned
 from runtime.batch.workers.answering import BrokenEngineError
-from runtime.batch.workers.worker import AT_ONCE, Done, Worker
+from runtime.batch.workers.worker import AT_ONCE, LONGEST_OPENING, Done, Worker
 from runtime.ort.device import Device
 
 if TYPE_CHECKING:
@@ -69,16 +71,23 @@ def _quiet() -> Iterator[None]:
             os.dup2(kept, 2)
 
 
-def worker_count(job: Job, workers: int | None) -> int:
-    """Workers that the cluster has devices for, at most `workers`. Raises InputError where it has none."""
+def worker_count(job: Job, workers: int | None, address: str | None) -> int:
+    """How many workers to start: all that devices are there for, or `workers`, of which a cluster may wait for some.
+
+    Raises InputError where there is no device, and where this machine has fewer than wanted.
+    """
     import ray
 
+    if workers is not None and address is not None:
+        return workers  # a cluster may grow
     resources = ray.cluster_resources()
     kind, each = ("GPU", 1) if Device.parse(job.device).kind == "cuda" else ("CPU", job.threads)
     fitting = int(resources.get(kind, 0) // each)
-    if not fitting:
-        raise InputError(f"Ray has {resources.get(kind, 0):g} {kind}s, and a worker needs {each}")
-    return fitting if workers is None else min(workers, fitting)
+    if not fitting or (workers or 0) > fitting:
+        raise InputError(
+            f"{workers or 1} workers need {(workers or 1) * each} {kind}s, Ray has {resources.get(kind, 0):g}"
+        )
+    return workers or fitting
 
 
 def answer_shards(job: Job, run: str, planned: Sequence[Planned], workers: int) -> Iterator[Done]:
@@ -110,6 +119,7 @@ class _RayWorker:
         self._worker: Worker | InputError
         try:
             self._worker = Worker(job, run)
+            threading.Thread(target=_watch, args=[self._worker], daemon=True).start()
         except InputError as error:
             self._worker = error
 
@@ -121,5 +131,17 @@ class _RayWorker:
         except InputError as error:
             return {**asdict(Done(0, 0, None, 0)), "problem": str(error)}
         except BrokenEngineError as error:
-            sys.stderr.write(f"the engine has failed: {error}\n")
-            os._exit(1)  # Ray starts a new process, and gives it the same shards
+            _give_up(f"the engine has failed: {error}")
+
+
+def _watch(worker: Worker) -> NoReturn:
+    while not worker.stuck:
+        time.sleep(1)
+    _give_up(f"a page was opened for more than {LONGEST_OPENING:g} seconds")
+
+
+def _give_up(why: str) -> NoReturn:
+    """End this process: Ray starts a new one, and gives it the same shards."""
+    sys.stderr.write(f"{why}\n")
+    sys.stderr.flush()
+    os._exit(1)

@@ -122,7 +122,7 @@ def _say_resumed(plan: list[Planned], todo: list[Planned]) -> None:
 def _answer(job: Job, todo: list[Planned], address: str | None, workers: int | None) -> None:
     run = uuid.uuid4().hex
     with cluster(address):
-        count = worker_count(job, workers)
+        count = worker_count(job, workers, address)
         say(f"{sum(shard.rows for shard in todo)} pages, {count} worker{'s' if count > 1 else ''}")
         done = _say_trouble(answer_shards(job, run, todo, count))
         start, answered = time.monotonic(), 0

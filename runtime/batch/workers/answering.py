@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,13 @@ class Answering:
         self._places = threading.Semaphore(_AHEAD * plan.rows)
         self._openers = threading.Semaphore(_OPENERS)
         self._opening = threading.Lock()  # neither PDFium nor Python's warnings may be used by two threads
+        self._opening_since: float | None = None
+
+    @property
+    def opening_seconds(self) -> float:
+        """How long the page that is opened now has taken; 0 where none is."""
+        since = self._opening_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def together(self, pages: Mapping[int, Page]) -> dict[int, Answered]:
         """Answer pages at the same time, by their rows. No more are open, of all callers, than the engine soon needs.
@@ -148,7 +156,11 @@ class Answering:
         """A page as the engine takes it. Raises InputError where it cannot be opened, or does not fit."""
         settings, longest = self._settings, self._settings.max_new_tokens
         with self._opening:
-            opened = list(fitting_images(self._model, page.pictures()))
+            self._opening_since = time.monotonic()
+            try:
+                opened = list(fitting_images(self._model, page.pictures()))
+            finally:
+                self._opening_since = None
         names, images = [name for name, _ in opened], [image for _, image in opened]
         inputs = prompt_inputs(self._model, page.prompt, images, names=names, thinking=settings.thinking)
         needed = min(len(inputs.ids) + longest, self._model.manifest.text.context)

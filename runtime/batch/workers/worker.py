@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 4
 """Shards that a worker is given at the same time: while the last pages of one are answered, others fill the rows."""
+LONGEST_OPENING = 300.0
+"""Seconds in which the pictures of a row are read and drawn; a library that takes longer cannot be stopped."""
 _OF_THE_DEVICE = NoMemoryError, FailedRunError  # errors that may be the fault of other pages, or of the device
 
 
@@ -70,6 +72,11 @@ class Worker:
         attempt.end()
         return _done(rows, attempt.starts)
 
+    @property
+    def stuck(self) -> bool:
+        """Whether a page has been opened for so long that it will hardly end. Only a new process can go on."""
+        return self._answering.opening_seconds > LONGEST_OPENING
+
     def close(self) -> None:
         """End the engine."""
         self._answering.close()
@@ -95,7 +102,7 @@ class Worker:
     def _answer_alone(self, row: int, page: Page, attempt: Attempt) -> Answered:
         """Answer a page while no other is, unless it has killed its worker before."""
         if attempt.kills(row):
-            died = f"the worker died {attempt.deaths[row]} times while it answered this page alone"
+            died = f"its worker died {attempt.deaths[row]} times, or was stuck, while it answered this page alone"
             return Answered.failed(page, InputError(died))
         with self._turns.alone():
             attempt.alone(row)
