@@ -107,8 +107,11 @@ def _tiles(summary: Summary, kind: str) -> list[Tile]:
 def _about(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What was run, as names and texts. Options that were not given are the model's."""
     prompt, schema = settings["prompt"], settings["schema"]
-    given = {name: value for name, value in settings.items() if value is not None and value is not False}  # 0 is
-    options = (f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}") for name, value in given.items() if name not in _OWN)
+    options = [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
+        for name, value in settings.items()
+        if name not in _OWN and value is not None and value is not False  # 0 is given
+    ]
     return [
         ("Model", settings["model"]),
         ("Input", settings["input"]),
