@@ -243,6 +243,7 @@ def batch(
     max_context: option.MaxContext = None,
     memory_limit: option.MemoryLimit = None,
     retry_errors: option.RetryErrors = False,
+    report: option.Report = None,
     as_json: option.Json = False,
 ) -> None:
     """Answer a question about many pages, on all GPUs of this machine or of a Ray cluster; resumes a stopped run."""
@@ -277,7 +278,7 @@ def batch(
         max_context,
         retry_errors,
     )
-    summary = run_batch(job, address=address, workers=workers)
+    summary = run_batch(job, address=address, workers=workers, report=report)
     if as_json:
         print_json(asdict(summary))
     else:

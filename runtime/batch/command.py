@@ -12,6 +12,7 @@ from console.locks import lock, unlock
 from console.progress import say, track
 from runtime.batch.cluster import answer_shards, cluster, worker_count
 from runtime.batch.output.journal import FOLDER as UNFINISHED
+from runtime.batch.output.report.page import check_report, write_report
 from runtime.batch.output.shards import FOLDER as PAGES
 from runtime.batch.output.summary import summarize
 from runtime.batch.plan import PLAN, read_plan, shards, write_plan
@@ -22,6 +23,7 @@ from runtime.ort.manifest import load_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+    from pathlib import Path
 
     from runtime.batch.job import Job
     from runtime.batch.output.summary import Summary
@@ -32,12 +34,17 @@ if TYPE_CHECKING:
 _SECONDS_BETWEEN_LINES = 5.0
 
 
-def run_batch(job: Job, *, address: str | None = None, workers: int | None = None) -> Summary:
+def run_batch(
+    job: Job, *, address: str | None = None, workers: int | None = None, report: Path | None = None
+) -> Summary:
     """Answer all pages of a job that the output does not have yet, and count what it has then.
 
-    address: of a Ray cluster; None for Ray on this machine. workers: at most so many; None for all that fit. Raises
-    InputError for a job that cannot be done, and where the output cannot be written: finished shards stay.
+    address: of a Ray cluster; None for Ray on this machine. workers: at most so many; None for all that fit. report:
+    file for an HTML page. Raises InputError for a job that cannot be done, and where the output cannot be written:
+    finished shards stay.
     """
+    if report is not None:
+        check_report(report)
     _check(job)
     with _locked(job):
         plan = _plan(job)
@@ -47,7 +54,11 @@ def run_batch(job: Job, *, address: str | None = None, workers: int | None = Non
         if todo:
             _say_resumed(plan, todo)
             _answer(job, todo, address, workers)
-        return summarize(job.files, [shard.number for shard in plan], [column.name for column in job.columns])
+        numbers = [shard.number for shard in plan]
+        summary = summarize(job.files, numbers, [column.name for column in job.columns])
+        if report is not None:
+            write_report(report, job.settings(), job.files, numbers, summary)
+        return summary
 
 
 def _check(job: Job) -> None:

@@ -4,5 +4,8 @@ columns.py   columns: those of every run, and one for each field of a JSON schem
 shards.py    its files, one for each shard
 journal.py   what was begun, so that a page that kills its worker is found
 summary.py   counts over all files
-screen.py    prints them
+fields.py    the values of a field, for the summary
+counting.py  distributions and frequent values in bounded memory
+screen.py    prints the summary
+report/      shows it as an HTML page
 """

@@ -6,12 +6,17 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from runtime.batch.output.counting import Tally
+from runtime.batch.output.fields import field_counter
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from runtime.batch.output.counting import Spread
+    from runtime.batch.output.fields import FieldCounter, FieldValues
     from runtime.batch.output.shards import ShardFiles
 
-_COUNTED = ("document", "page", "finish", "prompt_tokens", "tokens", "milliseconds", "attempts", "error")
+_COUNTED = ("row", "document", "page", "finish", "prompt_tokens", "tokens", "milliseconds", "attempts", "error")
 _ERRORS, _EXAMPLES = 1000, 20  # kinds that are kept while counting, and that are shown
 
 
@@ -25,6 +30,10 @@ class ErrorKind:
     """Number of them."""
     example: str
     """The first of them."""
+    row: int
+    """Its number in the output."""
+    shard: int
+    """Number of the file that it is in."""
 
 
 @dataclass
@@ -49,41 +58,72 @@ class Summary:
     """Time of all answers, which overlap."""
     errors: list[ErrorKind] = field(default_factory=list)
     """The most frequent ones."""
+    answer_tokens: Spread | None = None
+    """Tokens of an answer; None without answers."""
+    answer_milliseconds: Spread | None = None
+    """Time of an answer, from when it is asked; None without answers."""
     filled: dict[str, int] = field(default_factory=dict)
     """For each field of the schema, rows with a value."""
+    values: dict[str, FieldValues] = field(default_factory=dict)
+    """For each field of the schema, what these values are."""
 
 
 def summarize(files: ShardFiles, numbers: Iterable[int], fields: Sequence[str]) -> Summary:
     """Count what shards hold; one is in memory at a time. fields: columns of the schema."""
-    summary = Summary(filled=dict.fromkeys(fields, 0))
-    kinds: Counter[str] = Counter()
-    examples: dict[str, str] = {}
-    last: str | None = None
+    counting = _Counting(files, fields)
     for number in numbers:
         for row in files.read(number, (*_COUNTED, *fields)):
-            _add(summary, row)
-            summary.documents += row["document"] != last
-            last = row["document"]
-            if row["error"] is not None:
-                message = _kind(row)
-                if message in kinds or len(kinds) < _ERRORS:
-                    kinds[message] += 1
-                    examples.setdefault(
-                        message, f"{row['document']}" + (f", page {row['page']}" if row["page"] else "")
-                    )
-    summary.errors = [ErrorKind(text, count, examples[text]) for text, count in kinds.most_common(_EXAMPLES)]
-    return summary
+            counting.add(number, row)
+    return counting.finish()
 
 
-def _add(summary: Summary, row: dict[str, Any]) -> None:
-    summary.pages += 1
-    summary.answered += row["error"] is None
-    summary.cut += row["finish"] == "length"
-    summary.retried += row["attempts"] > 1
-    for name in ("prompt_tokens", "tokens", "milliseconds"):
-        setattr(summary, name, getattr(summary, name) + (row[name] or 0))
-    for name in summary.filled:
-        summary.filled[name] += row[name] not in (None, "", [])
+class _Counting:
+    """A summary while rows come."""
+
+    def __init__(self, files: ShardFiles, fields: Sequence[str]) -> None:
+        self._summary = Summary(filled=dict.fromkeys(fields, 0))
+        self._fields: dict[str, FieldCounter] = {name: field_counter(files.schema.field(name).type) for name in fields}
+        self._tallies = {"tokens": Tally(), "milliseconds": Tally()}
+        self._kinds: Counter[str] = Counter()
+        self._examples: dict[str, tuple[str, int, int]] = {}
+        self._last: str | None = None
+
+    def add(self, shard: int, row: dict[str, Any]) -> None:
+        """Count a row, in the order of the output."""
+        summary = self._summary
+        summary.pages += 1
+        summary.documents += row["document"] != self._last
+        self._last = row["document"]
+        summary.answered += row["error"] is None
+        summary.cut += row["finish"] == "length"
+        summary.retried += row["attempts"] > 1
+        for name in ("prompt_tokens", "tokens", "milliseconds"):
+            setattr(summary, name, getattr(summary, name) + (row[name] or 0))
+        for name, tally in self._tallies.items():
+            if row[name] is not None:
+                tally.add(row[name])
+        for name, counter in self._fields.items():
+            if row[name] not in (None, "", []):
+                summary.filled[name] += 1
+                counter.add(row[name])
+        if row["error"] is not None:
+            self._add_error(shard, row)
+
+    def _add_error(self, shard: int, row: dict[str, Any]) -> None:
+        message = _kind(row)
+        if message in self._kinds or len(self._kinds) < _ERRORS:
+            self._kinds[message] += 1
+            place = row["document"] + (f", page {row['page']}" if row["page"] else "")
+            self._examples.setdefault(message, (place, row["row"], shard))
+
+    def finish(self) -> Summary:
+        """The summary of all rows."""
+        summary = self._summary
+        summary.errors = [ErrorKind(text, n, *self._examples[text]) for text, n in self._kinds.most_common(_EXAMPLES)]
+        summary.answer_tokens = self._tallies["tokens"].spread()
+        summary.answer_milliseconds = self._tallies["milliseconds"].spread()
+        summary.values = {name: counter.values() for name, counter in self._fields.items()}
+        return summary
 
 
 def _kind(row: dict[str, Any]) -> str:

@@ -10,7 +10,6 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 from markupsafe import Markup
 from PIL import Image
 
@@ -20,6 +19,7 @@ from runtime.compare.gate import baseline_warnings
 from runtime.compare.report.diff import Piece, differences
 from runtime.compare.report.stopping import TITLE, missing, stopping_groups
 from runtime.compare.report.table import groups, short_names
+from runtime.html.render import render_page, write_page
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,8 +80,7 @@ def write_report(
 ) -> Path:
     """Write report.html into a folder and return its path. documents: those of the results, in the same order."""
     path = folder / FILE
-    text = render(comparison, results, documents)
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")  # file names need not be UTF-8
+    write_page(render(comparison, results, documents), path)
     return path
 
 
@@ -92,14 +91,8 @@ def render(comparison: Comparison, results: Sequence[DocumentResult], documents:
     candidates = comparison.candidates
     baseline_name, *names = short_names([comparison.baseline.model, *(candidate.model for candidate in candidates)])
     pairs = list(zip(results, documents, strict=True))
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("page.html.jinja").render(
+    return render_page(
+        Path(__file__).parent,
         comparison=comparison,
         candidates=list(zip(names, candidates, strict=True)),
         baseline_name=baseline_name,

@@ -1,6 +1,4 @@
-"""Comparisons made from given answers with the project's own scores, and a parser of the page."""
-
-from html.parser import HTMLParser
+"""Comparisons made from given answers with the project's own scores."""
 
 import numpy as np
 from PIL import Image
@@ -13,7 +11,6 @@ from runtime.compare.result import Comparison, Cost, Difference, DocumentResult,
 from runtime.compare.summary import summarize_baseline, summarize_candidate
 from runtime.evaluate import Scored
 
-VOID = {"meta", "link", "img", "br"}
 ABOUT = {
     "source": "rendered",
     "kind": None,
@@ -67,48 +64,3 @@ def pictures(documents, size=(1200, 300)):
     rng = np.random.default_rng(0)
     image = Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), dtype=np.uint8))
     return [Document(image, one.prompt, one.truth, one.name) for one in documents]
-
-
-class Element:
-    def __init__(self, tag, attributes, order):
-        self.tag, self.attributes, self.text, self.order = tag, dict(attributes), "", order
-        self.inside: list[Element] = []
-
-    @property
-    def classes(self):
-        return (self.attributes.get("class") or "").split()
-
-    def find(self, tag, name=None):
-        return [one for one in self.inside if one.tag == tag and (name is None or name in one.classes)]
-
-
-class Page(HTMLParser):
-    """Elements in order, each with all of its text and everything inside; fails on tags that are not closed."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.root = Element("page", {}, 0)
-        self._open, self.count = [self.root], 0
-        self.feed(html)
-        self.close()
-        assert self._open == [self.root]
-
-    def handle_starttag(self, tag, attributes):
-        self.count += 1
-        element = Element(tag, attributes, self.count)
-        for one in self._open:
-            one.inside.append(element)
-        if tag not in VOID:
-            self._open.append(element)
-
-    def handle_startendtag(self, tag, attributes):
-        self.handle_starttag(tag, attributes)
-        if tag not in VOID:
-            self._open.pop()
-
-    def handle_endtag(self, tag):
-        assert self._open.pop().tag == tag
-
-    def handle_data(self, data):
-        for one in self._open:
-            one.text += data

@@ -18,7 +18,8 @@ from runtime.compare.stopping.control_tokens import control_ids, control_positio
 from runtime.compare.stopping.endings import compare_endings, in_loop, summarize_endings
 
 from ..damage import change_tensor, edit_json
-from .pages import Page, comparison, measured, pictures, scored
+from ..html_page import Page
+from .pages import comparison, measured, pictures, scored
 from .references import answer_logits, answer_tokens
 
 THINK_END, TURN_END, CALL = 72, 53, 90

@@ -8,6 +8,7 @@ import jsonschema
 import pytest
 from PIL import Image
 
+from ..html_page import CONTRAST
 from .server import CHAT, running, until
 
 QUESTION = "Read the text."
@@ -15,18 +16,6 @@ WIDTHS = {"phone": (360, 740), "wide": (1200, 900)}
 LONG = json.dumps({"type": "string", "pattern": "^[ab]{1500}$"})
 SCHEMA = {"type": "object", "properties": {"kind": {"enum": ["a", "b"]}}, "required": ["kind"]}
 WRONG_SCHEMA = '{"type": "object", "properties": {"total": {"type": "numbr"}}}'
-CONTRAST = """all => all.filter(one => one.checkVisibility() && one.innerText.trim()).map(one => {
-    const channels = text => text.match(/[\\d.]+/g).map(Number);
-    const light = color => {
-        const [r, g, b] = channels(color).slice(0, 3).map(c => c / 255)
-            .map(c => c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
-    };
-    let back = one;
-    while ((channels(getComputedStyle(back).backgroundColor)[3] ?? 1) === 0) back = back.parentElement;
-    const pair = [getComputedStyle(one).color, getComputedStyle(back).backgroundColor].map(light);
-    return [(Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05), one.outerHTML.slice(0, 80)];
-})"""
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ from runtime.compare.report.plots import mean_kl
 from runtime.compare.report.table import short_names
 from runtime.compare.result import Difference, Layer
 
-from ..pages import LAYERS, Page, comparison, measured, pictures
+from ...html_page import Page
+from ..pages import LAYERS, comparison, measured, pictures
 
 GOOD = [measured(str(n), f"total {n}", f"total {n}", f"total {n}", f"total {(n + 5) % 10}") for n in range(10)]
 EVIL = "<script>alert(1)</script> & <b>\"'"

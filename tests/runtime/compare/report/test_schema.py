@@ -15,7 +15,8 @@ from runtime.compare.report.page import render
 from runtime.compare.report.screen import print_comparison
 from runtime.compare.result import ModelResult
 
-from ..pages import LAYERS, Page, comparison, measured, pictures
+from ...html_page import Page
+from ..pages import LAYERS, comparison, measured, pictures
 
 SCHEMA = json.loads((Path(__file__).parents[4] / "docs" / "compare.schema.json").read_text(encoding="utf-8"))
 VALIDATOR = Draft202012Validator(SCHEMA, format_checker=Draft202012Validator.FORMAT_CHECKER)
