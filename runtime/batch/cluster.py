@@ -82,12 +82,11 @@ def worker_count(job: Job, workers: int | None, address: str | None) -> int:
         return workers  # a cluster may grow
     resources = ray.cluster_resources()
     kind, each = ("GPU", 1) if Device.parse(job.device).kind == "cuda" else ("CPU", job.threads)
-    fitting = int(resources.get(kind, 0) // each)
-    if not fitting or (workers or 0) > fitting:
-        raise InputError(
-            f"{workers or 1} workers need {(workers or 1) * each} {kind}s, Ray has {resources.get(kind, 0):g}"
-        )
-    return workers or fitting
+    there = resources.get(kind, 0)
+    wanted = workers or int(there // each) or 1
+    if wanted * each > there:
+        raise InputError(f"{wanted} workers need {wanted * each} {kind}s, and Ray has {there:g}; give fewer --workers")
+    return wanted
 
 
 def answer_shards(job: Job, run: str, planned: Sequence[Planned], workers: int) -> Iterator[Done]:

@@ -135,8 +135,12 @@ class Worker:
 
 
 def _done(rows: Mapping[int, dict[str, Any]], starts: int) -> Done:
-    errors = [f"{row['document']}: {row['error']}" for row in rows.values() if row["error"] is not None]
-    return Done(len(rows), len(errors), errors[0] if errors else None, starts)
+    failed = [row for row in rows.values() if row["error"] is not None]
+    first = None
+    if failed:
+        document, error = failed[0]["document"], failed[0]["error"]
+        first = error if document in error else f"{document}: {error}"
+    return Done(len(rows), len(failed), first, starts)
 
 
 def _utf8(text: str) -> str:
