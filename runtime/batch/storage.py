@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from calib_data.images import is_of_user
 from console.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Storage:
     @cached_property
     def _found(self) -> tuple[Any, str]:
         """The file system, and the path in it."""
+        if "://" not in self.url:  # fsspec would take what follows a :: in a name for another URL
+            return LocalFileSystem(), str(Path(self.url).absolute())
         try:
             system, path = url_to_fs(self.url)
             return system, path
@@ -80,12 +83,15 @@ class Storage:
         return sorted(PurePosixPath(path).name for path in paths)
 
     def walk(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield each folder with the names of its files, sorted. Hidden ones and links to folders are passed over."""
+        """Yield each folder with the names of its files, sorted.
+
+        Links to folders, and what is hidden or of a system, are passed over.
+        """
         with self._errors("", "listed"):
             for path, folders, files in self._system.walk(self._path(""), on_error="raise"):
-                folders[:] = sorted(name for name in folders if not name.startswith("."))  # `walk` visits these
+                folders[:] = sorted(filter(is_of_user, folders))  # `walk` visits these
                 below = PurePosixPath(path).relative_to(self._path("")).as_posix()
-                yield ("" if below == "." else below), sorted(name for name in files if not name.startswith("."))
+                yield ("" if below == "." else below), sorted(filter(is_of_user, files))
 
     def read(self, name: str = "", start: int | None = None, end: int | None = None) -> bytes:
         """Read a file, or its bytes from start to end."""
@@ -114,7 +120,7 @@ class Storage:
         """Where a file is whose path is relative to this file's folder, or absolute, or a URL: a storage and a name."""
         if "://" in name or PurePosixPath(name).is_absolute():
             return Storage(name), ""
-        return Storage(self.url.rpartition("/")[0]), name
+        return Storage(self.url.rpartition("/")[0] + "/"), name
 
     def make_folder(self, name: str = "") -> None:
         """Make a folder, with those above it."""
