@@ -104,6 +104,11 @@ class Storage:
         with self._errors(name, "read"):
             return int(self._system.size(self._path(name)))
 
+    def version(self, name: str) -> str:
+        """What is another where a file has changed."""
+        with self._errors(name, "read"):
+            return str(self._system.ukey(self._path(name)))
+
     def write(self, name: str, content: bytes) -> None:
         """Write a file at once: it has its whole content, or is as it was before.
 
@@ -177,15 +182,15 @@ def _write_local(path: Path, content: bytes) -> None:
 
 
 class _Copies:
-    """Local copies of files, the latest used."""
+    """Local copies of files, the latest used. One that has changed is copied again."""
 
     def __init__(self) -> None:
         self._lock, self._folder = threading.Lock(), ""
-        self._paths: OrderedDict[tuple[str, str], Path] = OrderedDict()
+        self._paths: OrderedDict[tuple[str, str, str], Path] = OrderedDict()
 
     def get(self, storage: Storage, name: str) -> Path:
-        key = storage.url, name
         with self._lock:
+            key = storage.url, name, storage.version(name)
             if key not in self._paths:
                 path = Path(tempfile.mkdtemp(dir=self._made())) / PurePosixPath(name or storage.url).name
                 storage.download(name, path)
