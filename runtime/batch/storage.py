@@ -67,6 +67,12 @@ class Storage:
         with self._errors("", "read"):
             return bool(self._system.isfile(self._path("")))
 
+    def holds(self, other: Storage) -> bool:
+        """Whether another place is this one or in it."""
+        if self.folder is not None and other.folder is not None:
+            return other.folder.resolve().is_relative_to(self.folder.resolve())
+        return f"{other.url}/".startswith(f"{self.url.rstrip('/')}/")
+
     def exists(self, name: str = "") -> bool:
         """Whether there is such a file or folder."""
         with self._errors(name, "read"):

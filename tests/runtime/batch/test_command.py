@@ -45,10 +45,10 @@ def files_in(folder):
         (("--output", "scans/answers"), "answers: is inside --input; give a folder elsewhere"),
         (("--output", "scans"), "scans: is inside --input; give a folder elsewhere"),
         (("--model", "none"), "none: "),
-        (("--device", "cuda"), "reader: has no graphs for cuda"),
+        (("--device", "cuda"), "reader: not exported for cuda; run: python -m export --model"),
         (("--device", "gpu"), "gpu"),
         (("--temperature", "-1"), "--temperature -1.0: must be 0"),
-        (("--max-new-tokens", "0"), "--max-new-tokens 0: must be 1 or more"),
+        (("--max-new-tokens", "0"), "Invalid value for '--max-new-tokens'"),
         (("--per", "book"), "--per"),
     ],
 )
@@ -71,8 +71,8 @@ def test_what_is_refused_is_one_line_and_leaves_nothing(arguments, says, command
     assert files_in(folder) == before
 
 
-def test_a_process_says_it_in_one_line_too(scans):
-    done = process("batch", "--input", "none", "--output", "answers", cwd=scans.parent)
+def test_a_process_says_it_in_one_line_too(exported, scans):
+    done = process("batch", "--model", exported("fp16"), "--input", "none", "--output", "answers", cwd=scans.parent)
     assert_one_line((done.returncode, done.stdout, done.stderr), "none: no such file or folder")
 
 
@@ -114,6 +114,15 @@ def test_an_output_of_other_settings_is_refused(arguments, option, command, fini
     says = f"{job.output.url}: was begun with another {option} ("
     assert_one_line(command("batch", *given, *arguments), says, "run the same command again, or give another --output")
     assert files_in(job.output.folder) == before
+
+
+def test_an_output_below_a_link_to_the_input_is_refused(command, exported, scans):
+    """Its Parquet files would be taken for the source when the run goes on."""
+    (scans.parent / "link").symlink_to(scans)
+    output = scans.parent / "link" / "answers"
+    result = command("batch", "--model", exported("fp16"), "--input", scans, "--output", output)
+    assert_one_line(result, f"--output {output}: is inside --input; give a folder elsewhere")
+    assert not output.exists()
 
 
 def test_an_output_that_another_run_writes_is_refused(command, finished):

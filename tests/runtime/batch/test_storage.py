@@ -110,6 +110,16 @@ def test_any_name_is_a_folder(name, tmp_path, monkeypatch):
     assert found.exists(f"{name}/{name}")
 
 
+@pytest.mark.parametrize("scheme", ["", "memory://"])
+@pytest.mark.parametrize(
+    ("name", "held"), [("scans", True), ("scans/a/b", True), ("scans2", False), ("", False), ("a/scans", False)]
+)
+def test_what_a_folder_holds(name, held, scheme, tmp_path):
+    folder = Storage.at(f"{scheme}{tmp_path}/scans")
+    assert folder.holds(Storage.at(f"{scheme}{tmp_path}/{name}".rstrip("/"))) == held
+    assert not folder.holds(Storage.at(f"file://{tmp_path}/scans" if scheme else f"memory://{tmp_path}/scans"))
+
+
 BESIDE = {
     ("/data/a.jsonl", "scans/1.png"): "/data/scans/1.png",
     ("/data/a.jsonl", "../1.png"): "/data/../1.png",
@@ -177,8 +187,9 @@ for name in ("old.bin", "new.bin"):
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path):
     done = subprocess.run([sys.executable, "-c", LIMITED, str(tmp_path)], capture_output=True, text=True, check=True)
+    kept = "what was finished is kept: run the same command again"
     assert done.stdout.splitlines() == [
-        f"{tmp_path}/{name}: cannot be written (File too large)" for name in ("old.bin", "new.bin")
+        f"{tmp_path}/{name}: cannot be written (File too large); {kept}" for name in ("old.bin", "new.bin")
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["old.bin"]
     assert (tmp_path / "old.bin").read_bytes() == b"old" * 9
@@ -205,7 +216,7 @@ def test_a_writer_that_is_killed_leaves_what_was_there(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root reads and writes everything")
 def test_what_may_not_be_read_or_written_is_named(tmp_path):
     (tmp_path / "a").mkdir(mode=0o500)
-    with pytest.raises(InputError, match=r"a/b: cannot be written \(Permission denied\)$"):
+    with pytest.raises(InputError, match=r"a/b: cannot be written \(Permission denied\); what"):
         Storage.at(tmp_path).write("a/b", b"x")
 
 
@@ -223,7 +234,7 @@ def test_what_is_not_there_is_named(storage):
 def test_a_file_in_place_of_a_folder_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"x")
     storage = Storage.at(tmp_path)
-    with pytest.raises(InputError, match=r"file/a: cannot be written \(Not a directory\)$"):
+    with pytest.raises(InputError, match=r"file/a: cannot be written \(Not a directory\); what"):
         storage.write("file/a", b"x")
     with pytest.raises(InputError, match=r"file: cannot be made \(File exists\)$"):
         storage.make_folder("file")
