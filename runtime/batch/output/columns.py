@@ -45,7 +45,7 @@ def field_columns(schema: Mapping[str, Any]) -> list[pa.Field]:
     if taken := [name for name in properties if name in BASE.names]:
         raise InputError(f"property {taken[0]!r} is also a column of the output; rename it")
     if broken := [name for name in properties if not _is_unicode(name)]:
-        raise InputError(f"property {ascii(broken[0])} is not valid Unicode; rename it")
+        raise InputError(f"property {broken[0]!a} is not valid Unicode; rename it")
     return [pa.field(name, _type(value)) for name, value in properties.items()]
 
 
@@ -106,16 +106,15 @@ def _value(value: Any, kind: pa.DataType) -> Any:  # noqa: ANN401 - any JSON val
         if not isinstance(value, dict):
             raise TypeError
         return {field.name: _value(value.get(field.name), field.type) for field in kind}
-    if pa.types.is_int64(kind):
-        if isinstance(value, bool) or value != int(value):
-            raise ValueError
-        return int(value)
-    if pa.types.is_float64(kind):
-        number = float(value)
-        if isinstance(value, bool | str) or number != value or math.isinf(number):  # 1e999 is valid JSON
-            raise ValueError
-        return number
-    return value
+    return value if pa.types.is_boolean(kind) else _number(value, int if pa.types.is_int64(kind) else float)
+
+
+def _number(value: Any, kind: type[int | float]) -> int | float:  # noqa: ANN401 - any JSON value
+    """A JSON number. Raises ValueError, OverflowError and TypeError for what is none, or not exactly of this kind."""
+    number = kind(value)
+    if isinstance(value, bool | str) or number != value or math.isinf(number):  # 1e999 is valid JSON
+        raise ValueError
+    return number
 
 
 def _refuse(constant: str) -> NoReturn:
