@@ -48,7 +48,13 @@ def test_every_part_is_in_one_shard_in_order_and_none_is_too_large(listed):
 @given(SOURCES, st.integers(0, 10**6))
 def test_a_plan_is_read_as_it_was_written(listed, number):
     output = Storage(f"memory:///plans/{number}")
-    values = {"input": "scans", "prompt": "무엇인가요?\n", "seed": None, "temperature": 0.5, "schema": {"type": "object"}}
+    values = {
+        "input": "scans",
+        "prompt": "무엇인가요?\n",
+        "seed": None,
+        "temperature": 0.5,
+        "schema": {"type": "object"},
+    }
     packed = list(shards(listed))
     write_plan(output, values, packed)
     found = read_plan(output)

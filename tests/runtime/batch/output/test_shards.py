@@ -2,7 +2,7 @@
 
 import json
 
-import pandas
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -63,7 +63,7 @@ def test_others_read_the_files(tmp_path):
     lines = [line for name in names for line in (tmp_path / name).read_text(encoding="utf-8").splitlines()]
     assert [json.loads(line) for line in lines] == rows
     assert "합계" in lines[0]
-    read = pandas.concat([pandas.read_parquet(tmp_path / "pages" / f"{number:06}.parquet") for number in range(2)])
+    read = pd.concat([pd.read_parquet(tmp_path / "pages" / f"{number:06}.parquet") for number in range(2)])
     assert read["answer"].tolist() == [one["answer"] for one in rows]
     assert read["row"].tolist() == [0, 1, 2]
 

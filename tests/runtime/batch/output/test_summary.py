@@ -1,9 +1,9 @@
 """Counts of a run, against pandas over the same rows."""
 
-from itertools import groupby
+from itertools import groupby, pairwise
 
 import numpy as np
-import pandas
+import pandas as pd
 import pyarrow as pa
 import pytest
 from rich.console import Console
@@ -54,9 +54,9 @@ def test_counts_are_those_of_pandas(seed, form, tmp_path):
     files = ShardFiles(Storage.at(tmp_path), schema(), form)
     files.storage.make_folder("pages")
     bounds = [0, 1, 64, 110, 150]
-    for number, (first, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for number, (first, end) in enumerate(pairwise(bounds)):
         files.write(number, rows[first:end])
-    found, table = summarize(files, range(4), list(FIELDS)), pandas.DataFrame(rows)
+    found, table = summarize(files, range(4), list(FIELDS)), pd.DataFrame(rows)
     assert found.pages == 150
     assert found.documents == table["document"].nunique()
     assert found.answered == table["error"].isna().sum()

@@ -36,9 +36,7 @@ def test_all_workers_of_a_machine_share_one_copy(cache, remote):
     with ThreadPoolExecutor(4) as workers:
         folders = list(workers.map(lambda _: local_model(Storage(remote.url)), range(8)))
     assert len(set(folders)) == 1
-    assert content(folders[0]) == {
-        name: name for name in ("runtime.json", "decoder.cpu.onnx", "parts/a/weights.bin")
-    }
+    assert content(folders[0]) == {name: name for name in ("runtime.json", "decoder.cpu.onnx", "parts/a/weights.bin")}
     assert [path for path in cache.iterdir() if path.is_dir()] == [folders[0]]
 
 

@@ -3,6 +3,7 @@
 import random
 import threading
 import time
+from functools import partial
 
 import pytest
 
@@ -53,10 +54,8 @@ def test_nobody_shares_while_one_is_alone(seed):
                     inside[kind] -= 1
 
     dice = random.Random(seed)
-    threads = [
-        started(lambda kind=kind, rounds=[dice.random() / 1000 for _ in range(30)]: take(kind, rounds))
-        for kind in ("shared", "alone", "shared", "shared", "alone", "shared")
-    ]
+    kinds = ("shared", "alone", "shared", "shared", "alone", "shared")
+    threads = [started(partial(take, kind, [dice.random() / 1000 for _ in range(30)])) for kind in kinds]
     for thread in threads:
         thread.join(SECONDS)
     assert not any(thread.is_alive() for thread in threads)
@@ -91,7 +90,7 @@ def test_whoever_wants_to_be_alone_waits_for_those_who_share_and_not_for_later_o
 
 def test_one_after_another_is_alone():
     turns = Turns()
-    first, second = Holder(turns.alone()), None
+    first = Holder(turns.alone())
     assert first.has.wait(SECONDS)
     second = Holder(turns.alone())
     assert not second.has.wait(SOON)
