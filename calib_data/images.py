@@ -42,9 +42,13 @@ def open_image(path: Path | str) -> Image.Image:
 
 
 def visible_paths(folder: Path) -> list[Path]:
-    """What users put into a folder, by name; not what systems leave there, as .DS_Store, ._scan.png or Thumbs.db."""
-    paths = (path for path in folder.iterdir() if not path.name.startswith("."))
-    return sorted(path for path in paths if path.name.lower() not in _OF_SYSTEMS)
+    """What users put into a folder, by name."""
+    return sorted(path for path in folder.iterdir() if is_of_user(path.name))
+
+
+def is_of_user(name: str) -> bool:
+    """Whether a file or folder is a user's; not what systems leave, as .DS_Store, ._scan.png or Thumbs.db."""
+    return not name.startswith(".") and name.lower() not in _OF_SYSTEMS
 
 
 def read_image(file: BinaryIO, name: str) -> Image.Image:

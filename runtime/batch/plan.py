@@ -87,19 +87,21 @@ def write_plan(output: Storage, settings: dict[str, Any], planned: Iterable[Shar
 
 
 def read_plan(output: Storage) -> tuple[dict[str, Any], list[Planned]] | None:
-    """The settings of a plan, and where its shards are; None without a plan."""
+    """The settings of a plan, and where its shards are; None without a plan. Raises InputError if it is damaged."""
     if not output.exists(PLAN):
         return None
-    path = output.local(PLAN)
     found: list[Planned] = []
-    with path.open("rb") as file:
-        head = file.readline()
-        offset = len(head)
-        for number, line in enumerate(file):
-            rows = sum(part[2] for part in json.loads(line)["parts"])
-            found.append(Planned(number, rows, offset, len(line)))
-            offset += len(line)
-    return json.loads(head), found
+    try:
+        with output.local(PLAN).open("rb") as file:
+            head = file.readline()
+            settings, offset = dict(json.loads(head)), len(head)
+            for number, line in enumerate(file):
+                rows = sum(part[2] for part in json.loads(line)["parts"])
+                found.append(Planned(number, rows, offset, len(line)))
+                offset += len(line)
+    except (ValueError, TypeError, LookupError) as error:
+        raise InputError(f"{output.url}/{PLAN}: is damaged ({error}); give another --output") from error
+    return settings, found
 
 
 def read_shard(output: Storage, planned: Planned) -> Shard:

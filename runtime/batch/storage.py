@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
+from calib_data.images import is_of_user
 from console.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class Storage:
     @cached_property
     def _found(self) -> tuple[Any, str]:
         """The file system, and the path in it."""
+        if "://" not in self.url:  # fsspec would take what follows a :: in a name for another URL
+            return LocalFileSystem(), str(Path(self.url).absolute())
         try:
             system, path = url_to_fs(self.url)
             return system, path
@@ -64,6 +67,12 @@ class Storage:
         with self._errors("", "read"):
             return bool(self._system.isfile(self._path("")))
 
+    def holds(self, other: Storage) -> bool:
+        """Whether another place is this one or in it."""
+        if self.folder is not None and other.folder is not None:
+            return other.folder.resolve().is_relative_to(self.folder.resolve())
+        return f"{other.url}/".startswith(f"{self.url.rstrip('/')}/")
+
     def exists(self, name: str = "") -> bool:
         """Whether there is such a file or folder."""
         with self._errors(name, "read"):
@@ -80,12 +89,15 @@ class Storage:
         return sorted(PurePosixPath(path).name for path in paths)
 
     def walk(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield each folder with the names of its files, sorted. Hidden ones and links to folders are passed over."""
+        """Yield each folder with the names of its files, sorted.
+
+        Links to folders, and what is hidden or of a system, are passed over.
+        """
         with self._errors("", "listed"):
             for path, folders, files in self._system.walk(self._path(""), on_error="raise"):
-                folders[:] = sorted(name for name in folders if not name.startswith("."))  # `walk` visits these
+                folders[:] = sorted(filter(is_of_user, folders))  # `walk` visits these
                 below = PurePosixPath(path).relative_to(self._path("")).as_posix()
-                yield ("" if below == "." else below), sorted(name for name in files if not name.startswith("."))
+                yield ("" if below == "." else below), sorted(filter(is_of_user, files))
 
     def read(self, name: str = "", start: int | None = None, end: int | None = None) -> bytes:
         """Read a file, or its bytes from start to end."""
@@ -97,6 +109,11 @@ class Storage:
         """Bytes of a file."""
         with self._errors(name, "read"):
             return int(self._system.size(self._path(name)))
+
+    def version(self, name: str) -> str:
+        """What is another where a file has changed."""
+        with self._errors(name, "read"):
+            return str(self._system.ukey(self._path(name)))
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file at once: it has its whole content, or is as it was before.
@@ -114,7 +131,7 @@ class Storage:
         """Where a file is whose path is relative to this file's folder, or absolute, or a URL: a storage and a name."""
         if "://" in name or PurePosixPath(name).is_absolute():
             return Storage(name), ""
-        return Storage(self.url.rpartition("/")[0]), name
+        return Storage(self.url.rpartition("/")[0] + "/"), name
 
     def make_folder(self, name: str = "") -> None:
         """Make a folder, with those above it."""
@@ -171,15 +188,15 @@ def _write_local(path: Path, content: bytes) -> None:
 
 
 class _Copies:
-    """Local copies of files, the latest used."""
+    """Local copies of files, the latest used. One that has changed is copied again."""
 
     def __init__(self) -> None:
         self._lock, self._folder = threading.Lock(), ""
-        self._paths: OrderedDict[tuple[str, str], Path] = OrderedDict()
+        self._paths: OrderedDict[tuple[str, str, str], Path] = OrderedDict()
 
     def get(self, storage: Storage, name: str) -> Path:
-        key = storage.url, name
         with self._lock:
+            key = storage.url, name, storage.version(name)
             if key not in self._paths:
                 path = Path(tempfile.mkdtemp(dir=self._made())) / PurePosixPath(name or storage.url).name
                 storage.download(name, path)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import math
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pyarrow as pa
 
@@ -43,7 +44,18 @@ def field_columns(schema: Mapping[str, Any]) -> list[pa.Field]:
         raise InputError("is no object with properties; its properties become columns")
     if taken := [name for name in properties if name in BASE.names]:
         raise InputError(f"property {taken[0]!r} is also a column of the output; rename it")
+    if broken := [name for name in properties if not _is_unicode(name)]:
+        raise InputError(f"property {broken[0]!a} is not valid Unicode; rename it")
     return [pa.field(name, _type(value)) for name, value in properties.items()]
+
+
+def _is_unicode(name: str) -> bool:
+    """Whether text can be written to a file; JSON can hold half of a surrogate pair."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _type(schema: object) -> pa.DataType:
@@ -55,8 +67,9 @@ def _type(schema: object) -> pa.DataType:
     kind = kinds[0] if len(kinds) == 1 else None
     if kind == "array" and "items" in schema and "prefixItems" not in schema:
         return pa.list_(_type(schema["items"]))
-    if kind == "object" and schema.get("properties") and schema.get("additionalProperties") is False:
-        return pa.struct([pa.field(name, _type(value)) for name, value in schema["properties"].items()])
+    members = schema.get("properties")
+    if kind == "object" and isinstance(members, dict) and members and schema.get("additionalProperties") is False:
+        return pa.struct([pa.field(name, _type(value)) for name, value in members.items()])
     return _TYPES.get(str(kind), pa.string())
 
 
@@ -64,7 +77,7 @@ def parse_fields(answer: str, columns: list[pa.Field]) -> tuple[dict[str, Any], 
     """The values of an answer for these columns, null where it has none; and what is wrong with it, or None."""
     empty = {column.name: None for column in columns}
     try:
-        found = json.loads(answer)
+        found = json.loads(answer, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return empty, "the answer is not JSON"
     if not isinstance(found, dict):
@@ -84,7 +97,7 @@ def _value(value: Any, kind: pa.DataType) -> Any:  # noqa: ANN401 - any JSON val
     if value is None:
         return None
     if pa.types.is_string(kind):
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
     if pa.types.is_list(kind):
         if not isinstance(value, list):
             raise TypeError
@@ -93,8 +106,17 @@ def _value(value: Any, kind: pa.DataType) -> Any:  # noqa: ANN401 - any JSON val
         if not isinstance(value, dict):
             raise TypeError
         return {field.name: _value(value.get(field.name), field.type) for field in kind}
-    if pa.types.is_int64(kind):
-        if isinstance(value, bool) or value != int(value):
-            raise ValueError
-        return int(value)
-    return value
+    return value if pa.types.is_boolean(kind) else _number(value, int if pa.types.is_int64(kind) else float)
+
+
+def _number(value: Any, kind: type[int | float]) -> int | float:  # noqa: ANN401 - any JSON value
+    """A JSON number. Raises ValueError, OverflowError and TypeError for what is none, or not exactly of this kind."""
+    number = kind(value)
+    if isinstance(value, bool | str) or number != value or math.isinf(number):  # 1e999 is valid JSON
+        raise ValueError
+    return number
+
+
+def _refuse(constant: str) -> NoReturn:
+    """Refuse NaN and Infinity, which Python reads and JSON does not have."""
+    raise ValueError(constant)

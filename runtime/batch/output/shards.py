@@ -48,19 +48,20 @@ class ShardFiles:
         self.storage.write(self.name(number), self._parquet(rows) if self.form == PARQUET else self._jsonl(rows))
 
     def read(self, number: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """The rows of a shard, with all columns or some."""
+        """The rows of a shard, with all columns or some. Raises InputError where the file is damaged."""
         content = self.storage.read(self.name(number))
+        names = list(self.schema.names if columns is None else columns)
         try:
             if self.form == PARQUET:
                 file = pq.ParquetFile(io.BytesIO(content))
                 # With threads, PyArrow 26 may abort the process at its end.
-                return list(file.read(None if columns is None else list(columns), use_threads=False).to_pylist())
+                return list(file.read(names, use_threads=False).select(names).to_pylist())
             rows = [json.loads(line) for line in content.decode().split("\n") if line]
-        except (pa.ArrowException, OSError, ValueError) as error:
+            return [{name: row[name] for name in names} for row in rows]
+        except (pa.ArrowException, OSError, ValueError, TypeError, LookupError) as error:
             reason = str(error).partition("\n")[0]
             place = f"{self.storage.url}/{self.name(number)}"
             raise InputError(f"{place}: is damaged ({reason}); delete it, and run the same command again") from error
-        return rows if columns is None else [{name: row[name] for name in columns} for row in rows]
 
     def _parquet(self, rows: Sequence[dict[str, Any]]) -> bytes:
         file = io.BytesIO()

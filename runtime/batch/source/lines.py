@@ -62,10 +62,10 @@ class Lines:
         for start in range(offset, self.storage.size(), _BLOCK):
             *lines, rest = (rest + self.storage.read("", start, start + _BLOCK)).split(b"\n")
             for line in lines:
-                if line.strip():
+                if _holds_text(line):
                     yield number, offset, line
                 number, offset = number + 1, offset + len(line) + 1
-        if rest.strip():
+        if _holds_text(rest):
             yield number, offset, rest
 
     def _parse(self, line: bytes, number: int) -> tuple[str | None, str]:
@@ -85,6 +85,10 @@ class Lines:
 
     def _place(self, number: int) -> str:
         return f"{self.storage.url}: line {number}"
+
+
+def _holds_text(line: bytes) -> bool:
+    return bool(line.removeprefix(codecs.BOM_UTF8).strip())
 
 
 def _fail(error: InputError) -> Iterator[tuple[str, Image.Image]]:

@@ -1,0 +1,137 @@
+"""Counts of a run, against pandas over the same rows."""
+
+from itertools import groupby, pairwise
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+from rich.console import Console
+
+from runtime.batch.output.columns import BASE
+from runtime.batch.output.screen import print_summary
+from runtime.batch.output.shards import ShardFiles
+from runtime.batch.output.summary import ErrorKind, summarize
+from runtime.batch.storage import Storage
+
+FIELDS = {"total": pa.float64(), "seller": pa.string(), "items": pa.list_(pa.string()), "paid": pa.bool_()}
+KINDS = ("cannot be read", "has no pages", "prompt: 300 tokens")
+
+
+def schema():
+    columns = BASE
+    for name, kind in FIELDS.items():
+        columns = columns.append(pa.field(name, kind))
+    return columns
+
+
+def random_rows(seed, count):
+    """Rows of documents of one to five pages, a fifth of them with an error."""
+    random = np.random.default_rng(seed)
+    rows = []
+    while len(rows) < count:
+        document, pages = f"scans/{len(rows)}.pdf", int(random.integers(1, 6))
+        rows += [random_row(random, len(rows) + page, document, page + 1) for page in range(pages)]
+    return rows[:count]
+
+
+def random_row(random, number, document, page):
+    row = dict.fromkeys(schema().names)
+    row |= {"row": number, "document": document, "page": page, "prompt": "?", "attempts": int(random.integers(1, 4))}
+    if random.random() < 0.2:
+        kind, place = KINDS[random.integers(3)], f"{document}: page {page}: "
+        return row | {"error": (place if random.random() < 0.5 else "") + kind}
+    values = {"total": [None, 0.0, 12.5], "seller": [None, "", "가"], "items": [None, [], ["a"]], "paid": [None, False]}
+    row |= {name: some[random.integers(len(some))] for name, some in values.items()}
+    counts = {name: int(random.integers(1, 999)) for name in ("prompt_tokens", "tokens", "milliseconds")}
+    return row | counts | {"answer": "{}", "finish": ["end", "length"][random.integers(2)]}
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+@pytest.mark.parametrize("seed", range(4))
+def test_counts_are_those_of_pandas(seed, form, tmp_path):
+    rows = random_rows(seed, 150)
+    files = ShardFiles(Storage.at(tmp_path), schema(), form)
+    files.storage.make_folder("pages")
+    bounds = [0, 1, 64, 110, 150]
+    for number, (first, end) in enumerate(pairwise(bounds)):
+        files.write(number, rows[first:end])
+    found, table = summarize(files, range(4), list(FIELDS)), pd.DataFrame(rows)
+    assert found.pages == 150
+    assert found.documents == table["document"].nunique()
+    assert found.answered == table["error"].isna().sum()
+    assert found.cut == (table["finish"] == "length").sum()
+    assert found.retried == (table["attempts"] > 1).sum()
+    assert found.prompt_tokens == table["prompt_tokens"].sum()
+    assert found.tokens == table["tokens"].sum()
+    assert found.milliseconds == table["milliseconds"].sum()
+    assert found.filled == {
+        "total": table["total"].notna().sum(),
+        "seller": (table["seller"].fillna("") != "").sum(),
+        "items": table["items"].map(bool).sum(),
+        "paid": table["paid"].notna().sum(),
+    }
+    failed = [row for row in rows if row["error"]]
+    for kind in found.errors:
+        same = [row for row in failed if row["error"].endswith(kind.message)]
+        assert kind.pages == len(same)
+        assert kind.example == f"{same[0]['document']}, page {same[0]['page']}"
+    assert {kind.message for kind in found.errors} == set(KINDS)
+    assert [kind.pages for kind in found.errors] == sorted((kind.pages for kind in found.errors), reverse=True)
+
+
+def test_documents_with_the_same_name_one_after_another_are_one(tmp_path):
+    names = [*"aab", *"bcca", "a"]
+    rows = [dict.fromkeys(BASE.names) | {"row": row, "document": name} for row, name in enumerate(names)]
+    files = ShardFiles(Storage.at(tmp_path), BASE, "jsonl")
+    files.storage.make_folder("pages")
+    for number in range(2):
+        files.write(number, [row | {"attempts": 1} for row in rows[4 * number : 4 * number + 4]])
+    assert summarize(files, range(2), []).documents == len(list(groupby(names)))
+
+
+ERRORS = {
+    "scans/a.pdf: page 3: cannot be drawn": ("cannot be drawn", "a.pdf, page 3"),
+    "/data/scans/a.pdf: page 3 cannot be drawn": ("cannot be drawn", "a.pdf, page 3"),
+    "the answer is not JSON": ("the answer is not JSON", "a.pdf, page 3"),
+    "page 30: cannot be drawn": ("page 30: cannot be drawn", "a.pdf, page 3"),
+}
+
+
+@pytest.mark.parametrize("error", ERRORS)
+def test_an_error_is_counted_without_its_place(error, tmp_path):
+    message, example = ERRORS[error]
+    row = dict.fromkeys(BASE.names) | {"row": 0, "document": "a.pdf", "page": 3, "prompt": "?", "attempts": 1}
+    files = ShardFiles(Storage.at(tmp_path), BASE, "parquet")
+    files.storage.make_folder("pages")
+    files.write(0, [row | {"error": error}] * 3)
+    assert summarize(files, [0], []).errors == [ErrorKind(message, 3, example)]
+
+
+def test_a_run_with_many_kinds_of_errors_shows_the_most_frequent(tmp_path):
+    """Their number in memory does not grow with the pages."""
+    row = dict.fromkeys(BASE.names) | {"row": 0, "document": "a.pdf", "prompt": "?", "attempts": 1}
+    files = ShardFiles(Storage.at(tmp_path), BASE, "jsonl")
+    files.storage.make_folder("pages")
+    files.write(0, [row | {"error": f"error {number}"} for number in range(2000) for _ in range(1 + (number == 7))])
+    found = summarize(files, [0], [])
+    assert (found.pages, found.answered, len(found.errors)) == (2001, 0, 20)
+    assert found.errors[0] == ErrorKind("error 7", 2, "a.pdf")
+
+
+def test_what_is_printed(tmp_path, capsys):
+    rows = random_rows(0, 40)
+    files = ShardFiles(Storage.at(tmp_path), schema(), "parquet")
+    files.storage.make_folder("pages")
+    files.write(0, rows)
+    summary = summarize(files, [0], list(FIELDS))
+    print_summary(summary, Console(markup=False, width=100))
+    out = capsys.readouterr().out
+    assert f"40 pages of {summary.documents} documents" in out
+    filled = summary.filled["total"]
+    said = [" ".join(line.replace("│", " ").split()) for line in out.splitlines()]
+    assert f"answered {summary.answered}" in said
+    assert f"with an error {40 - summary.answered}" in said
+    assert f"field total {filled} filled, {filled / 40:.1%}" in said
+    first = summary.errors[0]
+    assert f"{first.pages} x {first.message} ({first.example})" in said

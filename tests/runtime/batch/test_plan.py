@@ -1,0 +1,147 @@
+"""How pages are packed into shards, and what of a plan a later run reads."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from console.errors import InputError
+from runtime.batch.job import Job
+from runtime.batch.plan import PLAN, read_plan, read_shard, shards, write_plan
+from runtime.batch.source.page import SHARD_PAGES, Listed, Part
+from runtime.batch.storage import Storage
+
+OPTIONS = settings(max_examples=100, deadline=None, derandomize=True, database=None)
+DOCUMENTS = st.builds(lambda file, pages: Listed(Part(file, 0, 1), pages), st.text(max_size=5), st.integers(1, 200))
+PARTS = st.builds(
+    lambda file, first, count, offset, error: Listed(Part(file, first, count, offset, error), count),
+    st.text(max_size=5) | st.just("a\udcff.png"),
+    st.integers(0, 1000),
+    st.integers(1, SHARD_PAGES),
+    st.integers(0, 1 << 40),
+    st.none() | st.text(min_size=1, max_size=5),
+)
+SOURCES = st.lists(DOCUMENTS | PARTS, min_size=1, max_size=60)
+
+
+@OPTIONS
+@given(SOURCES)
+def test_every_part_is_in_one_shard_in_order_and_none_is_too_large(listed):
+    packed = list(shards(listed))
+    assert [part for shard in packed for part in shard.parts] == [one.part for one in listed]
+    assert [shard.number for shard in packed] == list(range(len(packed)))
+    pages = iter(one.pages for one in listed)
+    of_shards = [[next(pages) for _ in shard.parts] for shard in packed]
+    for counts, following in zip(of_shards, [*of_shards[1:], [SHARD_PAGES]], strict=True):
+        assert sum(counts) <= SHARD_PAGES or len(counts) == 1
+        assert sum(counts) + following[0] > SHARD_PAGES, "the next part would have fitted"
+    row = 0
+    for shard in packed:
+        assert shard.first == row
+        assert shard.rows == sum(part.count for part in shard.parts)
+        row += shard.rows
+
+
+@OPTIONS
+@given(SOURCES, st.integers(0, 10**6))
+def test_a_plan_is_read_as_it_was_written(listed, number):
+    output = Storage(f"memory:///plans/{number}")
+    values = {
+        "input": "scans",
+        "prompt": "무엇인가요?\n",
+        "seed": None,
+        "temperature": 0.5,
+        "schema": {"type": "object"},
+    }
+    packed = list(shards(listed))
+    write_plan(output, values, packed)
+    found = read_plan(output)
+    assert found is not None
+    assert found[0] == values
+    assert [(planned.number, planned.rows) for planned in found[1]] == [(shard.number, shard.rows) for shard in packed]
+    assert [read_shard(output, planned) for planned in reversed(found[1])] == packed[::-1]
+
+
+def test_there_is_no_plan_before_it_is_written(tmp_path):
+    assert read_plan(Storage.at(tmp_path)) is None
+    assert read_plan(Storage.at(tmp_path / "none")) is None
+
+
+def test_a_source_without_pages_has_no_plan(tmp_path):
+    with pytest.raises(InputError, match=r"^scans: holds no pages; give images, PDFs, a \.jsonl or \.parquet file$"):
+        write_plan(Storage.at(tmp_path), {"input": "scans"}, [])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_source_that_fails_while_it_is_listed_leaves_no_plan(tmp_path):
+    def listed():
+        yield Listed(Part("a.png", 0, 1), SHARD_PAGES)
+        yield Listed(Part("b.png", 0, 1), SHARD_PAGES)
+        raise InputError("b.parquet: cannot be read")
+
+    with pytest.raises(InputError, match="cannot be read"):
+        write_plan(Storage.at(tmp_path), {"input": "scans"}, shards(listed()))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"3\n", b'{"input": "a"}\n{"first": 0, "par', b'{"input": "a"}\n[]\n', b"\xff\xfe", b"{}\n{}\n"],
+)
+def test_a_damaged_plan_is_one_line(content, tmp_path):
+    (tmp_path / PLAN).write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        read_plan(Storage.at(tmp_path))
+    assert str(caught.value).startswith(f"{tmp_path}/{PLAN}: is damaged (")
+    assert str(caught.value).endswith("; give another --output")
+
+
+@pytest.fixture
+def job(tmp_path) -> Job:
+    folders = (Storage.at(tmp_path / name) for name in ("model", "scans", "answers"))
+    return Job(*folders, options={"temperature": 0.5, "seed": None, "max_new_tokens": 20})
+
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+CHANGES = {
+    "--model": {"model": Storage("memory://model")},
+    "--input": {"input": Storage("memory://scans")},
+    "--prompt": {"prompt": "Other?"},
+    "--schema": {"schema": SCHEMA},
+    "--per": {"per_document": True},
+    "--format": {"form": "jsonl"},
+    "--temperature": {"options": {"temperature": 0, "max_new_tokens": 20}},
+    "--seed": {"options": {"temperature": 0.5, "seed": 0, "max_new_tokens": 20}},
+    "--max-new-tokens": {"options": {"temperature": 0.5, "max_new_tokens": 21}},
+    "--prompt, --thinking-budget": {
+        "prompt": "Other?",
+        "options": {"temperature": 0.5, "max_new_tokens": 20, "thinking_budget": 3},
+    },
+}
+
+
+@pytest.mark.parametrize("option", CHANGES)
+def test_a_run_with_other_settings_is_refused_by_the_name_of_the_option(option, job):
+    other = replace(job, **CHANGES[option])
+    planned = json.loads(json.dumps(job.settings()))
+    with pytest.raises(InputError) as caught:
+        other.check_same(planned)
+    assert str(caught.value).startswith(f"{job.output.url}: was begun with another {option} (")
+    with pytest.raises(InputError):
+        job.check_same(json.loads(json.dumps(other.settings())))
+
+
+SAME = {
+    "device": {"device": "cuda", "threads": 4, "memory_limit": 20.0},
+    "rows": {"max_rows": 3, "max_context": 4000},
+    "retry": {"retry_errors": True},
+    "moved output": {"output": Storage("memory://other")},
+    "options left out": {"options": {"temperature": 0.5, "max_new_tokens": 20}},
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_what_changes_no_answer_may_change_between_runs(case, job):
+    replace(job, **SAME[case]).check_same(json.loads(json.dumps(job.settings())))
