@@ -105,7 +105,7 @@ def test_an_error_is_counted_without_its_place(error, tmp_path):
     files = ShardFiles(Storage.at(tmp_path), BASE, "parquet")
     files.storage.make_folder("pages")
     files.write(0, [row | {"error": error}] * 3)
-    assert summarize(files, [0], []).errors == [ErrorKind(message, 3, example)]
+    assert summarize(files, [0], []).errors == [ErrorKind(message, 3, example, 0, 0)]
 
 
 def test_a_run_with_many_kinds_of_errors_shows_the_most_frequent(tmp_path):
@@ -116,7 +116,7 @@ def test_a_run_with_many_kinds_of_errors_shows_the_most_frequent(tmp_path):
     files.write(0, [row | {"error": f"error {number}"} for number in range(2000) for _ in range(1 + (number == 7))])
     found = summarize(files, [0], [])
     assert (found.pages, found.answered, len(found.errors)) == (2001, 0, 20)
-    assert found.errors[0] == ErrorKind("error 7", 2, "a.pdf")
+    assert found.errors[0] == ErrorKind("error 7", 2, "a.pdf", 0, 0)
 
 
 def test_what_is_printed(tmp_path, capsys):
