@@ -111,7 +111,8 @@ Schema = Annotated[
 Per = Annotated[Literal["page", "document"], typer.Option(help="What a row is: a page of a PDF, or the whole PDF.")]
 Form = Annotated[Literal["parquet", "jsonl"], typer.Option("--format", help="Form of the output files.")]
 Address = Annotated[
-    str | None, typer.Option(help='Ray cluster: "auto", "HOST:PORT" or "ray://HOST:PORT".', show_default="this machine")
+    str | None,
+    typer.Option(help='Ray cluster: "auto" on one of its nodes, or "HOST:PORT".', show_default="this machine"),
 ]
 Workers = Annotated[
     int | None,
