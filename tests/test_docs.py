@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import pkgutil
 import re
 import shutil
@@ -12,6 +13,7 @@ import typer
 import yaml
 
 from calib_data.sources import open_documents
+from runtime.batch.output.columns import BASE, field_columns
 
 from .half_reader import half_of_the_reader
 
@@ -125,6 +127,26 @@ def test_the_python_examples_run(tmp_path, monkeypatch, capsys):
         capsys.readouterr()
         exec(compile(ast.parse(example.replace('"cuda"', '"cpu"')), page, "exec"), {})
         assert capsys.readouterr().out.strip(), page
+
+
+def test_the_columns_of_batch_are_those_that_it_writes():
+    section = read("docs/batch.md").partition("| column | value |\n")[2].partition("\n\n")[0]
+    listed = [name for line in section.splitlines() for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    assert listed == BASE.names
+    (schema,) = re.findall(r"```json\n(.*?)```", read("docs/batch.md"), re.DOTALL)
+    assert {column.name: str(column.type) for column in field_columns(json.loads(schema))} == {
+        "number": "string",
+        "total": "double",
+    }
+
+
+def test_ray_takes_the_clusters_of_batch():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    configs = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", read("docs/batch.md"), re.DOTALL)]
+    assert [config["provider"]["type"] for config in configs] == ["aws", "local"]
+    for config in configs:
+        validate_config(prepare_config(config))
 
 
 def test_the_readme_is_short():
