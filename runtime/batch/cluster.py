@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import sys
 import threading
 import time
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from runtime.batch.job import Job
 
 _OBJECT_STORE = 256 << 20  # bytes; what goes through it are numbers of shards and counts
+_LONGEST_CONNECTING = 10.0  # seconds
 
 
 @contextmanager
@@ -42,10 +44,11 @@ def cluster(address: str | None) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.CRITICAL)
     with _quiet():
         try:
+            _reach(address)
             ray.init(
                 address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **({} if address else here)
             )
-        except (ConnectionError, ValueError, RuntimeError, OSError, AuthenticationError) as error:
+        except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError, AuthenticationError) as error:
             where = "on this machine" if address is None else f"at --address {address}"
             raise InputError(f"Ray cannot be used {where} ({str(error).partition(chr(10))[0]})") from error
         DataContext.get_current().enable_progress_bars = False
@@ -53,6 +56,13 @@ def cluster(address: str | None) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
+
+
+def _reach(address: str | None) -> None:
+    """Raise OSError where nothing listens at HOST:PORT: Ray would try for minutes."""
+    host, found, port = (address or "").rpartition(":")
+    if found:
+        socket.create_connection((host.strip("[]"), int(port)), _LONGEST_CONNECTING).close()
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """Addresses at which Ray cannot be used."""
 
 import os
+import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -10,10 +12,11 @@ from console.errors import InputError
 from runtime.batch.cluster import cluster
 
 JOIN = """
+import sys
 from console.errors import InputError
 from runtime.batch.cluster import cluster
 try:
-    with cluster("127.0.0.1:1"):
+    with cluster(sys.argv[1]):
         print("joined")
 except InputError as error:
     print(error)
@@ -27,12 +30,28 @@ def test_the_address_of_rays_client_is_refused():
         pass
 
 
+def join(address, environment):
+    """What is said where a process joins a cluster. Not this process: Ray keeps the mode that it was imported with."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | environment
+    arguments = [sys.executable, "-c", JOIN, address]
+    ended = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    return ended.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:x", "127.0.0.1:70000", "[::1]:1"])
+def test_an_address_without_a_cluster_is_said_at_once(address):
+    """Ray itself tries for minutes."""
+    start = time.monotonic()
+    assert join(address, {}).startswith(f"Ray cannot be used at --address {address} (")
+    assert time.monotonic() - start < 60
+
+
 @pytest.mark.slow
 def test_a_missing_token_is_an_input_error(tmp_path):
-    """In a process of its own: Ray keeps the mode that it was imported with."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    environment |= {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}
-    ended = subprocess.run([sys.executable, "-c", JOIN], env=environment, capture_output=True, text=True, timeout=100)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.startswith("Ray cannot be used at --address 127.0.0.1:1 (")
-    assert "token" in ended.stdout
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        said = join(address, {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"})
+    assert said.startswith(f"Ray cannot be used at --address {address} (")
+    assert "token" in said
