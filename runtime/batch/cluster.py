@@ -48,7 +48,7 @@ def cluster(address: str | None) -> Iterator[None]:
             ray.init(
                 address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **({} if address else here)
             )
-        except (ConnectionError, ValueError, RuntimeError, OSError, OverflowError, AuthenticationError) as error:
+        except (ConnectionError, ValueError, RuntimeError, OSError, AuthenticationError) as error:
             where = "on this machine" if address is None else f"at --address {address}"
             raise InputError(f"Ray cannot be used {where} ({str(error).partition(chr(10))[0]})") from error
         DataContext.get_current().enable_progress_bars = False

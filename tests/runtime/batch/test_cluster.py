@@ -40,7 +40,7 @@ def join(address, environment):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:x", "127.0.0.1:70000", "[::1]:1"])
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "127.0.0.1:x", "[::1]:1"])
 def test_an_address_without_a_cluster_is_said_at_once(address):
     """Ray itself tries for minutes."""
     start = time.monotonic()
