@@ -80,7 +80,7 @@ def test_pages_are_answered_as_generate_does_and_a_damaged_one_has_its_error(
     assert [shard.rows for shard in planned(job)] == [2, 1, 2, 1]
     done = work(job, at_once=4)
     assert [(one.rows, one.errors) for one in done] == [(2, 1), (1, 0), (2, 0), (1, 0)]
-    assert done[0].error.startswith(f"a.png: {scans}/a.png: is not an image")
+    assert done[0].error.startswith(f"{scans}/a.png: is not an image")
     damaged, *rows = rows_of(job)
     images = [pictures[0], pictures[1], *drawn(scans / "more" / "d.pdf")]
     for row, image in zip(rows, images, strict=True):
