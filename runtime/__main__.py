@@ -251,13 +251,13 @@ def batch(
     from runtime.batch.command import run_batch  # its packages are in an extra
     from runtime.batch.job import Job
     from runtime.batch.output.screen import print_summary
+    from runtime.batch.source.open import open_source
     from runtime.batch.storage import Storage
 
     job = Job(
         Storage.at(model),
-        Storage.at(source),
+        open_source(Storage.at(source), prompt, per_document=per == "document"),
         Storage.at(output),
-        prompt,
         None if schema is None else read_object(schema, "give a file with a JSON schema"),
         {
             "max_new_tokens": max_new_tokens,
@@ -269,7 +269,6 @@ def batch(
             "thinking": thinking,
             "thinking_budget": thinking_budget,
         },
-        per == "document",
         form,
         device,
         threads,

@@ -65,9 +65,9 @@ def _check(job: Job) -> None:
     """Raise InputError, before Ray starts, for what can be known here; workers check the rest."""
     with naming("--schema"):
         _ = job.columns
-    if job.schema is not None and job.prompt is None and isinstance(job.source, Folder):
+    if job.schema is not None and job.source.prompt is None and isinstance(job.source, Folder):
         raise InputError("--schema: needs a --prompt that says what the fields are")
-    if job.input.holds(job.output):  # the files of the output would be taken for a source
+    if job.source.storage.holds(job.output):  # the files of the output would be taken for a source
         raise InputError(f"--output {job.output.url}: is inside --input; give a folder elsewhere")
     folder, kind = job.model.folder, Device.parse(job.device).kind
     if folder is None:

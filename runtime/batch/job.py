@@ -9,7 +9,6 @@ from console.errors import InputError
 from runtime.answer import AnswerOptions
 from runtime.batch.output.columns import BASE, field_columns
 from runtime.batch.output.shards import PARQUET, ShardFiles
-from runtime.batch.source.open import open_source
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -24,18 +23,14 @@ class Job:
 
     model: Storage
     """Exported folder."""
-    input: Storage
-    """Where the pages are."""
+    source: Source
+    """Its pages."""
     output: Storage
     """Where the plan, the answers and the journal are."""
-    prompt: str | None = None
-    """What is asked about a page without its own prompt; None for READ_TEXT."""
     schema: dict[str, Any] | None = None
     """JSON schema of every answer; None for free text."""
     options: AnswerOptions = field(default_factory=AnswerOptions)
     """Sampling, length and thinking."""
-    per_document: bool = False
-    """Whether a PDF is one row."""
     form: str = PARQUET
     """Of the output files."""
     device: str = "cpu"
@@ -64,19 +59,14 @@ class Job:
             schema = schema.append(column)
         return ShardFiles(self.output, schema, self.form)
 
-    @property
-    def source(self) -> Source:
-        """Its pages."""
-        return open_source(self.input, self.prompt, per_document=self.per_document)
-
     def settings(self) -> dict[str, Any]:
         """What makes answers comparable: a run that goes on must have the same."""
         return {
             "model": self.model.url,
-            "input": self.input.url,
-            "prompt": self.prompt,
+            "input": self.source.storage.url,
+            "prompt": self.source.prompt,
             "schema": self.schema,
-            "per": "document" if self.per_document else "page",
+            "per": "document" if self.source.per_document else "page",
             "format": self.form,
             **self.options,
         }

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
@@ -104,6 +104,21 @@ class Storage:
         with self._errors(name, "read"):
             content: bytes = self._system.cat_file(self._path(name), start=start, end=end)
         return content
+
+    def find(self, name: str) -> bytes | None:
+        """Read a file that may be deleted meanwhile; None where it is not there."""
+        with self._errors(name, "read"):
+            try:
+                content: bytes = self._system.cat_file(self._path(name))
+            except FileNotFoundError:
+                return None
+        return content
+
+    def open(self, name: str = "") -> BinaryIO:
+        """Open a file, to read parts of it."""
+        with self._errors(name, "read"):
+            file: BinaryIO = self._system.open(self._path(name), "rb")
+        return file
 
     def size(self, name: str = "") -> int:
         """Bytes of a file."""

@@ -9,6 +9,8 @@ import json
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from console.errors import InputError
+
 if TYPE_CHECKING:
     from runtime.batch.storage import Storage
 
@@ -42,11 +44,15 @@ class Attempt:
     def begin(cls, storage: Storage, number: int, run: str) -> Attempt:
         """Note that a shard is begun."""
         attempt = cls(storage, number, run)
-        if storage.exists(attempt._name):
-            known = json.loads(storage.read(attempt._name))
-            attempt.starts = known["starts"] if known["run"] == run else 0
-            attempt.attempts = known["attempts"]
-            attempt.deaths = {int(row): count for row, count in known["deaths"].items()}
+        found = storage.find(attempt._name)  # a late worker of another run may finish the shard at any time
+        if found is not None:
+            try:
+                known = json.loads(found)
+                attempt.starts = known["starts"] if known["run"] == run else 0
+                attempt.attempts = known["attempts"]
+                attempt.deaths = {int(row): count for row, count in known["deaths"].items()}
+            except (ValueError, TypeError, LookupError, AttributeError) as error:
+                raise InputError(f"{storage.url}/{attempt._name}: is damaged ({error}); delete it") from error
         attempt.starts += 1
         attempt.attempts += 1
         attempt._write()

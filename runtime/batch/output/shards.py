@@ -49,7 +49,14 @@ class ShardFiles:
 
     def read(self, number: int, columns: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """The rows of a shard, with all columns or some. Raises InputError where the file is damaged."""
-        content = self.storage.read(self.name(number))
+        return self._rows(number, self.storage.read(self.name(number)), columns)
+
+    def find(self, number: int) -> list[dict[str, Any]]:
+        """The rows of a shard; none where it is not written."""
+        content = self.storage.find(self.name(number))
+        return [] if content is None else self._rows(number, content, None)
+
+    def _rows(self, number: int, content: bytes, columns: Sequence[str] | None) -> list[dict[str, Any]]:
         names = list(self.schema.names if columns is None else columns)
         try:
             if self.form == PARQUET:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
+from calib_data.document import READ_TEXT
 from calib_data.images import SUFFIXES, open_image
 from calib_data.sources.pdf import draw_page, page_count
 from console.errors import InputError, require_package
@@ -29,8 +30,8 @@ class Folder:
 
     storage: Storage
     """The folder, or a single file."""
-    prompt: str
-    """What is asked about each."""
+    prompt: str | None
+    """What is asked about each; None for READ_TEXT."""
     per_document: bool
     """Whether a PDF is one row."""
 
@@ -45,13 +46,13 @@ class Folder:
 
     def pages(self, part: Part) -> Iterator[Page]:
         """The pages of a part; an image has the number 1."""
-        document = part.file or PurePosixPath(self.storage.url).name
+        document, prompt = part.file or PurePosixPath(self.storage.url).name, self.prompt or READ_TEXT
         if not self._is_pdf(part.file):
-            yield Page(document, 1, self.prompt, partial(self._image, part.file))
+            yield Page(document, 1, prompt, partial(self._image, part.file))
         elif part.first == 0:
-            yield Page(document, None, self.prompt, partial(self._whole, part))
+            yield Page(document, None, prompt, partial(self._whole, part))
         for number in range(part.first, part.first + part.count) if part.first else ():
-            yield Page(document, number, self.prompt, partial(self._drawn, part.file, number))
+            yield Page(document, number, prompt, partial(self._drawn, part.file, number))
 
     def _names(self) -> Iterator[str]:
         if self.storage.is_file():

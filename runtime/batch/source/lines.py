@@ -6,7 +6,7 @@ import codecs
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from calib_data.images import open_image
 from calib_data.sources import parse_question
@@ -31,6 +31,8 @@ class Lines:
     """The file."""
     prompt: str | None
     """What is asked in a line without a prompt; None for READ_TEXT."""
+    per_document: ClassVar[bool] = False
+    """A row is what the file has one of."""
 
     def parts(self) -> Iterator[Listed]:
         """Every SHARD_PAGES lines are a part. The first must be valid: what is wrong with it is wrong with all."""

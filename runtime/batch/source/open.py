@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING
 
-from calib_data.document import READ_TEXT
 from calib_data.images import SUFFIXES
 from console.errors import InputError
 from runtime.batch.source.folder import PDF, Folder
@@ -33,13 +32,13 @@ def open_source(storage: Storage, prompt: str | None, *, per_document: bool) -> 
         elif suffix == SUFFIX:
             source = Table(storage, prompt)
         elif suffix == PDF or suffix in SUFFIXES:
-            source = Folder(storage, prompt or READ_TEXT, per_document)
+            source = Folder(storage, prompt, per_document)
         else:
             raise InputError(f"{storage.url}: is no .jsonl, .parquet, .pdf or image; give one of these, or a folder")
     elif _holds_tables(storage):
         source = Table(storage, prompt)
     else:
-        source = Folder(storage, prompt or READ_TEXT, per_document)
+        source = Folder(storage, prompt, per_document)
     if per_document and not isinstance(source, Folder):
         raise InputError(f"--per document: {storage.url} has a row for each picture; leave it out")
     return source

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from runtime.batch.storage import Storage
+
 SHARD_PAGES = 64
 """Most pages of a shard."""
 
@@ -55,7 +57,19 @@ class Page:
 
 
 class Source(Protocol):
-    """Where pages come from."""
+    """Where pages come from. It is sent to every worker, and opens nothing before it is asked."""
+
+    @property
+    def storage(self) -> Storage:
+        """The folder or file."""
+
+    @property
+    def prompt(self) -> str | None:
+        """What is asked about a page without its own prompt; None for READ_TEXT."""
+
+    @property
+    def per_document(self) -> bool:
+        """Whether a PDF is one row."""
 
     def parts(self) -> Iterator[Listed]:
         """List all pages, in an order that does not change. Raises InputError for what cannot be listed at all."""

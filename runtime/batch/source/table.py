@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -37,6 +37,8 @@ class Table:
     """The file, or a folder of them."""
     prompt: str | None
     """What is asked in a row without a prompt; None for READ_TEXT."""
+    per_document: ClassVar[bool] = False
+    """A row is what the file has one of."""
 
     def parts(self) -> Iterator[Listed]:
         """Every SHARD_PAGES rows of a file are a part. Raises InputError for a file without pictures."""
@@ -61,7 +63,7 @@ class Table:
             images = next((row[name] for name in IMAGES if row.get(name) is not None), None)
             contents = [_content(image) for image in (images if isinstance(images, list) and images else [images])]
             document = named or contents[0][1] or f"{part.file or PurePosixPath(self.storage.url).name}: row {number}"
-            yield Page(document, None, prompt, partial(self._pictures, contents, place))
+            yield Page(document, None, prompt, partial(self._pictures, contents, part.file, place))
 
     def file_names(self) -> Iterator[str]:
         """Names of the Parquet files; "" for a single one."""
@@ -89,21 +91,19 @@ class Table:
             wanted = ", ".join(IMAGES)
             raise InputError(f"{self._place(name)}: has no column of pictures ({wanted}); its columns are {columns}")
 
-    def _pictures(self, contents: list[_Content], place: str) -> Iterator[tuple[str, Image.Image]]:
+    def _pictures(self, contents: list[_Content], file: str, place: str) -> Iterator[tuple[str, Image.Image]]:
+        """Open the pictures of a row; their paths are relative to the file, or to the folder of files."""
+        folder = Storage(f"{self.storage.url}/-") if file else self.storage
         for content, path in contents:
             with naming(place):
                 if content is not None:
                     picture = read_image(io.BytesIO(content), place)
                 elif path is not None:
-                    folder, name = self._beside(path)
-                    picture = open_image(folder.local(name))
+                    beside, name = folder.beside(path)
+                    picture = open_image(beside.local(name))
                 else:
                     raise InputError("has no picture")
             yield place, picture
-
-    def _beside(self, path: str) -> tuple[Storage, str]:
-        """Where a picture is: paths are relative to the file, or to the folder of files."""
-        return (self.storage if self.storage.is_file() else Storage(f"{self.storage.url}/-")).beside(path)
 
     def _place(self, name: str) -> str:
         return f"{self.storage.url.rstrip('/')}/{name}" if name else self.storage.url
@@ -111,7 +111,7 @@ class Table:
     @contextmanager
     def _opened(self, name: str) -> Iterator[pq.ParquetFile]:
         try:
-            with pq.ParquetFile(self.storage.local(name)) as file:
+            with self.storage.open(name) as content, pq.ParquetFile(content) as file:
                 yield file
         except (pa.ArrowException, OSError) as error:
             reason = str(error).partition("\n")[0]

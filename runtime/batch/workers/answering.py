@@ -174,7 +174,7 @@ class Answering:
 
     def _usual_context(self, job: Job) -> int | None:
         """Tokens that the largest image needs with its prompt and answer; None for documents of any length."""
-        if job.per_document:
+        if job.source.per_document:
             return None
         tokens = _PROMPT_TOKENS + self._settings.max_new_tokens
         if self._model.manifest.vision is not None:

@@ -48,7 +48,7 @@ class Worker:
 
     def __init__(self, job: Job, run: str) -> None:
         """Open the model. run: names this run in the journal. Raises InputError as `Answering` does."""
-        self._job, self._run, self._files, self._source = job, run, job.files, job.source
+        self._job, self._run, self._files = job, run, job.files
         self._answering, self._turns = Answering(job), Turns()
         self._columns = job.columns
 
@@ -62,9 +62,11 @@ class Worker:
             return _done(kept, 0)
         attempt = Attempt.begin(self._job.output, planned.number, self._run)
         shard = read_shard(self._job.output, planned)
-        pages = dict(enumerate(chain.from_iterable(map(self._source.pages, shard.parts))))
+        pages = dict(enumerate(chain.from_iterable(map(self._job.source.pages, shard.parts))))
         if len(pages) != planned.rows:
-            raise InputError(f"{self._job.input.url}: has changed since the run was begun; give another --output")
+            raise InputError(
+                f"{self._job.source.storage.url}: has changed since the run was begun; give another --output"
+            )
         answered = self._answer({row: page for row, page in pages.items() if row not in kept}, attempt)
         rows = kept | {row: self._row(shard.first + row, one, attempt) for row, one in answered.items()}
         rows = dict(sorted(rows.items()))
@@ -83,9 +85,7 @@ class Worker:
 
     def _kept(self, planned: Planned) -> dict[int, dict[str, Any]]:
         """Rows of a shard that are written already, and are not to be answered again."""
-        if not self._job.output.exists(self._files.name(planned.number)):
-            return {}
-        rows = enumerate(self._files.read(planned.number))
+        rows = enumerate(self._files.find(planned.number))
         return {place: row for place, row in rows if not (self._job.retry_errors and row["error"] is not None)}
 
     def _answer(self, pages: Mapping[int, Page], attempt: Attempt) -> dict[int, Answered]:

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from runtime.batch.job import Job
 from runtime.batch.plan import read_plan, shards, write_plan
+from runtime.batch.source.open import open_source
 from runtime.batch.storage import Storage
 from runtime.batch.workers.worker import Done, Worker
 
@@ -11,11 +12,12 @@ TOKENS = 24
 GREEDY = {"temperature": 0, "max_new_tokens": TOKENS, "thinking": False}
 
 
-def job_of(model, source, output, **settings) -> Job:
+def job_of(model, source, output, prompt=None, per_document=False, **settings) -> Job:
     output = Storage.at(output)
     for name in ("pages", "unfinished"):
         output.make_folder(name)
-    return Job(Storage.at(model), Storage.at(source), output, **{"options": GREEDY, "max_rows": 4, **settings})
+    opened = open_source(Storage.at(source), prompt, per_document=per_document)
+    return Job(Storage.at(model), opened, output, **{"options": GREEDY, "max_rows": 4, **settings})
 
 
 def planned(job):

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from console.errors import InputError
 from runtime.batch.job import Job
 from runtime.batch.plan import PLAN, read_plan, read_shard, shards, write_plan
+from runtime.batch.source.folder import Folder
 from runtime.batch.source.page import SHARD_PAGES, Listed, Part
 from runtime.batch.storage import Storage
 
@@ -100,23 +101,28 @@ def test_a_damaged_plan_is_one_line(content, tmp_path):
 
 @pytest.fixture
 def job(tmp_path) -> Job:
-    folders = (Storage.at(tmp_path / name) for name in ("model", "scans", "answers"))
-    return Job(*folders, options={"temperature": 0.5, "seed": None, "max_new_tokens": 20})
+    model, scans, answers = (Storage.at(tmp_path / name) for name in ("model", "scans", "answers"))
+    return Job(
+        model,
+        Folder(scans, None, per_document=False),
+        answers,
+        options={"temperature": 0.5, "seed": None, "max_new_tokens": 20},
+    )
 
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
 CHANGES = {
     "--model": {"model": Storage("memory://model")},
-    "--input": {"input": Storage("memory://scans")},
-    "--prompt": {"prompt": "Other?"},
+    "--input": {"source": {"storage": Storage("memory://scans")}},
+    "--prompt": {"source": {"prompt": "Other?"}},
     "--schema": {"schema": SCHEMA},
-    "--per": {"per_document": True},
+    "--per": {"source": {"per_document": True}},
     "--format": {"form": "jsonl"},
     "--temperature": {"options": {"temperature": 0, "max_new_tokens": 20}},
     "--seed": {"options": {"temperature": 0.5, "seed": 0, "max_new_tokens": 20}},
     "--max-new-tokens": {"options": {"temperature": 0.5, "max_new_tokens": 21}},
     "--prompt, --thinking-budget": {
-        "prompt": "Other?",
+        "source": {"prompt": "Other?"},
         "options": {"temperature": 0.5, "max_new_tokens": 20, "thinking_budget": 3},
     },
 }
@@ -124,7 +130,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("option", CHANGES)
 def test_a_run_with_other_settings_is_refused_by_the_name_of_the_option(option, job):
-    other = replace(job, **CHANGES[option])
+    changes = CHANGES[option]
+    other = replace(job, **changes | {"source": replace(job.source, **changes.get("source", {}))})
     planned = json.loads(json.dumps(job.settings()))
     with pytest.raises(InputError) as caught:
         other.check_same(planned)

@@ -6,6 +6,7 @@ import random
 from runtime.batch.job import Job
 from runtime.batch.output.report.page import write_report
 from runtime.batch.output.summary import summarize
+from runtime.batch.source.folder import Folder
 from runtime.batch.storage import Storage
 
 SCHEMA = {
@@ -26,8 +27,8 @@ PAGES = 200
 
 def job(folder, schema=None, form="parquet", prompt="What is the total?", **options):
     options = {"max_new_tokens": 64, "temperature": 0.0, "top_p": None, "thinking": False} | options
-    storages = Storage.at("/models/reader-w4"), Storage.at("/data/scans"), Storage.at(folder)
-    return Job(*storages, prompt, schema, options, form=form)
+    source = Folder(Storage.at("/data/scans"), prompt, per_document=False)
+    return Job(Storage.at("/models/reader-w4"), source, Storage.at(folder), schema, options, form=form)
 
 
 def written(job, rows, file, per_shard=64):
@@ -43,7 +44,7 @@ def written(job, rows, file, per_shard=64):
 
 def row(number, job, /, **values):
     known = {"row": number, "document": f"{number // 3}.pdf", "page": number % 3 + 1, "attempts": 1}
-    return dict.fromkeys(job.files.schema.names) | {"prompt": job.prompt or "Read the text."} | known | values
+    return dict.fromkeys(job.files.schema.names) | {"prompt": job.source.prompt or "Read the text."} | known | values
 
 
 def answered(number, job, text="합계 100원", /, tokens=5, milliseconds=40, **values):

@@ -9,6 +9,7 @@ import pytest
 from runtime.batch.job import Job
 from runtime.batch.output.report.figures import percent, short_count
 from runtime.batch.plan import read_plan, shards, write_plan
+from runtime.batch.source.open import open_source
 from runtime.batch.storage import Storage
 from runtime.batch.workers.worker import Worker
 
@@ -221,7 +222,7 @@ def test_a_finished_output_gets_its_report_and_no_new_answers(command, exported,
     model, output = Storage.at(exported("fp16")), Storage.at(tmp_path / "out")
     options = {"max_new_tokens": 40, "temperature": 0.0, **dict.fromkeys(("top_p", "top_k", "presence_penalty"))}
     options |= {"seed": None, "thinking": False, "thinking_budget": None}
-    one = Job(model, Storage.at(picture), output, "Read the text.", None, options)
+    one = Job(model, open_source(Storage.at(picture), "Read the text.", per_document=False), output, None, options)
     for name in ("pages", "unfinished"):
         output.make_folder(name)
     write_plan(output, one.settings(), shards(one.source.parts()))
