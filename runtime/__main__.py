@@ -247,7 +247,8 @@ def batch(
     as_json: option.Json = False,
 ) -> None:
     """Answer a question about many pages, on all GPUs of this machine or of a Ray cluster; resumes a stopped run."""
-    require_package("ray", "batch", "python -m runtime batch")
+    for package in ("ray", "pyarrow"):
+        require_package(package, "batch", "python -m runtime batch")
     from runtime.batch.command import run_batch  # its packages are in an extra
     from runtime.batch.job import Job
     from runtime.batch.output.screen import print_summary

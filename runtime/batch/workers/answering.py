@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from runtime.ort.sessions import session_options
 from runtime.prompt import fitting_images, prompt_inputs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from runtime.answer import AnswerSettings
     from runtime.batch.job import Job
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
 _AHEAD = 2  # pages for each row that are opened before a row is free
 _OPENERS = 2  # shards whose pages are opened at the same time
 _PROMPT_TOKENS = 1024  # of a prompt beside its image, by default
+
+
+Note = Callable[[int | None], None]
+"""Takes the row that is in hand."""
+
+
+def _no_note(row: int | None) -> None:
+    """Note nothing."""
 
 
 class BrokenEngineError(Exception):
@@ -101,16 +110,17 @@ class Answering:
         since = self._opening_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def together(self, pages: Mapping[int, Page]) -> dict[int, Answered]:
+    def together(self, pages: Mapping[int, Page], note: Note = _no_note) -> dict[int, Answered]:
         """Answer pages at the same time, by their rows. No more are open, of all callers, than the engine soon needs.
 
-        A page that cannot be opened or answered has its error. Raises BrokenEngineError.
+        note: told a row before it is opened, and None after it, while no other page is. A page that cannot be opened or
+        answered has its error. Raises BrokenEngineError.
         """
         answered = {}
         with self._openers:
             for row, page in pages.items():
                 self._places.acquire()
-                answered[row] = self._ask(page)
+                answered[row] = self._ask(row, page, note)
         for one in answered.values():
             one.ended.wait()
             if isinstance(one.error, ClosedError):
@@ -129,9 +139,9 @@ class Answering:
         """End the engine."""
         self._engine.close(0)
 
-    def _ask(self, page: Page) -> Answered:
+    def _ask(self, row: int, page: Page, note: Note) -> Answered:
         asked = Answered(page, Collected())
-        self._submit(asked, lambda: self._request(page), self._places.release)
+        self._submit(asked, lambda: self._request(row, page, note), self._places.release)
         return asked
 
     def _submit(
@@ -152,15 +162,17 @@ class Answering:
         except Exception as error:  # decoders of pictures raise almost anything; other pages are not affected
             deliver(Failed(InputError(f"cannot be read ({type(error).__name__}: {error})")))
 
-    def _request(self, page: Page) -> Request:
+    def _request(self, row: int, page: Page, note: Note) -> Request:
         """A page as the engine takes it. Raises InputError where it cannot be opened, or does not fit."""
         settings, longest = self._settings, self._settings.max_new_tokens
         with self._opening:
+            note(row)
             self._opening_since = time.monotonic()
             try:
                 opened = list(fitting_images(self._model, page.pictures()))
             finally:
                 self._opening_since = None
+                note(None)
         names, images = [name for name, _ in opened], [image for _, image in opened]
         inputs = prompt_inputs(self._model, page.prompt, images, names=names, thinking=settings.thinking)
         needed = min(len(inputs.ids) + longest, self._model.manifest.text.context)

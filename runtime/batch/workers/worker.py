@@ -75,9 +75,14 @@ class Worker:
         return _done(rows, attempt.starts)
 
     @property
+    def opening_seconds(self) -> float:
+        """How long the page that is opened now has taken; 0 where none is."""
+        return self._answering.opening_seconds
+
+    @property
     def stuck(self) -> bool:
         """Whether a page has been opened for so long that it will hardly end. Only a new process can go on."""
-        return self._answering.opening_seconds > LONGEST_OPENING
+        return self.opening_seconds > LONGEST_OPENING
 
     def close(self) -> None:
         """End the engine."""
@@ -89,27 +94,25 @@ class Worker:
         return {place: row for place, row in rows if not (self._job.retry_errors and row["error"] is not None)}
 
     def _answer(self, pages: Mapping[int, Page], attempt: Attempt) -> dict[int, Answered]:
-        """Answer pages together, then alone those that may have killed a worker, or ran into an error of the device."""
-        answered: dict[int, Answered] = {}
-        if not attempt.careful:
+        """Answer pages together, then alone those with an error of the device; or all alone, where workers died."""
+        answered = {row: _deadly(page, attempt.deaths[row]) for row, page in pages.items() if attempt.kills(row)}
+        left = {row: page for row, page in pages.items() if row not in answered}
+        if not attempt.one_by_one:
             with self._turns.shared():
-                answered = self._answering.together(pages)
-        again = [row for row in pages if row not in answered or isinstance(answered[row].error, _OF_THE_DEVICE)]
+                answered |= self._answering.together(left, *([attempt.note] if attempt.notes_openings else []))
+        again = [row for row in left if row not in answered or isinstance(answered[row].error, _OF_THE_DEVICE)]
         for row in sorted(again, key=lambda row: -attempt.deaths.get(row, 0)):
             answered[row] = self._answer_alone(row, pages[row], attempt)
         return answered
 
     def _answer_alone(self, row: int, page: Page, attempt: Attempt) -> Answered:
-        """Answer a page while no other is, unless it has killed its worker before."""
-        if attempt.kills(row):
-            died = f"its worker died {attempt.deaths[row]} times, or was stuck, while it answered this page alone"
-            return Answered.failed(page, InputError(died))
+        """Answer a page while no other is."""
         with self._turns.alone():
-            attempt.alone(row)
+            attempt.note(row)
             answered = self._answering.together({row: page})[row]
             if isinstance(answered.error, _OF_THE_DEVICE):
                 self._answering.check_device()
-            attempt.survived(row)
+            attempt.note(None)
         return answered
 
     def _row(self, number: int, answered: Answered, attempt: Attempt) -> dict[str, Any]:
@@ -132,6 +135,10 @@ class Worker:
             "tokens": end.completion_tokens,
             "milliseconds": round(1000 * (collected.seconds[-1] - collected.seconds[0])),
         }
+
+
+def _deadly(page: Page, deaths: int) -> Answered:
+    return Answered.failed(page, InputError(f"its worker died, or was stuck, {deaths} times with this page in hand"))
 
 
 def _done(rows: Mapping[int, dict[str, Any]], starts: int) -> Done:

@@ -2,6 +2,9 @@
 
 import io
 import json
+import os
+import threading
+import time
 from dataclasses import replace
 
 import jsonschema
@@ -215,34 +218,66 @@ def test_retried_errors_leave_good_rows_as_they_are(exported, reader, scans, pic
 
 
 def test_a_page_that_kills_its_worker_has_an_error_and_others_are_answered(exported, reader, scans, pictures, tmp_path):
-    """What a worker leaves that dies in row 2 whenever it is answered: twice with others, twice alone."""
+    """What a worker leaves that dies while it opens row 2: from the second start on, the row is noted."""
     job = job_of(exported("fp16"), scans, tmp_path / "answers")
     (shard,) = planned(job)
-    for start in range(4):
+    for start in (1, 2, 3):
         attempt = Attempt.begin(job.output, shard.number, "run")
-        assert attempt.careful == (start >= 2)
-        if attempt.careful:
-            attempt.alone(2)
+        assert (attempt.notes_openings, attempt.one_by_one) == (start >= 2, False)
+        if attempt.notes_openings:
+            attempt.note(2)
     (done,) = work(job)
     rows = rows_of(job)
-    assert done == Done(6, 2, f"a.png: {rows[0]['error']}", starts=5)
-    assert rows[2]["error"] == "the worker died 2 times while it answered this page alone"
+    assert done == Done(6, 2, rows[0]["error"], starts=4)
+    assert rows[2]["error"] == "its worker died, or was stuck, 2 times with this page in hand"
     assert (rows[2]["document"], rows[2]["answer"]) == ("more/c.png", None)
     assert_answered(rows[1], asked(reader, [pictures[0]]))
     for row, image in zip(rows[3:], drawn(scans / "more" / "d.pdf"), strict=True):
         assert_answered(row, asked(reader, [image]))
-    assert {row["attempts"] for row in rows} == {5}
+    assert {row["attempts"] for row in rows} == {4}
     assert job.output.names("unfinished") == []
 
 
-def test_a_page_that_was_alone_at_one_death_is_tried_once_more(exported, reader, scans, pictures, tmp_path):
-    job = job_of(exported("fp16"), scans / "b.png", tmp_path / "answers")
-    for _ in range(3):
-        attempt = Attempt.begin(job.output, 0, "run")
-    attempt.alone(0)
-    planned(job)
-    work(job)
+def test_pages_are_noted_while_they_are_opened(exported, reader, pictures, tmp_path):
+    """From the second start on. A named pipe is never open: the worker is stuck with the row in hand."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    pictures[0].save(scans / "a.png")
+    os.mkfifo(scans / "b.png")
+    job = job_of(exported("fp16"), scans, tmp_path / "answers")
+    (shard,) = planned(job)
+    Attempt.begin(job.output, shard.number, "run")
+    worker = Worker(job, "run")
+    assert not worker.stuck
+    answering = threading.Thread(target=worker.answer, args=[shard])
+    answering.start()
+    journal, deadline = tmp_path / "answers" / "unfinished" / "000000.json", time.monotonic() + 30
+    while not (journal.exists() and json.loads(journal.read_text())["noted"] == 1):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert worker.opening_seconds > 0.05
+    with (scans / "b.png").open("wb") as pipe:
+        pictures[1].save(pipe, "PNG")
+    answering.join(30)
+    worker.close()
+    assert worker.opening_seconds == 0
     assert_answered(rows_of(job)[0], asked(reader, [pictures[0]]))
+
+
+@pytest.mark.parametrize("died", [1, 6])
+def test_pages_of_workers_that_died_are_answered_alone_at_last(died, exported, reader, scans, pictures, tmp_path):
+    """With the same answers, whatever was noted once."""
+    job = job_of(exported("fp16"), scans, tmp_path / "answers")
+    (shard,) = planned(job)
+    for _ in range(died):
+        attempt = Attempt.begin(job.output, shard.number, "run")
+    attempt.note(1)
+    work(job)
+    rows = rows_of(job)
+    assert_answered(rows[1], asked(reader, [pictures[0]]))
+    for row, image in zip(rows[3:], drawn(scans / "more" / "d.pdf"), strict=True):
+        assert_answered(row, asked(reader, [image]))
 
 
 def test_a_prompt_that_does_not_fit_the_context_says_what_it_needs(exported, reader, tmp_path):
