@@ -18,7 +18,7 @@ from runtime.model import Model
 from ..commands import ENVIRONMENT
 
 pytestmark = pytest.mark.slow
-COUNT, PDF_PAGES = 90, 5
+COUNT, PDF_PAGES = 200, 5
 # Pillow plugins are found by import; this one ends the process, as a decoder with a fault does.
 PLUGIN = """
 import os
@@ -148,12 +148,12 @@ def test_stopped_runs(pages, expected, exported, tmp_path):
     assert (code, out) == (130, "")
     assert err.endswith("interrupted\n")
     second = Run(exported("fp16"), pages, output)
-    wait_for(lambda: len(second.workers()) == 2)
+    wait_for(second.workers)
     second.process.kill()
     second.process.communicate()
     time.sleep(3)  # its workers may finish a shard: it counts
     third = Run(exported("fp16"), pages, output)
-    wait_for(lambda: len(third.workers()) == 2)
+    wait_for(third.workers)
     third.workers()[0].kill()
     code, _, err = third.end()
     assert code == 0, err

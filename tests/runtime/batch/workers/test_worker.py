@@ -5,6 +5,7 @@ import json
 import os
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 
 import jsonschema
@@ -98,7 +99,7 @@ def test_pages_are_answered_as_generate_does_and_a_damaged_one_has_its_error(
     empty = ("answer", "reasoning", "finish", "prompt_tokens", "tokens", "milliseconds")
     assert {damaged[name] for name in empty} == {None}
     assert (damaged["row"], damaged["document"], damaged["page"]) == (0, "a.png", 1)
-    assert f"a.png: {damaged['error']}" == done[0].error
+    assert damaged["error"] == done[0].error
     assert job.output.names("unfinished") == []
 
 
@@ -257,12 +258,14 @@ def test_pages_are_noted_while_they_are_opened(exported, reader, pictures, tmp_p
         time.sleep(0.01)
     time.sleep(0.1)
     assert worker.opening_seconds > 0.05
-    with (scans / "b.png").open("wb") as pipe:
-        pictures[1].save(pipe, "PNG")
+    with suppress(BrokenPipeError), (scans / "b.png").open("wb") as pipe:
+        pipe.write(b"no picture")
     answering.join(30)
     worker.close()
     assert worker.opening_seconds == 0
-    assert_answered(rows_of(job)[0], asked(reader, [pictures[0]]))
+    answered, failed = rows_of(job)
+    assert_answered(answered, asked(reader, [pictures[0]]))
+    assert (failed["document"], failed["answer"]) == ("b.png", None)
 
 
 @pytest.mark.parametrize("died", [1, 6])
@@ -323,18 +326,16 @@ def test_a_source_that_has_lost_pages_is_refused(exported, scans, tmp_path):
 def test_an_output_that_cannot_be_written_keeps_what_is_and_the_rest_is_answered_later(
     small_shards, exported, scans, tmp_path
 ):
-    """The output's folder is a file for a while: no shard can be written then."""
+    """The folder of the files is not there for a while."""
     job = job_of(exported("fp16"), scans, tmp_path / "answers")
     worker = Worker(job, "run")
     first, second, *_ = planned(job)
     worker.answer(first)
     pages = tmp_path / "answers" / "pages"
     pages.rename(tmp_path / "aside")
-    pages.write_text("in the way")
     with pytest.raises(InputError, match=r"000001\.parquet: cannot be written"):
         worker.answer(second)
     worker.close()
-    pages.unlink()
     (tmp_path / "aside").rename(pages)
     assert job.output.names("pages") == ["000000.parquet"]
     assert job.output.names("unfinished") == ["000001.json"]
