@@ -15,7 +15,7 @@ from runtime.batch.output.journal import FOLDER as UNFINISHED
 from runtime.batch.output.report.page import check_report, write_report
 from runtime.batch.output.shards import FOLDER as PAGES
 from runtime.batch.output.summary import summarize
-from runtime.batch.plan import PLAN, read_plan, shards, write_plan
+from runtime.batch.plan import PLAN, read_plan, write_plan
 from runtime.batch.source.folder import Folder
 from runtime.batch.workers.answering import open_model
 from runtime.ort.device import Device
@@ -103,7 +103,7 @@ def _plan(job: Job) -> list[Planned]:
     if found is None:
         if job.output.names(PAGES):
             raise InputError(f"{job.output.url}: has pages but no {PLAN}; give an empty --output")
-        write_plan(job.output, job.settings(), shards(_say_listed(job.source.parts())))
+        write_plan(job.output, job.settings(), _say_listed(job.source.parts()))
         found = read_plan(job.output)
         assert found is not None
     settings, plan = found
@@ -134,6 +134,7 @@ def _say_resumed(plan: list[Planned], todo: list[Planned]) -> None:
 
 def _answer(job: Job, todo: list[Planned], address: str | None, workers: int | None) -> None:
     run = uuid.uuid4().hex
+    say("starting Ray" if address is None else f"joining Ray at {address}")
     with cluster(address):
         count = worker_count(job, workers, address)
         say(f"{sum(shard.rows for shard in todo)} pages, {count} worker{'s' if count > 1 else ''}")
@@ -142,7 +143,8 @@ def _answer(job: Job, todo: list[Planned], address: str | None, workers: int | N
         for shard in track(done, "answering", sum(shard.rows for shard in todo), lambda shard: shard.rows):
             answered += shard.rows
         seconds = time.monotonic() - start
-    say(f"answered {answered} pages in {seconds:.0f} s, {answered / seconds:.2f}/s")
+    where = f"{job.output.url.rstrip('/')}/{PAGES}"
+    say(f"answered {answered} pages in {seconds:.0f} s, {answered / seconds:.2f}/s; answers are in {where}")
 
 
 def _say_trouble(done: Iterable[Done]) -> Iterator[Done]:

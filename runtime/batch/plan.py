@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import json
 import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError
-from runtime.batch.source.page import SHARD_PAGES, Part
+from runtime.batch.source.page import PART_PAGES, Listed, Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from runtime.batch.source.page import Listed
     from runtime.batch.storage import Storage
 
 PLAN = "plan.jsonl"
+SHARDS = 512
+"""Shards that a run has if it can: so that all workers have some, and little is lost where one stops."""
+LARGEST = 64
+"""Most pages of a shard: files and storage operations of a large run become fewer."""
 
 
 @dataclass(frozen=True)
@@ -54,36 +57,63 @@ class Planned:
     """Bytes of its line."""
 
 
-def shards(listed: Iterable[Listed]) -> Iterator[Shard]:
-    """Pack parts into shards of at most SHARD_PAGES pages; a document with more, as one row, has its own."""
+def shard_pages(pages: int) -> int:
+    """Most pages of a shard, in a run of so many pages."""
+    return min(LARGEST, max(PART_PAGES, pages // SHARDS))
+
+
+def shards(listed: Iterable[Listed], most: int) -> Iterator[Shard]:
+    """Pack parts into shards of at most so many pages; a document with more, as one row, has its own."""
     parts: list[Part] = []
     number = first = pages = 0
     for one in listed:
-        if parts and pages + one.pages > SHARD_PAGES:
-            shard = Shard(number, first, tuple(parts))
+        if parts and pages + one.pages > most:
+            shard = Shard(number, first, _joined(parts))
             yield shard
             parts, number, first, pages = [], number + 1, first + shard.rows, 0
         parts.append(one.part)
         pages += one.pages
     if parts:
-        yield Shard(number, first, tuple(parts))
+        yield Shard(number, first, _joined(parts))
 
 
-def write_plan(output: Storage, settings: dict[str, Any], planned: Iterable[Shard]) -> None:
+def _joined(parts: list[Part]) -> tuple[Part, ...]:
+    """Parts of which those that follow one another in a file are one."""
+    joined = parts[:1]
+    for part in parts[1:]:
+        before = joined[-1]
+        follows = part.first == before.first + before.count or part.offset > before.offset  # lines may be empty
+        if part.file == before.file and follows:
+            joined[-1] = replace(before, count=before.count + part.count)
+        else:
+            joined.append(part)
+    return tuple(joined)
+
+
+def write_plan(output: Storage, settings: dict[str, Any], listed: Iterable[Listed]) -> None:
     """Write the plan: a line of settings, which a later run must have too, then a line for each shard.
 
-    Raises InputError where there is no shard, and where the file cannot be written.
+    Raises InputError where nothing is listed, and where the file cannot be written.
     """
-    with tempfile.TemporaryFile() as file:  # a plan of millions of pages is larger than what should be in memory
-        file.write(json.dumps(settings).encode() + b"\n")
-        head = file.tell()
-        for shard in planned:
-            file.write(json.dumps({"first": shard.first, "parts": [_brief(part) for part in shard.parts]}).encode())
-            file.write(b"\n")
-        if file.tell() == head:
+    pages = 0
+    with tempfile.TemporaryFile() as parts, tempfile.TemporaryFile() as file:  # millions of pages are much memory
+        for one in listed:
+            parts.write(json.dumps([one.pages, *_brief(one.part)]).encode() + b"\n")
+            pages += one.pages
+        if not pages:
             raise InputError(f"{settings['input']}: holds no pages; give images, PDFs, a .jsonl or .parquet file")
+        parts.seek(0)
+        file.write(json.dumps(settings).encode() + b"\n")
+        for shard in shards(map(_listed, parts), shard_pages(pages)):
+            line = {"first": shard.first, "parts": [_brief(part) for part in shard.parts]}
+            file.write(json.dumps(line).encode() + b"\n")
         file.seek(0)
         output.write(PLAN, file.read())
+
+
+def _listed(line: bytes) -> Listed:
+    pages, *values = json.loads(line)
+    return Listed(Part(*values), pages)
 
 
 def read_plan(output: Storage) -> tuple[dict[str, Any], list[Planned]] | None:

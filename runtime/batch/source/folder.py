@@ -12,7 +12,7 @@ from calib_data.document import READ_TEXT
 from calib_data.images import SUFFIXES, open_image
 from calib_data.sources.pdf import draw_page, page_count
 from console.errors import InputError, require_package
-from runtime.batch.source.page import SHARD_PAGES, Listed, Page, Part
+from runtime.batch.source.page import PART_PAGES, Listed, Page, Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ class Folder:
             yield from (f"{folder}/{name}" if folder else name for name in names)
 
     def _pdf(self, name: str) -> Iterator[Listed]:
-        """Parts of SHARD_PAGES pages, or one for the whole. A PDF that cannot be read is a row with its error."""
+        """Parts of PART_PAGES pages, or one for the whole. A PDF that cannot be read is a row with its error."""
         try:
             with self._located(name):
                 total = page_count(self.storage.local(name))
@@ -74,8 +74,8 @@ class Folder:
         if self.per_document:
             yield Listed(Part(name, 0, 1), total)
             return
-        for first in range(1, total + 1, SHARD_PAGES):
-            count = min(SHARD_PAGES, total + 1 - first)
+        for first in range(1, total + 1, PART_PAGES):
+            count = min(PART_PAGES, total + 1 - first)
             yield Listed(Part(name, first, count), count)
 
     def _is_pdf(self, name: str) -> bool:

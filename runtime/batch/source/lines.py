@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from calib_data.images import open_image
 from calib_data.sources import parse_question
 from console.errors import InputError, naming
-from runtime.batch.source.page import SHARD_PAGES, Listed, Page, Part
+from runtime.batch.source.page import PART_PAGES, Listed, Page, Part
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,10 +35,10 @@ class Lines:
     """A row is what the file has one of."""
 
     def parts(self) -> Iterator[Listed]:
-        """Every SHARD_PAGES lines are a part. The first must be valid: what is wrong with it is wrong with all."""
+        """Every PART_PAGES lines are a part. The first must be valid: what is wrong with it is wrong with all."""
         part: Part | None = None
         for number, offset, line in self._lines():
-            if part is None or part.count == SHARD_PAGES:
+            if part is None or part.count == PART_PAGES:
                 if part is None:
                     self._parse(line, number)
                 else:

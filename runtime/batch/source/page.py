@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from runtime.batch.storage import Storage
 
-SHARD_PAGES = 64
-"""Most pages of a shard."""
+PART_PAGES = 16
+"""Most pages of a part, unless a row is a document with more."""
 
 
 @dataclass(frozen=True)

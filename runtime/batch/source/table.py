@@ -16,7 +16,7 @@ from calib_data.document import READ_TEXT
 from calib_data.images import open_image, read_image
 from calib_data.sources.fields import IMAGES, PROMPTS, given, question_of
 from console.errors import InputError, naming
-from runtime.batch.source.page import SHARD_PAGES, Listed, Page, Part
+from runtime.batch.source.page import PART_PAGES, Listed, Page, Part
 from runtime.batch.storage import Storage
 
 if TYPE_CHECKING:
@@ -41,13 +41,13 @@ class Table:
     """A row is what the file has one of."""
 
     def parts(self) -> Iterator[Listed]:
-        """Every SHARD_PAGES rows of a file are a part. Raises InputError for a file without pictures."""
+        """Every PART_PAGES rows of a file are a part. Raises InputError for a file without pictures."""
         for name in self.file_names():
             with self._opened(name) as file:
                 self._check(file.schema_arrow, name)
                 total = file.metadata.num_rows
-            for first in range(0, total, SHARD_PAGES):
-                count = min(SHARD_PAGES, total - first)
+            for first in range(0, total, PART_PAGES):
+                count = min(PART_PAGES, total - first)
                 yield Listed(Part(name, first, count), count)
 
     def pages(self, part: Part) -> Iterator[Page]:
@@ -121,7 +121,7 @@ class Table:
 def _sliced(file: pq.ParquetFile, group: int, columns: list[str], start: int, stop: int) -> Iterator[dict[str, Any]]:
     """Rows start to stop of a row group, which is read in small batches: it may be larger than memory."""
     at = 0
-    for batch in file.iter_batches(SHARD_PAGES, row_groups=[group], columns=columns, use_threads=False):
+    for batch in file.iter_batches(PART_PAGES, row_groups=[group], columns=columns, use_threads=False):
         if at >= stop:
             return
         first, last = max(0, start - at), min(batch.num_rows, stop - at)

@@ -127,6 +127,8 @@ class Worker:
         if self._columns:
             fields, row["error"] = parse_fields(collected.text, self._columns)
             row |= fields
+            if row["error"] is not None and end.reason == "length":
+                row["error"] = f"the answer was cut after {end.completion_tokens} tokens; bound the schema's texts"
         return row | {
             "answer": collected.text,
             "reasoning": collected.reasoning or None,

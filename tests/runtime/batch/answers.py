@@ -3,7 +3,7 @@
 from concurrent.futures import ThreadPoolExecutor
 
 from runtime.batch.job import Job
-from runtime.batch.plan import read_plan, shards, write_plan
+from runtime.batch.plan import read_plan, write_plan
 from runtime.batch.source.open import open_source
 from runtime.batch.storage import Storage
 from runtime.batch.workers.worker import Done, Worker
@@ -24,7 +24,7 @@ def planned(job):
     """The plan of a job, which is made once."""
     found = read_plan(job.output)
     if found is None:
-        write_plan(job.output, job.settings(), shards(job.source.parts()))
+        write_plan(job.output, job.settings(), job.source.parts())
         found = read_plan(job.output)
     return found[1]
 

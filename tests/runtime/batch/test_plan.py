@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 
 from console.errors import InputError
 from runtime.batch.job import Job
-from runtime.batch.plan import PLAN, read_plan, read_shard, shards, write_plan
+from runtime.batch.plan import LARGEST, PLAN, read_plan, read_shard, shard_pages, shards, write_plan
 from runtime.batch.source.folder import Folder
-from runtime.batch.source.page import SHARD_PAGES, Listed, Part
+from runtime.batch.source.page import PART_PAGES, Listed, Part
 from runtime.batch.storage import Storage
 
 OPTIONS = settings(max_examples=100, deadline=None, derandomize=True, database=None)
@@ -20,24 +20,33 @@ PARTS = st.builds(
     lambda file, first, count, offset, error: Listed(Part(file, first, count, offset, error), count),
     st.text(max_size=5) | st.just("a\udcff.png"),
     st.integers(0, 1000),
-    st.integers(1, SHARD_PAGES),
+    st.integers(1, PART_PAGES),
     st.integers(0, 1 << 40),
     st.none() | st.text(min_size=1, max_size=5),
 )
-SOURCES = st.lists(DOCUMENTS | PARTS, min_size=1, max_size=60)
+
+
+def apart(listed):
+    """Each in a file of its own."""
+    files = (f"{number}/{one.part.file}" for number, one in enumerate(listed))
+    return [replace(one, part=replace(one.part, file=file)) for one, file in zip(listed, files, strict=True)]
+
+
+SOURCES = st.lists(DOCUMENTS | PARTS, min_size=1, max_size=60).map(apart)
+MOST = st.sampled_from([1, PART_PAGES, LARGEST])
 
 
 @OPTIONS
-@given(SOURCES)
-def test_every_part_is_in_one_shard_in_order_and_none_is_too_large(listed):
-    packed = list(shards(listed))
+@given(SOURCES, MOST)
+def test_every_part_is_in_one_shard_in_order_and_none_is_too_large(listed, most):
+    packed = list(shards(listed, most))
     assert [part for shard in packed for part in shard.parts] == [one.part for one in listed]
     assert [shard.number for shard in packed] == list(range(len(packed)))
     pages = iter(one.pages for one in listed)
     of_shards = [[next(pages) for _ in shard.parts] for shard in packed]
-    for counts, following in zip(of_shards, [*of_shards[1:], [SHARD_PAGES]], strict=True):
-        assert sum(counts) <= SHARD_PAGES or len(counts) == 1
-        assert sum(counts) + following[0] > SHARD_PAGES, "the next part would have fitted"
+    for counts, following in zip(of_shards, [*of_shards[1:], [most]], strict=True):
+        assert sum(counts) <= most or len(counts) == 1
+        assert sum(counts) + following[0] > most, "the next part would have fitted"
     row = 0
     for shard in packed:
         assert shard.first == row
@@ -56,13 +65,32 @@ def test_a_plan_is_read_as_it_was_written(listed, number):
         "temperature": 0.5,
         "schema": {"type": "object"},
     }
-    packed = list(shards(listed))
-    write_plan(output, values, packed)
+    packed = list(shards(listed, shard_pages(sum(one.pages for one in listed))))
+    write_plan(output, values, listed)
     found = read_plan(output)
     assert found is not None
     assert found[0] == values
     assert [(planned.number, planned.rows) for planned in found[1]] == [(shard.number, shard.rows) for shard in packed]
     assert [read_shard(output, planned) for planned in reversed(found[1])] == packed[::-1]
+
+
+@pytest.mark.parametrize(("pages", "most"), [(1, 16), (16 * 512, 16), (20_000, 39), (32_768, 64), (10**6, 64)])
+def test_small_runs_have_small_shards(pages, most):
+    assert shard_pages(pages) == most
+
+
+def test_parts_that_follow_one_another_in_a_file_are_one():
+    book = [Part("book.pdf", first, min(16, 41 - first)) for first in (1, 17, 33)]
+    lines = [Part("", 1, 16, 0), Part("", 18, 16, 900), Part("", 40, 2, 1800)]  # with empty ones between
+    images, whole = [Part("a.png", 0, 1), Part("b.png", 0, 1)], [Part("a.pdf", 0, 1), Part("b.pdf", 0, 1)]
+    for given_, packed in (
+        (book, [Part("book.pdf", 1, 40)]),
+        (lines, [Part("", 1, 34, 0)]),
+        (images, images),
+        (whole, whole),
+    ):
+        (shard,) = shards([Listed(part, part.count) for part in given_], 64)
+        assert list(shard.parts) == packed
 
 
 def test_there_is_no_plan_before_it_is_written(tmp_path):
@@ -78,12 +106,12 @@ def test_a_source_without_pages_has_no_plan(tmp_path):
 
 def test_a_source_that_fails_while_it_is_listed_leaves_no_plan(tmp_path):
     def listed():
-        yield Listed(Part("a.png", 0, 1), SHARD_PAGES)
-        yield Listed(Part("b.png", 0, 1), SHARD_PAGES)
+        yield Listed(Part("a.png", 0, 1), LARGEST)
+        yield Listed(Part("b.png", 0, 1), LARGEST)
         raise InputError("b.parquet: cannot be read")
 
     with pytest.raises(InputError, match="cannot be read"):
-        write_plan(Storage.at(tmp_path), {"input": "scans"}, shards(listed()))
+        write_plan(Storage.at(tmp_path), {"input": "scans"}, listed())
     assert list(tmp_path.iterdir()) == []
 
 

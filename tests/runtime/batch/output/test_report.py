@@ -8,7 +8,7 @@ import pytest
 
 from runtime.batch.job import Job
 from runtime.batch.output.report.figures import percent, short_count
-from runtime.batch.plan import read_plan, shards, write_plan
+from runtime.batch.plan import read_plan, write_plan
 from runtime.batch.source.open import open_source
 from runtime.batch.storage import Storage
 from runtime.batch.workers.worker import Worker
@@ -225,7 +225,7 @@ def test_a_finished_output_gets_its_report_and_no_new_answers(command, exported,
     one = Job(model, open_source(Storage.at(picture), "Read the text.", per_document=False), output, None, options)
     for name in ("pages", "unfinished"):
         output.make_folder(name)
-    write_plan(output, one.settings(), shards(one.source.parts()))
+    write_plan(output, one.settings(), one.source.parts())
     worker = Worker(one, "run")
     worker.answer(read_plan(output)[1][0])
     worker.close()

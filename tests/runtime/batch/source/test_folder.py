@@ -9,7 +9,7 @@ from PIL import Image
 
 from console.errors import InputError
 from runtime.batch.source.folder import Folder
-from runtime.batch.source.page import SHARD_PAGES
+from runtime.batch.source.page import PART_PAGES
 from runtime.batch.storage import Storage
 
 from ..listing import listed_pages, pixels, same
@@ -119,14 +119,14 @@ def test_pages_of_a_pdf_are_those_pdfium_draws(tmp_path):
     assert [name for name, _ in pages[2].pictures()] == [f"{tmp_path}/Scan.PDF: page 3"]
 
 
-@pytest.mark.parametrize("count", [1, SHARD_PAGES, SHARD_PAGES + 1, 2 * SHARD_PAGES + 3])
+@pytest.mark.parametrize("count", [1, PART_PAGES, PART_PAGES + 1, 2 * PART_PAGES + 3])
 def test_a_long_pdf_is_several_parts(count, tmp_path):
     write_pdf(tmp_path / "book.pdf", count)
     save(tmp_path / "a.png")
     source = folder(tmp_path)
     listed = list(source.parts())
-    assert all(one.pages == one.part.count <= SHARD_PAGES for one in listed)
-    assert len(listed) == 1 + -(-count // SHARD_PAGES)
+    assert all(one.pages == one.part.count <= PART_PAGES for one in listed)
+    assert len(listed) == 1 + -(-count // PART_PAGES)
     numbers = [(page.document, page.page) for one in listed for page in source.pages(one.part)]
     assert numbers == [("a.png", 1), *(("book.pdf", number) for number in range(1, count + 1))]
 

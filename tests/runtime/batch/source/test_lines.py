@@ -15,7 +15,7 @@ from PIL import Image
 from calib_data.sources import open_questions
 from console.errors import InputError
 from runtime.batch.source.lines import Lines
-from runtime.batch.source.page import SHARD_PAGES
+from runtime.batch.source.page import PART_PAGES
 from runtime.batch.storage import Storage
 
 from ..listing import listed_pages, pixels, same
@@ -85,15 +85,15 @@ def test_lines_that_end_about_the_end_of_a_block(shifts, twice):
 
 def test_parts_begin_at_their_first_line(tmp_path):
     """Workers seek to a part: its bytes from there are its lines."""
-    rows = [{"prompt": f"{number} " + "글" * (number % 50)} for number in range(3 * SHARD_PAGES + 5)]
+    rows = [{"prompt": f"{number} " + "글" * (number % 50)} for number in range(3 * PART_PAGES + 5)]
     path = tmp_path / "questions.jsonl"
     encoded = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
     path.write_bytes(b"\r\n" + b"\r\n\n".join(encoded))
     parts = [listed.part for listed in lines(path).parts()]
-    assert [part.count for part in parts] == [SHARD_PAGES] * 3 + [5]
-    assert [part.first for part in parts] == [2 + 2 * SHARD_PAGES * number for number in range(4)]
+    assert [part.count for part in parts] == [PART_PAGES] * 3 + [5]
+    assert [part.first for part in parts] == [2 + 2 * PART_PAGES * number for number in range(4)]
     for number, part in enumerate(parts):
-        first = encoded[SHARD_PAGES * number]
+        first = encoded[PART_PAGES * number]
         assert path.read_bytes()[part.offset : part.offset + len(first)] == first
     pages = same_as_questions(path)
     assert [page.prompt for page in pages] == [row["prompt"] for row in rows]

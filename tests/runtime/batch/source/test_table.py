@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from console.errors import InputError
-from runtime.batch.source.page import SHARD_PAGES
+from runtime.batch.source.page import PART_PAGES
 from runtime.batch.source.table import Table
 from runtime.batch.storage import Storage
 
@@ -46,14 +46,14 @@ def save(folder, *seeds):
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, database=None)
-@given(rows=st.integers(0, 5 * SHARD_PAGES), group=st.integers(1, 4 * SHARD_PAGES))
+@given(rows=st.integers(0, 5 * PART_PAGES), group=st.integers(1, 4 * PART_PAGES))
 def test_every_row_once_and_in_order_whatever_the_row_groups(rows, group):
     with tempfile.TemporaryDirectory() as folder:
         columns = {"image": [f"{n}.png" for n in range(rows)], "question": [f"What is {n}?" for n in range(rows)]}
         path = write(Path(folder, "a.parquet"), columns, row_group_size=group)
         source = table(path)
         parts = [listed.part for listed in source.parts()]
-        assert all(part.count <= SHARD_PAGES for part in parts)
+        assert all(part.count <= PART_PAGES for part in parts)
         assert [(page.document, page.prompt) for page in listed_pages(source)] == [
             (row["image"], row["question"]) for row in pq.read_table(path).to_pylist()
         ]

@@ -73,7 +73,7 @@ def assert_answered(row, expected):
 def small_shards(monkeypatch):
     """Shards of two pages."""
     for module in ("plan", "source.page", "source.folder", "source.lines", "source.table"):
-        monkeypatch.setattr(f"runtime.batch.{module}.SHARD_PAGES", 2)
+        monkeypatch.setattr(f"runtime.batch.{module}.PART_PAGES", 2)
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
