@@ -118,8 +118,8 @@ def worker_count(job: Job, workers: int | None, address: str | None) -> int:
     wanted = workers or int(there // each) or 1
     if wanted * each > there:
         option = "--workers" if each <= there or kind == "GPU" else "--threads"
-        needed = f"{wanted} worker{'s' if wanted > 1 else ''} of {each} need {wanted * each} {kind}s"
-        raise InputError(f"{needed}, and Ray has {there:g}; give fewer {option}")
+        needed = f"{'1 worker' if wanted == 1 else f'{wanted} workers'} of {each} need{'s' * (wanted == 1)}"
+        raise InputError(f"{needed} {wanted * each} {kind}s, and Ray has {there:g}; give fewer {option}")
     return wanted
 
 
