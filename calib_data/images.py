@@ -12,7 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from calib_data.levels import prepare_samples, to_8_bits
 from calib_data.pages import seek_single_picture
 from console.errors import InputError, naming
-from console.files import existing
+from console.files import existing, refuse_special
 
 if TYPE_CHECKING:
     from typing import BinaryIO
@@ -30,6 +30,7 @@ def open_image(path: Path | str) -> Image.Image:
     unknown range, or exceeds Pillow's limit (about 89 million pixels).
     """
     path = existing(Path(path))
+    refuse_special(path, "give the path of an image file")
     try:
         file = path.open("rb")
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL character or half of a surrogate pair

@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import os
+import stat
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -34,6 +35,16 @@ def existing(path: Path) -> Path:
             return path
         found /= name
     return found
+
+
+def refuse_special(path: Path, advice: str) -> None:
+    """Raise InputError for a pipe, socket or device: to open or read it may wait for ever."""
+    try:
+        mode = path.stat().st_mode
+    except (OSError, ValueError):  # whoever opens it says why
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise InputError(f"{path}: is no regular file; {advice}")
 
 
 @lru_cache(maxsize=8)

@@ -12,6 +12,7 @@ from PIL import Image
 from calib_data.document import READ_TEXT, Document
 from calib_data.sources.pdf_fonts import missing_fonts_said
 from console.errors import InputError, require_package
+from console.files import refuse_special
 from console.progress import say_once
 
 if TYPE_CHECKING:
@@ -96,6 +97,7 @@ def _opened(path: Path) -> Iterator[PdfDocument]:
 
 def _refuse_truncated(path: Path) -> None:
     """Raise InputError for a file without an end: PDFium would repair it, and draw lost pages empty."""
+    refuse_special(path, "give the path of a PDF")
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

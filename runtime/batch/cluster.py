@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -45,9 +46,9 @@ def cluster(address: str | None) -> Iterator[None]:
     with _quiet():
         try:
             _reach(address)
-            ray.init(
-                address or "local", log_to_driver=False, logging_level=logging.CRITICAL, **({} if address else here)
-            )
+            options = {"log_to_driver": False, "logging_level": logging.CRITICAL, **({} if address else here)}
+            with _own_sigterm():
+                ray.init(address or "local", **options)
         except (ConnectionError, ValueError, RuntimeError, OSError, AuthenticationError) as error:
             where = "on this machine" if address is None else f"at --address {address}"
             raise InputError(f"Ray cannot be used {where} ({str(error).partition(chr(10))[0]})") from error
@@ -63,6 +64,24 @@ def _reach(address: str | None) -> None:
     host, found, port = (address or "").rpartition(":")
     if found:
         socket.create_connection((host.strip("[]"), int(port)), _LONGEST_CONNECTING).close()
+
+
+@contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """Keep this process's handler of SIGTERM: Ray's own ones exit with other codes, and say nothing."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+    except SystemExit:  # it came meanwhile
+        if callable(handler):
+            handler(signal.SIGTERM, None)
+        raise
 
 
 @contextmanager
@@ -98,7 +117,9 @@ def worker_count(job: Job, workers: int | None, address: str | None) -> int:
     there = resources.get(kind, 0)
     wanted = workers or int(there // each) or 1
     if wanted * each > there:
-        raise InputError(f"{wanted} workers need {wanted * each} {kind}s, and Ray has {there:g}; give fewer --workers")
+        option = "--workers" if each <= there or kind == "GPU" else "--threads"
+        needed = f"{'1 worker' if wanted == 1 else f'{wanted} workers'} of {each} need{'s' * (wanted == 1)}"
+        raise InputError(f"{needed} {wanted * each} {kind}s, and Ray has {there:g}; give fewer {option}")
     return wanted
 
 

@@ -54,10 +54,9 @@ def run_batch(
         if todo:
             _say_resumed(plan, todo)
             _answer(job, todo, address, workers)
-        numbers = [shard.number for shard in plan]
-        summary = summarize(job.files, numbers, [column.name for column in job.columns])
+        summary = summarize(job.files, plan, [column.name for column in job.columns])
         if report is not None:
-            write_report(report, job.settings(), job.files, numbers, summary)
+            write_report(report, job.settings(), job.files, [shard.number for shard in plan], summary)
         return summary
 
 

@@ -91,7 +91,7 @@ def _joined(parts: list[Part]) -> tuple[Part, ...]:
 
 
 def write_plan(output: Storage, settings: dict[str, Any], listed: Iterable[Listed]) -> None:
-    """Write the plan: a line of settings, which a later run must have too, then a line for each shard.
+    """Write the plan: a line of settings, which a later run must have too, a line for each shard, and its end.
 
     Raises InputError where nothing is listed, and where the file cannot be written.
     """
@@ -104,9 +104,12 @@ def write_plan(output: Storage, settings: dict[str, Any], listed: Iterable[Liste
             raise InputError(f"{settings['input']}: holds no pages; give images, PDFs, a .jsonl or .parquet file")
         parts.seek(0)
         file.write(json.dumps(settings).encode() + b"\n")
+        rows = 0
         for shard in shards(map(_listed, parts), shard_pages(pages)):
             line = {"first": shard.first, "parts": [_brief(part) for part in shard.parts]}
             file.write(json.dumps(line).encode() + b"\n")
+            rows += shard.rows
+        file.write(json.dumps({"rows": rows}).encode() + b"\n")
         file.seek(0)
         output.write(PLAN, file.read())
 
@@ -124,12 +127,16 @@ def read_plan(output: Storage) -> tuple[dict[str, Any], list[Planned]] | None:
     try:
         with output.local(PLAN).open("rb") as file:
             head = file.readline()
-            settings, offset = dict(json.loads(head)), len(head)
+            settings, offset, end = dict(json.loads(head)), len(head), None
             for number, line in enumerate(file):
-                rows = sum(part[2] for part in json.loads(line)["parts"])
-                found.append(Planned(number, rows, offset, len(line)))
+                entry = json.loads(line)
+                if end := entry.get("rows"):
+                    break
+                found.append(Planned(number, sum(part[2] for part in entry["parts"]), offset, len(line)))
                 offset += len(line)
-    except (ValueError, TypeError, LookupError) as error:
+            if end != sum(shard.rows for shard in found):
+                raise ValueError("lines are missing")
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise InputError(f"{output.url}/{PLAN}: is damaged ({error}); give another --output") from error
     return settings, found
 

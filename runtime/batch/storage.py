@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from calib_data.images import is_of_user
 from console.errors import InputError
+from console.files import refuse_special
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,6 +117,8 @@ class Storage:
 
     def open(self, name: str = "") -> BinaryIO:
         """Open a file, to read parts of it."""
+        if self.folder is not None:
+            refuse_special(self.local(name), "give a file")
         with self._errors(name, "read"):
             file: BinaryIO = self._system.open(self._path(name), "rb")
         return file

@@ -1,6 +1,7 @@
 """Opening users' image files: what comes out, and the one line for what is not an image."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -32,6 +33,15 @@ def test_a_transparent_palette_colour_is_paper():
     image.info["transparency"] = image.getpixel((3, 4))
     np.testing.assert_array_equal(np.asarray(to_rgb(image)), convert_to_rgb(image, return_numpy=True))
     assert to_rgb(image).getpixel((3, 4)) == (255, 255, 255)
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path):
+    """Nobody writes to it: to open it would never end."""
+    os.mkfifo(tmp_path / "a.png")
+    (tmp_path / "link.png").symlink_to("a.png")
+    for name in ("a.png", "link.png"):
+        with pytest.raises(InputError, match=rf"{name}: is no regular file; give the path of an image file"):
+            open_image(tmp_path / name)
 
 
 @pytest.mark.parametrize(("name", "mode"), [("a.png", "RGBA"), ("a.tif", "CMYK"), ("a.gif", "P"), ("a.bmp", "L")])

@@ -30,6 +30,7 @@ BASE = pa.schema(
     ]
 )
 """Of every run. `finish` is "end" or "length" as `generate` says it; the answer's columns are null with an error."""
+_LEVELS = 16  # of lists and objects in each other: Arrow writes more to Parquet than it reads back
 _TYPES = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
 
 
@@ -44,32 +45,29 @@ def field_columns(schema: Mapping[str, Any]) -> list[pa.Field]:
         raise InputError("is no object with properties; its properties become columns")
     if taken := [name for name in properties if name in BASE.names]:
         raise InputError(f"property {taken[0]!r} is also a column of the output; rename it")
-    if broken := [name for name in properties if not _is_unicode(name)]:
-        raise InputError(f"property {broken[0]!a} is not valid Unicode; rename it")
-    return [pa.field(name, _type(value)) for name, value in properties.items()]
+    return _fields(properties, 1)
 
 
-def _is_unicode(name: str) -> bool:
-    """Whether text can be written to a file; JSON can hold half of a surrogate pair."""
+def _fields(properties: Mapping[str, Any], level: int) -> list[pa.Field]:
+    """A field for each property. Raises InputError for a name that no file can hold: half of a surrogate pair."""
     try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        return [pa.field(name, _type(value, level)) for name, value in properties.items()]
+    except UnicodeEncodeError as error:
+        raise InputError(f"property {error.object!a} is not valid Unicode; rename it") from error
 
 
-def _type(schema: object) -> pa.DataType:
-    """Arrow's type for a JSON schema, `null` apart; text where it allows several."""
-    if not isinstance(schema, dict):
+def _type(schema: object, level: int) -> pa.DataType:
+    """Arrow's type for a JSON schema, `null` apart; text where it allows several, and below _LEVELS."""
+    if not isinstance(schema, dict) or level > _LEVELS:
         return pa.string()
     kinds = schema.get("type")
     kinds = [kind for kind in (kinds if isinstance(kinds, list) else [kinds]) if kind != "null"]
     kind = kinds[0] if len(kinds) == 1 else None
     if kind == "array" and "items" in schema and "prefixItems" not in schema:
-        return pa.list_(_type(schema["items"]))
+        return pa.list_(_type(schema["items"], level + 1))
     members = schema.get("properties")
     if kind == "object" and isinstance(members, dict) and members and schema.get("additionalProperties") is False:
-        return pa.struct([pa.field(name, _type(value)) for name, value in members.items()])
+        return pa.struct(_fields(members, level + 1))
     return _TYPES.get(str(kind), pa.string())
 
 

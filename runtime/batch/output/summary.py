@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from console.errors import InputError
 from runtime.batch.output.counting import Tally
 from runtime.batch.output.fields import field_counter
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from runtime.batch.output.counting import Spread
     from runtime.batch.output.fields import FieldCounter, FieldValues
     from runtime.batch.output.shards import ShardFiles
+    from runtime.batch.plan import Planned
 
 _COUNTED = ("row", "document", "page", "finish", "prompt_tokens", "tokens", "milliseconds", "attempts", "error")
 _ERRORS, _EXAMPLES = 1000, 20  # kinds that are kept while counting, and that are shown
@@ -68,12 +70,22 @@ class Summary:
     """For each field of the schema, what these values are."""
 
 
-def summarize(files: ShardFiles, numbers: Iterable[int], fields: Sequence[str]) -> Summary:
-    """Count what shards hold; one is in memory at a time. fields: columns of the schema."""
-    counting = _Counting(files, fields)
-    for number in numbers:
-        for row in files.read(number, (*_COUNTED, *fields)):
-            counting.add(number, row)
+def summarize(files: ShardFiles, planned: Iterable[Planned], fields: Sequence[str]) -> Summary:
+    """Count what shards hold; one is in memory at a time. fields: columns of the schema.
+
+    Raises InputError for a file without the rows that it must have.
+    """
+    counting, first = _Counting(files, fields), 0
+    for shard in planned:
+        rows = files.read(shard.number, (*_COUNTED, *fields))
+        end = first + shard.rows
+        if [row["row"] for row in rows] != list(range(first, end)):
+            place = f"{files.storage.url}/{files.name(shard.number)}"
+            problem = f"is damaged (it must have the rows {first} to {end - 1})"
+            raise InputError(f"{place}: {problem}; delete it, and run the same command again")
+        for row in rows:
+            counting.add(shard.number, row)
+        first = end
     return counting.finish()
 
 

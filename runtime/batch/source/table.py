@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -52,12 +52,13 @@ class Table:
 
     def pages(self, part: Part) -> Iterator[Page]:
         """The rows of a part."""
-        for number, row in enumerate(self._rows(part), part.first):
-            place = f"{self._place(part.file)}: row {number}"
-            named = next((str(row[name]) for name in _NAMES if row.get(name) is not None), None)
+        for number, record in enumerate(self._rows(part), part.first):
+            place, named = f"{self._place(part.file)}: row {number}", None
             try:
+                row = record.to_pylist()[0]
+                named = next((str(row[name]) for name in _NAMES if row.get(name) is not None), None)
                 prompt = question_of(row, given(row, PROMPTS)) or self.prompt or READ_TEXT
-            except ValueError as error:
+            except (ValueError, OverflowError, pa.ArrowException) as error:  # text that is no UTF-8, dates after 9999
                 yield Page(named or f"row {number}", None, "", partial(_fail, f"{place} is not valid: {error}"))
                 continue
             images = next((row[name] for name in IMAGES if row.get(name) is not None), None)
@@ -73,8 +74,8 @@ class Table:
         for folder, names in self.storage.walk():
             yield from (f"{folder}/{name}" if folder else name for name in names if name.lower().endswith(SUFFIX))
 
-    def _rows(self, part: Part) -> Iterator[dict[str, Any]]:
-        """The rows of a part, read from the row groups that have them."""
+    def _rows(self, part: Part) -> Iterator[pa.RecordBatch]:
+        """The rows of a part, each for itself, read from the row groups that have them."""
         start, stop = part.first, part.first + part.count
         with self._opened(part.file) as file:
             columns = [name for name in file.schema_arrow.names if name in {*IMAGES, *PROMPTS, *_NAMES}]
@@ -118,23 +119,21 @@ class Table:
             raise InputError(f"{self._place(name)}: cannot be read as Parquet ({reason})") from error
 
 
-def _sliced(file: pq.ParquetFile, group: int, columns: list[str], start: int, stop: int) -> Iterator[dict[str, Any]]:
+def _sliced(file: pq.ParquetFile, group: int, columns: list[str], start: int, stop: int) -> Iterator[pa.RecordBatch]:
     """Rows start to stop of a row group, which is read in small batches: it may be larger than memory."""
     at = 0
     for batch in file.iter_batches(PART_PAGES, row_groups=[group], columns=columns, use_threads=False):
         if at >= stop:
             return
         first, last = max(0, start - at), min(batch.num_rows, stop - at)
-        if first < last:
-            yield from batch.slice(first, last - first).to_pylist()
+        yield from (batch.slice(row, 1) for row in range(first, last))
         at += batch.num_rows
 
 
 def _content(image: object) -> _Content:
     """The bytes of a picture and its path, of a column of bytes, of paths, or of both as Hugging Face keeps them."""
-    if isinstance(image, dict):
-        return image.get("bytes"), image.get("path")
-    return (image, None) if isinstance(image, bytes) else (None, image if isinstance(image, str) else None)
+    content, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, image)
+    return content if isinstance(content, bytes) else None, path if isinstance(path, str) else None
 
 
 def _fail(problem: str) -> Iterator[tuple[str, Image.Image]]:

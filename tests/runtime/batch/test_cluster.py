@@ -1,6 +1,7 @@
 """Addresses at which Ray cannot be used."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import time
 import pytest
 
 from console.errors import InputError
-from runtime.batch.cluster import cluster
+from runtime.batch.cluster import _own_sigterm, cluster
 
 JOIN = """
 import sys
@@ -21,6 +22,56 @@ try:
 except InputError as error:
     print(error)
 """
+
+START = """
+import signal
+from dataclasses import replace
+from console.errors import InputError
+from runtime.batch.cluster import cluster, worker_count
+from runtime.batch.job import Job
+from runtime.batch.source.folder import Folder
+from runtime.batch.storage import Storage
+stopped = lambda number, frame: None
+signal.signal(signal.SIGTERM, stopped)
+job = Job(Storage("model"), Folder(Storage("scans"), None, False), Storage("out"))
+said = []
+with cluster(None):
+    said.append(str(signal.getsignal(signal.SIGTERM) is stopped))
+    for threads, workers in ((1, 9999), (9999, None)):
+        try:
+            worker_count(replace(job, threads=threads), workers, None)
+        except InputError as error:
+            said.append(str(error))
+print("\\n".join(said))
+"""
+
+
+def test_what_ray_here_leaves_as_it_was_and_refuses():
+    done = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, timeout=100, check=True)
+    kept, workers, threads = done.stdout.splitlines()
+    there = os.cpu_count()
+    assert kept == "True"
+    assert workers == f"9999 workers of 1 need 9999 CPUs, and Ray has {there}; give fewer --workers"
+    assert threads == f"1 worker of 9999 needs 9999 CPUs, and Ray has {there}; give fewer --threads"
+
+
+def test_a_sigterm_while_ray_starts_is_ours():
+    """Ray sets handlers before it is ready, which would exit with 1 or 15 and say nothing."""
+
+    class StoppedError(BaseException):
+        pass
+
+    def stopped(*_):
+        raise StoppedError
+
+    before = signal.signal(signal.SIGTERM, stopped)
+    try:
+        with pytest.raises(StoppedError), _own_sigterm():
+            signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+            signal.raise_signal(signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is stopped
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_the_address_of_rays_client_is_refused():

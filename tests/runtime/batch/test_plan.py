@@ -127,6 +127,16 @@ def test_a_damaged_plan_is_one_line(content, tmp_path):
     assert str(caught.value).endswith("; give another --output")
 
 
+@pytest.mark.parametrize("lost", range(1, 5))
+def test_a_plan_without_one_of_its_lines_is_damaged(lost, tmp_path):
+    """Its pages would be missing in the output, and nobody would know."""
+    write_plan(Storage.at(tmp_path), {"input": "a"}, (Listed(Part(f"{n}.png", 0, 1), LARGEST) for n in range(3)))
+    lines = (tmp_path / PLAN).read_bytes().splitlines(keepends=True)
+    (tmp_path / PLAN).write_bytes(b"".join(lines[:lost] + lines[lost + 1 :]))
+    with pytest.raises(InputError, match="is damaged \\(lines are missing\\); give another --output"):
+        read_plan(Storage.at(tmp_path))
+
+
 @pytest.fixture
 def job(tmp_path) -> Job:
     model, scans, answers = (Storage.at(tmp_path / name) for name in ("model", "scans", "answers"))

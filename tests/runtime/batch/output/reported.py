@@ -6,6 +6,7 @@ import random
 from runtime.batch.job import Job
 from runtime.batch.output.report.page import write_report
 from runtime.batch.output.summary import summarize
+from runtime.batch.plan import Planned
 from runtime.batch.source.folder import Folder
 from runtime.batch.storage import Storage
 
@@ -37,7 +38,9 @@ def written(job, rows, file, per_shard=64):
     shards = range(-(-len(rows) // per_shard))
     for shard in shards:
         job.files.write(shard, rows[shard * per_shard : (shard + 1) * per_shard])
-    summary = summarize(job.files, shards, [column.name for column in job.columns])
+    counts = [len(rows[shard * per_shard : (shard + 1) * per_shard]) for shard in shards]
+    planned = [Planned(shard, count, 0, 0) for shard, count in enumerate(counts)]
+    summary = summarize(job.files, planned, [column.name for column in job.columns])
     write_report(file, job.settings(), job.files, shards, summary)
     return file.read_text()
 

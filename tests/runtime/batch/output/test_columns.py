@@ -1,9 +1,11 @@
 """Columns of a JSON schema, and the values of answers in them, against pyarrow and jsonschema."""
 
+import io
 import json
 
 import jsonschema
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -93,6 +95,24 @@ def test_what_is_no_object_with_properties_is_refused(schema):
 def test_a_name_that_no_file_can_have_is_refused():
     with pytest.raises(InputError, match=r"^property '\\ud83d' is not valid Unicode; rename it$"):
         field_columns(schema_of({"\ud83d": {}}))
+    with pytest.raises(InputError, match=r"^property '\\ud83d' is not valid Unicode; rename it$"):
+        field_columns(schema_of({"a": {"type": "array", "items": schema_of({"\ud83d": {}}, **CLOSED)}}))
+
+
+def test_lists_in_lists_are_text_before_parquet_has_too_many_levels():
+    """Arrow writes them without an error, and no reader opens the file."""
+    schema, value = {"type": "integer"}, 7
+    for _ in range(40):
+        schema, value = {"type": "array", "items": schema}, [value]
+    columns = field_columns(schema_of({"a": schema}))
+    fields, problem = parse_fields(json.dumps({"a": value}), columns)
+    assert problem is None
+    file = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist([fields], pa.schema(columns)), file)
+    found = pq.ParquetFile(file).read(use_threads=False).to_pylist()[0]["a"]
+    while isinstance(found, list):
+        (found,), (value,) = found, value
+    assert json.loads(found) == value
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=8)

@@ -8,10 +8,12 @@ import pyarrow as pa
 import pytest
 from rich.console import Console
 
+from console.errors import InputError
 from runtime.batch.output.columns import BASE
 from runtime.batch.output.screen import print_summary
 from runtime.batch.output.shards import ShardFiles
 from runtime.batch.output.summary import ErrorKind, summarize
+from runtime.batch.plan import Planned
 from runtime.batch.storage import Storage
 
 FIELDS = {"total": pa.float64(), "seller": pa.string(), "items": pa.list_(pa.string()), "paid": pa.bool_()}
@@ -23,6 +25,11 @@ def schema():
     for name, kind in FIELDS.items():
         columns = columns.append(pa.field(name, kind))
     return columns
+
+
+def planned(*rows):
+    """Shards with so many rows."""
+    return [Planned(number, count, 0, 0) for number, count in enumerate(rows)]
 
 
 def random_rows(seed, count):
@@ -56,7 +63,7 @@ def test_counts_are_those_of_pandas(seed, form, tmp_path):
     bounds = [0, 1, 64, 110, 150]
     for number, (first, end) in enumerate(pairwise(bounds)):
         files.write(number, rows[first:end])
-    found, table = summarize(files, range(4), list(FIELDS)), pd.DataFrame(rows)
+    found, table = summarize(files, planned(1, 63, 46, 40), list(FIELDS)), pd.DataFrame(rows)
     assert found.pages == 150
     assert found.documents == table["document"].nunique()
     assert found.answered == table["error"].isna().sum()
@@ -87,7 +94,24 @@ def test_documents_with_the_same_name_one_after_another_are_one(tmp_path):
     files.storage.make_folder("pages")
     for number in range(2):
         files.write(number, [row | {"attempts": 1} for row in rows[4 * number : 4 * number + 4]])
-    assert summarize(files, range(2), []).documents == len(list(groupby(names)))
+    assert summarize(files, planned(4, 4), []).documents == len(list(groupby(names)))
+
+
+@pytest.mark.parametrize("form", ["parquet", "jsonl"])
+def test_a_file_with_other_rows_is_damaged(form, tmp_path):
+    """Cut after a line, or a copy of another one: each page is there once, or the run has not ended well."""
+    rows = random_rows(0, 6)
+    files = ShardFiles(Storage.at(tmp_path), schema(), form)
+    files.storage.make_folder("pages")
+    files.write(0, rows[:3])
+    for wrong in (rows[3:5], rows[:3], rows[5:2:-1], rows[3:] + rows[5:], []):
+        files.write(1, wrong)
+        with pytest.raises(InputError) as caught:
+            summarize(files, planned(3, 3), [])
+        says = "is damaged (it must have the rows 3 to 5); delete it, and run the same command again"
+        assert str(caught.value) == f"{tmp_path}/pages/000001.{form}: {says}"
+    files.write(1, rows[3:])
+    assert summarize(files, planned(3, 3), []).pages == 6
 
 
 ERRORS = {
@@ -104,8 +128,8 @@ def test_an_error_is_counted_without_its_place(error, tmp_path):
     row = dict.fromkeys(BASE.names) | {"row": 0, "document": "a.pdf", "page": 3, "prompt": "?", "attempts": 1}
     files = ShardFiles(Storage.at(tmp_path), BASE, "parquet")
     files.storage.make_folder("pages")
-    files.write(0, [row | {"error": error}] * 3)
-    assert summarize(files, [0], []).errors == [ErrorKind(message, 3, example, 0, 0)]
+    files.write(0, [row | {"row": number, "error": error} for number in range(3)])
+    assert summarize(files, planned(3), []).errors == [ErrorKind(message, 3, example, 0, 0)]
 
 
 def test_a_run_with_many_kinds_of_errors_shows_the_most_frequent(tmp_path):
@@ -113,10 +137,11 @@ def test_a_run_with_many_kinds_of_errors_shows_the_most_frequent(tmp_path):
     row = dict.fromkeys(BASE.names) | {"row": 0, "document": "a.pdf", "prompt": "?", "attempts": 1}
     files = ShardFiles(Storage.at(tmp_path), BASE, "jsonl")
     files.storage.make_folder("pages")
-    files.write(0, [row | {"error": f"error {number}"} for number in range(2000) for _ in range(1 + (number == 7))])
-    found = summarize(files, [0], [])
+    errors = [f"error {number}" for number in range(2000) for _ in range(1 + (number == 7))]
+    files.write(0, [row | {"row": number, "error": error} for number, error in enumerate(errors)])
+    found = summarize(files, planned(2001), [])
     assert (found.pages, found.answered, len(found.errors)) == (2001, 0, 20)
-    assert found.errors[0] == ErrorKind("error 7", 2, "a.pdf", 0, 0)
+    assert found.errors[0] == ErrorKind("error 7", 2, "a.pdf", 7, 0)
 
 
 def test_what_is_printed(tmp_path, capsys):
@@ -124,7 +149,7 @@ def test_what_is_printed(tmp_path, capsys):
     files = ShardFiles(Storage.at(tmp_path), schema(), "parquet")
     files.storage.make_folder("pages")
     files.write(0, rows)
-    summary = summarize(files, [0], list(FIELDS))
+    summary = summarize(files, planned(40), list(FIELDS))
     print_summary(summary, Console(markup=False, width=100))
     out = capsys.readouterr().out
     assert f"40 pages of {summary.documents} documents" in out

@@ -1,5 +1,6 @@
 """Images and PDFs in folders: which pages there are, in which order, and what they show."""
 
+import os
 import unicodedata
 
 import numpy as np
@@ -203,3 +204,11 @@ def test_errors_of_another_file_system_name_the_file_there(tmp_path):
             pixels(page)
         assert str(caught.value).startswith(f"{url}/a/{name}: ")
     assert same([*pixels(good[0]), *pixels(good[1])], drawn(tmp_path / "good.pdf"))
+
+
+def test_a_pipe_in_the_name_of_a_pdf_is_a_row_with_its_error(tmp_path):
+    """Nobody writes to it: a listing that opens it would never end."""
+    os.mkfifo(tmp_path / "a.pdf")
+    (page,) = listed_pages(folder(tmp_path))
+    with pytest.raises(InputError, match=r"a\.pdf: is no regular file"):
+        pixels(page)

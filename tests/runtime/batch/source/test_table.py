@@ -132,6 +132,15 @@ ROWS = {
         {"image": pa.array([{}, {"bytes": png(1)}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))},
         "has no picture",
     ),
+    "a path of another type": ({"image": pa.array([{"path": 5}, None]), "images": [None, [png(1)]]}, "has no picture"),
+    "text that is no UTF-8": (
+        {"image": [png(0), png(1)], "prompt": pa.array([b"\xff", b"a"]).view(pa.string())},
+        "is not valid: 'utf-8' codec can't decode",
+    ),
+    "a date after 9999": (
+        {"image": [png(0), png(1)], "id": pa.array([1 << 40, 0], pa.timestamp("s"))},
+        "is not valid: date value out of range",
+    ),
     "no image": ({"image": [b"no picture", png(1)]}, "is not an image that Pillow reads"),
     "empty": ({"image": [b"", png(1)]}, "is not an image but empty"),
     "two questions": (
