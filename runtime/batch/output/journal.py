@@ -1,13 +1,14 @@
 """How often each unfinished shard was begun, and which page a worker had in hand when it died.
 
-Kept with the output, so that it outlives workers, drivers and machines.
+Kept with the output, so that it outlives workers, drivers and machines. A page is given up only where workers died
+while it was answered alone: who dies while pages are answered together may have died of any of them.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError
 
@@ -16,13 +17,13 @@ if TYPE_CHECKING:
 
 FOLDER = "unfinished"
 NOTING_STARTS = 2
-"""Starts of a shard from which each page is noted before it is opened: decoders are what mostly ends a process."""
-UNEXPLAINED = 5
-"""Starts in one run that ended without a note, after which the pages are answered one by one."""
-ATTEMPTS = 10
-"""The same for all runs: a driver that dies is mostly stopped by its user, but may die of a page, too."""
-DEATHS = 2
-"""Times that a worker died with the same page noted, after which the page gets an error."""
+"""Starts in a run from which each page is noted before it is opened: decoders are what mostly ends a process."""
+STARTS_TOGETHER, ATTEMPTS_TOGETHER = 5, 10
+"""Starts in one run, and in all, after which pages are answered one by one: workers die, but not of suspects."""
+DEATHS_ALONE = 2
+"""Deaths of workers that answered a page alone, after which it gets an error."""
+FAILURES = 3
+"""Failures of the engine or the device in one run, after which the run ends."""
 
 
 @dataclass
@@ -39,50 +40,75 @@ class Attempt:
     """How often this run began it."""
     attempts: int = 0
     """How often any run did."""
-    deaths: dict[int, int] = field(default_factory=dict)
-    """For rows of the shard: how often a worker died with them noted."""
-    noted: int | None = None
-    """Row that the worker has in hand now."""
+    suspects: list[int] = field(default_factory=list)
+    """Rows of the shard that were opened when a worker of this run died."""
+    alone: dict[int, int] = field(default_factory=dict)
+    """Rows that were answered alone when workers died, and how often."""
+    failures: int = 0
+    """How often the engine or the device failed in this run."""
+    noted: tuple[int, bool] | None = None
+    """Row that the worker has in hand now, and whether alone."""
 
     @classmethod
     def begin(cls, storage: Storage, number: int, run: str) -> Attempt:
-        """Note that a shard is begun. A row that is still noted has had its worker die. Raises InputError."""
+        """Note that a shard is begun. Who is still noted was in hand when a worker died. Raises InputError."""
         attempt = cls(storage, number, run)
         found = storage.find(attempt._name)  # a late worker of another run may finish the shard at any time
         if found is not None:
             try:
-                known = json.loads(found)
-                attempt.starts = known["starts"] if known["run"] == run else 0
-                attempt.attempts, noted = known["attempts"], known["noted"]
-                attempt.deaths = {int(row): count for row, count in known["deaths"].items()}
+                attempt._take(json.loads(found))
             except (ValueError, TypeError, LookupError, AttributeError) as error:
                 raise InputError(f"{storage.url}/{attempt._name}: is damaged ({error}); delete it") from error
-            if noted is not None:
-                attempt.deaths[noted] = attempt.deaths.get(noted, 0) + 1
         attempt.starts += 1
         attempt.attempts += 1
         attempt._write()
         return attempt
 
+    def _take(self, known: dict[str, Any]) -> None:
+        """Go on from what the last attempt has left."""
+        same = known["run"] == self.run
+        self.attempts, noted = known["attempts"], known["noted"]
+        self.alone = {int(row): count for row, count in known["alone"].items()}
+        if same:  # a run that was stopped says nothing of its pages
+            self.starts, self.suspects, self.failures = known["starts"], known["suspects"], known["failures"]
+        if noted is not None:
+            row, alone = noted
+            if alone:
+                self.alone[row] = self.alone.get(row, 0) + 1
+            elif same and row not in self.suspects:
+                self.suspects.append(row)
+
     @property
     def notes_openings(self) -> bool:
         """Whether to note each page before it is opened."""
-        return max(self.starts, self.attempts - 1) >= NOTING_STARTS
+        return self.starts >= NOTING_STARTS
 
     @property
     def one_by_one(self) -> bool:
-        """Whether to answer its pages one by one: what ends its workers is not the opening of one of them."""
-        explained = sum(self.deaths.values())
-        return self.starts - 1 - explained >= UNEXPLAINED or self.attempts - 1 - explained >= ATTEMPTS
+        """Whether to answer all its pages alone."""
+        return self.starts > STARTS_TOGETHER or self.attempts > ATTEMPTS_TOGETHER
 
     def kills(self, row: int) -> bool:
-        """Whether workers have died with a row noted often enough to give it up."""
-        return self.deaths.get(row, 0) >= DEATHS
+        """Whether workers have died often enough while they answered a row alone."""
+        return self.alone.get(row, 0) >= DEATHS_ALONE
 
-    def note(self, row: int | None) -> None:
-        """Note a row before it is opened or answered alone, and None after it."""
-        self.noted = row
+    def note(self, row: int | None, *, alone: bool = False) -> None:
+        """Note a row before it is opened, or answered alone, and None after it."""
+        self.noted = None if row is None else (row, alone)
         self._write()
+
+    def survived(self, row: int) -> None:
+        """Note that a row was answered alone, and nobody died."""
+        self.noted = None
+        self.suspects = [other for other in self.suspects if other != row]
+        self._write()
+
+    def failed(self) -> int:
+        """Note that the engine or the device has failed, which is no page's fault. Returns how often it did."""
+        self.noted = None
+        self.failures += 1
+        self._write()
+        return self.failures
 
     def end(self) -> None:
         """Forget the shard: it is finished."""
@@ -93,5 +119,5 @@ class Attempt:
         return f"{FOLDER}/{self.number:06}.json"
 
     def _write(self) -> None:
-        names = "run", "starts", "attempts", "deaths", "noted"
+        names = "run", "starts", "attempts", "suspects", "alone", "failures", "noted"
         self.storage.write(self._name, json.dumps({name: getattr(self, name) for name in names}).encode())

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
 from console.errors import InputError
 from runtime.answer import answer_settings
 from runtime.batch.source.lines import Lines
@@ -40,10 +42,8 @@ _PROMPT_TOKENS = 1024  # of a prompt beside its image, by default
 
 Note = Callable[[int | None], None]
 """Takes the row that is in hand."""
-
-
-def _no_note(row: int | None) -> None:
-    """Note nothing."""
+Opened = list[tuple[str, Image.Image]]
+"""Pictures of a page, and what errors call them."""
 
 
 class BrokenEngineError(Exception):
@@ -110,11 +110,11 @@ class Answering:
         since = self._opening_since
         return 0.0 if since is None else time.monotonic() - since
 
-    def together(self, pages: Mapping[int, Page], note: Note = _no_note) -> dict[int, Answered]:
+    def together(self, pages: Mapping[int, Page], note: Note | None = None) -> dict[int, Answered]:
         """Answer pages at the same time, by their rows. No more are open, of all callers, than the engine soon needs.
 
-        note: told a row before it is opened, and None after it, while no other page is. A page that cannot be opened or
-        answered has its error. Raises BrokenEngineError.
+        note: told a row before it is opened, and None after it, while no other page is; what it raises ends all. A page
+        that cannot be opened or answered has its error. Raises BrokenEngineError.
         """
         answered = {}
         with self._openers:
@@ -139,10 +139,30 @@ class Answering:
         """End the engine."""
         self._engine.close(0)
 
-    def _ask(self, row: int, page: Page, note: Note) -> Answered:
+    def _ask(self, row: int, page: Page, note: Note | None) -> Answered:
         asked = Answered(page, Collected())
-        self._submit(asked, lambda: self._request(row, page, note), self._places.release)
+        opened = self._open(row, page, note)
+        self._submit(asked, lambda: self._request(page, opened), self._places.release)
         return asked
+
+    def _open(self, row: int, page: Page, note: Note | None) -> Opened | InputError:
+        """Open the pictures of a page; one page at a time is. Returns what is wrong with them, if anything is."""
+        opened: Opened | InputError
+        with self._opening:
+            if note is not None:
+                note(row)
+            self._opening_since = time.monotonic()
+            try:
+                opened = list(fitting_images(self._model, page.pictures()))
+            except InputError as error:
+                opened = error
+            except Exception as error:  # decoders raise almost anything; other pages are not affected
+                opened = InputError(f"cannot be read ({type(error).__name__}: {error})")
+            finally:
+                self._opening_since = None
+            if note is not None:
+                note(None)
+        return opened
 
     def _submit(
         self, asked: Answered, request: Callable[[], Request], release: Callable[[], None] = lambda: None
@@ -159,20 +179,14 @@ class Answering:
             self._engine.submit(request(), deliver)
         except InputError as error:
             deliver(Failed(error))
-        except Exception as error:  # decoders of pictures raise almost anything; other pages are not affected
+        except Exception as error:  # what resizing raises, of a picture that no test had
             deliver(Failed(InputError(f"cannot be read ({type(error).__name__}: {error})")))
 
-    def _request(self, row: int, page: Page, note: Note) -> Request:
-        """A page as the engine takes it. Raises InputError where it cannot be opened, or does not fit."""
+    def _request(self, page: Page, opened: Opened | InputError) -> Request:
+        """A page as the engine takes it. Raises InputError where it could not be opened, or does not fit."""
         settings, longest = self._settings, self._settings.max_new_tokens
-        with self._opening:
-            note(row)
-            self._opening_since = time.monotonic()
-            try:
-                opened = list(fitting_images(self._model, page.pictures()))
-            finally:
-                self._opening_since = None
-                note(None)
+        if isinstance(opened, InputError):
+            raise opened
         names, images = [name for name, _ in opened], [image for _, image in opened]
         inputs = prompt_inputs(self._model, page.prompt, images, names=names, thinking=settings.thinking)
         needed = min(len(inputs.ids) + longest, self._model.manifest.text.context)

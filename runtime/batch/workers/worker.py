@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError, NoMemoryError
 from runtime.batch.output.columns import parse_fields
-from runtime.batch.output.journal import Attempt
+from runtime.batch.output.journal import FAILURES, Attempt
 from runtime.batch.plan import read_shard
-from runtime.batch.workers.answering import Answered, Answering
+from runtime.batch.workers.answering import Answered, Answering, BrokenEngineError
 from runtime.batch.workers.turns import Turns
 from runtime.engine.request import Finished
 from runtime.ort.out_of_memory import FailedRunError
@@ -67,7 +67,12 @@ class Worker:
             raise InputError(
                 f"{self._job.source.storage.url}: has changed since the run was begun; give another --output"
             )
-        answered = self._answer({row: page for row, page in pages.items() if row not in kept}, attempt)
+        try:
+            answered = self._answer({row: page for row, page in pages.items() if row not in kept}, attempt)
+        except BrokenEngineError as error:
+            if attempt.failed() < FAILURES:
+                raise
+            raise InputError(f"the engine has failed {attempt.failures} times with these pages ({error})") from error
         rows = kept | {row: self._row(shard.first + row, one, attempt) for row, one in answered.items()}
         rows = dict(sorted(rows.items()))
         self._files.write(planned.number, list(rows.values()))
@@ -94,25 +99,28 @@ class Worker:
         return {place: row for place, row in rows if not (self._job.retry_errors and row["error"] is not None)}
 
     def _answer(self, pages: Mapping[int, Page], attempt: Attempt) -> dict[int, Answered]:
-        """Answer pages together, then alone those with an error of the device; or all alone, where workers died."""
-        answered = {row: _deadly(page, attempt.deaths[row]) for row, page in pages.items() if attempt.kills(row)}
+        """Answer suspects alone, then the others together, and again alone those with an error of the device."""
+        answered = {row: _deadly(page, attempt.alone[row]) for row, page in pages.items() if attempt.kills(row)}
         left = {row: page for row, page in pages.items() if row not in answered}
-        if not attempt.one_by_one:
-            with self._turns.shared():
-                answered |= self._answering.together(left, *([attempt.note] if attempt.notes_openings else []))
-        again = [row for row in left if row not in answered or isinstance(answered[row].error, _OF_THE_DEVICE)]
-        for row in sorted(again, key=lambda row: -attempt.deaths.get(row, 0)):
+        suspects = {*left} if attempt.one_by_one else {*left} & {*attempt.suspects, *attempt.alone}
+        for row in sorted(suspects, key=lambda row: -attempt.alone.get(row, 0)):
             answered[row] = self._answer_alone(row, pages[row], attempt)
+        with self._turns.shared():
+            rest = {row: page for row, page in left.items() if row not in suspects}
+            answered |= self._answering.together(rest, attempt.note if attempt.notes_openings else None)
+        for row in rest:
+            if isinstance(answered[row].error, _OF_THE_DEVICE):
+                answered[row] = self._answer_alone(row, pages[row], attempt)
         return answered
 
     def _answer_alone(self, row: int, page: Page, attempt: Attempt) -> Answered:
         """Answer a page while no other is."""
         with self._turns.alone():
-            attempt.note(row)
+            attempt.note(row, alone=True)
             answered = self._answering.together({row: page})[row]
             if isinstance(answered.error, _OF_THE_DEVICE):
                 self._answering.check_device()
-            attempt.note(None)
+            attempt.survived(row)
         return answered
 
     def _row(self, number: int, answered: Answered, attempt: Attempt) -> dict[str, Any]:
@@ -140,7 +148,9 @@ class Worker:
 
 
 def _deadly(page: Page, deaths: int) -> Answered:
-    return Answered.failed(page, InputError(f"its worker died, or was stuck, {deaths} times with this page in hand"))
+    return Answered.failed(
+        page, InputError(f"its worker died, or was stuck, {deaths} times while it answered this page alone")
+    )
 
 
 def _done(rows: Mapping[int, dict[str, Any]], starts: int) -> Done:
