@@ -134,7 +134,7 @@ def test_page_that_kills_its_worker(pages, expected, exported, tmp_path):
     )
     summary, again = json.loads(out), sum(row["attempts"] > 1 for row in rows)
     assert (summary["pages"], summary["answered"], summary["retried"]) == (len(rows), len(expected), again)
-    assert next(row["attempts"] for row in rows if row["document"] == "killer.png") == 4
+    assert next(row["attempts"] for row in rows if row["document"] == "killer.png") == 5
     assert "their worker has died" in err
 
 

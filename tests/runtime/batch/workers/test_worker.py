@@ -221,23 +221,24 @@ def test_retried_errors_leave_good_rows_as_they_are(exported, reader, scans, pic
 
 
 def test_a_page_that_kills_its_worker_has_an_error_and_others_are_answered(exported, reader, scans, pictures, tmp_path):
-    """What a worker leaves that dies while it opens row 2: from the second start on, the row is noted."""
+    """What a worker leaves that dies of row 2: noted at the second start, it is answered alone from the third on."""
     job = job_of(exported("fp16"), scans, tmp_path / "answers")
     (shard,) = planned(job)
-    for start in (1, 2, 3):
+    for start in (1, 2, 3, 4):
         attempt = Attempt.begin(job.output, shard.number, "run")
         assert (attempt.notes_openings, attempt.one_by_one) == (start >= 2, False)
+        assert attempt.suspects == ([2] if start >= 3 else [])
         if attempt.notes_openings:
-            attempt.note(2)
+            attempt.note(2, alone=2 in attempt.suspects)
     (done,) = work(job)
     rows = rows_of(job)
-    assert done == Done(6, 2, rows[0]["error"], starts=4)
-    assert rows[2]["error"] == "its worker died, or was stuck, 2 times with this page in hand"
+    assert done == Done(6, 2, rows[0]["error"], starts=5)
+    assert rows[2]["error"] == "its worker died, or was stuck, 2 times while it answered this page alone"
     assert (rows[2]["document"], rows[2]["answer"]) == ("more/c.png", None)
     assert_answered(rows[1], asked(reader, [pictures[0]]))
     for row, image in zip(rows[3:], drawn(scans / "more" / "d.pdf"), strict=True):
         assert_answered(row, asked(reader, [image]))
-    assert {row["attempts"] for row in rows} == {4}
+    assert {row["attempts"] for row in rows} == {5}
     assert job.output.names("unfinished") == []
 
 
@@ -270,7 +271,7 @@ def test_pages_are_noted_while_they_are_opened(exported, reader, pictures, tmp_p
     answering = threading.Thread(target=worker.answer, args=[shard])
     answering.start()
     journal, deadline = tmp_path / "answers" / "unfinished" / "000000.json", time.monotonic() + 30
-    while not (journal.exists() and json.loads(journal.read_text())["noted"] == 1):
+    while not (journal.exists() and json.loads(journal.read_text())["noted"] == [1, False]):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.1)
