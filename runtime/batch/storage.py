@@ -169,9 +169,14 @@ class Storage:
         return Path(self._path(name)) if self.folder is not None else _copies.get(self, name)
 
     def download(self, name: str, path: Path) -> None:
-        """Copy a file, or a folder with all that is in it, to a local path."""
+        """Copy a file to a local path."""
         with self._errors(name, "read"):
-            self._system.get(self._path(name), str(path), recursive=True)
+            self._system.get_file(self._path(name), str(path))
+
+    def download_folder(self, path: Path) -> None:
+        """Copy the folder with all that is in it to a local path."""
+        with self._errors("", "read"):
+            self._system.get(self._path(""), str(path), recursive=True)
 
     @property
     def _system(self) -> Any:  # noqa: ANN401 - fsspec has no types

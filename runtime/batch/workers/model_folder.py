@@ -38,6 +38,6 @@ def local_model(storage: Storage) -> Path:
         if not folder.exists():
             partial = folder.with_suffix(".partial")
             shutil.rmtree(partial, ignore_errors=True)
-            storage.download("", partial)
+            storage.download_folder(partial)
             partial.rename(folder)
     return folder

@@ -76,7 +76,7 @@ def test_a_folder_is_copied_with_all_in_it(storage, tmp_path):
     for name in ("runtime.json", "graphs/a/decoder.onnx"):
         storage.make_folder(name.rpartition("/")[0])
         storage.write(name, name.encode())
-    storage.download("", tmp_path / "copy")
+    storage.download_folder(tmp_path / "copy")
     storage.download("runtime.json", tmp_path / "one.json")
     files = {path.relative_to(tmp_path / "copy").as_posix(): path for path in (tmp_path / "copy").rglob("*.*")}
     assert {name: path.read_bytes() for name, path in files.items()} == {
@@ -268,3 +268,11 @@ except InputError as error:
 def test_the_package_of_a_url_is_named_where_it_is_missing():
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
     assert done.stdout == "s3://bucket/scans: Install s3fs to access S3\n"
+
+
+def test_a_file_whose_name_is_a_pattern_is_copied_and_no_other(tmp_path):
+    storage = Storage("memory:///patterns")
+    for name, content in (("scan1.png", b"other"), ("scan[1].png", b"wanted"), ("scan?.png", b"asked")):
+        storage.write(name, content)
+    for name, content in (("scan[1].png", b"wanted"), ("scan?.png", b"asked")):
+        assert storage.local(name).read_bytes() == content
