@@ -60,8 +60,8 @@ class ShardFiles:
         names = list(self.schema.names if columns is None else columns)
         try:
             if self.form == PARQUET:
-                file = pq.ParquetFile(io.BytesIO(content))
-                # With threads, PyArrow 26 may abort the process at its end.
+                # A thread of PyArrow that frees a buffer while the process ends aborts it: none reads, nor reads ahead.
+                file = pq.ParquetFile(io.BytesIO(content), pre_buffer=False)
                 return list(file.read(names, use_threads=False).select(names).to_pylist())
             rows = [json.loads(line) for line in content.decode().split("\n") if line]
             return [{name: row[name] for name in names} for row in rows]

@@ -112,7 +112,8 @@ class Table:
     @contextmanager
     def _opened(self, name: str) -> Iterator[pq.ParquetFile]:
         try:
-            with self.storage.open(name) as content, pq.ParquetFile(content) as file:
+            # Not `pre_buffer`, which reads a whole row group ahead, in a thread that may abort the process at its end.
+            with self.storage.open(name) as content, pq.ParquetFile(content, pre_buffer=False) as file:
                 yield file
         except (pa.ArrowException, OSError) as error:
             reason = str(error).partition("\n")[0]

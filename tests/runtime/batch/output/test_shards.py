@@ -1,6 +1,9 @@
 """Files of shards: read back equal, and one clear line where they are damaged."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pandas as pd
 import pyarrow as pa
@@ -108,3 +111,31 @@ def test_a_parquet_file_without_its_columns_is_damaged(tmp_path):
     for columns in (None, ["row", "error"]):
         with pytest.raises(InputError, match="is damaged"):
             shards.read(5, columns)
+
+
+READ = """
+import os, sys
+from runtime.batch.output.columns import BASE
+from runtime.batch.output.shards import ShardFiles
+from runtime.batch.source.table import Table
+from runtime.batch.storage import Storage
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+ShardFiles(Storage(sys.argv[1]), BASE, "parquet").read(0)
+table = Table(Storage(sys.argv[2]), None)
+for listed in table.parts():
+    list(table.pages(listed.part))
+print(threads() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists threads there")
+def test_no_thread_of_pyarrow_reads(tmp_path):
+    """One that still freed a buffer when the process ended aborted it: a run with all its pages had exit code 134."""
+    files = ShardFiles(Storage.at(tmp_path), BASE, "parquet")
+    files.storage.make_folder("pages")
+    files.write(0, [dict.fromkeys(BASE.names) | {"row": 0, "document": "a.png", "prompt": "?", "attempts": 1}])
+    table = tmp_path / "table.parquet"
+    pq.write_table(pa.table({"image": [b"a"], "prompt": ["b"]}), table)
+    done = subprocess.run([sys.executable, "-c", READ, tmp_path, table], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
