@@ -136,10 +136,32 @@ def answer_shards(job: Job, run: str, planned: Sequence[Planned], workers: int) 
         enable_true_multi_threading=True,
     )
     answered = shards.map(_RayWorker, fn_constructor_args=[job, run], compute=pool, num_cpus=job.threads, num_gpus=gpus)
-    for row in answered.iter_rows():
-        if row["problem"] is not None:
-            raise InputError(row["problem"])
-        yield Done(**{name: value for name, value in row.items() if name != "problem"})
+    with _interrupted() as interrupted:
+        for row in answered.iter_rows():
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+            if row["problem"] is not None:
+                raise InputError(row["problem"])
+            yield Done(**{name: value for name, value in row.items() if name != "problem"})
+
+
+@contextmanager
+def _interrupted() -> Iterator[threading.Event]:
+    """Set by Ctrl-C, which also raises KeyboardInterrupt: that is lost where it comes in a callback of Ray's."""
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> NoReturn:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only that may handle signals
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _RayWorker:
