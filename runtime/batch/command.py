@@ -142,8 +142,8 @@ def _answer(job: Job, todo: list[Planned], address: str | None, workers: int | N
         for shard in track(done, "answering", sum(shard.rows for shard in todo), lambda shard: shard.rows):
             answered += shard.rows
         seconds = time.monotonic() - start
-    where = f"{job.output.url.rstrip('/')}/{PAGES}"
-    say(f"answered {answered} pages in {seconds:.0f} s, {answered / seconds:.2f}/s; answers are in {where}")
+    speed = f"{seconds:.0f} s, {answered / seconds:.2f}/s"
+    say(f"answered {answered} pages in {speed}; answers are in {job.output.place(PAGES)}")
 
 
 def _say_trouble(done: Iterable[Done]) -> Iterator[Done]:

@@ -63,6 +63,10 @@ class Storage:
         system, root = self._found
         return Path(root) if isinstance(system, LocalFileSystem) else None
 
+    def place(self, name: str) -> str:
+        """The path or URL of a file, for messages."""
+        return f"{self.url.rstrip('/')}/{name}" if name else self.url
+
     def is_file(self) -> bool:
         """Whether it is a single file."""
         with self._errors("", "read"):
@@ -99,6 +103,14 @@ class Storage:
                 folders[:] = sorted(filter(is_of_user, folders))  # `walk` visits these
                 below = PurePosixPath(path).relative_to(self._path("")).as_posix()
                 yield ("" if below == "." else below), sorted(filter(is_of_user, files))
+
+    def files(self) -> Iterator[str]:
+        """Names of all files in the folder and those below it, as `walk` has them; "" for a single file."""
+        if self.is_file():
+            yield ""
+            return
+        for folder, names in self.walk():
+            yield from (f"{folder}/{name}" if folder else name for name in names)
 
     def read(self, name: str = "", start: int | None = None, end: int | None = None) -> bytes:
         """Read a file, or its bytes from start to end."""
@@ -189,12 +201,11 @@ class Storage:
     @contextmanager
     def _errors(self, name: str, verb: str, advice: str = "") -> Iterator[None]:
         """Raise InputError where a file cannot be read or written."""
-        place = f"{self.url.rstrip('/')}/{name}" if name else self.url
         try:
             yield
         except (OSError, ImportError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-            raise InputError(f"{place}: cannot be {verb} ({reason}){advice}") from error
+            raise InputError(f"{self.place(name)}: cannot be {verb} ({reason}){advice}") from error
 
 
 def _write_local(path: Path, content: bytes) -> None:

@@ -37,9 +37,9 @@ class Folder:
 
     def parts(self) -> Iterator[Listed]:
         """Images and PDFs by name, folder by folder. What is neither is passed over."""
-        for name in self._names():
+        for name in self.storage.files():
             if self._is_pdf(name):
-                require_package("pypdfium2", "batch", f"{self._place(name)}: reading PDF files")
+                require_package("pypdfium2", "batch", f"{self.storage.place(name)}: reading PDF files")
                 yield from self._pdf(name)
             elif PurePosixPath(name or self.storage.url).suffix.lower() in SUFFIXES:
                 yield Listed(Part(name, 0, 1), 1)
@@ -54,20 +54,13 @@ class Folder:
         for number in range(part.first, part.first + part.count) if part.first else ():
             yield Page(document, number, prompt, partial(self._drawn, part.file, number))
 
-    def _names(self) -> Iterator[str]:
-        if self.storage.is_file():
-            yield ""
-            return
-        for folder, names in self.storage.walk():
-            yield from (f"{folder}/{name}" if folder else name for name in names)
-
     def _pdf(self, name: str) -> Iterator[Listed]:
         """Parts of PART_PAGES pages, or one for the whole. A PDF that cannot be read is a row with its error."""
         try:
             with self._located(name):
                 total = page_count(self.storage.local(name))
             if not total:
-                raise InputError(f"{self._place(name)}: has no pages")
+                raise InputError(f"{self.storage.place(name)}: has no pages")
         except InputError as error:
             yield Listed(Part(name, 0, 1, error=str(error)), 1)
             return
@@ -83,11 +76,11 @@ class Folder:
 
     def _image(self, name: str) -> Iterator[tuple[str, Image.Image]]:
         with self._located(name):
-            yield self._place(name), open_image(self.storage.local(name))
+            yield self.storage.place(name), open_image(self.storage.local(name))
 
     def _drawn(self, name: str, number: int) -> Iterator[tuple[str, Image.Image]]:
         with self._located(name):
-            yield f"{self._place(name)}: page {number}", draw_page(self.storage.local(name), number - 1)
+            yield f"{self.storage.place(name)}: page {number}", draw_page(self.storage.local(name), number - 1)
 
     def _whole(self, part: Part) -> Iterator[tuple[str, Image.Image]]:
         if part.error is not None:
@@ -97,9 +90,6 @@ class Folder:
         for number in range(1, total + 1):
             yield from self._drawn(part.file, number)
 
-    def _place(self, name: str) -> str:
-        return f"{self.storage.url.rstrip('/')}/{name}" if name else self.storage.url
-
     @contextmanager
     def _located(self, name: str) -> Iterator[None]:
         """Have errors name the file where it is, not its local copy."""
@@ -108,4 +98,4 @@ class Folder:
         except InputError as error:
             if self.storage.folder is not None:
                 raise
-            raise InputError(str(error).replace(str(self.storage.local(name)), self._place(name))) from error
+            raise InputError(str(error).replace(str(self.storage.local(name)), self.storage.place(name))) from error

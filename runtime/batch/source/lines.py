@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from calib_data.images import open_image
 from calib_data.sources import parse_question
 from console.errors import InputError, naming
-from runtime.batch.source.page import PART_PAGES, Listed, Page, Part
+from runtime.batch.source.page import PART_PAGES, Listed, Page, Part, fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +54,7 @@ class Lines:
             try:
                 image, prompt = self._parse(line, number)
             except InputError as error:
-                yield Page(f"line {number}", None, "", partial(_fail, error))
+                yield Page(f"line {number}", None, "", partial(fail, error))
                 continue
             yield Page(image or f"line {number}", None, prompt, partial(self._pictures, image, number))
 
@@ -91,7 +91,3 @@ class Lines:
 
 def _holds_text(line: bytes) -> bool:
     return bool(line.removeprefix(codecs.BOM_UTF8).strip())
-
-
-def _fail(error: InputError) -> Iterator[tuple[str, Image.Image]]:
-    raise error

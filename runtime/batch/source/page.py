@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from PIL import Image
 
+    from console.errors import InputError
     from runtime.batch.storage import Storage
 
 PART_PAGES = 16
@@ -54,6 +55,11 @@ class Page:
     """What is asked."""
     pictures: Callable[[], Iterator[tuple[str, Image.Image]]]
     """Opens its pictures: for each its name in errors and the RGB picture. Raises InputError."""
+
+
+def fail(error: InputError) -> Iterator[tuple[str, Image.Image]]:
+    """The pictures of a page that is not valid: raises its error."""
+    raise error
 
 
 class Source(Protocol):

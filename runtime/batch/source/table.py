@@ -16,7 +16,7 @@ from calib_data.document import READ_TEXT
 from calib_data.images import open_image, read_image
 from calib_data.sources.fields import IMAGES, PROMPTS, given, question_of
 from console.errors import InputError, naming
-from runtime.batch.source.page import PART_PAGES, Listed, Page, Part
+from runtime.batch.source.page import PART_PAGES, Listed, Page, Part, fail
 from runtime.batch.storage import Storage
 
 if TYPE_CHECKING:
@@ -53,13 +53,15 @@ class Table:
     def pages(self, part: Part) -> Iterator[Page]:
         """The rows of a part."""
         for number, record in enumerate(self._rows(part), part.first):
-            place, named = f"{self._place(part.file)}: row {number}", None
+            place, named = f"{self.storage.place(part.file)}: row {number}", None
             try:
                 row = record.to_pylist()[0]
                 named = next((str(row[name]) for name in _NAMES if row.get(name) is not None), None)
                 prompt = question_of(row, given(row, PROMPTS)) or self.prompt or READ_TEXT
             except (ValueError, OverflowError, pa.ArrowException) as error:  # text that is no UTF-8, dates after 9999
-                yield Page(named or f"row {number}", None, "", partial(_fail, f"{place} is not valid: {error}"))
+                yield Page(
+                    named or f"row {number}", None, "", partial(fail, InputError(f"{place} is not valid: {error}"))
+                )
                 continue
             images = next((row[name] for name in IMAGES if row.get(name) is not None), None)
             contents = [_content(image) for image in (images if isinstance(images, list) and images else [images])]
@@ -68,11 +70,7 @@ class Table:
 
     def file_names(self) -> Iterator[str]:
         """Names of the Parquet files; "" for a single one."""
-        if self.storage.is_file():
-            yield ""
-            return
-        for folder, names in self.storage.walk():
-            yield from (f"{folder}/{name}" if folder else name for name in names if name.lower().endswith(SUFFIX))
+        return (name for name in self.storage.files() if not name or name.lower().endswith(SUFFIX))
 
     def _rows(self, part: Part) -> Iterator[pa.RecordBatch]:
         """The rows of a part, each for itself, read from the row groups that have them."""
@@ -90,7 +88,9 @@ class Table:
         if not {*IMAGES} & {*schema.names}:
             columns = ", ".join(schema.names)
             wanted = ", ".join(IMAGES)
-            raise InputError(f"{self._place(name)}: has no column of pictures ({wanted}); its columns are {columns}")
+            raise InputError(
+                f"{self.storage.place(name)}: has no column of pictures ({wanted}); its columns are {columns}"
+            )
 
     def _pictures(self, contents: list[_Content], file: str, place: str) -> Iterator[tuple[str, Image.Image]]:
         """Open the pictures of a row; their paths are relative to the file, or to the folder of files."""
@@ -106,9 +106,6 @@ class Table:
                     raise InputError("has no picture")
             yield place, picture
 
-    def _place(self, name: str) -> str:
-        return f"{self.storage.url.rstrip('/')}/{name}" if name else self.storage.url
-
     @contextmanager
     def _opened(self, name: str) -> Iterator[pq.ParquetFile]:
         try:
@@ -117,7 +114,7 @@ class Table:
                 yield file
         except (pa.ArrowException, OSError) as error:
             reason = str(error).partition("\n")[0]
-            raise InputError(f"{self._place(name)}: cannot be read as Parquet ({reason})") from error
+            raise InputError(f"{self.storage.place(name)}: cannot be read as Parquet ({reason})") from error
 
 
 def _sliced(file: pq.ParquetFile, group: int, columns: list[str], start: int, stop: int) -> Iterator[pa.RecordBatch]:
@@ -135,7 +132,3 @@ def _content(image: object) -> _Content:
     """The bytes of a picture and its path, of a column of bytes, of paths, or of both as Hugging Face keeps them."""
     content, path = (image.get("bytes"), image.get("path")) if isinstance(image, dict) else (image, image)
     return content if isinstance(content, bytes) else None, path if isinstance(path, str) else None
-
-
-def _fail(problem: str) -> Iterator[tuple[str, Image.Image]]:
-    raise InputError(problem)
