@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 _SECONDS_BETWEEN_LINES = 5.0
 _said: set[Hashable] = set()
+_hearers: list[Callable[[str], None]] = []
 
 
 def track(
@@ -50,6 +51,13 @@ def track(
 def say(line: str) -> None:
     """Print one line on stderr."""
     Console(stderr=True, soft_wrap=True, markup=False).print(shorten_message(line), highlight=False)
+    for hearer in _hearers:
+        hearer(line)
+
+
+def hear(hearer: Callable[[str], None]) -> None:
+    """Have a function take every line that is said from now on: of a process whose stderr nobody reads."""
+    _hearers.append(hearer)
 
 
 def say_once(line: str, about: Hashable = None) -> None:

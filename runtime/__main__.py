@@ -238,7 +238,7 @@ def batch(
     device: option.Device = "cpu",
     address: option.Address = None,
     workers: option.Workers = None,
-    threads: option.Threads = 1,
+    threads: option.Threads = None,
     max_rows: option.MaxRows = None,
     max_context: option.MaxContext = None,
     memory_limit: option.MemoryLimit = None,
@@ -256,11 +256,11 @@ def batch(
     from runtime.batch.storage import Storage
 
     job = Job(
-        Storage.at(model),
-        open_source(Storage.at(source), prompt, per_document=per == "document"),
-        Storage.at(output),
-        None if schema is None else read_object(schema, "give a file with a JSON schema"),
-        {
+        model=Storage.at(model),
+        source=open_source(Storage.at(source), prompt, per_document=per == "document"),
+        output=Storage.at(output),
+        schema=None if schema is None else read_object(schema, "give a file with a JSON schema"),
+        options={
             "max_new_tokens": max_new_tokens,
             "temperature": temperature,
             "top_p": top_p,
@@ -270,13 +270,13 @@ def batch(
             "thinking": thinking,
             "thinking_budget": thinking_budget,
         },
-        form,
-        device,
-        threads,
-        memory_limit,
-        max_rows,
-        max_context,
-        retry_errors,
+        form=form,
+        device=device,
+        threads=threads,
+        memory_limit=memory_limit,
+        max_rows=max_rows,
+        max_context=max_context,
+        retry_errors=retry_errors,
     )
     summary = run_batch(job, address=address, workers=workers, report=report)
     if as_json:

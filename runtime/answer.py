@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from runtime.chat import Chat
     from runtime.decoding.draft_policy import DraftPolicy
     from runtime.decoding.drafts import DraftTokens
-    from runtime.exported import ExportedModel
+    from runtime.exported import ExportedModel, ModelFolder
     from runtime.prompt import PromptInputs
 
 MAX_NEW_TOKENS = 512
@@ -89,7 +89,7 @@ class AnswerSettings:
         return used | {name: getattr(sampling, name) for name in RECOMMENDED}
 
 
-def answer_settings(model: ExportedModel, policy: DraftPolicy, options: AnswerOptions) -> AnswerSettings:
+def answer_settings(model: ModelFolder, policy: DraftPolicy, options: AnswerOptions) -> AnswerSettings:
     """Complete options by the model's generation_config.json.
 
     policy: chooses the number of draft tokens for "auto"; it learns from all answers that share it. Raises InputError
@@ -134,7 +134,7 @@ def check_thinking_budget(chat: Chat, budget: int, max_new_tokens: int, *, think
 
 
 def choose_draft_tokens(
-    model: ExportedModel, policy: DraftPolicy, value: int | str, seed: int | None = None
+    model: ModelFolder, policy: DraftPolicy, value: int | str, seed: int | None = None
 ) -> DraftTokens:
     """A number of draft tokens, or for "auto" the policy where the model can draft. Raises InputError for others."""
     number = parse_draft_tokens(value)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from calib_data.document import Document
     from calib_data.rendered.render import Kind
-    from runtime.exported import ExportedModel
+    from runtime.exported import ExportedModel, ModelFolder
     from runtime.prompt import Prompt, PromptInputs
 
 # Longest answer, without and with reasoning, or twice the known one if that is longer: beyond it an answer is wrong
@@ -69,7 +69,7 @@ def evaluation_documents(source: str, count: int, seed: int, kind: Kind | None) 
     return documents
 
 
-def require_vision(model: ExportedModel) -> None:
+def require_vision(model: ModelFolder) -> None:
     """Raise InputError for a model without a vision encoder."""
     if model.manifest.vision is None:
         raise InputError(

@@ -30,29 +30,62 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from runtime.ort.buffer import Buffer
+    from runtime.ort.manifest import Manifest
 
 _LOOKUP = 1024  # embeddings that are read at once
 
 
-class ExportedModel:
-    """The settings, tokenizer and sessions of one exported folder on one device.
+class ModelFolder:
+    """The settings and the tokenizer of one exported folder; the device need not be there."""
+
+    def __init__(self, folder: Path, device: str, options: Options, manifest: Manifest) -> None:
+        """Read them. Raises InputError for a folder that was not exported for the device."""
+        self.folder, self.device = folder, Device.parse(device)
+        self.manifest = manifest
+        self.target = self.manifest.target(self.folder, self.device.kind)
+        self.chunking = CHUNKINGS[self.device.kind]
+        """Lengths of the calls that a prompt is split into."""
+        self.options = replace(options, cutlass=self.target.block_size is not None)
+        self.chat = Chat(self.folder)
+        self.generation = read_generation_config(self.folder, self.manifest.text.vocab_size)
+        """Recommended sampling and end tokens."""
+        self.end_ids = self.generation.end_ids
+        """Tokens that end an answer; the first ends a turn."""
+
+    @cached_property
+    def image_settings(self) -> ImageSettings:
+        """How images are resized and normalized. Raises InputError for a folder without these settings."""
+        settings = ImageSettings.from_folder(self.folder)
+        self._require_same_patches(settings)
+        return settings
+
+    @cached_property
+    def video_settings(self) -> VideoSettings:
+        """How frames are sampled, resized and normalized. Raises InputError for a folder without these settings."""
+        settings = VideoSettings.from_folder(self.folder)
+        self._require_same_patches(settings.image)
+        return settings
+
+    def _require_same_patches(self, settings: ImageSettings) -> None:
+        """Raise InputError unless the vision encoder takes patches as the processor cuts them."""
+        shape = self.manifest.vision
+        cut = (settings.patch_size, settings.merge_size)
+        if shape is not None and cut != (shape.patch_size, shape.merge_size):
+            raise InputError(
+                f"{self.folder}: its image processor has a patch_size and merge_size of {cut}, its graphs "
+                f"{(shape.patch_size, shape.merge_size)}; {RESTORE}, or {AGAIN}"
+            )
+
+
+class ExportedModel(ModelFolder):
+    """An exported folder with its sessions, on one device.
 
     A session opens at its first use, so wrong input is reported before gigabytes are read. `unload` closes all of them.
     Raises InputError for a folder that was not exported for the device, and for a device that is not there.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu", options: Options | None = None) -> None:
-        self.folder, self.device = Path(folder), Device.parse(device)
-        self.manifest = load_manifest(self.folder)
-        self.target = self.manifest.target(self.folder, self.device.kind)
-        self.chunking = CHUNKINGS[self.device.kind]
-        """Lengths of the calls that a prompt is split into."""
-        self.options = replace(options or Options(), cutlass=self.target.block_size is not None)
-        self.chat = Chat(self.folder)
-        self.generation = read_generation_config(self.folder, self.manifest.text.vocab_size)
-        """Recommended sampling and end tokens."""
-        self.end_ids = self.generation.end_ids
-        """Tokens that end an answer; the first ends a turn."""
+        super().__init__(Path(folder), device, options or Options(), load_manifest(Path(folder)))
         require_device(self.device)
         self._embeddings = self.manifest.embeddings.map(self.folder)
 
@@ -126,30 +159,6 @@ class ExportedModel:
         """Path of a graph that is as it was exported, or missing."""
         self.target.check_graph(self.folder / name)
         return self.folder / name
-
-    @cached_property
-    def image_settings(self) -> ImageSettings:
-        """How images are resized and normalized. Raises InputError for a folder without these settings."""
-        settings = ImageSettings.from_folder(self.folder)
-        self._require_same_patches(settings)
-        return settings
-
-    @cached_property
-    def video_settings(self) -> VideoSettings:
-        """How frames are sampled, resized and normalized. Raises InputError for a folder without these settings."""
-        settings = VideoSettings.from_folder(self.folder)
-        self._require_same_patches(settings.image)
-        return settings
-
-    def _require_same_patches(self, settings: ImageSettings) -> None:
-        """Raise InputError unless the vision encoder takes patches as the processor cuts them."""
-        shape = self.manifest.vision
-        cut = (settings.patch_size, settings.merge_size)
-        if shape is not None and cut != (shape.patch_size, shape.merge_size):
-            raise InputError(
-                f"{self.folder}: its image processor has a patch_size and merge_size of {cut}, its graphs "
-                f"{(shape.patch_size, shape.merge_size)}; {RESTORE}, or {AGAIN}"
-            )
 
     def embed_tokens(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """Embeddings [T, H] of token ids [T]."""

@@ -118,8 +118,14 @@ Workers = Annotated[
     int | None,
     typer.Option(min=1, help="Most workers; each takes a GPU, or --threads cores.", show_default="all that fit"),
 ]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads of a worker.")]
-RetryErrors = Annotated[bool, typer.Option("--retry-errors", help="Answer pages that had an error again.")]
+Threads = Annotated[
+    int | None,
+    typer.Option(min=1, help="CPU threads of a worker.", show_default="all cores of a machine; 1 next to a GPU"),
+]
+RetryErrors = Annotated[
+    bool,
+    typer.Option("--retry-errors", help="Answer pages that had an error again; more --max-new-tokens may be given."),
+]
 Report = Annotated[Path | None, typer.Option(help="File for an HTML page with counts, errors and filled fields.")]
 
 # compare

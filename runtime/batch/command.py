@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import time
-import uuid
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from console.errors import InputError, naming
+from console.errors import InputError
 from console.locks import lock, unlock
 from console.progress import say, track
-from runtime.batch.cluster import answer_shards, cluster, worker_count
+from runtime.batch.check import check
+from runtime.batch.cluster import cluster
 from runtime.batch.output.journal import FOLDER as UNFINISHED
+from runtime.batch.output.journal import forget_finished
 from runtime.batch.output.report.page import check_report, write_report
 from runtime.batch.output.shards import FOLDER as PAGES
 from runtime.batch.output.summary import summarize
 from runtime.batch.plan import PLAN, read_plan, write_plan
-from runtime.batch.source.folder import Folder
-from runtime.batch.workers.answering import open_model
-from runtime.ort.device import Device
-from runtime.ort.manifest import load_manifest
+from runtime.batch.pool import answer_shards, sized
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from runtime.batch.job import Job
@@ -32,6 +30,7 @@ if TYPE_CHECKING:
     from runtime.batch.workers.worker import Done
 
 _SECONDS_BETWEEN_LINES = 5.0
+_SECONDS_BETWEEN_RETRIES = 60.0  # that are said
 
 
 def run_batch(
@@ -45,52 +44,32 @@ def run_batch(
     """
     if report is not None:
         check_report(report)
-    _check(job)
+    check(job)
     with _locked(job):
         plan = _plan(job)
-        finished = job.files.finished()
-        again = {shard.number for shard in plan if job.retry_errors and _has_errors(job, shard, finished)}
-        todo = [shard for shard in plan if shard.number not in finished - again]
-        if todo:
-            _say_resumed(plan, todo)
-            _answer(job, todo, address, workers)
+        left = _left(job, plan)
+        if left:
+            _say_resumed(job, plan, left)
+            _answer(job, [shard for shard in plan if shard.number in left], left, address, workers)
         summary = summarize(job.files, plan, [column.name for column in job.columns])
         if report is not None:
             write_report(report, job.settings(), job.files, [shard.number for shard in plan], summary)
         return summary
 
 
-def _check(job: Job) -> None:
-    """Raise InputError, before Ray starts, for what can be known here; workers check the rest."""
-    with naming("--schema"):
-        _ = job.columns
-    if job.schema is not None and job.source.prompt is None and isinstance(job.source, Folder):
-        raise InputError("--schema: needs a --prompt that says what the fields are")
-    if job.source.storage.holds(job.output):  # the files of the output would be taken for a source
-        raise InputError(f"--output {job.output.url}: is inside --input; give a folder elsewhere")
-    folder, kind = job.model.folder, Device.parse(job.device).kind
-    if folder is None:
-        return
-    load_manifest(folder).target(folder, kind)
-    if kind == "cpu":  # this machine need not have a GPU
-        model, settings, _ = open_model(job)
-        if unused := model.generation.without_effect(settings.used_fields(model.generation)):
-            say(unused)
-
-
 @contextmanager
 def _locked(job: Job) -> Iterator[None]:
-    """Hold the output, where it is a folder here. Files that a killed run left half written are deleted."""
+    """Hold the output, where it is a folder here."""
     folder = job.output.folder
     if folder is None:
         yield
         return
     held = lock(folder)
     try:
+        job.output.delete_partial("")
         for name in (PAGES, UNFINISHED):
             job.output.make_folder(name)
-        for partial in folder.rglob(".*.partial"):
-            partial.unlink(missing_ok=True)
+            job.output.delete_partial(name)
         yield
     finally:
         unlock(held)
@@ -103,7 +82,7 @@ def _plan(job: Job) -> list[Planned]:
         if job.output.names(PAGES):
             raise InputError(f"{job.output.url}: has pages but no {PLAN}; give an empty --output")
         write_plan(job.output, job.settings(), _say_listed(job.source.parts()))
-        found = read_plan(job.output)
+        found = read_plan(job.output)  # or that of another run, which was the first to write it to a bucket
         assert found is not None
     settings, plan = found
     job.check_same(settings)
@@ -121,38 +100,57 @@ def _say_listed(listed: Iterable[Listed]) -> Iterator[Listed]:
             last = time.monotonic()
 
 
-def _has_errors(job: Job, shard: Planned, finished: set[int]) -> bool:
-    return shard.number in finished and any(row["error"] is not None for row in job.files.read(shard.number, ["error"]))
+def _left(job: Job, plan: list[Planned]) -> dict[int, int]:
+    """For each shard that is not done, how many of its rows are to be answered."""
+    finished = job.files.finished()
+    forget_finished(job.output, finished)
+    left = {shard.number: shard.rows for shard in plan if shard.number not in finished}
+    if job.retry_errors:
+        for shard in plan:
+            if shard.number in finished:
+                errors = sum(row["error"] is not None for row in job.files.read(shard.number, ["error"]))
+                left |= {shard.number: errors} if errors else {}
+    return left
 
 
-def _say_resumed(plan: list[Planned], todo: list[Planned]) -> None:
-    total, left = (sum(shard.rows for shard in some) for some in (plan, todo))
-    if left < total:
-        say(f"resuming: {total - left} of {total} pages are written")
+def _say_resumed(job: Job, plan: list[Planned], left: Mapping[int, int]) -> None:
+    total, rows = sum(shard.rows for shard in plan), sum(left.values())
+    if rows < total:
+        again = ", those with an error are answered again" if job.retry_errors else ""
+        say(f"resuming: {total - rows} of {total} pages are done{again}")
+    elif job.output.names(UNFINISHED):
+        say("resuming: no shard was finished, so all pages are answered")
 
 
-def _answer(job: Job, todo: list[Planned], address: str | None, workers: int | None) -> None:
-    run = uuid.uuid4().hex
+def _answer(job: Job, todo: list[Planned], left: Mapping[int, int], address: str | None, workers: int | None) -> None:
     say("starting Ray" if address is None else f"joining Ray at {address}")
     with cluster(address):
-        count = worker_count(job, workers, address)
-        say(f"{sum(shard.rows for shard in todo)} pages, {count} worker{'s' if count > 1 else ''}")
-        done = _say_trouble(answer_shards(job, run, todo, count))
+        job, count = sized(job, workers, address)
+        say(f"{sum(left.values())} pages, {count} worker{'s' if count > 1 else ''}; the model is loaded first")
+        done = _say_trouble(answer_shards(job, todo, count, address))
         start, answered = time.monotonic(), 0
-        for shard in track(done, "answering", sum(shard.rows for shard in todo), lambda shard: shard.rows):
-            answered += shard.rows
+        try:
+            for shard in track(done, "answering", sum(left.values()), lambda shard: left[shard.number]):
+                answered += shard.answered
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C or SIGTERM
+                say("finished shards are kept; run the same command again to go on")
+            raise
         seconds = time.monotonic() - start
     speed = f"{seconds:.0f} s, {answered / seconds:.2f}/s"
     say(f"answered {answered} pages in {speed}; answers are in {job.output.place(PAGES)}")
 
 
 def _say_trouble(done: Iterable[Done]) -> Iterator[Done]:
-    """Say which pages were begun again, and the first error: whoever sees it may stop a run whose pages all have it."""
-    said = False
+    """Say that pages were retried, and the first error: whoever sees it may stop a run whose pages all have it."""
+    retried, last, failed = 0, float("-inf"), False
     for shard in done:
         if shard.starts > 1:
-            say(f"{shard.rows} pages were begun {shard.starts} times: their worker has died")
-        if shard.error is not None and not said:
+            retried += shard.answered
+            if time.monotonic() - last > _SECONDS_BETWEEN_RETRIES:
+                say(f"a worker has ended before its time; {retried} pages were answered again until now")
+                last = time.monotonic()
+        if shard.error is not None and not failed:
             say(f"first error: {shard.error}")
-            said = True
+            failed = True
         yield shard

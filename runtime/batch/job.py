@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError
-from runtime.answer import AnswerOptions
+from runtime.answer import MAX_NEW_TOKENS, AnswerOptions
 from runtime.batch.output.columns import BASE, field_columns
 from runtime.batch.output.shards import PARQUET, ShardFiles
+from runtime.ort.manifest import FILE
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from runtime.batch.source.page import Source
     from runtime.batch.storage import Storage
+
+CONTENT = "content"
+"""Setting with what tells that a model or an input has changed, by the option that names it."""
+_LENGTH = "max_new_tokens"
+_LETTERS = 60  # of a setting in a message
 
 
 @dataclass(frozen=True)
@@ -35,8 +44,8 @@ class Job:
     """Of the output files."""
     device: str = "cpu"
     """Device of a worker."""
-    threads: int = 1
-    """CPU threads of a worker."""
+    threads: int | None = None
+    """CPU threads of a worker; None for all of a machine, or one next to a GPU."""
     memory_limit: float | None = None
     """GiB of a GPU for the weights and activations of a graph; None for all."""
     max_rows: int | None = None
@@ -45,6 +54,11 @@ class Job:
     """Tokens of a prompt and its answer; None for what the largest image needs."""
     retry_errors: bool = False
     """Whether pages with an error are answered again."""
+
+    @cached_property
+    def model_version(self) -> str:
+        """Another one where the model was exported anew."""
+        return hashlib.sha256(self.model.read(FILE)).hexdigest()[:16]
 
     @property
     def columns(self) -> list[pa.Field]:
@@ -69,16 +83,35 @@ class Job:
             "per": "document" if self.source.per_document else "page",
             "format": self.form,
             **self.options,
+            CONTENT: {"model": self.model_version},
         }
 
     def check_same(self, planned: dict[str, Any]) -> None:
-        """Raise InputError where the output was begun with other settings."""
-        now = self.settings()
+        """Raise InputError where the output was begun with other settings.
+
+        With `retry_errors`, answers may be longer than before: truncated ones are errors of a schema.
+        """
+        now, planned = self.settings(), dict(planned)
+        content, before = now.pop(CONTENT), planned.pop(CONTENT, {})
         other = [name for name in {**now, **planned} if now.get(name) != planned.get(name)]
+        if self.retry_errors and now.get(_LENGTH, MAX_NEW_TOKENS) >= planned.get(_LENGTH, MAX_NEW_TOKENS):
+            other = [name for name in other if name != _LENGTH]
         if other:
             options = ", ".join(f"--{name.replace('_', '-')}" for name in other)
-            was = ", ".join(f"{name} {planned.get(name)!r}" for name in other)
+            was = ", ".join(f"{name} {_short(planned.get(name))}" for name in other)
             raise InputError(
                 f"{self.output.url}: was begun with another {options} ({was}); run the same command again, or give "
                 "another --output"
             )
+        for name in content:
+            if content[name] != before.get(name):
+                raise InputError(
+                    f"{self.output.url}: --{name} {now[name]} has changed since the run was begun; give another "
+                    "--output"
+                )
+
+
+def _short(value: object) -> str:
+    """A setting as a few letters of JSON."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= _LETTERS else f"{text[:_LETTERS]}…"

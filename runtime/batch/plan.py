@@ -49,6 +49,8 @@ class Planned:
 
     number: int
     """Of the shard."""
+    first: int
+    """Number of its first row in the run, from 0."""
     rows: int
     """Rows of its output."""
     offset: int
@@ -93,25 +95,25 @@ def _joined(parts: list[Part]) -> tuple[Part, ...]:
 def write_plan(output: Storage, settings: dict[str, Any], listed: Iterable[Listed]) -> None:
     """Write the plan: a line of settings, which a later run must have too, a line for each shard, and its end.
 
+    One that another run has written to a bucket meanwhile stays.
+
     Raises InputError where nothing is listed, and where the file cannot be written.
     """
     pages = 0
-    with tempfile.TemporaryFile() as parts, tempfile.TemporaryFile() as file:  # millions of pages are much memory
+    with tempfile.TemporaryFile() as parts:  # as objects of Python, millions would take gigabytes
         for one in listed:
             parts.write(json.dumps([one.pages, *_brief(one.part)]).encode() + b"\n")
             pages += one.pages
         if not pages:
             raise InputError(f"{settings['input']}: holds no pages; give images, PDFs, a .jsonl or .parquet file")
         parts.seek(0)
-        file.write(json.dumps(settings).encode() + b"\n")
-        rows = 0
+        lines, rows = [json.dumps(settings).encode() + b"\n"], 0
         for shard in shards(map(_listed, parts), shard_pages(pages)):
             line = {"first": shard.first, "parts": [_brief(part) for part in shard.parts]}
-            file.write(json.dumps(line).encode() + b"\n")
+            lines.append(json.dumps(line).encode() + b"\n")
             rows += shard.rows
-        file.write(json.dumps({"rows": rows}).encode() + b"\n")
-        file.seek(0)
-        output.write(PLAN, file.read())
+    lines.append(json.dumps({"rows": rows}).encode() + b"\n")
+    output.create(PLAN, b"".join(lines))
 
 
 def _listed(line: bytes) -> Listed:
@@ -132,7 +134,8 @@ def read_plan(output: Storage) -> tuple[dict[str, Any], list[Planned]] | None:
                 entry = json.loads(line)
                 if end := entry.get("rows"):
                     break
-                found.append(Planned(number, sum(part[2] for part in entry["parts"]), offset, len(line)))
+                rows = sum(part[2] for part in entry["parts"])
+                found.append(Planned(number, entry["first"], rows, offset, len(line)))
                 offset += len(line)
             if end != sum(shard.rows for shard in found):
                 raise ValueError("lines are missing")
@@ -142,9 +145,15 @@ def read_plan(output: Storage) -> tuple[dict[str, Any], list[Planned]] | None:
 
 
 def read_shard(output: Storage, planned: Planned) -> Shard:
-    """One shard of the plan."""
-    line = json.loads(output.read(PLAN, planned.offset, planned.offset + planned.length))
-    return Shard(planned.number, line["first"], tuple(Part(*part) for part in line["parts"]))
+    """One shard of the plan. Raises InputError where it is another plan than was read at the start."""
+    try:
+        line = json.loads(output.read(PLAN, planned.offset, planned.offset + planned.length))
+        shard = Shard(planned.number, line["first"], tuple(Part(*part) for part in line["parts"]))
+        if (shard.first, shard.rows) != (planned.first, planned.rows):
+            raise ValueError("it begins with another row")
+    except (ValueError, TypeError, LookupError) as error:
+        raise InputError(f"{output.url}/{PLAN}: was replaced while the run reads it ({error})") from error
+    return shard
 
 
 def _brief(part: Part) -> list[Any]:

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 _COPIES = 8  # files that a process keeps of what is not local: the pages of one PDF are opened one after another
 
+_PARTIAL = f".*.{'[0-9a-f]' * 32}.partial"
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -157,6 +159,23 @@ class Storage:
             else:
                 _write_local(Path(path), content)
 
+    def create(self, name: str, content: bytes) -> None:
+        """Write a file at once, unless it is there: in a bucket, only the first of several writers does."""
+        if self.folder is not None:  # which is locked
+            self.write(name, content)
+            return
+        with self._errors(name, "written"):
+            try:
+                self._system.pipe_file(self._path(name), content, mode="create")
+            except FileExistsError:
+                return
+
+    def delete_partial(self, name: str) -> None:
+        """Delete what killed processes left half written in a local folder."""
+        if self.folder is not None:
+            for path in (self.folder / name).glob(_PARTIAL):
+                path.unlink(missing_ok=True)
+
     def beside(self, name: str) -> tuple[Storage, str]:
         """Where a file is whose path is relative to this file's folder, or absolute, or a URL: a storage and a name."""
         if "://" in name or PurePosixPath(name).is_absolute():
@@ -209,7 +228,7 @@ class Storage:
 
 
 def _write_local(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # as _PARTIAL has it
     try:
         with partial.open("wb") as file:
             file.write(content)

@@ -30,6 +30,7 @@ class EngineThread:
         """Answers the requests."""
         self._work, self._closing, self._ended = threading.Event(), threading.Event(), threading.Event()
         self._deadline = float("inf")
+        self._turn_since: float | None = None
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
 
@@ -37,6 +38,12 @@ class EngineThread:
     def alive(self) -> bool:
         """Whether it answers requests."""
         return not self._ended.is_set()
+
+    @property
+    def turn_seconds(self) -> float:
+        """How long the turn has taken that runs now, or that the thread died in; 0 where none does."""
+        since = self._turn_since
+        return 0.0 if since is None else time.monotonic() - since
 
     def submit(self, request: Request, deliver: Deliver, like: Sequence | None = None) -> Sequence:
         """Queue a request, as `Engine.submit` does. Raises ClosedError after `close`, and where the thread has died."""
@@ -73,5 +80,8 @@ class EngineThread:
 
     def _answer(self) -> None:
         """Answer until nothing is left, or the time is up."""
-        while time.monotonic() < self._deadline and self.engine.turn():
-            pass
+        more = True
+        while more and time.monotonic() < self._deadline:
+            self._turn_since = time.monotonic()
+            more = self.engine.turn()
+            self._turn_since = None

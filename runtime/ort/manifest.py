@@ -193,6 +193,15 @@ def load_manifest(folder: Path) -> Manifest:
 
     Raises InputError for a folder that is not exported, and for weights that changed since.
     """
+    manifest = read_manifest(folder)
+    for name, expected in manifest.weights.items():
+        if describe_header(folder / name) != (expected.bytes, expected.header_sha256):
+            raise InputError(f"{folder / name}: changed since the graphs were made; {AGAIN}")
+    return manifest
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read `runtime.json` alone; the weights need not be there. Raises InputError for a folder that is not exported."""
     path = folder / FILE
     if not folder.is_dir():
         problem = "is a file, not a folder" if folder.exists() else "no such folder"
@@ -208,9 +217,6 @@ def load_manifest(folder: Path) -> Manifest:
     manifest = to_type(Manifest, content, path, AGAIN)
     if contradiction := _contradiction(manifest):
         raise InputError(f"{path}: {contradiction}; {AGAIN}")
-    for name, expected in manifest.weights.items():
-        if describe_header(folder / name) != (expected.bytes, expected.header_sha256):
-            raise InputError(f"{folder / name}: changed since the graphs were made; {AGAIN}")
     return manifest
 
 

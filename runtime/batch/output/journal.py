@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 from console.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from runtime.batch.storage import Storage
 
 FOLDER = "unfinished"
@@ -22,6 +24,8 @@ STARTS_TOGETHER, ATTEMPTS_TOGETHER = 5, 10
 """Starts in one run, and in all, after which pages are answered one by one: workers die, but not of suspects."""
 DEATHS_ALONE = 2
 """Deaths of workers that answered a page alone, after which it gets an error."""
+DEATHS_OUTSIDE = 3
+"""Deaths in one run while a shard was read or written, which is no page's fault, after which the run ends."""
 FAILURES = 3
 """Failures of the engine or the device in one run, after which the run ends."""
 
@@ -46,6 +50,10 @@ class Attempt:
     """Rows that were answered alone when workers died, and how often."""
     failures: int = 0
     """How often the engine or the device failed in this run."""
+    outside: int = 0
+    """How often workers of this run died while they read the shard, or wrote it."""
+    handling: bool = False
+    """Whether it is read or written now."""
     noted: tuple[int, bool] | None = None
     """Row that the worker has in hand now, and whether alone."""
 
@@ -61,8 +69,14 @@ class Attempt:
                 raise InputError(f"{storage.url}/{attempt._name}: is damaged ({error}); delete it") from error
         attempt.starts += 1
         attempt.attempts += 1
+        attempt.handling = attempt.notes
         attempt._write()
         return attempt
+
+    @classmethod
+    def forget(cls, storage: Storage, number: int) -> None:
+        """Delete the journal of a shard that is written, if a worker died before it could."""
+        storage.delete(cls(storage, number, "")._name)
 
     def _take(self, known: dict[str, Any]) -> None:
         """Go on from what the last attempt has left."""
@@ -71,6 +85,7 @@ class Attempt:
         self.alone = {int(row): count for row, count in known["alone"].items()}
         if same:  # a run that was stopped says nothing of its pages
             self.starts, self.suspects, self.failures = known["starts"], known["suspects"], known["failures"]
+            self.outside = known["outside"] + known["handling"]
         if noted is not None:
             row, alone = noted
             if alone:
@@ -79,8 +94,8 @@ class Attempt:
                 self.suspects.append(row)
 
     @property
-    def notes_openings(self) -> bool:
-        """Whether to note each page before it is opened."""
+    def notes(self) -> bool:
+        """Whether to note each page before it is opened, and what else is done."""
         return self.starts >= NOTING_STARTS
 
     @property
@@ -91,6 +106,17 @@ class Attempt:
     def kills(self, row: int) -> bool:
         """Whether workers have died often enough while they answered a row alone."""
         return self.alone.get(row, 0) >= DEATHS_ALONE
+
+    @property
+    def ends_outside(self) -> bool:
+        """Whether workers have died often enough while they read the shard, or wrote it."""
+        return self.outside >= DEATHS_OUTSIDE
+
+    def handle(self, *, now: bool) -> None:
+        """Note whether the shard is read or written now."""
+        if self.notes:
+            self.handling = now
+            self._write()
 
     def note(self, row: int | None, *, alone: bool = False) -> None:
         """Note a row before it is opened, or answered alone, and None after it."""
@@ -119,5 +145,13 @@ class Attempt:
         return f"{FOLDER}/{self.number:06}.json"
 
     def _write(self) -> None:
-        names = "run", "starts", "attempts", "suspects", "alone", "failures", "noted"
+        names = "run", "starts", "attempts", "suspects", "alone", "failures", "outside", "handling", "noted"
         self.storage.write(self._name, json.dumps({name: getattr(self, name) for name in names}).encode())
+
+
+def forget_finished(storage: Storage, finished: Collection[int]) -> None:
+    """Delete what workers leave that die between writing a shard and ending its journal, or while they start."""
+    for name in storage.names(FOLDER):
+        number = name.partition(".")[0]
+        if not number.isdigit() or int(number) in finished:
+            storage.delete(f"{FOLDER}/{name}")

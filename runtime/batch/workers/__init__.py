@@ -1,5 +1,6 @@
 """What runs in each worker process.
 
+process.py       the process, as Ray starts it
 worker.py        answers a shard and writes it
 answering.py     opens pages and asks the engine
 turns.py         whether pages of several shards are answered together

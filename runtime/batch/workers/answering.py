@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from runtime.answer import AnswerSettings
     from runtime.batch.job import Job
     from runtime.engine.request import Event
+    from runtime.exported import ModelFolder
 
 _AHEAD = 2  # pages for each row that are opened before a row is free
 _OPENERS = 2  # shards whose pages are opened at the same time
@@ -74,28 +75,25 @@ class Answered:
         return answered
 
 
-def open_model(job: Job) -> tuple[ExportedModel, AnswerSettings, Grammar | None]:
-    """The model of a job without its sessions, how it answers, and what its answers must match.
-
-    Raises InputError for a model or options that cannot be used.
-    """
-    options = session_options(job.device, memory_limit=job.memory_limit, threads=job.threads)
-    model = ExportedModel(local_model(job.model), job.device, options)
+def settle(job: Job, model: ModelFolder) -> tuple[AnswerSettings, Grammar | None]:
+    """How a model answers, and what its answers must match. Raises InputError for options that cannot be used."""
     if not isinstance(job.source, Lines):  # which may ask without pictures
         require_vision(model)
     settings = answer_settings(model, DraftPolicy(), {**job.options, "draft_tokens": 0})
     if job.schema is None:
-        return model, settings, None
+        return settings, None
     tokenizer = GrammarTokenizer(model.chat, model.manifest.text.vocab_size, model.end_ids)
-    return model, settings, Grammar.json_schema(tokenizer, job.schema, "--schema")
+    return settings, Grammar.json_schema(tokenizer, job.schema, "--schema")
 
 
 class Answering:
     """A model and its engine. Several threads may ask at the same time."""
 
     def __init__(self, job: Job) -> None:
-        """Open the model and its sessions. Raises InputError as `open_model` does, and where it does not fit."""
-        self._model, self._settings, self._grammar = open_model(job)
+        """Open the model and its sessions. Raises InputError as `settle` does, and where it does not fit."""
+        options = session_options(job.device, memory_limit=job.memory_limit, threads=job.threads)
+        self._model = ExportedModel(local_model(job.model), job.device, options)
+        self._settings, self._grammar = settle(job, self._model)
         plan = plan_cache(self._model, job.max_rows, job.max_context or self._usual_context(job))
         self._context = plan.context
         self._engine = EngineThread(Engine(self._model, plan, picture_bytes=0))
@@ -109,6 +107,11 @@ class Answering:
         """How long the page that is opened now has taken; 0 where none is."""
         since = self._opening_since
         return 0.0 if since is None else time.monotonic() - since
+
+    @property
+    def turn_seconds(self) -> float:
+        """How long the engine's step has taken that runs now; 0 where none does."""
+        return self._engine.turn_seconds
 
     def together(self, pages: Mapping[int, Page], note: Note | None = None) -> dict[int, Answered]:
         """Answer pages at the same time, by their rows. No more are open, of all callers, than the engine soon needs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,9 @@ AT_ONCE = 4
 """Shards that a worker is given at the same time: while the last pages of one are answered, others fill the rows."""
 LONGEST_OPENING = 300.0
 """Seconds in which the pictures of a row are read and drawn; a library that takes longer cannot be stopped."""
+LONGEST_TURN = 1800.0
+"""Seconds that one step of the engine may take: on a CPU, the vision encoder reads 16,384 patches in one."""
+_WAITS = 1.0, 4.0  # seconds until rows that could not be written are written again
 _OF_THE_DEVICE = NoMemoryError, FailedRunError  # errors that may be the fault of other pages, or of the device
 
 
@@ -33,10 +37,12 @@ _OF_THE_DEVICE = NoMemoryError, FailedRunError  # errors that may be the fault o
 class Done:
     """A shard that is written."""
 
-    rows: int
-    """Rows of its file."""
+    number: int
+    """Of the shard."""
+    answered: int
+    """Rows that were answered now; others of its file are of an earlier run."""
     errors: int
-    """Of these, rows with an error."""
+    """Rows of its file with an error."""
     error: str | None
     """The first error."""
     starts: int
@@ -57,46 +63,66 @@ class Worker:
 
         Raises InputError where the output cannot be written or the input has changed, and BrokenEngineError.
         """
-        kept = self._kept(planned)
+        written = dict(enumerate(self._files.find(planned.number)))
+        kept = {place: row for place, row in written.items() if row["error"] is None or not self._job.retry_errors}
         if len(kept) == planned.rows:
-            return _done(kept, 0)
+            Attempt.forget(self._job.output, planned.number)
+            return _done(planned.number, kept, 0, 0)
         attempt = Attempt.begin(self._job.output, planned.number, self._run)
-        shard = read_shard(self._job.output, planned)
-        pages = dict(enumerate(chain.from_iterable(map(self._job.source.pages, shard.parts))))
-        if len(pages) != planned.rows:
-            raise InputError(
-                f"{self._job.source.storage.url}: has changed since the run was begun; give another --output"
-            )
+        first, pages = self._pages(planned, attempt)
+        attempt.handle(now=False)
         try:
             answered = self._answer({row: page for row, page in pages.items() if row not in kept}, attempt)
         except BrokenEngineError as error:
             if attempt.failed() < FAILURES:
                 raise
             raise InputError(f"the engine has failed {attempt.failures} times with these pages ({error})") from error
-        rows = kept | {row: self._row(shard.first + row, one, attempt) for row, one in answered.items()}
+        attempt.handle(now=True)
+        rows = kept | {row: self._row(first + row, one, attempt) for row, one in answered.items()}
+        for row, before in written.items():
+            if row not in kept:
+                rows[row]["attempts"] += before["attempts"]
         rows = dict(sorted(rows.items()))
-        self._files.write(planned.number, list(rows.values()))
+        self._write(planned.number, list(rows.values()))
         attempt.end()
-        return _done(rows, attempt.starts)
+        return _done(planned.number, rows, len(answered), attempt.starts)
+
+    def _pages(self, planned: Planned, attempt: Attempt) -> tuple[int, dict[int, Page]]:
+        """Number of a shard's first row in the run, and its pages by their rows in the shard."""
+        if attempt.ends_outside:
+            file = self._files.name(planned.number)
+            raise InputError(
+                f"{attempt.outside} workers died while they read the pages of {file} from the source, or wrote them"
+            )
+        shard = read_shard(self._job.output, planned)
+        pages = dict(enumerate(chain.from_iterable(map(self._job.source.pages, shard.parts))))
+        if len(pages) != planned.rows:
+            raise InputError(
+                f"{self._job.source.storage.url}: has changed since the run was begun; give another --output"
+            )
+        return shard.first, pages
+
+    def _write(self, number: int, rows: list[dict[str, Any]]) -> None:
+        """Write answered rows. A storage that does not answer for a moment costs none of them."""
+        for seconds in _WAITS:
+            try:
+                return self._files.write(number, rows)
+            except InputError:
+                time.sleep(seconds)
+        return self._files.write(number, rows)
 
     @property
-    def opening_seconds(self) -> float:
-        """How long the page that is opened now has taken; 0 where none is."""
-        return self._answering.opening_seconds
-
-    @property
-    def stuck(self) -> bool:
-        """Whether a page has been opened for so long that it will hardly end. Only a new process can go on."""
-        return self.opening_seconds > LONGEST_OPENING
+    def stuck(self) -> str | None:
+        """What has taken so long that it will hardly end, so that only a new process can go on; None for nothing."""
+        if self._answering.opening_seconds > LONGEST_OPENING:
+            return f"a page was opened for more than {LONGEST_OPENING:g} seconds"
+        if self._answering.turn_seconds > LONGEST_TURN:
+            return f"a step of the engine took more than {LONGEST_TURN:g} seconds"
+        return None
 
     def close(self) -> None:
         """End the engine."""
         self._answering.close()
-
-    def _kept(self, planned: Planned) -> dict[int, dict[str, Any]]:
-        """Rows of a shard that are written already, and are not to be answered again."""
-        rows = enumerate(self._files.find(planned.number))
-        return {place: row for place, row in rows if not (self._job.retry_errors and row["error"] is not None)}
 
     def _answer(self, pages: Mapping[int, Page], attempt: Attempt) -> dict[int, Answered]:
         """Answer suspects alone, then the others together, and again alone those with an error of the device."""
@@ -107,7 +133,7 @@ class Worker:
             answered[row] = self._answer_alone(row, pages[row], attempt)
         with self._turns.shared():
             rest = {row: page for row, page in left.items() if row not in suspects}
-            answered |= self._answering.together(rest, attempt.note if attempt.notes_openings else None)
+            answered |= self._answering.together(rest, attempt.note if attempt.notes else None)
         for row in rest:
             if isinstance(answered[row].error, _OF_THE_DEVICE):
                 answered[row] = self._answer_alone(row, pages[row], attempt)
@@ -136,7 +162,7 @@ class Worker:
             fields, row["error"] = parse_fields(collected.text, self._columns)
             row |= fields
             if row["error"] is not None and end.reason == "length":
-                row["error"] = f"the answer was cut after {end.completion_tokens} tokens; bound the schema's texts"
+                row["error"] = f"the answer was truncated at {end.completion_tokens} tokens; give more --max-new-tokens"
         return row | {
             "answer": collected.text,
             "reasoning": collected.reasoning or None,
@@ -153,13 +179,13 @@ def _deadly(page: Page, deaths: int) -> Answered:
     )
 
 
-def _done(rows: Mapping[int, dict[str, Any]], starts: int) -> Done:
+def _done(number: int, rows: Mapping[int, dict[str, Any]], answered: int, starts: int) -> Done:
     failed = [row for row in rows.values() if row["error"] is not None]
     first = None
     if failed:
         document, error = failed[0]["document"], failed[0]["error"]
         first = error if document in error else f"{document}: {error}"
-    return Done(len(rows), len(failed), first, starts)
+    return Done(number, answered, len(failed), first, starts)
 
 
 def _utf8(text: str) -> str:

@@ -25,8 +25,8 @@ def test_starts_are_counted_in_a_run_and_over_all_runs(output):
 
 
 def test_openings_are_noted_from_the_second_start_of_a_run_on(output):
-    assert [Attempt.begin(output, 0, "a").notes_openings for _ in range(3)] == [False, True, True]
-    assert [Attempt.begin(output, 1, f"run {number}").notes_openings for number in range(4)] == [False] * 4
+    assert [Attempt.begin(output, 0, "a").notes for _ in range(3)] == [False, True, True]
+    assert [Attempt.begin(output, 1, f"run {number}").notes for number in range(4)] == [False] * 4
 
 
 def test_after_five_starts_of_a_run_or_ten_of_all_pages_are_answered_one_by_one(output):

@@ -226,9 +226,9 @@ def test_a_page_that_kills_its_worker_has_an_error_and_others_are_answered(expor
     (shard,) = planned(job)
     for start in (1, 2, 3, 4):
         attempt = Attempt.begin(job.output, shard.number, "run")
-        assert (attempt.notes_openings, attempt.one_by_one) == (start >= 2, False)
+        assert (attempt.notes, attempt.one_by_one) == (start >= 2, False)
         assert attempt.suspects == ([2] if start >= 3 else [])
-        if attempt.notes_openings:
+        if attempt.notes:
             attempt.note(2, alone=2 in attempt.suspects)
     (done,) = work(job)
     rows = rows_of(job)

@@ -1,0 +1,129 @@
+"""The pool of workers: how many there are, and Ray Data, which gives shards to them."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import uuid
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, NoReturn
+
+from console.errors import InputError
+from console.progress import say
+from runtime.batch.workers.process import Process, done_of
+from runtime.batch.workers.worker import AT_ONCE
+from runtime.ort.device import Device
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from runtime.batch.job import Job
+    from runtime.batch.plan import Planned
+    from runtime.batch.workers.worker import Done
+
+_SECONDS_BETWEEN_LINES = 30.0
+
+
+def sized(job: Job, workers: int | None, address: str | None) -> tuple[Job, int]:
+    """The job with the threads of a worker, and how many workers to start: all that devices are there for, or fewer.
+
+    Raises InputError where there is no device for one, and where this machine has none for all.
+    """
+    import ray
+
+    gpu = Device.parse(job.device).kind == "cuda"
+    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    threads = job.threads or (1 if gpu else min(filter(None, cores), default=1))
+    job = replace(job, threads=threads)
+    there = int(ray.cluster_resources().get("GPU", 0)) if gpu else sum(count // threads for count in cores)
+    if workers is not None and address is not None:
+        return job, workers  # a cluster may grow
+    if there < (workers or 1):
+        raise InputError(_too_few(there, threads, gpu=gpu, address=address))
+    return job, workers or there
+
+
+def _too_few(there: int, threads: int, *, gpu: bool, address: str | None) -> str:
+    if address is not None:
+        return "the cluster has no device for a worker now; give --workers N to wait for nodes that it adds"
+    if gpu:
+        return f"Ray finds {there} GPUs on this machine; give {'fewer --workers' if there else '--device cpu'}"
+    if there:
+        return f"this machine has cores for {there} workers of {threads} threads; give fewer --workers or --threads"
+    return f"--threads {threads}: this machine has fewer cores"
+
+
+def answer_shards(job: Job, planned: Sequence[Planned], workers: int, address: str | None) -> Iterator[Done]:
+    """Have workers answer shards; yields each that is written, and says what workers say, once.
+
+    Raises InputError of a worker that cannot go on, with its machine where there are several, and of Ray.
+    """
+    import ray.data
+    from ray.data.exceptions import SystemException
+    from ray.exceptions import RayError
+
+    gpus = 1 if Device.parse(job.device).kind == "cuda" else 0
+    shards = ray.data.from_items([asdict(shard) for shard in planned], override_num_blocks=len(planned))
+    pool = ray.data.ActorPoolStrategy(
+        size=min(workers, len(planned)),
+        max_concurrent_calls_per_actor=AT_ONCE,
+        max_tasks_in_flight_per_actor=AT_ONCE,
+        enable_true_multi_threading=True,
+    )
+    arguments = [job, uuid.uuid4().hex, address is not None]
+    answered = shards.map(Process, fn_constructor_args=arguments, compute=pool, num_cpus=job.threads, num_gpus=gpus)
+    try:
+        with (
+            _interrupted() as interrupted,
+            _waiting_said(workers * (gpus or job.threads or 1), gpu=bool(gpus)) as begun,
+        ):
+            for row in answered.iter_rows():
+                begun.set()
+                if interrupted.is_set():
+                    raise KeyboardInterrupt
+                yield done_of(row)
+    except (RayError, SystemException) as error:
+        lines = [line for line in str(error).splitlines() if line.strip()]
+        raise InputError(f"Ray has failed: {lines[-1].strip() if lines else type(error).__name__}") from error
+
+
+@contextmanager
+def _waiting_said(needed: int, *, gpu: bool) -> Iterator[threading.Event]:
+    """Until the event is set, say now and then what the cluster does not have yet."""
+    import ray
+
+    begun, kind = threading.Event(), "GPU" if gpu else "CPU"
+
+    def wait() -> None:
+        while not begun.wait(_SECONDS_BETWEEN_LINES):
+            there = int(ray.cluster_resources().get(kind, 0))
+            if there < needed:
+                say(f"waiting for {kind}s: the workers need {needed}, and the cluster has {there}")
+
+    waiting = threading.Thread(target=wait, daemon=True)
+    waiting.start()
+    try:
+        yield begun
+    finally:
+        begun.set()
+        waiting.join()
+
+
+@contextmanager
+def _interrupted() -> Iterator[threading.Event]:
+    """Set by Ctrl-C, which also raises KeyboardInterrupt: that is lost where it comes in a callback of Ray's."""
+    interrupted = threading.Event()
+
+    def interrupt(*_: object) -> NoReturn:
+        interrupted.set()
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # only that may handle signals
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
