@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path  # noqa: TC003 - typer reads the annotation
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,13 +15,16 @@ from calib_data.images import open_image, visible_paths
 from console.errors import run_command
 from runtime.answer import MAX_NEW_TOKENS
 from runtime.decoding.sampling import Sampling
-from runtime.engine.answer_all import answer_all
 from runtime.engine.cache_plan import plan_cache
 from runtime.engine.engine import Engine
-from runtime.engine.request import Request
+from runtime.engine.request import Failed, Finished, Request
+from runtime.engine.thread import EngineThread
 from runtime.model import Model
 from runtime.ort.sessions import Options
 from runtime.prompt import prompt_inputs
+
+if TYPE_CHECKING:
+    from runtime.engine.request import Event
 
 app = typer.Typer(add_completion=False)
 
@@ -35,15 +39,21 @@ def main(
     images = opened.image_settings
     longest = images.max_pixels // (images.patch_size * images.merge_size) ** 2 + 1024 + MAX_NEW_TOKENS
     plan = plan_cache(opened, None, min(longest, opened.manifest.text.context))
-    requests = (
-        Request(prompt_inputs(opened, READ_TEXT, [open_image(path)]), Sampling(), MAX_NEW_TOKENS)
-        for path in visible_paths(pages)
-    )
-    print(json.dumps([_ended(answer.finished()) for answer in answer_all(Engine(opened, plan), requests)]))
+    engine, places = EngineThread(Engine(opened, plan, picture_bytes=0)), threading.Semaphore(2 * plan.rows)
+    seconds: list[float] = []
 
+    def deliver(event: Event) -> None:
+        if isinstance(event, Finished | Failed):
+            seconds.append(time.time())
+            places.release()
 
-def _ended(_: object) -> float:
-    return time.time()
+    for path in visible_paths(pages):  # opened here while the engine answers those before, as a worker does it
+        places.acquire()
+        engine.submit(
+            Request(prompt_inputs(opened, READ_TEXT, [open_image(path)]), Sampling(), MAX_NEW_TOKENS), deliver
+        )
+    engine.close(float("inf"))
+    print(json.dumps(seconds))
 
 
 if __name__ == "__main__":

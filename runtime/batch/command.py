@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from console.errors import InputError
@@ -59,20 +59,20 @@ def run_batch(
 
 @contextmanager
 def _locked(job: Job) -> Iterator[None]:
-    """Hold the output, where it is a folder here."""
+    """Hold the output, where it is a folder here. One that was made for nothing is deleted."""
     folder = job.output.folder
     if folder is None:
         yield
         return
+    made = not folder.exists()
     held = lock(folder)
     try:
-        job.output.delete_partial("")
-        for name in (PAGES, UNFINISHED):
-            job.output.make_folder(name)
-            job.output.delete_partial(name)
         yield
     finally:
         unlock(held)
+        with suppress(OSError):  # it has files
+            if made:
+                folder.rmdir()
 
 
 def _plan(job: Job) -> list[Planned]:
@@ -86,6 +86,9 @@ def _plan(job: Job) -> list[Planned]:
         assert found is not None
     settings, plan = found
     job.check_same(settings)
+    for name in ("", PAGES, UNFINISHED):
+        job.output.make_folder(name)
+        job.output.delete_partial(name)
     return plan
 
 

@@ -46,11 +46,11 @@ def sized(job: Job, workers: int | None, address: str | None) -> tuple[Job, int]
 
 def _too_few(there: int, threads: int, *, gpu: bool, address: str | None) -> str:
     if address is not None:
-        return "the cluster has no device for a worker now; give --workers N to wait for nodes that it adds"
+        return f"--address {address}: has no {'GPU' if gpu else 'cores'} now; give --workers N to wait for what it adds"
     if gpu:
         return f"Ray finds {there} GPUs on this machine; give {'fewer --workers' if there else '--device cpu'}"
     if there:
-        return f"this machine has cores for {there} workers of {threads} threads; give fewer --workers or --threads"
+        return f"this machine has cores for {there} workers with --threads {threads}; give fewer --workers or --threads"
     return f"--threads {threads}: this machine has fewer cores"
 
 

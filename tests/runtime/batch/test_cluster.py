@@ -25,34 +25,18 @@ except InputError as error:
 
 START = """
 import signal
-from dataclasses import replace
-from console.errors import InputError
-from runtime.batch.cluster import cluster, worker_count
-from runtime.batch.job import Job
-from runtime.batch.source.folder import Folder
-from runtime.batch.storage import Storage
+from runtime.batch.cluster import cluster
 stopped = lambda number, frame: None
 signal.signal(signal.SIGTERM, stopped)
-job = Job(Storage("model"), Folder(Storage("scans"), None, False), Storage("out"))
-said = []
-with cluster(None):
-    said.append(str(signal.getsignal(signal.SIGTERM) is stopped))
-    for threads, workers in ((1, 9999), (9999, None)):
-        try:
-            worker_count(replace(job, threads=threads), workers, None)
-        except InputError as error:
-            said.append(str(error))
-print("\\n".join(said))
+with cluster(None):  # which drops what is printed
+    kept = signal.getsignal(signal.SIGTERM) is stopped
+print(kept, signal.getsignal(signal.SIGTERM) is stopped)
 """
 
 
-def test_what_ray_here_leaves_as_it_was_and_refuses():
+def test_ray_leaves_our_handler_of_sigterm():
     done = subprocess.run([sys.executable, "-c", START], capture_output=True, text=True, timeout=100, check=True)
-    kept, workers, threads = done.stdout.splitlines()
-    there = os.cpu_count()
-    assert kept == "True"
-    assert workers == f"9999 workers of 1 need 9999 CPUs, and Ray has {there}; give fewer --workers"
-    assert threads == f"1 worker of 9999 needs 9999 CPUs, and Ray has {there}; give fewer --threads"
+    assert (done.stdout, done.stderr) == ("True True\n", "")
 
 
 def test_a_sigterm_while_ray_starts_is_ours():

@@ -1,8 +1,10 @@
 """`python -m runtime batch` where it needs no Ray: what it refuses, and a run that has nothing left to do."""
 
 import json
+import uuid
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from calib_data.sources import open_documents
 from console.locks import lock, unlock
@@ -20,6 +22,14 @@ def scans(tmp_path):
     for number, document in enumerate(open_documents(split="evaluation", count=2, seed=5, kind="line")):
         document.image.save(tmp_path / "scans" / f"{number}.png")
     return tmp_path / "scans"
+
+
+@pytest.fixture
+def memory():
+    """A file system that is not local."""
+    system = MemoryFileSystem()
+    yield system
+    system.store.clear()
 
 
 def files_in(folder):
@@ -47,15 +57,23 @@ def files_in(folder):
         (("--model", "none"), "none: "),
         (("--device", "cuda"), "reader: not exported for cuda; run: python -m export --model"),
         (("--device", "gpu"), "gpu"),
+        (("--device", "cuda:1"), "--device cuda:1: each worker has a GPU of its own; give --device cuda"),
+        (("--model", "memory://none"), "memory://none: has no runtime.json; give a model folder that export has"),
+        (("--model", "memory://reader", "--temperature", "-1"), "--temperature -1.0: must be 0"),
+        (("--model", "memory://reader", "--device", "cuda"), "memory://reader: not exported for cuda; run: python -m"),
+        (("--model", "memory://reader", "--schema", "odd.json", "--prompt", "?"), "--schema: "),
+        (("--memory-limit", "3"), "--memory-limit: is for a GPU"),
         (("--temperature", "-1"), "--temperature -1.0: must be 0"),
         (("--max-new-tokens", "0"), "Invalid value for '--max-new-tokens'"),
         (("--per", "book"), "--per"),
     ],
 )
-def test_what_is_refused_is_one_line_and_leaves_nothing(arguments, says, command, exported, scans, monkeypatch):
+def test_what_is_refused_is_one_line_and_leaves_nothing(arguments, says, command, exported, scans, monkeypatch, memory):
     folder = scans.parent
     monkeypatch.chdir(folder)
     (folder / "reader").symlink_to(exported("fp16"))
+    for path in exported("fp16").glob("*.j*"):  # no weights: they are not read here
+        memory.pipe_file(f"/reader/{path.name}", path.read_bytes())
     (folder / "empty").mkdir()
     (folder / "notes.txt").write_text("notes")
     (folder / "a.jsonl").write_text('{"prompt": "Hello"}\n')
@@ -64,11 +82,11 @@ def test_what_is_refused_is_one_line_and_leaves_nothing(arguments, says, command
     (folder / "taken.json").write_text('{"properties": {"answer": {}}}')
     (folder / "odd.json").write_text('{"properties": {"a": {"type": "no type"}}}')
     (folder / "schema.json").write_text(json.dumps(SCHEMA))
-    before = files_in(folder)
+    before, folders = files_in(folder), sorted(folder.rglob("*/"))
     given = dict(zip(arguments[::2], arguments[1::2], strict=True))
     given = {"--model": "reader", "--input": "scans", "--output": "answers"} | given
     assert_one_line(command("batch", *(one for pair in given.items() for one in pair)), says)
-    assert files_in(folder) == before
+    assert (files_in(folder), sorted(folder.rglob("*/"))) == (before, folders)
 
 
 def test_a_process_says_it_in_one_line_too(exported, scans):
@@ -144,9 +162,15 @@ def test_pages_without_their_plan_are_not_added_to(command, finished):
 def test_what_a_killed_run_left_half_written_is_deleted(command, finished):
     job, given = finished
     before = files_in(job.output.folder)
-    job.output.write("pages/.000001.parquet.ab.partial", b"half")
+    partial = f".000001.parquet.{uuid.uuid4().hex}.partial"
+    others = {"notes/.draft.partial": b"of another program", f"notes/{partial}": b"of another folder"}
+    (job.output.folder / "notes").mkdir()
+    for name, content in {f"pages/{partial}": b"half", f"{partial}": b"half", **others}.items():
+        job.output.write(name, content)
+    job.output.write("unfinished/000000.json", b"{}")
+    job.output.write("unfinished/worker-1", b"2")
     assert command("batch", *given)[0] == 0
-    assert files_in(job.output.folder) == before
+    assert files_in(job.output.folder) == before | others
 
 
 def test_a_damaged_shard_is_one_line(command, finished):

@@ -1,6 +1,7 @@
 """How pages are packed into shards, and what of a plan a later run reads."""
 
 import json
+import uuid
 from dataclasses import replace
 
 import pytest
@@ -55,9 +56,9 @@ def test_every_part_is_in_one_shard_in_order_and_none_is_too_large(listed, most)
 
 
 @OPTIONS
-@given(SOURCES, st.integers(0, 10**6))
-def test_a_plan_is_read_as_it_was_written(listed, number):
-    output = Storage(f"memory:///plans/{number}")
+@given(SOURCES)
+def test_a_plan_is_read_as_it_was_written(listed):
+    output = Storage(f"memory:///plans/{uuid.uuid4()}")
     values = {
         "input": "scans",
         "prompt": "무엇인가요?\n",
@@ -72,6 +73,31 @@ def test_a_plan_is_read_as_it_was_written(listed, number):
     assert found[0] == values
     assert [(planned.number, planned.rows) for planned in found[1]] == [(shard.number, shard.rows) for shard in packed]
     assert [read_shard(output, planned) for planned in reversed(found[1])] == packed[::-1]
+
+
+def test_of_two_runs_that_begin_at_once_in_a_bucket_one_plan_holds():
+    """Each would otherwise answer shards of its own plan, in files of the same names."""
+    output = Storage(f"memory:///plans/{uuid.uuid4()}")
+    for name in ("first", "second"):
+        write_plan(output, {"input": name}, [Listed(Part(f"{name}.png", 0, 1), 1)])
+    settings, (shard,) = read_plan(output)
+    assert (settings, read_shard(output, shard).parts[0].file) == ({"input": "first"}, "first.png")
+
+
+def test_a_plan_that_was_replaced_is_noticed(tmp_path):
+    """The shard would be answered with other pages, under the same number."""
+    output = Storage.at(tmp_path)
+    listed = [Listed(Part(f"{number}.png", 0, 1), LARGEST) for number in range(3)]
+    write_plan(output, {"input": "a"}, listed)
+    _, shards = read_plan(output)
+    (tmp_path / PLAN).unlink()
+    write_plan(output, {"input": "a longer name"}, listed)
+    with pytest.raises(InputError, match=r"plan\.jsonl: was replaced while the run reads it \("):
+        read_shard(output, shards[1])
+    (tmp_path / PLAN).unlink()
+    write_plan(output, {"input": "b"}, listed[1:])
+    with pytest.raises(InputError, match=r"plan\.jsonl: was replaced while the run reads it \("):
+        read_shard(output, shards[2])
 
 
 @pytest.mark.parametrize(("pages", "most"), [(1, 16), (16 * 512, 16), (20_000, 39), (32_768, 64), (10**6, 64)])
@@ -139,6 +165,9 @@ def test_a_plan_without_one_of_its_lines_is_damaged(lost, tmp_path):
 
 @pytest.fixture
 def job(tmp_path) -> Job:
+    for name in ("model", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "runtime.json").write_text("{}")
     model, scans, answers = (Storage.at(tmp_path / name) for name in ("model", "scans", "answers"))
     return Job(
         model,
@@ -150,7 +179,7 @@ def job(tmp_path) -> Job:
 
 SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
 CHANGES = {
-    "--model": {"model": Storage("memory://model")},
+    "--model": {"model": "other"},
     "--input": {"source": {"storage": Storage("memory://scans")}},
     "--prompt": {"source": {"prompt": "Other?"}},
     "--schema": {"schema": SCHEMA},
@@ -167,8 +196,10 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("option", CHANGES)
-def test_a_run_with_other_settings_is_refused_by_the_name_of_the_option(option, job):
-    changes = CHANGES[option]
+def test_a_run_with_other_settings_is_refused_by_the_name_of_the_option(option, job, tmp_path):
+    changes = {**CHANGES[option]}
+    if "model" in changes:
+        changes["model"] = Storage.at(tmp_path / "other")
     other = replace(job, **changes | {"source": replace(job.source, **changes.get("source", {}))})
     planned = json.loads(json.dumps(job.settings()))
     with pytest.raises(InputError) as caught:
@@ -190,3 +221,35 @@ SAME = {
 @pytest.mark.parametrize("case", SAME)
 def test_what_changes_no_answer_may_change_between_runs(case, job):
     replace(job, **SAME[case]).check_same(json.loads(json.dumps(job.settings())))
+
+
+def test_a_model_that_was_exported_anew_is_noticed(job, tmp_path):
+    planned = json.loads(json.dumps(job.settings()))
+    (tmp_path / "model" / "runtime.json").write_text('{"format": 9}')
+    with pytest.raises(InputError) as caught:
+        replace(job).check_same(planned)
+    model = tmp_path / "model"
+    assert str(caught.value) == (
+        f"{job.output.url}: --model {model} has changed since the run was begun; give another --output"
+    )
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "retry", "refused"),
+    [
+        (20, 40, True, False),
+        (20, 40, False, True),
+        (40, 20, True, True),
+        (None, 511, True, True),
+        (None, 513, True, False),
+    ],
+)
+def test_answers_may_be_longer_where_those_with_an_error_are_answered_again(before, now, retry, refused, job):
+    """A truncated answer is an error of a schema, and it would be truncated again."""
+    planned = replace(job, options={} if before is None else {"max_new_tokens": before}).settings()
+    later = replace(job, options={"max_new_tokens": now}, retry_errors=retry)
+    if refused:
+        with pytest.raises(InputError, match="another --max-new-tokens"):
+            later.check_same(planned)
+    else:
+        later.check_same(planned)

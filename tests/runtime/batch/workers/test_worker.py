@@ -4,7 +4,7 @@ import io
 import json
 import threading
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import ClassVar
 
@@ -18,6 +18,7 @@ from calib_data.sources import open_documents
 from console.errors import InputError
 from runtime.batch.output.journal import Attempt
 from runtime.batch.source.folder import Folder
+from runtime.batch.storage import Storage
 from runtime.batch.workers.worker import Done, Worker
 
 from ..answers import GREEDY, TOKENS, job_of, planned, rows_of, work
@@ -84,7 +85,7 @@ def test_pages_are_answered_as_generate_does_and_a_damaged_one_has_its_error(
     job = job_of(exported("fp16"), scans, tmp_path / "answers", form=form)
     assert [shard.rows for shard in planned(job)] == [2, 1, 2, 1]
     done = work(job, at_once=4)
-    assert [(one.rows, one.errors) for one in done] == [(2, 1), (1, 0), (2, 0), (1, 0)]
+    assert [(one.answered, one.errors) for one in done] == [(2, 1), (1, 0), (2, 0), (1, 0)]
     assert done[0].error.startswith(f"{scans}/a.png: is not an image")
     damaged, *rows = rows_of(job)
     images = [pictures[0], pictures[1], *drawn(scans / "more" / "d.pdf")]
@@ -118,7 +119,7 @@ def test_lines_of_text_and_of_pictures(exported, reader, scans, pictures, tmp_pa
     file = scans / "questions.jsonl"
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows) + "[1]\n", encoding="utf-8")
     job = job_of(exported("fp16"), file, tmp_path / "answers")
-    assert [(done.rows, done.errors) for done in work(job)] == [(5, 1)]
+    assert [(done.answered, done.errors) for done in work(job)] == [(5, 1)]
     *answered, invalid = rows_of(job)
     images = [[], [pictures[0]], [], [pictures[1]]]
     for row, question, pictured in zip(answered, rows, images, strict=True):
@@ -170,13 +171,13 @@ def test_answers_match_the_schema_and_fill_its_columns(exported, scans, tmp_path
         assert (row["error"], row["finish"]) == (None, "end")
 
 
-def test_an_answer_that_is_cut_has_no_fields_but_its_text(exported, scans, tmp_path):
+def test_an_answer_that_is_truncated_has_no_fields_but_its_text(exported, scans, tmp_path):
     options = {**GREEDY, "max_new_tokens": 3}
     job = job_of(exported("fp16"), scans / "b.png", tmp_path / "answers", schema=SCHEMA, prompt="?", options=options)
     (done,) = work(job)
     (row,) = rows_of(job)
-    cut = "the answer was cut after 3 tokens; bound the schema's texts"
-    assert done == Done(1, 1, f"b.png: {cut}", starts=1)
+    cut = "the answer was truncated at 3 tokens; give more --max-new-tokens"
+    assert done == Done(0, 1, 1, f"b.png: {cut}", starts=1)
     assert (row["error"], row["finish"], row["tokens"]) == (cut, "length", 3)
     assert row["answer"].startswith("{")
     assert {row[name] for name in SCHEMA["properties"]} == {None}
@@ -198,7 +199,10 @@ def test_a_shard_that_is_written_is_not_answered_again(small_shards, exported, s
     (scans / "b.png").unlink()
     files[1].unlink()
     again = work(job, "another")
-    assert again == [replace(done, starts=number == 1) for number, done in enumerate(first)]
+    written = [number == 1 for number in range(4)]
+    assert again == [
+        replace(done, answered=new * done.answered, starts=int(new)) for done, new in zip(first, written, strict=True)
+    ]
     after = [(path.stat().st_mtime_ns, path.read_bytes()) for path in files]
     assert [one == other for one, other in zip(before, after, strict=True)] == [True, False, True, True]
     assert job.output.names("unfinished") == []
@@ -210,14 +214,33 @@ def test_retried_errors_leave_good_rows_as_they_are(exported, reader, scans, pic
     before = rows_of(job)
     assert first.errors == 1
     pictures[2].save(scans / "a.png")
-    assert work(job, "again") == [replace(first, starts=0)]
+    assert work(job, "again") == [replace(first, answered=0, starts=0)]
     assert rows_of(job) == before
     (scans / "b.png").unlink()  # it is not opened again
-    assert work(replace(job, retry_errors=True), "again") == [Done(6, 0, None, starts=1)]
+    assert work(replace(job, retry_errors=True), "again") == [Done(0, 1, 0, None, starts=1)]
     mended, *others = rows_of(job)
     assert others == before[1:]
     assert_answered(mended, asked(reader, [pictures[2]]))
-    assert (mended["row"], mended["document"], mended["page"]) == (0, "a.png", 1)
+    assert (mended["row"], mended["document"], mended["page"], mended["attempts"]) == (0, "a.png", 1, 2)
+
+
+def test_a_journal_that_a_dead_worker_left_is_deleted_and_not_held_against_a_retry(exported, scans, tmp_path):
+    """It died after the shard was written, and before it could end the journal."""
+    job = job_of(exported("fp16"), scans, tmp_path / "answers")
+    work(job)
+    Attempt.begin(job.output, 0, "run").note(0, alone=True)
+    assert [done.answered for done in work(job, "run")] == [0]
+    assert job.output.names("unfinished") == []
+
+
+def test_workers_that_die_while_they_read_a_shard_or_write_it_end_the_run(exported, scans, tmp_path):
+    """No page of it is to blame, so nothing else would end it."""
+    job = job_of(exported("fp16"), scans, tmp_path / "answers")
+    for _ in range(4):  # from the second on it is noted
+        Attempt.begin(job.output, 0, "run")
+    with pytest.raises(InputError, match=r"^3 workers died while they read the pages of pages/000000\.parquet from"):
+        work(job, "run")
+    assert [done.answered for done in work(job, "another")] == [6]
 
 
 def test_a_page_that_kills_its_worker_has_an_error_and_others_are_answered(exported, reader, scans, pictures, tmp_path):
@@ -228,11 +251,12 @@ def test_a_page_that_kills_its_worker_has_an_error_and_others_are_answered(expor
         attempt = Attempt.begin(job.output, shard.number, "run")
         assert (attempt.notes, attempt.one_by_one) == (start >= 2, False)
         assert attempt.suspects == ([2] if start >= 3 else [])
+        attempt.handle(now=False)
         if attempt.notes:
             attempt.note(2, alone=2 in attempt.suspects)
     (done,) = work(job)
     rows = rows_of(job)
-    assert done == Done(6, 2, rows[0]["error"], starts=5)
+    assert done == Done(0, 6, 2, rows[0]["error"], starts=5)
     assert rows[2]["error"] == "its worker died, or was stuck, 2 times while it answered this page alone"
     assert (rows[2]["document"], rows[2]["answer"]) == ("more/c.png", None)
     assert_answered(rows[1], asked(reader, [pictures[0]]))
@@ -256,7 +280,7 @@ class Late(Folder):
         yield from page.pictures()
 
 
-def test_pages_are_noted_while_they_are_opened(exported, reader, pictures, tmp_path):
+def test_pages_are_noted_while_they_are_opened(exported, reader, pictures, tmp_path, monkeypatch):
     """From the second start on. While nothing comes, the worker is stuck with the row in hand."""
     scans = tmp_path / "scans"
     scans.mkdir()
@@ -267,7 +291,7 @@ def test_pages_are_noted_while_they_are_opened(exported, reader, pictures, tmp_p
     (shard,) = planned(job)
     Attempt.begin(job.output, shard.number, "run")
     worker = Worker(job, "run")
-    assert not worker.stuck
+    assert worker.stuck is None
     answering = threading.Thread(target=worker.answer, args=[shard])
     answering.start()
     journal, deadline = tmp_path / "answers" / "unfinished" / "000000.json", time.monotonic() + 30
@@ -275,11 +299,14 @@ def test_pages_are_noted_while_they_are_opened(exported, reader, pictures, tmp_p
         assert time.monotonic() < deadline
         time.sleep(0.01)
     time.sleep(0.1)
-    assert worker.opening_seconds > 0.05
+    with monkeypatch.context() as patched:
+        patched.setattr("runtime.batch.workers.worker.LONGEST_OPENING", 0.05)
+        assert worker.stuck == "a page was opened for more than 0.05 seconds"
     Late.answers.set()
     answering.join(30)
     worker.close()
-    assert worker.opening_seconds == 0
+    monkeypatch.setattr("runtime.batch.workers.worker.LONGEST_OPENING", 0.0)
+    assert worker.stuck is None
     for row, picture in zip(rows_of(job), pictures, strict=False):
         assert_answered(row, asked(reader, [picture]))
 
@@ -291,6 +318,7 @@ def test_pages_of_workers_that_died_are_answered_alone_at_last(died, exported, r
     (shard,) = planned(job)
     for _ in range(died):
         attempt = Attempt.begin(job.output, shard.number, "run")
+        attempt.handle(now=False)
     attempt.note(1)
     work(job)
     rows = rows_of(job)
@@ -323,7 +351,7 @@ def test_more_pages_than_rows_and_openers_are_all_answered(small_shards, exporte
     prompts = [f"What is {number}?" for number in range(16)]
     file.write_text("".join(json.dumps({"prompt": text}) + "\n" for text in prompts))
     job = job_of(exported("fp16"), file, tmp_path / "answers", max_rows=1, options={**GREEDY, "max_new_tokens": 4})
-    assert [(done.rows, done.errors) for done in work(job, at_once=4)] == [(2, 0)] * 8
+    assert [(done.answered, done.errors) for done in work(job, at_once=4)] == [(2, 0)] * 8
     for row, text in zip(rows_of(job), prompts, strict=True):
         assert_answered(row, asked(reader, [], text, max_new_tokens=4))
 
@@ -339,8 +367,34 @@ def test_a_source_that_has_lost_pages_is_refused(exported, scans, tmp_path):
     assert job.output.names("pages") == []
 
 
+@dataclass(frozen=True)
+class Restarted(Storage):
+    """A server that refuses the next writes, and then takes them."""
+
+    refuses: ClassVar = 0
+
+    def write(self, name, content):
+        if name.startswith("pages/") and Restarted.refuses:
+            Restarted.refuses -= 1
+            raise InputError(f"{name}: cannot be written")
+        super().write(name, content)
+
+
+@pytest.mark.parametrize("refuses", [2, 3])
+def test_answers_are_written_again_where_a_storage_fails_for_a_moment(refuses, exported, scans, tmp_path, monkeypatch):
+    monkeypatch.setattr("runtime.batch.workers.worker._WAITS", (0.01, 0.01))
+    job = job_of(exported("fp16"), scans / "b.png", tmp_path / "answers")
+    job = replace(job, output=Restarted(job.output.url))
+    monkeypatch.setattr(Restarted, "refuses", refuses)
+    if refuses == 2:
+        assert [done.starts for done in work(job)] == [1]
+    else:
+        with pytest.raises(InputError, match="cannot be written"):
+            work(job)
+
+
 def test_an_output_that_cannot_be_written_keeps_what_is_and_the_rest_is_answered_later(
-    small_shards, exported, scans, tmp_path
+    small_shards, exported, scans, tmp_path, monkeypatch
 ):
     """The folder of the files is not there for a while."""
     job = job_of(exported("fp16"), scans, tmp_path / "answers")
@@ -349,12 +403,13 @@ def test_an_output_that_cannot_be_written_keeps_what_is_and_the_rest_is_answered
     worker.answer(first)
     pages = tmp_path / "answers" / "pages"
     pages.rename(tmp_path / "aside")
+    monkeypatch.setattr("runtime.batch.workers.worker._WAITS", (0.01, 0.01))
     with pytest.raises(InputError, match=r"000001\.parquet: cannot be written"):
         worker.answer(second)
     worker.close()
     (tmp_path / "aside").rename(pages)
     assert job.output.names("pages") == ["000000.parquet"]
     assert job.output.names("unfinished") == ["000001.json"]
-    assert sum(done.rows for done in work(job, "again")) == 6
+    assert sum(done.answered for done in work(job, "again")) == 4
     assert [row["row"] for row in rows_of(job)] == list(range(6))
     assert [row["attempts"] for row in rows_of(job)] == [1, 1, 2, 1, 1, 1]
