@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError
@@ -101,7 +101,7 @@ class _Counting:
         self._fields: dict[str, FieldCounter] = {name: field_counter(files.schema.field(name).type) for name in fields}
         self._tallies = {"tokens": Tally(), "milliseconds": Tally()}
         self._kinds = Frequent()
-        self._examples: dict[str, tuple[str, str, int, int]] = {}
+        self._examples: dict[str, ErrorKind] = {}
         self._last: str | None = None
 
     def add(self, shard: int, row: dict[str, Any]) -> None:
@@ -133,14 +133,13 @@ class _Counting:
             self._examples = {kind: one for kind, one in self._examples.items() if kind in self._kinds}
         elif kind not in self._examples:
             place = row["document"] + (f", page {row['page']}" if row["page"] else "")
-            self._examples[kind] = message, place, row["row"], shard
+            self._examples[kind] = ErrorKind(message, 1, place, row["row"], shard)
 
     def finish(self) -> Summary:
         """The summary of all rows."""
         summary = self._summary
-        for kind, pages in self._kinds.most(_KINDS):
-            message, *first = self._examples[kind]
-            summary.errors.append(ErrorKind(message, pages, *first))
+        frequent = self._kinds.most(_KINDS)
+        summary.errors = [replace(self._examples[kind], pages=pages) for kind, pages in frequent]
         summary.errors_missed = self._kinds.missed
         summary.answer_tokens = self._tallies["tokens"].spread()
         summary.answer_milliseconds = self._tallies["milliseconds"].spread()

@@ -63,8 +63,8 @@ def _histogram(spread: Spread, unit: str, one: int) -> Histogram:
         _exact(value / one) for value in (spread.least, spread.median, spread.high, spread.most)
     )
     about = "" if spread.step == 1 else "about "
-    middle = f"median {about}{median}, 95th percentile {about}{high}"
-    return Histogram(unit, columns, f"{least} to {most} {unit}; {middle}.")
+    span = f"{least} to {most} {unit}; median {about}{median}, 95th percentile {about}{high}."
+    return Histogram(unit, columns, span if spread.least < spread.most else f"All have {least} {unit}.")
 
 
 def _exact(value: float) -> str:

@@ -55,7 +55,7 @@ def render(settings: Mapping[str, Any], summary: Summary, chosen: Sequence[Sampl
         headline=headline(summary, kind),
         outcome="pass" if not errors else "open" if summary.answered else "fail",
         tiles=_tiles(summary, kind),
-        about=[*_about(settings), ("Report", made)],
+        about=[*_about(settings, summary), ("Report", made)],
         listed_errors=sum(error.pages for error in summary.errors),
         errors=errors,
         form=form,
@@ -63,6 +63,7 @@ def render(settings: Mapping[str, Any], summary: Summary, chosen: Sequence[Sampl
         histograms=_histograms(summary),
         samples=[_sample(sample, settings["prompt"] or READ_TEXT) for sample in chosen],
         kind=kind,
+        thinking=bool(settings.get("thinking")),
         counted=_counted,
     )
 
@@ -95,7 +96,7 @@ class Tile:
 
 def _tiles(summary: Summary, kind: str) -> list[Tile]:
     pages, errors = summary.pages, summary.pages - summary.answered
-    answers = max(1, 0 if summary.answer_tokens is None else summary.answer_tokens.count)
+    answers = 0 if summary.answer_tokens is None else summary.answer_tokens.count
     documents = [] if kind == "document" else [Tile("documents", f"{summary.documents:,}", "")]
     return [
         Tile(f"{kind}s", f"{pages:,}", ""),
@@ -104,14 +105,18 @@ def _tiles(summary: Summary, kind: str) -> list[Tile]:
         Tile("with an error", f"{errors:,}", percent(errors, pages), errors > 0),
         Tile("truncated", f"{summary.truncated:,}", percent(summary.truncated, pages), summary.truncated > 0),
         Tile("retried", f"{summary.retried:,}", percent(summary.retried, pages)),
-        Tile("answer tokens", f"{summary.tokens:,}", f"{summary.tokens / answers:,.1f} per answer"),
-        Tile("prompt tokens", f"{summary.prompt_tokens:,}", f"{summary.prompt_tokens / answers:,.1f} per prompt"),
+        Tile("answer tokens", f"{summary.tokens:,}", _mean(summary.tokens, answers, "answer")),
+        Tile("prompt tokens", f"{summary.prompt_tokens:,}", _mean(summary.prompt_tokens, answers, "prompt")),
     ]
 
 
-def _about(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _mean(tokens: int, count: int, noun: str) -> str:
+    return f"{tokens / count:,.1f} per {noun}" if count else ""
+
+
+def _about(settings: Mapping[str, Any], summary: Summary) -> list[tuple[str, str]]:
     """What was run, as names and texts. Options that were not given are the model's."""
-    prompt, schema = settings["prompt"], settings["schema"]
+    prompt = settings["prompt"]
     options = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
         for name, value in settings.items()
@@ -121,7 +126,7 @@ def _about(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("Model", settings["model"]),
         ("Input", settings["input"]),
         ("Prompt", f"{READ_TEXT} (by default)" if prompt is None else prompt),
-        ("Answers", "text" if schema is None else f"JSON with {', '.join(schema['properties'])}"),
+        ("Answers", f"JSON with {', '.join(summary.filled)}" if summary.filled else "text"),
         ("A row is", f"a {settings['per']}, in the order of the input; files of a folder are sorted by name"),
         ("Options", ", ".join(options) or "the model's"),
     ]
@@ -179,7 +184,7 @@ def _field(name: str, filled: int, summary: Summary) -> FieldView:
 
 def _histograms(summary: Summary) -> list[Histogram]:
     spreads = (summary.answer_tokens, token_histogram), (summary.answer_milliseconds, time_histogram)
-    return [draw(spread) for spread, draw in spreads if spread is not None]
+    return [draw(spread) for spread, draw in spreads if spread is not None and spread.count > 1]
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,7 @@ def test_a_run_without_any_answer_has_its_page(tmp_path):
     page = Page(written(one, [row(n, one, error="cannot be read") for n in range(3)], tmp_path / "r.html")).root
     assert page.find("h1")[0].text.split(maxsplit=1) == ["✗", "None of 3 pages is answered"]
     assert not page.find("figure")
+    assert "0.0 per" not in page.find("dl", "tiles")[0].text
     assert {one.text for one in page.find("p", "filled")} == {" 0 %"}
 
 
@@ -172,7 +173,7 @@ def test_a_run_without_a_schema_has_no_fields(tmp_path):
     one = job(tmp_path, prompt=None, seed=7, thinking=True)
     page = Page(written(one, [answered(0, one, "")], tmp_path / "r.html")).root
     assert page.find("h1")[0].text == "✓ The page is answered"
-    assert [one.text for one in page.find("h2")] == ["What was run", "Length and time of the answers", "Samples"]
+    assert [one.text for one in page.find("h2")] == ["What was run", "Samples"]
     assert page.find("dd", "empty")[0].text == "empty"
     about = page.find("dl", "about")[0].text
     assert "Read the text. (by default)" in about
@@ -198,6 +199,34 @@ def test_long_times_are_in_seconds(tmp_path):
     figure = page.find("figure")[1]
     assert figure.find("h3")[0].text == "Seconds per answer"
     assert "12.5 to 37.5 seconds; median 25, 95th percentile 37.5." in figure.text
+
+
+def test_answers_of_one_length_are_not_a_range(tmp_path):
+    one = job(tmp_path, thinking=True)
+    page = Page(written(one, [answered(number, one) for number in range(3)], tmp_path / "r.html")).root
+    assert [figure.find("figcaption")[0].text for figure in page.find("figure")] == [
+        "All have 5 tokens. Reasoning included.",
+        "All have 40 milliseconds. From submission to the last token; answers overlap.",
+    ]
+
+
+def test_a_schema_that_is_a_reference_has_its_page(tmp_path):
+    node = {"type": "object", "properties": {"value": {"type": "integer"}, "below": {"$ref": "#/$defs/node"}}}
+    one = job(tmp_path, {"$defs": {"node": node}, "$ref": "#/$defs/node"})
+    page = Page(written(one, [answered(0, one, value=1)], tmp_path / "r.html")).root
+    assert [card.find("span", "name")[0].text for card in page.find("article", "field")] == ["value", "below"]
+    assert "JSON with value, below" in page.find("dl", "about")[0].text
+
+
+def test_counts_of_errors_that_may_be_too_small_say_so(tmp_path):
+    one = job(tmp_path)
+    words = ("".join("abcdefghij"[int(digit)] for digit in str(number)) for number in range(1500))
+    errors = [*words, *["the disk is lost"] * 300]
+    page = Page(written(one, [row(n, one, error=error) for n, error in enumerate(errors)], tmp_path / "r.html")).root
+    assert page.find("ol", "errors")[0].find("b")[0].text == "≥ 300"
+    note = next(one.text for one in page.find("p", "note") if "--retry-errors" in one.text)
+    assert "; up to 1,481 pages have another one. With ≥, up to 1 more." in note
+    assert "Retried" not in page.text
 
 
 def test_the_same_rows_give_the_same_page(tmp_path):
