@@ -37,14 +37,15 @@ _SHOWN = 40  # letters of a value in a message
 def field_columns(schema: Mapping[str, Any]) -> list[pa.Field]:
     """A column for each property of a JSON schema of an object.
 
-    Text, numbers, truth values, and lists and objects of them, have Arrow's types, all others are text: the value as
-    JSON. Raises InputError for a schema of something else, and for a property with the name of another column.
+    Strings, numbers, booleans, and lists and objects of them have Arrow types. All other values are kept as JSON text.
+    Members of an object that the schema does not name are left out. Raises InputError for a schema of something else,
+    and for a property with the name of another column.
     """
     return _columns(schema)[0]
 
 
 def fields_as_json(schema: Mapping[str, Any]) -> list[str]:
-    """Parts of a JSON schema whose values are kept as JSON text because they have no type of Arrow, as `lines[].code`.
+    """Parts of a JSON schema, such as `lines[].code`, whose values are kept as JSON text: they have no one Arrow type.
 
     Raises InputError as `field_columns` does.
     """

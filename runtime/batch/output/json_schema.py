@@ -108,7 +108,7 @@ class ArrowTypes:
 
 
 def _names_others(schema: Mapping[str, Any]) -> bool:
-    """Whether an object asks for members beside its properties. One that says nothing of them has none by intent."""
+    """Whether a schema says that an object has more members than its properties; pydantic's default says nothing."""
     return "patternProperties" in schema or schema.get("additionalProperties", False) is not False
 
 
