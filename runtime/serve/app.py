@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from console.errors import InputError
 from console.progress import say
+from console.version import package_version
 from runtime.chat import TooLongError
 from runtime.serve.chat.completions import answer_chat
 from runtime.serve.chat.prepare import open_inputs, thinks
@@ -55,7 +55,7 @@ def build_app(service: Service, settings: AppSettings) -> FastAPI:
     app = FastAPI(
         title=f"{service.name}: API",
         description="Chat completions as OpenAI's API has them. Fields that are not listed are refused.",
-        version=_version(),
+        version=package_version(),
         docs_url=None,
         redoc_url=None,
         middleware=_middleware(service, settings),
@@ -110,7 +110,7 @@ def _add_state_routes(app: FastAPI, service: Service) -> None:
     @app.get("/version")
     async def version_() -> dict[str, str]:
         """Version of this package."""
-        return {"version": _version()}
+        return {"version": package_version()}
 
 
 def _add_pages(app: FastAPI) -> None:
@@ -153,13 +153,6 @@ def _describe(service: Service) -> dict[str, Any]:
         "owned_by": "exaone-docvlm",
         "max_model_len": length,
     }
-
-
-def _version() -> str:
-    try:
-        return version("exaone-docvlm")
-    except PackageNotFoundError:  # run from its folder, not installed
-        return "unknown"
 
 
 def _middleware(service: Service, settings: AppSettings) -> list[Middleware]:

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -58,3 +58,24 @@ def chromium() -> Iterator["Browser"]:
         browser = driver.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
         browser.close()
+
+
+@pytest.fixture
+def browse(chromium: "Browser") -> Iterator[Callable[..., Any]]:
+    """Open an address in a window; `said` and `asked` of the page are its console lines and the requests' addresses."""
+    contexts = []
+
+    def opened(address: str, size: tuple[int, int], scheme: str = "light", **options: Any) -> Any:
+        viewport = {"width": size[0], "height": size[1]}
+        contexts.append(chromium.new_context(viewport=viewport, color_scheme=scheme, **options))
+        page: Any = contexts[-1].new_page()
+        page.said, page.asked = [], []
+        page.on("console", lambda message: page.said.append(message.text))
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(address)
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pyarrow as pa
 
 from console.errors import InputError
+from runtime.batch.output.json_schema import ArrowTypes
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -30,45 +31,39 @@ BASE = pa.schema(
     ]
 )
 """Of every run. `finish` is "end" or "length" as `generate` says it; the answer's columns are null with an error."""
-_LEVELS = 16  # of lists and objects in each other: Arrow writes more to Parquet than it reads back
-_TYPES = {"string": pa.string(), "integer": pa.int64(), "number": pa.float64(), "boolean": pa.bool_()}
+_SHOWN = 40  # letters of a value in a message
 
 
 def field_columns(schema: Mapping[str, Any]) -> list[pa.Field]:
     """A column for each property of a JSON schema of an object.
 
-    Text, numbers, truth values, and lists and objects of them, have Arrow's types, all others are text: the value as
-    JSON. Raises InputError for a schema of something else, and for a property with the name of another column.
+    Strings, numbers, booleans, and lists and objects of them have Arrow types. All other values are kept as JSON text.
+    Members of an object that the schema does not name are left out. Raises InputError for a schema of something else,
+    and for a property with the name of another column.
     """
-    properties = schema.get("properties")
-    if schema.get("type", "object") != "object" or not isinstance(properties, dict) or not properties:
+    return _columns(schema)[0]
+
+
+def fields_as_json(schema: Mapping[str, Any]) -> list[str]:
+    """Parts of a JSON schema, such as `lines[].code`, whose values are kept as JSON text: they have no one Arrow type.
+
+    Raises InputError as `field_columns` does.
+    """
+    return _columns(schema)[1]
+
+
+def _columns(schema: Mapping[str, Any]) -> tuple[list[pa.Field], list[str]]:
+    types = ArrowTypes(schema)
+    top = types.top()
+    properties = top.get("properties") if isinstance(top, dict) and top.get("type", "object") == "object" else None
+    if not isinstance(properties, dict) or not properties:
         raise InputError("is no object with properties; its properties become columns")
     if taken := [name for name in properties if name in BASE.names]:
         raise InputError(f"property {taken[0]!r} is also a column of the output; rename it")
-    return _fields(properties, 1)
-
-
-def _fields(properties: Mapping[str, Any], level: int) -> list[pa.Field]:
-    """A field for each property. Raises InputError for a name that no file can hold: half of a surrogate pair."""
     try:
-        return [pa.field(name, _type(value, level)) for name, value in properties.items()]
-    except UnicodeEncodeError as error:
+        return types.fields(properties), types.as_json
+    except UnicodeEncodeError as error:  # half of a surrogate pair
         raise InputError(f"property {error.object!a} is not valid Unicode; rename it") from error
-
-
-def _type(schema: object, level: int) -> pa.DataType:
-    """Arrow's type for a JSON schema, `null` apart; text where it allows several, and below _LEVELS."""
-    if not isinstance(schema, dict) or level > _LEVELS:
-        return pa.string()
-    kinds = schema.get("type")
-    kinds = [kind for kind in (kinds if isinstance(kinds, list) else [kinds]) if kind != "null"]
-    kind = kinds[0] if len(kinds) == 1 else None
-    if kind == "array" and "items" in schema and "prefixItems" not in schema:
-        return pa.list_(_type(schema["items"], level + 1))
-    members = schema.get("properties")
-    if kind == "object" and isinstance(members, dict) and members and schema.get("additionalProperties") is False:
-        return pa.struct(_fields(members, level + 1))
-    return _TYPES.get(str(kind), pa.string())
 
 
 def parse_fields(answer: str, columns: list[pa.Field]) -> tuple[dict[str, Any], str | None]:
@@ -80,39 +75,74 @@ def parse_fields(answer: str, columns: list[pa.Field]) -> tuple[dict[str, Any], 
         return empty, "the answer is not JSON"
     if not isinstance(found, dict):
         return empty, "the answer is no JSON object"
-    values, problem = {}, None
+    values, problems = empty, []
     for column in columns:
         try:
             values[column.name] = _value(found.get(column.name), column.type)
-            pa.array([values[column.name]], column.type)
-        except (pa.ArrowException, OverflowError, ValueError, TypeError):
-            values[column.name], problem = None, f"field {column.name!r} does not fit its column"
-    return values, problem
+        except ValueError as error:
+            problems.append(f"field {column.name!r}: {error}")
+        except RecursionError:  # where it could just be read
+            problems.append(f"field {column.name!r}: has too many levels")
+    return values, problems[0] if problems else None
 
 
 def _value(value: Any, kind: pa.DataType) -> Any:  # noqa: ANN401 - any JSON value
-    """A JSON value as its column holds it. Raises ValueError and TypeError where it does not fit."""
+    """A JSON value as its column holds it. Raises ValueError, which says what does not fit."""
     if value is None:
         return None
-    if pa.types.is_string(kind):
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
     if pa.types.is_list(kind):
-        if not isinstance(value, list):
-            raise TypeError
-        return [_value(item, kind.value_type) for item in value]
+        return [_value(item, kind.value_type) for item in _checked(value, list, "list")]
     if pa.types.is_struct(kind):
-        if not isinstance(value, dict):
-            raise TypeError
-        return {field.name: _value(value.get(field.name), field.type) for field in kind}
-    return value if pa.types.is_boolean(kind) else _number(value, int if pa.types.is_int64(kind) else float)
+        members = _checked(value, dict, "object")
+        return {field.name: _value(members.get(field.name), field.type) for field in kind}
+    if pa.types.is_boolean(kind):
+        return _checked(value, bool, "boolean")
+    return _text(value) if pa.types.is_string(kind) else _number(value, kind)
 
 
-def _number(value: Any, kind: type[int | float]) -> int | float:  # noqa: ANN401 - any JSON value
-    """A JSON number. Raises ValueError, OverflowError and TypeError for what is none, or not exactly of this kind."""
-    number = kind(value)
-    if isinstance(value, bool | str) or number != value or math.isinf(number):  # 1e999 is valid JSON
-        raise ValueError
+def _checked(value: Any, kind: type, name: str) -> Any:  # noqa: ANN401 - any JSON value
+    if not isinstance(value, kind):
+        raise ValueError(f"{_shown(value)} is no {name}")
+    return value
+
+
+def _text(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """Text as it is, all else as JSON."""
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except ValueError as error:  # 1e999 is valid JSON
+        raise ValueError(f"{_shown(value)} has a number that is too large") from error
+    if not text.isascii() and _utf8(text) != text:
+        raise ValueError(f"{_shown(value)} is not valid Unicode")
+    return text
+
+
+def _number(value: Any, kind: pa.DataType) -> int | float:  # noqa: ANN401 - any JSON value
+    """A JSON number that its column holds exactly."""
+    whole = pa.types.is_integer(kind)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(f"{_shown(value)} is no {'integer' if whole else 'number'}")
+    try:
+        number = int(value) if whole else float(value)
+    except OverflowError:
+        number = math.inf
+    if math.isinf(number) if not whole else not -(2**63) <= number < 2**63:
+        raise ValueError(f"{_shown(value)} is too large for its column")
+    if number != value:
+        raise ValueError(f"{_shown(value)} {'is no integer' if whole else 'has too many digits for its column'}")
     return number
+
+
+def _shown(value: Any) -> str:  # noqa: ANN401 - any JSON value
+    """A value as JSON, shortened; a text keeps its quotes."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    text = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
+    return _utf8(json.dumps(text, ensure_ascii=False) if isinstance(value, str) else text)
+
+
+def _utf8(text: str) -> str:
+    """Text without what UTF-8 cannot hold: halves of surrogate pairs."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _refuse(constant: str) -> NoReturn:

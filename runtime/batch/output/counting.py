@@ -11,7 +11,6 @@ from statistics import median_low
 _STEPS = 4096  # numbers that are told apart
 _BARS = 8
 _TEXTS = 1000  # texts that are counted at the same time
-_LETTERS = 80  # of a text that tell it from others
 _SAMPLE = 1000  # numbers that a median is taken from
 
 
@@ -99,9 +98,9 @@ class Tally:
 
 
 class Frequent:
-    """The most frequent of texts (Misra and Gries, 1982); those with the same first 80 letters count as one.
+    """The most frequent of texts (Misra and Gries, 1982).
 
-    Up to 1000 texts have exact counts. With more, a text of `missed` or fewer rows may be lost.
+    Up to 1000 texts have exact counts. With more, a text that comes `missed` times or fewer may be lost.
     """
 
     def __init__(self) -> None:
@@ -111,12 +110,15 @@ class Frequent:
 
     def add(self, text: str) -> None:
         """Count a text."""
-        key = text if len(text) <= _LETTERS else text[: _LETTERS - 1] + "…"
-        if key in self._counts or len(self._counts) < _TEXTS:
-            self._counts[key] = self._counts.get(key, 0) + 1
+        if text in self._counts or len(self._counts) < _TEXTS:
+            self._counts[text] = self._counts.get(text, 0) + 1
         else:  # every text loses one, which is no more often than one came: linear in all
             self.missed += 1
-            self._counts = {key: count - 1 for key, count in self._counts.items() if count > 1}
+            self._counts = {text: count - 1 for text, count in self._counts.items() if count > 1}
+
+    def __contains__(self, text: str) -> bool:
+        """Whether it is counted now."""
+        return text in self._counts
 
     @property
     def different(self) -> int | None:

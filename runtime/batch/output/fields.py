@@ -10,14 +10,15 @@ import pyarrow as pa
 from runtime.batch.output.counting import Frequent, Numbers
 
 _SHOWN = 8
+_LETTERS = 80  # of a text that are compared
 
 
 @dataclass(frozen=True)
 class FieldValues:
-    """Values of a field in all rows. Numbers have a range, text and truth values the most frequent ones."""
+    """Values of a field in all rows. Numbers have a range, texts and booleans the most frequent ones."""
 
     kind: str
-    """What the field holds: "text", "whole number", "number", "yes or no", "list" or "object"."""
+    """What the field holds: "text", "integer", "number", "boolean", "list" or "object"."""
     least: float | None = None
     """Smallest number."""
     median: float | None = None
@@ -27,11 +28,11 @@ class FieldValues:
     sampled: bool = False
     """Whether the median is that of 1000 numbers drawn at random."""
     frequent: tuple[tuple[str, int], ...] = ()
-    """The most frequent values with their rows."""
+    """The most frequent values with their rows; texts with the same first 80 letters are one."""
     different: int | None = None
     """How many values there are; None where they are not counted, or are more than 1000."""
     missed: int = 0
-    """Rows of the frequent values are too few by at most this."""
+    """Rows of the frequent values may be too few by this."""
 
 
 class FieldCounter(Protocol):
@@ -47,11 +48,11 @@ class FieldCounter(Protocol):
 def field_counter(kind: pa.DataType) -> FieldCounter:
     """A counter for a column of this type."""
     if pa.types.is_integer(kind):
-        return _NumberField("whole number")
+        return _NumberField("integer")
     if pa.types.is_floating(kind):
         return _NumberField("number")
     if pa.types.is_boolean(kind):
-        return _TextField("yes or no")
+        return _TextField("boolean")
     if pa.types.is_string(kind):
         return _TextField("text")
     return _Uncounted("list" if pa.types.is_list(kind) else "object")
@@ -62,7 +63,8 @@ class _TextField:
         self._kind, self._frequent = kind, Frequent()
 
     def add(self, value: str | bool) -> None:
-        self._frequent.add(value if isinstance(value, str) else ("yes" if value else "no"))
+        text = value if isinstance(value, str) else ("true" if value else "false")
+        self._frequent.add(text if len(text) <= _LETTERS else text[: _LETTERS - 1] + "…")
 
     def values(self) -> FieldValues:
         counted = self._frequent

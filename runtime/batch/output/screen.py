@@ -17,11 +17,12 @@ def print_summary(summary: Summary, console: Console) -> None:
     table = Table(title=f"{summary.pages} pages of {summary.documents} documents", show_header=False)
     table.add_row("answered", str(summary.answered))
     table.add_row("with an error", str(summary.pages - summary.answered))
-    table.add_row("cut at the longest answer", str(summary.cut))
-    table.add_row("begun more than once", str(summary.retried))
-    table.add_row("tokens of answers", str(summary.tokens))
+    table.add_row("truncated at --max-new-tokens", str(summary.truncated))
+    table.add_row("retried", str(summary.retried))
+    table.add_row("answer tokens", str(summary.tokens))
     for name, filled in summary.filled.items():
         table.add_row(f"field {name}", f"{filled} filled, {filled / max(1, summary.pages):.1%}")
     console.print(table)
+    least = "≥ " if summary.errors_missed else ""
     for error in summary.errors:
-        console.print(f"{error.pages} x {error.message} ({error.example})", highlight=False, soft_wrap=True)
+        console.print(f"{least}{error.pages} x {error.message} ({error.example})", highlight=False, soft_wrap=True)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError
-from runtime.batch.output.counting import Tally
+from runtime.batch.output.counting import Frequent, Tally
 from runtime.batch.output.fields import field_counter
 
 if TYPE_CHECKING:
@@ -19,15 +19,17 @@ if TYPE_CHECKING:
     from runtime.batch.plan import Planned
 
 _COUNTED = ("row", "document", "page", "finish", "prompt_tokens", "tokens", "milliseconds", "attempts", "error")
-_ERRORS, _EXAMPLES = 1000, 20  # kinds that are kept while counting, and that are shown
+_KINDS = 20  # of errors that are shown
+_LETTERS = 300  # of an error that are compared
+_VARIES = re.compile(r'"(?:\\.|[^"\\])*"|\d+')  # a value or number, which differs between pages with the same error
 
 
 @dataclass(frozen=True)
 class ErrorKind:
-    """Pages with the same error."""
+    """Pages with the same error, but for numbers and what is in double quotes."""
 
     message: str
-    """What is wrong, without the page."""
+    """What is wrong with the first of them, without its place."""
     pages: int
     """Number of them."""
     example: str
@@ -48,10 +50,10 @@ class Summary:
     """Documents; those that the source has one after another are told apart."""
     answered: int = 0
     """Rows without an error."""
-    cut: int = 0
-    """Answers that ended at the longest length."""
+    truncated: int = 0
+    """Answers that ended at --max-new-tokens."""
     retried: int = 0
-    """Rows of shards that were begun more than once."""
+    """Rows of shards that were begun again after a worker or a run was stopped."""
     prompt_tokens: int = 0
     """Tokens of all prompts."""
     tokens: int = 0
@@ -60,6 +62,8 @@ class Summary:
     """Time of all answers, which overlap."""
     errors: list[ErrorKind] = field(default_factory=list)
     """The most frequent ones."""
+    errors_missed: int = 0
+    """Pages of an error may be too few by this: with more than 1000 kinds, they are not all counted."""
     answer_tokens: Spread | None = None
     """Tokens of an answer; None without answers."""
     answer_milliseconds: Spread | None = None
@@ -96,8 +100,8 @@ class _Counting:
         self._summary = Summary(filled=dict.fromkeys(fields, 0))
         self._fields: dict[str, FieldCounter] = {name: field_counter(files.schema.field(name).type) for name in fields}
         self._tallies = {"tokens": Tally(), "milliseconds": Tally()}
-        self._kinds: Counter[str] = Counter()
-        self._examples: dict[str, tuple[str, int, int]] = {}
+        self._kinds = Frequent()
+        self._examples: dict[str, ErrorKind] = {}
         self._last: str | None = None
 
     def add(self, shard: int, row: dict[str, Any]) -> None:
@@ -107,7 +111,7 @@ class _Counting:
         summary.documents += row["document"] != self._last
         self._last = row["document"]
         summary.answered += row["error"] is None
-        summary.cut += row["finish"] == "length"
+        summary.truncated += row["finish"] == "length"
         summary.retried += row["attempts"] > 1
         for name in ("prompt_tokens", "tokens", "milliseconds"):
             setattr(summary, name, getattr(summary, name) + (row[name] or 0))
@@ -122,25 +126,30 @@ class _Counting:
             self._add_error(shard, row)
 
     def _add_error(self, shard: int, row: dict[str, Any]) -> None:
-        message = _kind(row)
-        if message in self._kinds or len(self._kinds) < _ERRORS:
-            self._kinds[message] += 1
+        message, missed = _message(row), self._kinds.missed
+        kind = _VARIES.sub("#", message)[:_LETTERS]
+        self._kinds.add(kind)
+        if self._kinds.missed > missed:
+            self._examples = {kind: one for kind, one in self._examples.items() if kind in self._kinds}
+        elif kind not in self._examples:
             place = row["document"] + (f", page {row['page']}" if row["page"] else "")
-            self._examples.setdefault(message, (place, row["row"], shard))
+            self._examples[kind] = ErrorKind(message, 1, place, row["row"], shard)
 
     def finish(self) -> Summary:
         """The summary of all rows."""
         summary = self._summary
-        summary.errors = [ErrorKind(text, n, *self._examples[text]) for text, n in self._kinds.most_common(_EXAMPLES)]
+        frequent = self._kinds.most(_KINDS)
+        summary.errors = [replace(self._examples[kind], pages=pages) for kind, pages in frequent]
+        summary.errors_missed = self._kinds.missed
         summary.answer_tokens = self._tallies["tokens"].spread()
         summary.answer_milliseconds = self._tallies["milliseconds"].spread()
         summary.values = {name: counter.values() for name, counter in self._fields.items()}
         return summary
 
 
-def _kind(row: dict[str, Any]) -> str:
+def _message(row: dict[str, Any]) -> str:
     """An error without the place that it begins with."""
     message: str = row["error"]
-    _, found, rest = message.partition(f"{row['document']}: ")
-    rest = rest if found else message
+    folder, found, rest = message.partition(f"{row['document']}: ")
+    rest = rest if found and (not folder or folder.endswith("/")) else message
     return rest.removeprefix(f"page {row['page']}: ").removeprefix(f"page {row['page']} ")

@@ -19,26 +19,15 @@ WRONG_SCHEMA = '{"type": "object", "properties": {"total": {"type": "numbr"}}}'
 
 
 @pytest.fixture
-def show(chromium):
-    """Open the page of a server; `said` and `asked` are its console lines and the addresses of its requests."""
-    contexts = []
+def show(browse):
+    """Open the page of a server."""
 
     def opened(server, width="wide", scheme="light", **options):
-        size = dict(zip(("width", "height"), WIDTHS[width], strict=True))
-        context = chromium.new_context(viewport=size, color_scheme=scheme, **options)
-        contexts.append(context)
-        page = context.new_page()
-        page.said, page.asked = [], []
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("pageerror", lambda error: page.said.append(str(error)))
-        page.on("request", lambda request: page.asked.append(request.url))
-        page.goto(server.url + "/")
+        page = browse(server.url + "/", WIDTHS[width], scheme, **options)
         page.wait_for_function("() => document.querySelector('#model').textContent !== 'Connecting…'")
         return page
 
-    yield opened
-    for context in contexts:
-        context.close()
+    return opened
 
 
 @pytest.fixture

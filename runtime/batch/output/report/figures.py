@@ -35,7 +35,7 @@ class Histogram:
     columns: list[Column]
     """Its bars."""
     caption: str
-    """Median, 95 % and range in words."""
+    """Range, median and 95th percentile in words."""
 
 
 def token_histogram(spread: Spread) -> Histogram:
@@ -63,9 +63,8 @@ def _histogram(spread: Spread, unit: str, one: int) -> Histogram:
         _exact(value / one) for value in (spread.least, spread.median, spread.high, spread.most)
     )
     about = "" if spread.step == 1 else "about "
-    return Histogram(
-        unit, columns, f"Median {about}{median}; 95 % have at most {about}{high}. From {least} to {most} {unit}."
-    )
+    span = f"{least} to {most} {unit}; median {about}{median}, 95th percentile {about}{high}."
+    return Histogram(unit, columns, span if spread.least < spread.most else f"All have {least} {unit}.")
 
 
 def _exact(value: float) -> str:

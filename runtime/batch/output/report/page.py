@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from calib_data.document import READ_TEXT
 from console.errors import InputError
+from console.version import package_version
+from runtime.answer import AnswerOptions
 from runtime.batch.output.report.figures import number, percent, time_histogram, token_histogram
 from runtime.batch.output.report.samples import samples
 from runtime.html.render import render_page, write_page
@@ -22,7 +25,6 @@ if TYPE_CHECKING:
     from runtime.batch.output.summary import Summary
 
 _LETTERS, _LINES = 1000, 16  # of a text that are shown
-_OWN = "model", "input", "prompt", "schema", "per", "format"  # settings that are no options of the answer
 
 
 def check_report(path: Path) -> None:
@@ -37,11 +39,14 @@ def write_report(
     path: Path, settings: Mapping[str, Any], files: ShardFiles, shards: Sequence[int], summary: Summary
 ) -> None:
     """Write the page of a finished run. settings: those of its plan. shards: numbers of all its files, in order."""
-    write_page(render(settings, summary, samples(files, shards, summary), files.form), path)
+    chosen = samples(files, shards, summary)
+    write_page(
+        render(settings, summary, chosen, files.form, f"{date.today()}, exaone-docvlm {package_version()}"), path
+    )
 
 
-def render(settings: Mapping[str, Any], summary: Summary, chosen: Sequence[Sample], form: str) -> str:
-    """Render the page. form: of the output's files."""
+def render(settings: Mapping[str, Any], summary: Summary, chosen: Sequence[Sample], form: str, made: str) -> str:
+    """Render the page. form: of the output's files. made: when and by what."""
     kind, errors = settings["per"], summary.pages - summary.answered
     return render_page(
         Path(__file__).parent,
@@ -50,7 +55,7 @@ def render(settings: Mapping[str, Any], summary: Summary, chosen: Sequence[Sampl
         headline=headline(summary, kind),
         outcome="pass" if not errors else "open" if summary.answered else "fail",
         tiles=_tiles(summary, kind),
-        about=_about(settings),
+        about=[*_about(settings, summary), ("Report", made)],
         listed_errors=sum(error.pages for error in summary.errors),
         errors=errors,
         form=form,
@@ -58,6 +63,7 @@ def render(settings: Mapping[str, Any], summary: Summary, chosen: Sequence[Sampl
         histograms=_histograms(summary),
         samples=[_sample(sample, settings["prompt"] or READ_TEXT) for sample in chosen],
         kind=kind,
+        thinking=bool(settings.get("thinking")),
         counted=_counted,
     )
 
@@ -90,34 +96,38 @@ class Tile:
 
 def _tiles(summary: Summary, kind: str) -> list[Tile]:
     pages, errors = summary.pages, summary.pages - summary.answered
-    answers = max(1, 0 if summary.answer_tokens is None else summary.answer_tokens.count)
+    answers = 0 if summary.answer_tokens is None else summary.answer_tokens.count
     documents = [] if kind == "document" else [Tile("documents", f"{summary.documents:,}", "")]
     return [
         Tile(f"{kind}s", f"{pages:,}", ""),
         *documents,
         Tile("answered", f"{summary.answered:,}", percent(summary.answered, pages)),
         Tile("with an error", f"{errors:,}", percent(errors, pages), errors > 0),
-        Tile("cut at the longest answer", f"{summary.cut:,}", percent(summary.cut, pages), summary.cut > 0),
-        Tile("begun more than once", f"{summary.retried:,}", percent(summary.retried, pages)),
-        Tile("tokens of answers", f"{summary.tokens:,}", f"{summary.tokens / answers:,.1f} an answer"),
-        Tile("tokens of prompts", f"{summary.prompt_tokens:,}", f"{summary.prompt_tokens / answers:,.1f} an answer"),
+        Tile("truncated", f"{summary.truncated:,}", percent(summary.truncated, pages), summary.truncated > 0),
+        Tile("retried", f"{summary.retried:,}", percent(summary.retried, pages)),
+        Tile("answer tokens", f"{summary.tokens:,}", _mean(summary.tokens, answers, "answer")),
+        Tile("prompt tokens", f"{summary.prompt_tokens:,}", _mean(summary.prompt_tokens, answers, "prompt")),
     ]
 
 
-def _about(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _mean(tokens: int, count: int, noun: str) -> str:
+    return f"{tokens / count:,.1f} per {noun}" if count else ""
+
+
+def _about(settings: Mapping[str, Any], summary: Summary) -> list[tuple[str, str]]:
     """What was run, as names and texts. Options that were not given are the model's."""
-    prompt, schema = settings["prompt"], settings["schema"]
+    prompt = settings["prompt"]
     options = [
         f"--{name.replace('_', '-')}" + ("" if value is True else f" {value}")
         for name, value in settings.items()
-        if name not in _OWN and value is not None and value is not False  # 0 is given
+        if name in AnswerOptions.__annotations__ and value is not None and value is not False  # 0 is given
     ]
     return [
         ("Model", settings["model"]),
         ("Input", settings["input"]),
         ("Prompt", f"{READ_TEXT} (by default)" if prompt is None else prompt),
-        ("Answers", "text" if schema is None else f"JSON with {', '.join(schema['properties'])}"),
-        ("A row is", f"a {settings['per']}"),
+        ("Answers", f"JSON with {', '.join(summary.filled)}" if summary.filled else "text"),
+        ("A row is", f"a {settings['per']}, in the order of the input; files of a folder are sorted by name"),
         ("Options", ", ".join(options) or "the model's"),
     ]
 
@@ -159,7 +169,7 @@ def _field(name: str, filled: int, summary: Summary) -> FieldView:
     numbers = []
     if values.least is not None and values.median is not None and values.most is not None:
         median = "≈ median" if values.sampled else "median"
-        numbers = [("least", number(values.least)), (median, number(values.median)), ("most", number(values.most))]
+        numbers = [("min", number(values.least)), (median, number(values.median)), ("max", number(values.most))]
     return FieldView(
         name,
         values,
@@ -174,7 +184,7 @@ def _field(name: str, filled: int, summary: Summary) -> FieldView:
 
 def _histograms(summary: Summary) -> list[Histogram]:
     spreads = (summary.answer_tokens, token_histogram), (summary.answer_milliseconds, time_histogram)
-    return [draw(spread) for spread, draw in spreads if spread is not None]
+    return [draw(spread) for spread, draw in spreads if spread is not None and spread.count > 1]
 
 
 @dataclass(frozen=True)
@@ -196,7 +206,7 @@ def _sample(sample: Sample, prompt: str) -> SampleView:
     notes = []
     if row["answer"] is not None:
         notes = [_counted(row["tokens"], "token"), f"{row['milliseconds']:,} ms"]
-        notes += ["cut"] if row["finish"] == "length" else []
+        notes += ["truncated"] if row["finish"] == "length" else []
     asked = [] if row["prompt"] == prompt else [("Prompt", *_short(row["prompt"]))]
     texts = [(name, row[name.lower()]) for name in ("Reasoning", "Answer")]
     answered = [(name, *_short(text)) for name, text in texts if text is not None]

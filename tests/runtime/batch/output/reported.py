@@ -33,7 +33,7 @@ def job(folder, schema=None, form="parquet", prompt="What is the total?", **opti
 
 
 def written(job, rows, file, per_shard=64):
-    """Write rows as a run does, and its report; a shard is damaged where it was read twice."""
+    """Write rows as a run does, and its report."""
     job.files.storage.make_folder("pages")
     shards = range(-(-len(rows) // per_shard))
     for shard in shards:

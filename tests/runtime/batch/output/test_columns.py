@@ -2,6 +2,11 @@
 
 import io
 import json
+import sys
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from enum import Enum, IntEnum
+from typing import Literal
 
 import jsonschema
 import pyarrow as pa
@@ -9,9 +14,10 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel, Field
 
 from console.errors import InputError
-from runtime.batch.output.columns import BASE, field_columns, parse_fields
+from runtime.batch.output.columns import BASE, field_columns, fields_as_json, parse_fields
 
 OPTIONS = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 
@@ -30,12 +36,30 @@ TYPES = {
     "may be null": ({"type": ["integer", "null"]}, pa.int64()),
     "null first": ({"type": ["null", "number"]}, pa.float64()),
     "several": ({"type": ["integer", "string"]}, pa.string()),
+    "integers and numbers": ({"type": ["integer", "null", "number"]}, pa.float64()),
     "null alone": ({"type": "null"}, pa.string()),
     "anything": ({}, pa.string()),
     "true": (True, pa.string()),
     "a choice": ({"enum": ["a", "b"]}, pa.string()),
-    "one of": ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, pa.string()),
-    "a reference": ({"$ref": "#/$defs/a"}, pa.string()),
+    "numbers of a choice": ({"enum": [1, 2, None]}, pa.int64()),
+    "all numbers of a choice": ({"enum": [1, 2.5]}, pa.float64()),
+    "truth values of a choice": ({"enum": [True]}, pa.bool_()),
+    "a choice of several types": ({"enum": [1, "1"]}, pa.string()),
+    "a choice of truth values and numbers": ({"enum": [True, 1]}, pa.string()),
+    "a choice of lists": ({"enum": [[1], [2]]}, pa.string()),
+    "a choice of null": ({"enum": [None]}, pa.string()),
+    "no choice": ({"enum": 3}, pa.string()),
+    "a constant": ({"const": 1.5}, pa.float64()),
+    "one of": ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, pa.int64()),
+    "one of two alike": ({"oneOf": [{"type": "string"}, {"const": "a"}, {"const": None}]}, pa.string()),
+    "one of two numbers": ({"oneOf": [{"type": "integer"}, {"type": "number"}]}, pa.float64()),
+    "one of several": ({"anyOf": [{"type": "integer"}, {"type": "string"}]}, pa.string()),
+    "one of anything": ({"anyOf": [{"type": "integer"}, {}]}, pa.string()),
+    "all of one": ({"allOf": [{"type": "integer"}]}, pa.int64()),
+    "all of two": ({"allOf": [{"type": "integer"}, {"minimum": 1}]}, pa.string()),
+    "a type and a choice": ({"type": ["integer", "string"], "enum": [1, 2]}, pa.int64()),
+    "a reference to nothing": ({"$ref": "#/$defs/a"}, pa.string()),
+    "a reference elsewhere": ({"$ref": "other.json#/$defs/a"}, pa.string()),
     "a list": ({"type": "array", "items": {"type": "integer"}}, pa.list_(pa.int64())),
     "lists": (
         {"type": "array", "items": {"type": ["array", "null"], "items": {"type": "boolean"}}},
@@ -51,7 +75,10 @@ TYPES = {
         {"type": "array", "items": schema_of({"x": {"type": "array", "items": {"type": "number"}}}, **CLOSED)},
         pa.list_(pa.struct({"x": pa.list_(pa.float64())})),
     ),
-    "an open object": (schema_of({"a": {"type": "integer"}}), pa.string()),
+    "an object that says nothing of others": (schema_of({"a": {"type": "integer"}}), pa.struct({"a": pa.int64()})),
+    "an open object": (schema_of({"a": {"type": "integer"}}, additionalProperties=True), pa.string()),
+    "an object with others": (schema_of({"a": {}}, additionalProperties={"type": "integer"}), pa.string()),
+    "an object with names of a pattern": (schema_of({"a": {}}, patternProperties={"^b": {}}), pa.string()),
     "an object of anything": ({"type": "object"}, pa.string()),
     "a closed object of nothing": ({"type": "object", **CLOSED}, pa.string()),
     "no schema": ({"type": "object", "properties": [1], **CLOSED}, pa.string()),
@@ -62,6 +89,161 @@ TYPES = {
 def test_the_type_of_a_column(case):
     schema, kind = TYPES[case]
     assert field_columns(schema_of({"금액": schema})) == [pa.field("금액", kind)]
+
+
+REFERENCES = ["#/$defs/a b~1c", "#/$defs/a%20b~1c", "#/definitions/one", "#/properties/first"]
+
+
+@pytest.mark.parametrize("reference", REFERENCES)
+def test_a_reference_has_the_type_of_what_it_names(reference):
+    parts = {"$defs": {"a b/c": {"type": "integer"}}, "definitions": {"one": {"$ref": REFERENCES[0]}}}
+    columns = field_columns(schema_of({"first": {"type": "integer"}, "v": {"$ref": reference}}, **parts))
+    assert columns[1] == pa.field("v", pa.int64())
+
+
+@pytest.mark.parametrize("loop", ["#", "#/$defs/a", "#/$defs/b"])
+def test_what_contains_itself_is_text_from_there_on(loop):
+    parts = {"a": {"$ref": "#/$defs/b"}, "b": {"anyOf": [{"$ref": "#/$defs/a"}, {"type": "null"}]}}
+    schema = schema_of({"v": {"type": "array", "items": {"$ref": loop}}, "n": {"type": "integer"}}, **{"$defs": parts})
+    assert field_columns(schema) == [pa.field("v", pa.list_(pa.string())), pa.field("n", pa.int64())]
+    assert fields_as_json(schema) == ["v[]"]
+
+
+def test_a_schema_that_is_its_own_reference_is_refused():
+    for schema in ({"$ref": "#"}, {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}):
+        with pytest.raises(InputError, match="is no object with properties"):
+            field_columns(schema)
+
+
+def test_parts_without_a_type_are_named():
+    line = schema_of({"code": {"type": ["string", "integer"]}, "price": {"type": "number"}, "note": {"type": "string"}})
+    schema = schema_of(
+        {
+            "text": {"type": "string"},
+            "null": {"type": "null"},
+            "anything": {},
+            "lines": {"type": "array", "items": line},
+            "line": {"anyOf": [line, {"type": "null"}]},
+            "two": {"anyOf": [line, {"type": "string"}]},
+            "map": {"type": "object", "additionalProperties": {"type": "number"}},
+        }
+    )
+    assert fields_as_json(schema) == ["anything", "lines[].code", "line.code", "two", "map"]
+
+
+class Kind(Enum):
+    INVOICE = "invoice"
+    RECEIPT = "receipt"
+
+
+class Rate(IntEnum):
+    LOW = 10
+    HIGH = 20
+
+
+class Item(BaseModel):
+    name: str
+    price: float | None = None
+    tags: list[str] = []
+
+
+class Node(BaseModel):
+    value: int
+    below: list["Node"] = []
+
+
+class Invoice(BaseModel):
+    number: str
+    total: float | None
+    count: int | None = Field(description="Of items.")
+    kind: Kind
+    rate: Rate | None = None
+    state: Literal["open", "paid"]
+    level: Literal[1, 2] | None
+    share: int | float
+    day: date
+    at: datetime | None
+    paid: bool
+    item: Item
+    other: Item | None = None
+    items: list[Item]
+    rates: dict[str, float]
+    either: int | str
+    amount: Decimal
+    pair: tuple[int, str]
+    tree: Node
+
+
+ITEM = pa.struct({"name": pa.string(), "price": pa.float64(), "tags": pa.list_(pa.string())})
+AS_PYDANTIC = {
+    "number": pa.string(),
+    "total": pa.float64(),
+    "count": pa.int64(),
+    "kind": pa.string(),
+    "rate": pa.int64(),
+    "state": pa.string(),
+    "level": pa.int64(),
+    "share": pa.float64(),
+    "day": pa.string(),
+    "at": pa.string(),
+    "paid": pa.bool_(),
+    "item": ITEM,
+    "other": ITEM,
+    "items": pa.list_(ITEM),
+    "rates": pa.string(),
+    "either": pa.string(),
+    "amount": pa.string(),
+    "pair": pa.string(),
+    "tree": pa.struct({"value": pa.int64(), "below": pa.list_(pa.string())}),
+}
+
+
+def invoice(count):
+    """An invoice whose optional parts are null for None."""
+    items = [Item(name=f"item {number}", price=number / 2, tags=["a"]) for number in range(count or 0)]
+    return Invoice(
+        number="한-1",
+        total=count,
+        count=count,
+        kind=Kind.RECEIPT,
+        rate=count and Rate.HIGH,
+        state="paid",
+        level=count and 2,
+        share=3,
+        day=date(2026, 11, 29),
+        at=count and datetime(2026, 11, 29, 9, tzinfo=UTC),
+        paid=True,
+        item=Item(name="x"),
+        other=items[0] if items else None,
+        items=items,
+        rates={"vat": 0.1},
+        either="7",
+        amount=Decimal("12.50"),
+        pair=(1, "b"),
+        tree=Node(value=1, below=[Node(value=2, below=[Node(value=3)])]),
+    )
+
+
+@pytest.mark.parametrize("count", [None, 2])
+def test_models_of_pydantic_have_columns_that_hold_them(count):
+    schema = Invoice.model_json_schema()
+    columns = field_columns(schema)
+    assert {column.name: column.type for column in columns} == AS_PYDANTIC
+    assert fields_as_json(schema) == ["rates", "either", "amount", "pair", "tree.below[]"]
+    written = invoice(count)
+    fields, problem = parse_fields(written.model_dump_json(), columns)
+    assert problem is None
+    (row,) = pa.Table.from_pylist([fields], pa.schema(columns)).to_pylist()
+    read = {name: json.loads(row[name]) for name in ("rates", "pair")}
+    read["tree"] = row["tree"] | {"below": [json.loads(node) for node in row["tree"]["below"]]}
+    assert Invoice.model_validate(row | read) == written
+
+
+def test_a_model_of_pydantic_that_contains_itself_has_columns():
+    assert field_columns(Node.model_json_schema()) == [
+        pa.field("value", pa.int64()),
+        pa.field("below", pa.list_(pa.string())),
+    ]
 
 
 def test_columns_have_the_order_of_the_properties():
@@ -229,36 +411,67 @@ def test_a_value_as_its_column_holds_it(case):
     assert pa.Table.from_pylist([fields], pa.schema(columns)).to_pylist() == [{"v": value}]
 
 
+LETTERS = "가" * 60
 UNFIT = {
-    "too large": ({"type": "integer"}, str(2**63)),
-    "far too large": ({"type": "integer"}, "1e300"),
-    "endless": ({"type": "integer"}, "1e999"),
-    "an endless number": ({"type": "number"}, "1e999"),
-    "endless in anything": ({}, "[1e999]"),
-    "a fraction": ({"type": "integer"}, "3.5"),
-    "true": ({"type": "integer"}, "true"),
-    "true for a number": ({"type": "number"}, "true"),
-    "digits": ({"type": "number"}, '"3"'),
-    "more digits than a number holds": ({"type": "number"}, str(2**53 + 1)),
-    "one": ({"type": "boolean"}, "1"),
-    "half a character": ({"type": "string"}, '"\\ud83d"'),
-    "half a character of anything": ({}, '["\\ud83d"]'),
-    "no list": ({"type": "array", "items": {"type": "integer"}}, "3"),
-    "text for a list": ({"type": "array", "items": {"type": "string"}}, '"abc"'),
-    "a bad item": ({"type": "array", "items": {"type": "integer"}}, "[1, 2.5]"),
-    "no object": (schema_of({"a": {}}, **CLOSED), "[1]"),
-    "a bad member": (schema_of({"a": {"type": "integer"}}, **CLOSED), f'{{"a": {2**64}}}'),
+    "too large": ({"type": "integer"}, str(2**63), "9223372036854775808 is too large for its column"),
+    "far too large": ({"type": "integer"}, "1e300", "1e+300 is too large for its column"),
+    "endless": ({"type": "integer"}, "1e999", "Infinity is too large for its column"),
+    "an endless number": ({"type": "number"}, "-1e999", "-Infinity is too large for its column"),
+    "a very long number": ({"type": "number"}, "9" * 999, "9" * 39 + "… is too large for its column"),
+    "endless in anything": ({}, "[1e999]", "[Infinity] has a number that is too large"),
+    "a fraction": ({"type": "integer"}, "3.5", "3.5 is no integer"),
+    "true": ({"type": "integer"}, "true", "true is no integer"),
+    "true for a number": ({"type": "number"}, "true", "true is no number"),
+    "digits": ({"type": "number"}, '"12,50"', '"12,50" is no number'),
+    "digits of a list": ({"type": "integer"}, '["1"]', '["1"] is no integer'),
+    "a long text": ({"type": "integer"}, f'"{LETTERS}"', f'"{LETTERS[:39]}…" is no integer'),
+    "more digits than a number holds": (
+        {"type": "number"},
+        str(2**53 + 1),
+        "9007199254740993 has too many digits for its column",
+    ),
+    "one": ({"type": "boolean"}, "1", "1 is no boolean"),
+    "half a character": ({"type": "string"}, '"\\ud83d"', '"\\ud83d" is not valid Unicode'),
+    "half a character of anything": ({}, '["\\ud83d"]', '["\\ud83d"] is not valid Unicode'),
+    "half a character of a number": ({"type": "number"}, '"\\ud83d"', '"\\ud83d" is no number'),
+    "no list": ({"type": "array", "items": {"type": "integer"}}, "3", "3 is no list"),
+    "text for a list": ({"type": "array", "items": {"type": "string"}}, '"abc"', '"abc" is no list'),
+    "a bad item": ({"type": "array", "items": {"type": "integer"}}, "[1, 2.5]", "2.5 is no integer"),
+    "no object": (schema_of({"a": {}}, **CLOSED), "[1]", "[1] is no object"),
+    "a bad member": (schema_of({"a": {"type": "integer"}}, **CLOSED), '{"a": "x"}', '"x" is no integer'),
 }
 
 
 @pytest.mark.parametrize("case", UNFIT)
 def test_a_value_that_does_not_fit_is_null_and_an_error_and_others_stay(case):
-    schema, written = UNFIT[case]
+    schema, written, says = UNFIT[case]
     columns = field_columns(schema_of({"before": {"type": "integer"}, "v": schema, "after": {"type": "string"}}))
     fields, problem = parse_fields(f'{{"before": 1, "v": {written}, "after": "b"}}', columns)
     assert fields == {"before": 1, "v": None, "after": "b"}
-    assert problem == "field 'v' does not fit its column"
-    pa.Table.from_pylist([fields], pa.schema(columns))
+    assert problem == f"field 'v': {says}"
+    pa.Table.from_pylist([fields | {"error": problem}], pa.schema([*columns, pa.field("error", pa.string())]))
+
+
+def test_the_first_field_that_does_not_fit_is_the_error():
+    columns = field_columns(schema_of({name: {"type": "integer"} for name in "abc"}))
+    fields, problem = parse_fields('{"a": 1, "b": "x", "c": "y"}', columns)
+    assert (fields, problem) == ({"a": 1, "b": None, "c": None}, "field 'b': \"x\" is no integer")
+
+
+@pytest.mark.parametrize("kind", ["string", "integer"])
+def test_levels_that_can_just_be_read_are_an_error_at_most(kind):
+    """Python writes fewer levels of JSON than it reads, by the frames that are open."""
+    columns = field_columns(schema_of({"a": {"type": kind}, "b": {"type": "integer"}}))
+    said = set()
+    for levels in range(sys.getrecursionlimit() - 150, sys.getrecursionlimit() + 50):
+        fields, problem = parse_fields(f'{{"a": {"[" * levels}{"]" * levels}, "b": 1}}', columns)
+        said.add((fields["b"], problem))
+    assert (None, "the answer is not JSON") in said
+    assert said <= {
+        (None, "the answer is not JSON"),
+        (1, "field 'a': has too many levels"),
+        (1, None if kind == "string" else f"field 'a': {'[' * 39}… is no integer"),
+    }
 
 
 ANSWERS = {

@@ -6,11 +6,12 @@ from bisect import bisect_left
 from collections import Counter
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.batch.output.counting import Frequent, Numbers, Tally
 
+OPTIONS = settings(max_examples=100, deadline=None, derandomize=True, database=None)
 SETS = {
     "few": [5, 5, 7],
     "one": [0],
@@ -34,6 +35,7 @@ def test_a_spread_is_that_of_the_sorted_values(values):
     assert found.high == ordered[math.ceil(0.95 * len(values)) - 1]
 
 
+@OPTIONS
 @given(st.lists(st.integers(0, 2**31 - 1) | st.integers(0, 50), min_size=1, max_size=300))
 def test_bars_hold_every_value_once_and_are_few(values):
     bars, ordered = spread_of(values).bars, sorted(values)
@@ -83,18 +85,13 @@ def test_more_texts_keep_the_frequent_ones_with_counts_that_are_too_small_by_wha
     assert 0 < frequent.missed <= len(texts) / 1000
     assert frequent.different is None
     assert list(found)[:2] == ["EUR", "KRW"]
+    assert "EUR" in frequent
+    assert "number 0" not in frequent
     for text, count in {"EUR": 3000, "KRW": 1500}.items():
         assert count - frequent.missed <= found[text] <= count
 
 
-def test_a_long_text_counts_by_its_beginning():
-    frequent = Frequent()
-    for end in "ab":
-        frequent.add("x" * 80 + end)
-    frequent.add("y" * 80)
-    assert frequent.most(8) == [("x" * 79 + "…", 2), ("y" * 80, 1)]
-
-
+@OPTIONS
 @given(st.lists(st.floats() | st.integers(-9, 9), max_size=50))
 def test_numbers_have_their_range_and_median(values):
     numbers = Numbers()

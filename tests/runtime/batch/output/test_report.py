@@ -2,6 +2,8 @@
 
 import re
 from collections import Counter
+from datetime import date
+from importlib.metadata import version
 from statistics import median_low
 
 import pytest
@@ -37,22 +39,22 @@ def test_counts_are_those_of_the_rows(invoices):
     rows, page = invoices
     tiles = {tile.find("dt")[0].text: [one.text for one in tile.find("dd")] for tile in page.find("div", "card")}
     errors = sum(one["error"] is not None for one in rows)
-    cut = sum(one["finish"] == "length" for one in rows)
+    truncated = sum(one["finish"] == "length" for one in rows)
     tokens = [one["tokens"] for one in rows if one["tokens"] is not None]
     assert errors > 5
-    assert cut > 0
+    assert truncated > 0
     assert tiles == {
         "pages": ["200"],
         "documents": ["67"],
         "answered": [shown(PAGES - errors), f"{(PAGES - errors) / 2:.1f} %"],
         "with an error": [shown(errors), f"{errors / 2:.1f} %"],
-        "cut at the longest answer": [shown(cut), f"{cut / 2:.1f} %"],
-        "begun more than once": [shown(n := sum(one["attempts"] > 1 for one in rows)), f"{n / 2:.1f} %"],
-        "tokens of answers": [shown(sum(tokens)), f"{sum(tokens) / len(tokens):.1f} an answer"],
-        "tokens of prompts": [shown(30 * len(tokens)), "30.0 an answer"],
+        "truncated": [shown(truncated), f"{truncated / 2:.1f} %"],
+        "retried": [shown(n := sum(one["attempts"] > 1 for one in rows)), f"{n / 2:.1f} %"],
+        "answer tokens": [shown(sum(tokens)), f"{sum(tokens) / len(tokens):.1f} per answer"],
+        "prompt tokens": [shown(30 * len(tokens)), "30.0 per prompt"],
     }
     assert page.find("h1")[0].text.split(maxsplit=1) == ["!", f"{errors} of 200 pages have an error"]
-    assert f"{cut} answers were cut" in page.find("header")[0].text
+    assert f"{truncated} answers are truncated at --max-new-tokens" in page.find("header")[0].text
 
 
 def test_errors_are_counted_without_their_place(invoices):
@@ -78,7 +80,7 @@ def test_fields_have_fill_rates_and_what_fills_them(invoices):
         assert card.find("p", "note")[0].text.startswith(f"{len(values)} filled")
         assert f"width: {len(values) / 2:.2f}%" in [one.attributes.get("style") for one in card.find("span")]
         if name in ("seller", "paid"):
-            counts = Counter({True: "yes", False: "no"}.get(one, str(one))[:80] for one in values)
+            counts = Counter({True: "true", False: "false"}.get(one, str(one))[:80] for one in values)
             lines = [[one.text for one in line.find("span")[:2]] for line in card.find("li")]
             assert [int(count) for _, count in lines] == sorted(counts.values(), reverse=True)
             assert {text.rstrip("…")[:79]: int(count) for text, count in lines} == {
@@ -108,8 +110,8 @@ def test_bars_hold_the_answers(invoices, name):
     assert sum(counts) == len(values)
     heights = [float(one.attributes["style"].partition(": ")[2]) for one in figure.find("li")]
     assert heights == pytest.approx([count / max(counts) for count in counts], abs=1e-8)
-    assert f"Median {median_low(values):,};" in figure.find("figcaption")[0].text
-    assert f"From {min(values):,} to {max(values):,} {name}" in figure.find("figcaption")[0].text
+    says = f"{min(values):,} to {max(values):,} {name}; median {median_low(values):,}, 95th percentile "
+    assert says in figure.find("figcaption")[0].text
 
 
 def test_what_was_run_is_said(invoices):
@@ -120,15 +122,16 @@ def test_what_was_run_is_said(invoices):
         "Input": "/data/scans",
         "Prompt": "What is the total?",
         "Answers": "JSON with seller, number, total, items, paid, lines, never",
-        "A row is": "a page",
+        "A row is": "a page, in the order of the input; files of a folder are sorted by name",
         "Options": "--max-new-tokens 64, --temperature 0.0",
+        "Report": f"{date.today()}, exaone-docvlm {version('exaone-docvlm')}",
     }
 
 
-def test_first_and_last_rows_are_shown_and_the_first_of_each_error(invoices):
+def test_rows_of_all_parts_are_shown_and_the_first_of_each_error(invoices):
     rows, page = invoices
     titles = [one.find("b")[0].text for one in page.find("article", "document")]
-    wanted = [rows[0], rows[1], rows[-2], rows[-1]]
+    wanted = [rows[place] for place in (0, 1, 51, 102, 153, 193, 198, 199)]  # of 4 files, the last of 8 rows
     messages = [re.sub(r"^\d+\.pdf: (page \d )?", "", one["error"] or "") for one in rows]
     for message, _ in Counter(filter(None, messages)).most_common():
         wanted.append(rows[messages.index(message)])
@@ -162,6 +165,7 @@ def test_a_run_without_any_answer_has_its_page(tmp_path):
     page = Page(written(one, [row(n, one, error="cannot be read") for n in range(3)], tmp_path / "r.html")).root
     assert page.find("h1")[0].text.split(maxsplit=1) == ["✗", "None of 3 pages is answered"]
     assert not page.find("figure")
+    assert "0.0 per" not in page.find("dl", "tiles")[0].text
     assert {one.text for one in page.find("p", "filled")} == {" 0 %"}
 
 
@@ -169,7 +173,7 @@ def test_a_run_without_a_schema_has_no_fields(tmp_path):
     one = job(tmp_path, prompt=None, seed=7, thinking=True)
     page = Page(written(one, [answered(0, one, "")], tmp_path / "r.html")).root
     assert page.find("h1")[0].text == "✓ The page is answered"
-    assert [one.text for one in page.find("h2")] == ["What was run", "Length and time of answers", "Some answers"]
+    assert [one.text for one in page.find("h2")] == ["What was run", "Samples"]
     assert page.find("dd", "empty")[0].text == "empty"
     about = page.find("dl", "about")[0].text
     assert "Read the text. (by default)" in about
@@ -193,8 +197,36 @@ def test_long_times_are_in_seconds(tmp_path):
     rows = [answered(number, one, milliseconds=12_500 * (number + 1)) for number in range(3)]
     page = Page(written(one, rows, tmp_path / "r.html")).root
     figure = page.find("figure")[1]
-    assert figure.find("h3")[0].text == "Seconds an answer"
-    assert "Median 25; 95 % have at most 37.5. From 12.5 to 37.5 seconds." in figure.text
+    assert figure.find("h3")[0].text == "Seconds per answer"
+    assert "12.5 to 37.5 seconds; median 25, 95th percentile 37.5." in figure.text
+
+
+def test_answers_of_one_length_are_not_a_range(tmp_path):
+    one = job(tmp_path, thinking=True)
+    page = Page(written(one, [answered(number, one) for number in range(3)], tmp_path / "r.html")).root
+    assert [figure.find("figcaption")[0].text for figure in page.find("figure")] == [
+        "All have 5 tokens. Reasoning included.",
+        "All have 40 milliseconds. From submission to the last token; answers overlap.",
+    ]
+
+
+def test_a_schema_that_is_a_reference_has_its_page(tmp_path):
+    node = {"type": "object", "properties": {"value": {"type": "integer"}, "below": {"$ref": "#/$defs/node"}}}
+    one = job(tmp_path, {"$defs": {"node": node}, "$ref": "#/$defs/node"})
+    page = Page(written(one, [answered(0, one, value=1)], tmp_path / "r.html")).root
+    assert [card.find("span", "name")[0].text for card in page.find("article", "field")] == ["value", "below"]
+    assert "JSON with value, below" in page.find("dl", "about")[0].text
+
+
+def test_counts_of_errors_that_may_be_too_small_say_so(tmp_path):
+    one = job(tmp_path)
+    words = ("".join("abcdefghij"[int(digit)] for digit in str(number)) for number in range(1500))
+    errors = [*words, *["the disk is lost"] * 300]
+    page = Page(written(one, [row(n, one, error=error) for n, error in enumerate(errors)], tmp_path / "r.html")).root
+    assert page.find("ol", "errors")[0].find("b")[0].text == "≥ 300"
+    note = next(one.text for one in page.find("p", "note") if "--retry-errors" in one.text)
+    assert "; up to 1,481 pages have another one. With ≥, up to 1 more." in note
+    assert "Retried" not in page.text
 
 
 def test_the_same_rows_give_the_same_page(tmp_path):

@@ -5,7 +5,8 @@ import pytest
 from ...html_page import CONTRAST
 from .reported import LONG, SCHEMA, answered, job, row, written
 
-WIDTHS = {"phone": (390, 844), "wide": (1280, 900)}
+FIELDS = {LONG: {"type": "string"}, "total": {"type": "number"}}
+WIDTHS = {"phone": (360, 740), "wide": (1280, 900)}
 
 
 @pytest.fixture(scope="module")
@@ -14,9 +15,14 @@ def files(tmp_path_factory):
     folder, made = tmp_path_factory.mktemp("reports"), {}
     for name in ("all", "answered", "none"):
         (folder / name).mkdir()
-        one = job(folder / name, None if name == "answered" else SCHEMA | {"properties": {LONG: {"type": "string"}}})
+        one = job(folder / name, None if name == "answered" else SCHEMA | {"properties": FIELDS})
         rows = {
-            "all": [answered(n, one, LONG, n + 1, 90_000 + n * 777, document=LONG, **{LONG: LONG}) for n in range(90)]
+            "all": [
+                answered(
+                    n, one, LONG, n + 1, 90_000 + n * 777, document=LONG, **{LONG: LONG, "total": -1234567.891 * n}
+                )
+                for n in range(90)
+            ]
             + [row(90, one, document=LONG, error=f"{LONG}: {LONG}")],
             "answered": [answered(n, one, "합계\n100원" * (n != 1)) for n in range(3)],
             "none": [row(0, one, error="cannot be read")],
@@ -27,23 +33,9 @@ def files(tmp_path_factory):
 
 
 @pytest.fixture
-def show(chromium, files):
-    """Open a report; `asked` of the page are its requests."""
-    contexts = []
-
-    def opened(name, width, scheme="light"):
-        size = dict(zip(("width", "height"), WIDTHS[width], strict=True))
-        contexts.append(chromium.new_context(viewport=size, color_scheme=scheme))
-        page = contexts[-1].new_page()
-        page.said, page.asked = [], []
-        page.on("console", lambda message: page.said.append(message.text))
-        page.on("request", lambda request: page.asked.append(request.url.partition(":")[0]))
-        page.goto(files[name].as_uri())
-        return page
-
-    yield opened
-    for context in contexts:
-        context.close()
+def show(browse, files):
+    """Open a report."""
+    return lambda name, width, scheme="light": browse(files[name].as_uri(), WIDTHS[width], scheme)
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -58,7 +50,14 @@ def test_the_page_fits_and_asks_for_nothing(show, name, width):
     }).map(one => one.outerHTML.slice(0, 80))""")
     assert out == []
     assert page.said == []
-    assert [one for one in page.asked if one != "data"] == ["file"]
+    assert [url for url in page.asked if not url.startswith("data:")] == [page.url]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_numbers_are_on_one_line(show, width):
+    heights = show("all", width).locator(".numbers dd").evaluate_all("all => all.map(one => one.offsetHeight)")
+    assert len(heights) == 3
+    assert max(heights) < 30
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -69,6 +69,11 @@ def test_others_read_the_files(tmp_path):
     read = pd.concat([pd.read_parquet(tmp_path / "pages" / f"{number:06}.parquet") for number in range(2)])
     assert read["answer"].tolist() == [one["answer"] for one in rows]
     assert read["row"].tolist() == [0, 1, 2]
+    arrow = pd.read_parquet(tmp_path / "pages" / "000000.parquet", dtype_backend="pyarrow")
+    assert {name: kind.pyarrow_dtype for name, kind in arrow.dtypes.items()} == dict(
+        zip(SCHEMA.names, SCHEMA.types, strict=True)
+    )
+    assert arrow["items"].tolist() == [[{"금액": 12000}]] * 2
 
 
 def test_only_whole_files_of_this_form_are_finished(tmp_path):

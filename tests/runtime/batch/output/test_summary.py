@@ -12,7 +12,7 @@ from console.errors import InputError
 from runtime.batch.output.columns import BASE
 from runtime.batch.output.screen import print_summary
 from runtime.batch.output.shards import ShardFiles
-from runtime.batch.output.summary import ErrorKind, summarize
+from runtime.batch.output.summary import ErrorKind, Summary, summarize
 from runtime.batch.plan import Planned
 from runtime.batch.storage import Storage
 
@@ -67,7 +67,7 @@ def test_counts_are_those_of_pandas(seed, form, tmp_path):
     assert found.pages == 150
     assert found.documents == table["document"].nunique()
     assert found.answered == table["error"].isna().sum()
-    assert found.cut == (table["finish"] == "length").sum()
+    assert found.truncated == (table["finish"] == "length").sum()
     assert found.retried == (table["attempts"] > 1).sum()
     assert found.prompt_tokens == table["prompt_tokens"].sum()
     assert found.tokens == table["tokens"].sum()
@@ -118,7 +118,9 @@ ERRORS = {
     "scans/a.pdf: page 3: cannot be drawn": ("cannot be drawn", "a.pdf, page 3"),
     "/data/scans/a.pdf: page 3 cannot be drawn": ("cannot be drawn", "a.pdf, page 3"),
     "the answer is not JSON": ("the answer is not JSON", "a.pdf, page 3"),
+    "ba.pdf: cannot be drawn": ("ba.pdf: cannot be drawn", "a.pdf, page 3"),
     "page 30: cannot be drawn": ("page 30: cannot be drawn", "a.pdf, page 3"),
+    "field 'total': \"12,50\" is no number": ("field 'total': \"12,50\" is no number", "a.pdf, page 3"),
 }
 
 
@@ -132,16 +134,72 @@ def test_an_error_is_counted_without_its_place(error, tmp_path):
     assert summarize(files, planned(3), []).errors == [ErrorKind(message, 3, example, 0, 0)]
 
 
-def test_a_run_with_many_kinds_of_errors_shows_the_most_frequent(tmp_path):
-    """Their number in memory does not grow with the pages."""
-    row = dict.fromkeys(BASE.names) | {"row": 0, "document": "a.pdf", "prompt": "?", "attempts": 1}
-    files = ShardFiles(Storage.at(tmp_path), BASE, "jsonl")
+def errors_of(folder, errors):
+    """The summary of a run with these errors, one a row."""
+    row = dict.fromkeys(BASE.names) | {"prompt": "?", "attempts": 1}
+    files = ShardFiles(Storage.at(folder), BASE, "jsonl")
     files.storage.make_folder("pages")
-    errors = [f"error {number}" for number in range(2000) for _ in range(1 + (number == 7))]
-    files.write(0, [row | {"row": number, "error": error} for number, error in enumerate(errors)])
-    found = summarize(files, planned(2001), [])
-    assert (found.pages, found.answered, len(found.errors)) == (2001, 0, 20)
-    assert found.errors[0] == ErrorKind("error 7", 2, "a.pdf", 7, 0)
+    files.write(0, [row | {"row": n, "document": f"{n}.png", "error": error} for n, error in enumerate(errors)])
+    return summarize(files, planned(len(errors)), [])
+
+
+SAME = {
+    "numbers": "prompt: {n} tokens and 512 of the answer need --max-context {more}",
+    "a line": "line {n} is not valid",
+    "a row": "row {n} is not valid",
+    "a page's name": "scan-{n}.png: is damaged at {more}",
+    "a value": "field 'total': \"{word}\" is no number",
+    "a value with quotes": r"""field 'total': "{word}\" {word}" is no number""",
+    "the number of a value": "field 'total': {n}.{more} is no integer",
+}
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_errors_that_differ_in_numbers_or_values_are_one_kind_shown_by_the_first(case, tmp_path):
+    errors = [SAME[case].format(n=7 * n, more=n**3, word="xy" * n) for n in range(1, 30)]
+    other = "cannot be read"
+    found = errors_of(tmp_path, [errors[0], other, *errors[1:]])
+    assert found.errors == [ErrorKind(errors[0], 29, "0.png", 0, 0), ErrorKind(other, 1, "1.png", 1, 0)]
+
+
+def test_errors_that_differ_in_words_are_several_kinds(tmp_path):
+    """Also late in long texts."""
+    errors = ["field 'a': 1 is no list", "field 'b': 1 is no list", "x" * 200 + "a", "x" * 200 + "b"]
+    assert [kind.message for kind in errors_of(tmp_path, errors).errors] == errors
+
+
+def word(number):
+    """A word of its own for each number, without digits."""
+    return "".join("abcdefghij"[int(digit)] for digit in str(number))
+
+
+def test_an_error_that_comes_after_a_thousand_kinds_is_listed(tmp_path):
+    """As in a long run whose disk is lost late. Memory does not grow with the kinds."""
+    early, late = [f"{word(number)} is damaged" for number in range(1500)], "the disk is lost"
+    found = errors_of(tmp_path, early + [late] * 300)
+    assert (found.pages, found.answered) == (1800, 0)
+    assert found.errors_missed == 1
+    assert found.errors[0] == ErrorKind(late, 300, "1500.png", 1500, 0)
+
+
+def test_counts_of_many_kinds_are_too_small_by_what_is_said(tmp_path):
+    random = np.random.default_rng(0)
+    errors = [*(f"{word(number)} is damaged" for number in range(4000)), *["lost"] * 90, *["no fonts"] * 40]
+    random.shuffle(errors)
+    found = errors_of(tmp_path, errors)
+    assert 0 < found.errors_missed <= len(errors) / 1000
+    assert [kind.message for kind in found.errors[:2]] == ["lost", "no fonts"]
+    for kind, pages in zip(found.errors, (90, 40), strict=False):
+        assert pages - found.errors_missed <= kind.pages <= pages
+        assert errors[kind.row] == kind.message
+        assert kind.example == f"{kind.row}.png"
+    assert len(found.errors) <= 20
+
+
+def test_twenty_kinds_of_errors_are_listed(tmp_path):
+    found = errors_of(tmp_path, [word(number) for number in range(30)])
+    assert [kind.message for kind in found.errors] == [word(number) for number in range(20)]
+    assert found.errors_missed == 0
 
 
 def test_what_is_printed(tmp_path, capsys):
@@ -157,6 +215,14 @@ def test_what_is_printed(tmp_path, capsys):
     said = [" ".join(line.replace("│", " ").split()) for line in out.splitlines()]
     assert f"answered {summary.answered}" in said
     assert f"with an error {40 - summary.answered}" in said
+    assert f"truncated at --max-new-tokens {sum(one['finish'] == 'length' for one in rows)}" in said
+    assert f"retried {sum(one['attempts'] > 1 for one in rows)}" in said
     assert f"field total {filled} filled, {filled / 40:.1%}" in said
     first = summary.errors[0]
     assert f"{first.pages} x {first.message} ({first.example})" in said
+
+
+def test_a_count_of_errors_that_may_be_too_small_says_so(capsys):
+    summary = Summary(pages=9, errors=[ErrorKind("lost", 3, "a.pdf", 0, 0)], errors_missed=1)
+    print_summary(summary, Console(markup=False, width=100))
+    assert "≥ 3 x lost (a.pdf)" in capsys.readouterr().out
