@@ -81,7 +81,7 @@ def _plan(job: Job) -> list[Planned]:
     if found is None:
         if job.output.names(PAGES):
             raise InputError(f"{job.output.url}: has pages but no {PLAN}; give an empty --output")
-        write_plan(job.output, job.settings(), _say_listed(job.source.parts()))
+        write_plan(job.output, job.planned(), _say_listed(job.source.parts()))
         found = read_plan(job.output)  # or that of another run, which was the first to write it to a bucket
         assert found is not None
     settings, plan = found

@@ -56,7 +56,7 @@ class Job:
     """Whether pages with an error are answered again."""
 
     @cached_property
-    def model_version(self) -> str:
+    def _model_version(self) -> str:
         """Another one where the model was exported anew."""
         return hashlib.sha256(self.model.read(FILE)).hexdigest()[:16]
 
@@ -83,15 +83,18 @@ class Job:
             "per": "document" if self.source.per_document else "page",
             "format": self.form,
             **self.options,
-            CONTENT: {"model": self.model_version},
         }
+
+    def planned(self) -> dict[str, Any]:
+        """The settings with what tells that the model or the input has changed: what a plan keeps."""
+        return {**self.settings(), CONTENT: {"model": self._model_version}}
 
     def check_same(self, planned: dict[str, Any]) -> None:
         """Raise InputError where the output was begun with other settings.
 
         With `retry_errors`, answers may be longer than before: truncated ones are errors of a schema.
         """
-        now, planned = self.settings(), dict(planned)
+        now, planned = self.planned(), dict(planned)
         content, before = now.pop(CONTENT), planned.pop(CONTENT, {})
         other = [name for name in {**now, **planned} if now.get(name) != planned.get(name)]
         if self.retry_errors and now.get(_LENGTH, MAX_NEW_TOKENS) >= planned.get(_LENGTH, MAX_NEW_TOKENS):

@@ -24,7 +24,7 @@ def planned(job):
     """The plan of a job, which is made once."""
     found = read_plan(job.output)
     if found is None:
-        write_plan(job.output, job.settings(), job.source.parts())
+        write_plan(job.output, job.planned(), job.source.parts())
         found = read_plan(job.output)
     return found[1]
 

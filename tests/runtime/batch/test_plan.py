@@ -201,12 +201,12 @@ def test_a_run_with_other_settings_is_refused_by_the_name_of_the_option(option, 
     if "model" in changes:
         changes["model"] = Storage.at(tmp_path / "other")
     other = replace(job, **changes | {"source": replace(job.source, **changes.get("source", {}))})
-    planned = json.loads(json.dumps(job.settings()))
+    planned = json.loads(json.dumps(job.planned()))
     with pytest.raises(InputError) as caught:
         other.check_same(planned)
     assert str(caught.value).startswith(f"{job.output.url}: was begun with another {option} (")
     with pytest.raises(InputError):
-        job.check_same(json.loads(json.dumps(other.settings())))
+        job.check_same(json.loads(json.dumps(other.planned())))
 
 
 SAME = {
@@ -220,11 +220,11 @@ SAME = {
 
 @pytest.mark.parametrize("case", SAME)
 def test_what_changes_no_answer_may_change_between_runs(case, job):
-    replace(job, **SAME[case]).check_same(json.loads(json.dumps(job.settings())))
+    replace(job, **SAME[case]).check_same(json.loads(json.dumps(job.planned())))
 
 
 def test_a_model_that_was_exported_anew_is_noticed(job, tmp_path):
-    planned = json.loads(json.dumps(job.settings()))
+    planned = json.loads(json.dumps(job.planned()))
     (tmp_path / "model" / "runtime.json").write_text('{"format": 9}')
     with pytest.raises(InputError) as caught:
         replace(job).check_same(planned)
@@ -246,7 +246,7 @@ def test_a_model_that_was_exported_anew_is_noticed(job, tmp_path):
 )
 def test_answers_may_be_longer_where_those_with_an_error_are_answered_again(before, now, retry, refused, job):
     """A truncated answer is an error of a schema, and it would be truncated again."""
-    planned = replace(job, options={} if before is None else {"max_new_tokens": before}).settings()
+    planned = replace(job, options={} if before is None else {"max_new_tokens": before}).planned()
     later = replace(job, options={"max_new_tokens": now}, retry_errors=retry)
     if refused:
         with pytest.raises(InputError, match="another --max-new-tokens"):

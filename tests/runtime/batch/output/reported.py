@@ -39,7 +39,7 @@ def written(job, rows, file, per_shard=64):
     for shard in shards:
         job.files.write(shard, rows[shard * per_shard : (shard + 1) * per_shard])
     counts = [len(rows[shard * per_shard : (shard + 1) * per_shard]) for shard in shards]
-    planned = [Planned(shard, count, 0, 0) for shard, count in enumerate(counts)]
+    planned = [Planned(shard, 0, count, 0, 0) for shard, count in enumerate(counts)]
     summary = summarize(job.files, planned, [column.name for column in job.columns])
     write_report(file, job.settings(), job.files, shards, summary)
     return file.read_text()

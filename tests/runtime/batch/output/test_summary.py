@@ -29,7 +29,7 @@ def schema():
 
 def planned(*rows):
     """Shards with so many rows."""
-    return [Planned(number, count, 0, 0) for number, count in enumerate(rows)]
+    return [Planned(number, 0, count, 0, 0) for number, count in enumerate(rows)]
 
 
 def random_rows(seed, count):
