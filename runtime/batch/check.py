@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from console.errors import InputError, naming
 from console.progress import say
+from runtime.batch.output.columns import fields_as_json
 from runtime.batch.source.folder import Folder
 from runtime.batch.workers.answering import settle
 from runtime.exported import ModelFolder
@@ -30,6 +31,8 @@ def check(job: Job) -> None:
     """
     with naming("--schema"):
         _ = job.columns
+    for field in [] if job.schema is None else fields_as_json(job.schema):
+        say(f"--schema: field {field} may have several types; its values are kept as JSON text")
     if job.schema is not None and job.source.prompt is None and isinstance(job.source, Folder):
         raise InputError("--schema: needs a --prompt that says what the fields are")
     if job.source.storage.holds(job.output):  # the files of the output would be taken for a source

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from ..commands import ENVIRONMENT
 
 pytestmark = pytest.mark.slow
 COUNT, PDF_PAGES = 200, 5
+RAY = Path(sys.executable).with_name("ray")
 # Pillow plugins are found by import; this one ends the process, as a decoder with a fault does.
 PLUGIN = """
 import os
@@ -63,7 +65,8 @@ class Run:
     """`python -m runtime batch` as a process."""
 
     def __init__(self, model, pages, output, *more, environment=None):
-        options = ["--model", model, "--input", pages, "--output", output, "--prompt", "Read.", "--workers", 2, *more]
+        options = ["--model", model, "--input", pages, "--output", output, "--prompt", "Read."]
+        options += ["--workers", 2, "--threads", 1, *more]
         self.process = subprocess.Popen(
             [sys.executable, "-m", "runtime", "batch", *map(str, options)],
             env=ENVIRONMENT | (environment or {}),
@@ -135,7 +138,7 @@ def test_page_that_kills_its_worker(pages, expected, exported, tmp_path):
     summary, again = json.loads(out), sum(row["attempts"] > 1 for row in rows)
     assert (summary["pages"], summary["answered"], summary["retried"]) == (len(rows), len(expected), again)
     assert next(row["attempts"] for row in rows if row["document"] == "killer.png") == 5
-    assert "their worker has died" in err
+    assert "a worker has ended before its time; " in err
 
 
 def test_stopped_runs(pages, expected, exported, tmp_path):
@@ -146,7 +149,7 @@ def test_stopped_runs(pages, expected, exported, tmp_path):
     first.process.send_signal(signal.SIGINT)
     code, out, err = first.end()
     assert (code, out) == (130, "")
-    assert err.endswith("interrupted\n")
+    assert err.endswith("finished shards are kept; run the same command again to go on\ninterrupted\n")
     second = Run(exported("fp16"), pages, output)
     wait_for(second.workers)
     second.process.kill()
@@ -162,6 +165,46 @@ def test_stopped_runs(pages, expected, exported, tmp_path):
     code, out, err = Run(exported("fp16"), pages, output, "--json").end()
     assert (code, err) == (0, "")
     assert json.loads(out)["pages"] == len(rows)
+
+
+def test_a_cluster_and_errors_that_are_answered_again(pages, exported, tmp_path):
+    """Pages that are mended since. A run joins the cluster at its address, and leaves it as it was."""
+    scans, output = tmp_path / "scans", tmp_path / "out"
+    scans.mkdir()
+    for name in ("000.png", "002.png"):
+        (scans / name).write_bytes((pages / name).read_bytes())
+    (scans / "001.png").write_bytes(b"no picture")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    host, _, port = address.partition(":")
+    environment = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    listening = ["--node-ip-address", host, "--port", port, "--num-cpus", "2", "--include-dashboard", "false"]
+    started = subprocess.Popen(
+        [RAY, "start", "--head", "--block", "--disable-usage-stats", *listening],
+        env=ENVIRONMENT | environment,
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        wait_for(lambda: socket.socket().connect_ex((host, int(port))) == 0)
+        options = exported("fp16"), scans, output, "--json", "--address", address
+        code, out, err = Run(*options, environment=environment).end()
+        assert code == 0, err
+        assert [(row["page"], row["error"] is None) for row in rows_of(output)] == [(1, True), (1, False), (1, True)]
+        before = rows_of(output)
+        (scans / "001.png").write_bytes((pages / "004.png").read_bytes())
+        code, out, err = Run(*options, "--retry-errors", environment=environment).end()
+        assert code == 0, err
+        assert "resuming: 2 of 3 pages are done, those with an error are answered again" in err
+        assert "answered 1 pages in " in err
+        assert json.loads(out)["answered"] == 3
+        after = rows_of(output)
+        assert [after[0], after[2]] == [before[0], before[2]]
+        assert (after[1]["error"], after[1]["attempts"]) == (None, 2)
+    finally:
+        for process in (*psutil.Process(started.pid).children(recursive=True), started):  # SIGTERM takes 30 seconds
+            process.kill()
+        started.wait()
 
 
 def test_full_disk(pages, expected, exported, tmp_path):
