@@ -186,7 +186,7 @@ def test_a_cluster_and_errors_that_are_answered_again(pages, exported, tmp_path)
         stdout=subprocess.DEVNULL,
     )
     try:
-        wait_for(lambda: socket.socket().connect_ex((host, int(port))) == 0)
+        wait_for(lambda: any(one.laddr.port == int(port) for one in psutil.net_connections() if one.status == "LISTEN"))
         options = exported("fp16"), scans, output, "--json", "--address", address
         code, out, err = Run(*options, environment=environment).end()
         assert code == 0, err
