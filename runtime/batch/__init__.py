@@ -8,4 +8,5 @@ cluster.py  Ray, which gives shards to workers
 workers/    what runs in each of them
 output/     what they write, and what is counted in it
 storage.py  folders at a path or URL
+copies.py   local copies of files at URLs
 """
