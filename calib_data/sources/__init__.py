@@ -9,11 +9,12 @@ dataset.py    the rows of a Hugging Face dataset
 fields.py     the names of their keys and columns
 """
 
-from calib_data.sources.jsonl import open_questions, parse_question
+from calib_data.sources.jsonl import Question, open_questions, parse_question
 from calib_data.sources.open import open_documents, open_pictures, shortfall
 from calib_data.splits import split_of_picture, split_of_prompt
 
 __all__ = [
+    "Question",
     "open_documents",
     "open_pictures",
     "open_questions",

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 IMAGES = ("image", "images", "file_name", "image_path")
 PROMPTS = ("prompt", "question", "query")
 ANSWERS = ("answer", "answers", "text", "ground_truth")
+NAMES = ("document", "id", "name")
 REASONINGS = ("reasoning", "reasoning_content", "thinking")
 
 
@@ -23,6 +24,11 @@ def given(row: Mapping[str, object], names: Iterable[str]) -> str | None:
     if len(found) > 1:
         raise ValueError(f"it has {' and '.join(map(repr, found))}, keep one of them")
     return found[0] if found else None
+
+
+def name_of(row: Mapping[str, object]) -> str | None:
+    """What a row calls its document: the first of NAMES that it has."""
+    return next((str(row[name]) for name in NAMES if row.get(name) is not None), None)
 
 
 def image_of(row: Mapping[str, object], name: str | None) -> str | None:

@@ -16,12 +16,14 @@ from calib_data.images import open_image
 from calib_data.sources.fields import (
     ANSWERS,
     IMAGES,
+    NAMES,
     PROMPTS,
     REASONINGS,
     given,
     image_of,
     may_ask,
     may_show,
+    name_of,
     question_of,
     text_of,
     texts_of,
@@ -41,6 +43,18 @@ _ANSWERS_TO_QUESTIONS = tuple(name for name in ANSWERS if name != "text")
 
 
 @dataclass(frozen=True)
+class Question:
+    """One line that asks."""
+
+    image: str | None
+    """Path as it is written."""
+    prompt: str
+    """What is asked."""
+    name: str | None
+    """What the line calls its document."""
+
+
+@dataclass(frozen=True)
 class _Row:
     """One line of the file."""
 
@@ -56,6 +70,8 @@ class _Row:
     """What comes before the answer."""
     unread: tuple[str, ...]
     """Keys that nobody reads."""
+    name: str | None
+    """What it calls its document."""
 
 
 def jsonl_documents(path: Path) -> list[Callable[[], Document]]:
@@ -74,13 +90,13 @@ def open_questions(path: Path) -> list[tuple[str, Document]]:
     return questions
 
 
-def parse_question(line: str, place: str, prompt: str | None = None) -> tuple[str | None, str]:
-    """One line of a .jsonl of {"image", "prompt"}: the image's path as it is written or None, and the prompt.
+def parse_question(line: str, place: str, prompt: str | None = None) -> Question:
+    """One line of a .jsonl of {"image", "prompt", "document"}, of which "image" or "prompt" may be left out.
 
     place: what errors call the line. prompt: of a line without its own; None: an image is read. Raises InputError.
     """
-    row = _checked(line, 1, place, _ANSWERS_TO_QUESTIONS, prompt)
-    return row.image, row.prompt
+    row = _checked(line, 1, place, _ANSWERS_TO_QUESTIONS, prompt, NAMES)
+    return Question(row.image, row.prompt, row.name)
 
 
 def _rows(path: Path, answers: Sequence[str]) -> list[_Row]:
@@ -94,15 +110,25 @@ def _rows(path: Path, answers: Sequence[str]) -> list[_Row]:
     return rows
 
 
-def _checked(line: str, number: int, place: str, answers: Sequence[str], default: str | None = None) -> _Row:
+def _checked(
+    line: str,
+    number: int,
+    place: str,
+    answers: Sequence[str],
+    default: str | None = None,
+    names: Sequence[str] = (),
+) -> _Row:
     try:
-        return _parse(line, number, answers, default)
+        return _parse(line, number, answers, default, names)
     except (ValueError, RecursionError) as error:  # the latter for brackets that are a thousand deep
         raise InputError(f"{place} is not valid: {error}") from error
 
 
-def _parse(line: str, number: int, answers: Sequence[str], default: str | None) -> _Row:
-    """Parse one line. Raises ValueError if it is not valid, for a number of thousands of digits too."""
+def _parse(line: str, number: int, answers: Sequence[str], default: str | None, names: Sequence[str]) -> _Row:
+    """Parse one line. Raises ValueError if it is not valid, for a number of thousands of digits too.
+
+    names: keys of the document's name; a picture may not be there.
+    """
     row = json.loads(line, object_pairs_hook=_unique)
     if not isinstance(row, dict):
         raise ValueError('no object, write {"image": ..., "prompt": ..., "answer": ...}')
@@ -114,10 +140,11 @@ def _parse(line: str, number: int, answers: Sequence[str], default: str | None) 
     if image is None and shown is not None:
         raise ValueError(f"it has no 'image', and its key {shown!r} is not read; rename it to 'image', or drop it")
     if prompt is None:
-        prompt = _default_prompt(row, image, unread) if default is None or image is None else default
+        unknown = tuple(key for key in unread if key not in names)
+        prompt = _default_prompt(row, image, unknown) if default is None or image is None else default
     for text in (prompt, reasoning or "", *truths):
         text.encode()  # JSON can hold half of a surrogate pair, which no tokenizer takes
-    return _Row(number, image, prompt, tuple(truths), reasoning, unread)
+    return _Row(number, image, prompt, tuple(truths), reasoning, unread, name_of(row))
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

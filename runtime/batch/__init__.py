@@ -10,4 +10,5 @@ pool.py     workers, which Ray Data gives shards to
 workers/    what runs in each of them
 output/     what they write, and what is counted in it
 storage.py  folders at a path or URL
+copies.py   local copies of files at URLs
 """

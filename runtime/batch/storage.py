@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import atexit
+import hashlib
 import os
-import shutil
-import tempfile
-import threading
+import re
 import uuid
-from collections import OrderedDict
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from fsspec.core import url_to_fs
+from fsspec import get_filesystem_class
 from fsspec.implementations.local import LocalFileSystem
 
 from calib_data.images import is_of_user
 from console.errors import InputError
 from console.files import refuse_special
+from runtime.batch.copies import local_copies
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_COPIES = 8  # files that a process keeps of what is not local: the pages of one PDF are opened one after another
-
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")
+_PIECES, _PIECE = 16, 1 << 20  # of a file, for its fingerprint: their number and bytes
 _PARTIAL = f".*.{'[0-9a-f]' * 32}.partial"
 
 
@@ -49,15 +47,17 @@ class Storage:
     @cached_property
     def _found(self) -> tuple[Any, str]:
         """The file system, and the path in it."""
-        if "://" not in self.url:  # fsspec would take what follows a :: in a name for another URL
+        if not _URL.match(self.url):
             return LocalFileSystem(), str(Path(self.url).absolute())
-        try:
-            system, path = url_to_fs(self.url)
-            return system, path
+        try:  # not `url_to_fs`, which takes what follows a :: for another URL, though keys and file names may have it
+            kind = get_filesystem_class(self.url.partition("://")[0])
+            return kind(**kind._get_kwargs_from_urls(self.url)), str(kind._strip_protocol(self.url))
         except ImportError as error:
             raise InputError(f"{self.url}: {error}") from error  # it names the package to install
         except ValueError as error:
             raise InputError(f"{self.url}: is neither a path nor a URL that fsspec reads ({error})") from error
+        except Exception as error:  # some look for credentials at once, and raise what their library has
+            raise InputError(f"{self.url}: cannot be opened ({_reason(error)})") from error
 
     @property
     def folder(self) -> Path | None:
@@ -71,8 +71,7 @@ class Storage:
 
     def is_file(self) -> bool:
         """Whether it is a single file."""
-        with self._errors("", "read"):
-            return bool(self._system.isfile(self._path("")))
+        return self._kind("") == "file"
 
     def holds(self, other: Storage) -> bool:
         """Whether another place is this one or in it."""
@@ -82,8 +81,7 @@ class Storage:
 
     def exists(self, name: str = "") -> bool:
         """Whether there is such a file or folder."""
-        with self._errors(name, "read"):
-            return bool(self._system.exists(self._path(name)))
+        return self._kind(name) is not None
 
     def names(self, folder: str = "") -> list[str]:
         """Names in a folder, sorted; none where it does not exist."""
@@ -100,10 +98,15 @@ class Storage:
 
         Links to folders, and what is hidden or of a system, are passed over.
         """
+        root = self._path("")
         with self._errors("", "listed"):
-            for path, folders, files in self._system.walk(self._path(""), on_error="raise"):
-                folders[:] = sorted(filter(is_of_user, folders))  # `walk` visits these
-                below = PurePosixPath(path).relative_to(self._path("")).as_posix()
+            # Not fsspec's own walk of local folders: it keeps size, owner and times of each of a million files.
+            visited = (
+                self._system.walk(root, on_error="raise") if self.folder is None else os.walk(root, onerror=_refuse)
+            )
+            for path, folders, files in visited:
+                folders[:] = sorted(filter(is_of_user, folders))  # these are visited
+                below = PurePosixPath(path).relative_to(root).as_posix()
                 yield ("" if below == "." else below), sorted(filter(is_of_user, files))
 
     def files(self) -> Iterator[str]:
@@ -129,13 +132,13 @@ class Storage:
                 return None
         return content
 
-    def open(self, name: str = "") -> BinaryIO:
-        """Open a file, to read parts of it."""
+    @contextmanager
+    def opened(self, name: str = "") -> Iterator[BinaryIO]:
+        """Open a file, to read parts of it, each by one request."""
         if self.folder is not None:
             refuse_special(self.local(name), "give a file")
-        with self._errors(name, "read"):
-            file: BinaryIO = self._system.open(self._path(name), "rb")
-        return file
+        with self._errors(name, "read"), self._system.open(self._path(name), "rb", cache_type="none") as file:
+            yield file
 
     def size(self, name: str = "") -> int:
         """Bytes of a file."""
@@ -146,6 +149,18 @@ class Storage:
         """What is another where a file has changed."""
         with self._errors(name, "read"):
             return str(self._system.ukey(self._path(name)))
+
+    def fingerprint(self, name: str = "") -> str:
+        """What is another where the content of a file is: its size, and a digest of pieces, of a small file all of it.
+
+        Unlike `version` it stays the same when the file is touched, copied or uploaded again.
+        """
+        size = self.size(name)
+        starts = {*range(0, size, max(_PIECE, size // _PIECES)), max(0, size - _PIECE)} if size else set()
+        digest = hashlib.sha256()
+        for start in sorted(starts):
+            digest.update(self.read(name, start, min(start + _PIECE, size)))
+        return f"{size}-{digest.hexdigest()[:16]}"
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file at once: it has its whole content, or is as it was before.
@@ -178,7 +193,7 @@ class Storage:
 
     def beside(self, name: str) -> tuple[Storage, str]:
         """Where a file is whose path is relative to this file's folder, or absolute, or a URL: a storage and a name."""
-        if "://" in name or PurePosixPath(name).is_absolute():
+        if _URL.match(name) or PurePosixPath(name).is_absolute():
             return Storage(name), ""
         return Storage(self.url.rpartition("/")[0] + "/"), name
 
@@ -197,16 +212,19 @@ class Storage:
 
     def local(self, name: str = "") -> Path:
         """The path of a local file, or of a copy of another one, which stays until others were copied."""
-        return Path(self._path(name)) if self.folder is not None else _copies.get(self, name)
+        if self.folder is not None:
+            return Path(self._path(name))
+        version = self.url, name, self.version(name)
+        return local_copies.get(version, PurePosixPath(name or self.url).name, partial(self.download, name))
 
     def download(self, name: str, path: Path) -> None:
         """Copy a file to a local path."""
-        with self._errors(name, "read"):
+        with self._errors(name, f"copied to {path}"):
             self._system.get_file(self._path(name), str(path))
 
     def download_folder(self, path: Path) -> None:
         """Copy the folder with all that is in it to a local path."""
-        with self._errors("", "read"):
+        with self._errors("", f"copied to {path}"):
             self._system.get(self._path(""), str(path), recursive=True)
 
     @property
@@ -217,54 +235,45 @@ class Storage:
         root = self._found[1]
         return f"{root.rstrip('/')}/{name}" if name else root
 
+    def _kind(self, name: str) -> str | None:
+        """Whether there is a "file", a "directory" or something else; None for nothing."""
+        with self._errors(name, "read"):  # fsspec's own `exists` and `isfile` pass over all errors
+            try:
+                return str(self._system.info(self._path(name))["type"])
+            except (FileNotFoundError, NotADirectoryError):
+                return None
+
     @contextmanager
     def _errors(self, name: str, verb: str, advice: str = "") -> Iterator[None]:
         """Raise InputError where a file cannot be read or written."""
         try:
             yield
-        except (OSError, ImportError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
-            raise InputError(f"{self.place(name)}: cannot be {verb} ({reason}){advice}") from error
+        except InputError:
+            raise
+        except Exception as error:  # libraries of object stores raise what is no OSError
+            if self.folder is not None and not isinstance(error, OSError | ImportError):
+                raise
+            raise InputError(f"{self.place(name)}: cannot be {verb} ({_reason(error)}){advice}") from error
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in one line."""
+    reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    return " ".join(reason.split()) or type(error).__name__
+
+
+def _refuse(error: OSError) -> None:
+    raise InputError(f"{error.filename}: cannot be listed ({_reason(error)})") from error
 
 
 def _write_local(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # as _PARTIAL has it
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # as _PARTIAL has it
     try:
-        with partial.open("wb") as file:
+        with unfinished.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(path)
+        unfinished.replace(path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        unfinished.unlink(missing_ok=True)
         raise
-
-
-class _Copies:
-    """Local copies of files, the latest used. One that has changed is copied again."""
-
-    def __init__(self) -> None:
-        self._lock, self._folder = threading.Lock(), ""
-        self._paths: OrderedDict[tuple[str, str, str], Path] = OrderedDict()
-
-    def get(self, storage: Storage, name: str) -> Path:
-        with self._lock:
-            key = storage.url, name, storage.version(name)
-            if key not in self._paths:
-                path = Path(tempfile.mkdtemp(dir=self._made())) / PurePosixPath(name or storage.url).name
-                storage.download(name, path)
-                self._paths[key] = path
-                if len(self._paths) > _COPIES:
-                    _, oldest = self._paths.popitem(last=False)
-                    shutil.rmtree(oldest.parent, ignore_errors=True)
-            self._paths.move_to_end(key)
-            return self._paths[key]
-
-    def _made(self) -> str:
-        if not self._folder:
-            self._folder = tempfile.mkdtemp(prefix="exaone-docvlm-")
-            atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
-        return self._folder
-
-
-_copies = _Copies()

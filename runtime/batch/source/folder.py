@@ -6,13 +6,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from calib_data.document import READ_TEXT
-from calib_data.images import SUFFIXES, open_image
+from calib_data.images import SUFFIXES
 from calib_data.sources.pdf import draw_page, page_count
 from console.errors import InputError, require_package
 from runtime.batch.source.page import PART_PAGES, Listed, Page, Part
+from runtime.batch.source.page_counter import PageCounter
+from runtime.batch.source.picture import open_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,15 +36,18 @@ class Folder:
     """What is asked about each; None for READ_TEXT."""
     per_document: bool
     """Whether a PDF is one row."""
+    kind: ClassVar[str] = "folder"
 
     def parts(self) -> Iterator[Listed]:
         """Images and PDFs by name, folder by folder. What is neither is passed over."""
-        for name in self.storage.files():
-            if self._is_pdf(name):
-                require_package("pypdfium2", "batch", f"{self.storage.place(name)}: reading PDF files")
-                yield from self._pdf(name)
-            elif PurePosixPath(name or self.storage.url).suffix.lower() in SUFFIXES:
-                yield Listed(Part(name, 0, 1), 1)
+        with PageCounter() as counter:
+            for name in self.storage.files():
+                if self._is_pdf(name):
+                    require_package("pypdfium2", "batch", f"{self.storage.place(name)}: reading PDF files")
+                    counter.start()
+                    yield from self._pdf(name, counter)
+                elif PurePosixPath(name or self.storage.url).suffix.lower() in SUFFIXES:
+                    yield Listed(Part(name, 0, 1), 1)
 
     def pages(self, part: Part) -> Iterator[Page]:
         """The pages of a part; an image has the number 1."""
@@ -54,11 +59,11 @@ class Folder:
         for number in range(part.first, part.first + part.count) if part.first else ():
             yield Page(document, number, prompt, partial(self._drawn, part.file, number))
 
-    def _pdf(self, name: str) -> Iterator[Listed]:
+    def _pdf(self, name: str, counter: PageCounter) -> Iterator[Listed]:
         """Parts of PART_PAGES pages, or one for the whole. A PDF that cannot be read is a row with its error."""
         try:
             with self._located(name):
-                total = page_count(self.storage.local(name))
+                total = counter.count(self.storage.local(name))
             if not total:
                 raise InputError(f"{self.storage.place(name)}: has no pages")
         except InputError as error:
@@ -75,8 +80,7 @@ class Folder:
         return PurePosixPath(name or self.storage.url).suffix.lower() == PDF
 
     def _image(self, name: str) -> Iterator[tuple[str, Image.Image]]:
-        with self._located(name):
-            yield self.storage.place(name), open_image(self.storage.local(name))
+        yield self.storage.place(name), open_picture(self.storage, name)
 
     def _drawn(self, name: str, number: int) -> Iterator[tuple[str, Image.Image]]:
         with self._located(name):

@@ -8,10 +8,10 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 
-from calib_data.images import open_image
-from calib_data.sources import parse_question
+from calib_data.sources import Question, parse_question
 from console.errors import InputError, naming
 from runtime.batch.source.page import PART_PAGES, Listed, Page, Part, fail
+from runtime.batch.source.picture import open_picture
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,6 +31,7 @@ class Lines:
     """The file."""
     prompt: str | None
     """What is asked in a line without a prompt; None for READ_TEXT."""
+    kind: ClassVar[str] = "lines"
     per_document: ClassVar[bool] = False
     """A row is what the file has one of."""
 
@@ -52,25 +53,31 @@ class Lines:
         """The lines of a part. One that is not valid is a page whose pictures raise the error."""
         for number, _, line in islice(self._lines(part), part.count):
             try:
-                image, prompt = self._parse(line, number)
+                asked = self._parse(line, number)
             except InputError as error:
                 yield Page(f"line {number}", None, "", partial(fail, error))
                 continue
-            yield Page(image or f"line {number}", None, prompt, partial(self._pictures, image, number))
+            document = asked.name or asked.image or f"line {number}"
+            yield Page(document, None, asked.prompt, partial(self._pictures, asked.image, number))
 
     def _lines(self, part: Part | None = None) -> Iterator[tuple[int, int, bytes]]:
         """Number, offset in bytes and content of each line that is not empty, from a part's first on."""
-        number, offset, rest = (1, 0, b"") if part is None else (part.first, part.offset, b"")
+        number, offset = (1, 0) if part is None else (part.first, part.offset)
+        begun: list[bytes] = []  # pieces of a line: joined once, however many blocks it has
         for start in range(offset, self.storage.size(), _BLOCK):
-            *lines, rest = (rest + self.storage.read("", start, start + _BLOCK)).split(b"\n")
-            for line in lines:
+            piece, *others = self.storage.read("", start, start + _BLOCK).split(b"\n")
+            begun.append(piece)
+            if not others:
+                continue
+            for line in (b"".join(begun), *others[:-1]):
                 if _holds_text(line):
                     yield number, offset, line
                 number, offset = number + 1, offset + len(line) + 1
-        if _holds_text(rest):
+            begun = others[-1:]
+        if _holds_text(rest := b"".join(begun)):
             yield number, offset, rest
 
-    def _parse(self, line: bytes, number: int) -> tuple[str | None, str]:
+    def _parse(self, line: bytes, number: int) -> Question:
         place = self._place(number)
         try:
             text = line.removeprefix(codecs.BOM_UTF8).decode()
@@ -82,8 +89,7 @@ class Lines:
         if image is None:
             return
         with naming(self._place(number)):
-            folder, name = self.storage.beside(image)
-            yield self._place(number), open_image(folder.local(name))
+            yield self._place(number), open_picture(*self.storage.beside(image))
 
     def _place(self, number: int) -> str:
         return f"{self.storage.url}: line {number}"

@@ -22,8 +22,6 @@ def open_source(storage: Storage, prompt: str | None, *, per_document: bool) -> 
     prompt: of a page without its own; None for READ_TEXT. per_document: a PDF is one row. Raises InputError for what is
     no source.
     """
-    if not storage.exists():
-        raise InputError(f"{storage.url}: no such file or folder")
     source: Source
     if storage.is_file():
         suffix = PurePosixPath(storage.url).suffix.lower()
@@ -35,6 +33,8 @@ def open_source(storage: Storage, prompt: str | None, *, per_document: bool) -> 
             source = Folder(storage, prompt, per_document)
         else:
             raise InputError(f"{storage.url}: is no .jsonl, .parquet, .pdf or image; give one of these, or a folder")
+    elif not storage.exists():
+        raise InputError(f"{storage.url}: no such file or folder")
     elif _holds_tables(storage):
         source = Table(storage, prompt)
     else:
@@ -42,6 +42,15 @@ def open_source(storage: Storage, prompt: str | None, *, per_document: bool) -> 
     if per_document and not isinstance(source, Folder):
         raise InputError(f"--per document: {storage.url} has a row for each picture; leave it out")
     return source
+
+
+def source_version(source: Source) -> str | None:
+    """What is another where the content of a source's file is; None for a folder.
+
+    A folder whose kind is the same may get files: they are not in the plan. A file in it that has gone or changed is
+    noticed when it is read, or is read as it is.
+    """
+    return source.storage.fingerprint() if source.storage.is_file() else None
 
 
 def _holds_tables(storage: Storage) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,6 +65,9 @@ def fail(error: InputError) -> Iterator[tuple[str, Image.Image]]:
 class Source(Protocol):
     """Where pages come from. It is sent to every worker, and opens nothing before it is asked."""
 
+    kind: ClassVar[str]
+    """Its name: a run that goes on must read the same kind."""
+
     @property
     def storage(self) -> Storage:
         """The folder or file."""
@@ -81,4 +84,7 @@ class Source(Protocol):
         """List all pages, in an order that does not change. Raises InputError for what cannot be listed at all."""
 
     def pages(self, part: Part) -> Iterator[Page]:
-        """The pages of a part, `count` of them. Raises InputError where its file cannot be read."""
+        """The pages of a part, `count` of them; fewer if its file has changed.
+
+        Raises InputError where the storage cannot read the file. What cannot be decoded is a page with its error.
+        """

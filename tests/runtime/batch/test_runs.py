@@ -93,8 +93,8 @@ class Run:
 
 
 def rows_of(output):
-    """Rows of all files, in the order of their names."""
-    files = sorted(Path(output, "pages").iterdir())
+    """Rows of all files by name; not of a hidden one, which a dying worker leaves half written."""
+    files = sorted(Path(output, "pages").glob("[!.]*"))
     return [row for file in files for row in pq.ParquetFile(file).read(use_threads=False).to_pylist()]
 
 

@@ -3,12 +3,14 @@
 import os
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
+import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from console.errors import InputError
-from runtime.batch import storage as module
 from runtime.batch.storage import Storage
 
 
@@ -70,6 +72,19 @@ def test_a_walk_visits_folders_in_order_without_hidden_ones(storage):
         ("a/d", ["x"]),
         ("b", ["10.png", "2.png"]),
     ]
+
+
+def test_a_walk_keeps_little_of_each_file(tmp_path):
+    """A folder may have a million: their sizes, owners and times would be a gigabyte."""
+    count = 4000
+    for number in range(count):
+        (tmp_path / f"scan-{number:07}.png").touch()
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in Storage.at(tmp_path).files()) == count
+        assert tracemalloc.get_traced_memory()[1] < 200 * count
+    finally:
+        tracemalloc.stop()
 
 
 def test_a_folder_is_copied_with_all_in_it(storage, tmp_path):
@@ -148,28 +163,6 @@ def test_paths_in_a_file_at_a_url_are_relative_to_it(tmp_path):
         assert folder.local(rest).name == Path(name).name
 
 
-def test_copies_do_not_fill_the_disk(tmp_path):
-    """The last that were used stay; a copy is made once."""
-    storage = Storage(f"memory://{tmp_path}/data")
-    count = module._COPIES + 2
-    for number in range(count):
-        storage.write(f"{number}.pdf", b"%d" % number)
-    first, *others = [storage.local(f"{number}.pdf") for number in range(count - 2)]
-    assert storage.local("0.pdf") == first
-    latest = [storage.local(f"{number}.pdf") for number in (count - 2, count - 1)]
-    assert [path.exists() for path in (first, *others, *latest)] == [True, False, False] + [True] * (count - 3)
-    assert [path.read_bytes() for path in (first, *latest)] == [b"0", b"%d" % (count - 2), b"%d" % (count - 1)]
-    assert storage.local("1.pdf").read_bytes() == b"1"
-
-
-def test_a_file_that_has_changed_is_copied_again(tmp_path):
-    """A process may begin a run again where another was deleted: it would read that one's plan."""
-    storage = Storage(f"memory://{tmp_path}/data")
-    for content in (b"old", b"new"):
-        storage.write("plan.jsonl", content)
-        assert storage.local("plan.jsonl").read_bytes() == content
-
-
 LIMITED = """
 import resource, sys
 from console.errors import InputError
@@ -242,6 +235,9 @@ def test_a_file_in_place_of_a_folder_is_named(tmp_path):
 
 URLS = {
     "nope://bucket/scans": "is neither a path nor a URL that fsspec reads (Protocol not known: nope)",
+    "simplecache::memory://a": (
+        "is neither a path nor a URL that fsspec reads (Protocol not known: simplecache::memory)"
+    ),
     "s4://bucket/scans": "is neither a path nor a URL that fsspec reads (Protocol not known: s4)",
 }
 
@@ -268,6 +264,129 @@ except InputError as error:
 def test_the_package_of_a_url_is_named_where_it_is_missing():
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
     assert done.stdout == "s3://bucket/scans: Install s3fs to access S3\n"
+
+
+class Refusing(MemoryFileSystem):
+    """Raises in place of every answer what libraries of object stores raise, which is no OSError."""
+
+    protocol = "refusing"
+
+    def _refuse(self, *_args, **_options):
+        raise RuntimeError("Unable to locate\n  credentials")
+
+    info = ls = cat_file = pipe_file = _open = rm_file = makedirs = get_file = ukey = find = _refuse
+
+
+fsspec.register_implementation("refusing", Refusing, clobber=True)
+
+
+def test_what_no_oserror_says_is_one_line_too(tmp_path):
+    storage = Storage("refusing://bucket/scans")
+    calls = [
+        (storage.exists, "read"),
+        (storage.is_file, "read"),
+        (storage.names, "listed"),
+        (lambda: list(storage.walk()), "listed"),
+        (storage.read, "read"),
+        (lambda: storage.find(""), "read"),
+        (storage.size, "read"),
+        (lambda: storage.version(""), "read"),
+        (storage.fingerprint, "read"),
+        (lambda: storage.opened().__enter__(), "read"),
+        (lambda: storage.write("", b""), "written"),
+        (storage.make_folder, "made"),
+        (lambda: storage.delete(""), "deleted"),
+        (storage.local, "read"),
+        (lambda: storage.download("", tmp_path / "a"), f"copied to {tmp_path}/a"),
+        (lambda: storage.download_folder(tmp_path / "a"), f"copied to {tmp_path}/a"),
+    ]
+    for call, verb in calls:
+        with pytest.raises(InputError) as caught:
+            call()
+        says = f"refusing://bucket/scans: cannot be {verb} (Unable to locate credentials)"
+        assert str(caught.value).startswith(says)
+
+
+class Locked(MemoryFileSystem):
+    """Looks for credentials as soon as it is made."""
+
+    protocol = "locked"
+    cachable = False
+
+    def __init__(self, *args, **options):
+        raise RuntimeError("no account")
+
+
+def test_a_store_that_cannot_be_opened_is_one_line():
+    fsspec.register_implementation("locked", Locked, clobber=True)
+    with pytest.raises(InputError, match=r"^locked://bucket: cannot be opened \(no account\)$"):
+        Storage.at("locked://bucket")
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
+    """Root lists all: the system call says what it would say to others."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    scandir = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("/b"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(InputError) as caught:
+        list(Storage.at(tmp_path).files())
+    assert str(caught.value) == f"{tmp_path}/a/b: cannot be listed (Permission denied)"
+
+
+@pytest.mark.parametrize("size", [0, 1, 1 << 20, (1 << 20) + 1, (16 << 20) + 5, (40 << 20) + 3])
+def test_a_fingerprint_is_of_the_content(size, tmp_path):
+    """Not of when and where it was written; a change at an end, or of the size, is always seen."""
+    path, content = tmp_path / "a", bytearray(size)
+    path.write_bytes(content)
+    before = Storage.at(path).fingerprint()
+    os.utime(path, (1, 1))
+    (tmp_path / "b").write_bytes(content)
+    (remote := Storage(f"memory://{tmp_path}/c")).write("", bytes(content))
+    assert {Storage.at(path).fingerprint(), Storage.at(tmp_path / "b").fingerprint(), remote.fingerprint()} == {before}
+    for place in {0, size - 1} if size else ():
+        content[place] ^= 1
+        path.write_bytes(content)
+        assert Storage.at(path).fingerprint() != before
+        content[place] ^= 1
+    path.write_bytes(content + b"\0")
+    assert Storage.at(path).fingerprint() != before
+
+
+def test_any_byte_of_a_small_file_changes_its_fingerprint(tmp_path):
+    content = bytearray(3 << 20)
+    seen = set()
+    for place in range(0, len(content), 100_003):
+        content[place] ^= 1
+        (tmp_path / "a").write_bytes(content)
+        seen.add(Storage.at(tmp_path / "a").fingerprint())
+        content[place] ^= 1
+    assert len(seen) == len(range(0, len(content), 100_003))
+
+
+def test_names_in_a_url_are_taken_as_they_are():
+    """fsspec would take what follows :: for another URL, and chain the two."""
+    storage = Storage("memory://a::b")
+    storage.write("c::memory:/d", b"x")
+    assert list(Storage("memory://a::b").walk()) == [("", []), ("c::memory:", ["d"])]
+    assert Storage("memory://a::b/c::memory:/d").read() == b"x"
+    assert storage.local("c::memory:/d").read_bytes() == b"x"
+    folder, name = Storage("memory://other/a.jsonl").beside("memory://a::b/c::memory:/d")
+    assert folder.read(name) == b"x"
+
+
+def test_a_path_may_have_the_middle_of_a_url(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "scans" / "a:").mkdir(parents=True)
+    (tmp_path / "scans" / "a:" / "b").write_bytes(b"x")
+    assert Storage.at(f"{tmp_path}/scans/a://b").read() == Storage.at("scans/a://b").read() == b"x"
+    folder, name = Storage.at(tmp_path / "x.jsonl").beside("scans/a://b")
+    assert folder.read(name) == b"x"
 
 
 def test_a_file_whose_name_is_a_pattern_is_copied_and_no_other(tmp_path):

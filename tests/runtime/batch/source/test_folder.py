@@ -13,6 +13,7 @@ from runtime.batch.source.folder import Folder
 from runtime.batch.source.page import PART_PAGES
 from runtime.batch.storage import Storage
 
+from ....calib_data.sources.pdf_files import encrypted
 from ..listing import listed_pages, pixels, same
 
 
@@ -212,3 +213,13 @@ def test_a_pipe_in_the_name_of_a_pdf_is_a_row_with_its_error(tmp_path):
     (page,) = listed_pages(folder(tmp_path))
     with pytest.raises(InputError, match=r"a\.pdf: is no regular file"):
         pixels(page)
+
+
+@pytest.mark.parametrize("per_document", [False, True])
+def test_an_encrypted_pdf_is_read_unless_it_asks_for_a_password(per_document, tmp_path):
+    (tmp_path / "a.pdf").write_bytes(encrypted(""))
+    (tmp_path / "b.pdf").write_bytes(encrypted("secret"))
+    opened, locked = listed_pages(folder(tmp_path, per_document=per_document))
+    assert same(pixels(opened), drawn(tmp_path / "a.pdf"))
+    with pytest.raises(InputError, match=r"b\.pdf: cannot be read as a PDF \(.*password.*encrypted"):
+        pixels(locked)

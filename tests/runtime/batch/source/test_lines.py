@@ -3,6 +3,7 @@
 import codecs
 import json
 import tempfile
+import time
 import unicodedata
 from pathlib import Path
 
@@ -182,3 +183,42 @@ def test_a_mark_on_a_line_of_its_own_is_passed_over(tmp_path):
     path.write_bytes(codecs.BOM_UTF8 + b'\r\n{"prompt": "Hello"}')
     (page,) = same_as_questions(path)
     assert page.document == "line 2"
+
+
+def test_a_line_may_name_its_document_as_a_row_of_a_table_does(tmp_path):
+    """By the first of the three that it has; what `--documents` would take for a question is a name here."""
+    path = write(
+        tmp_path,
+        {"image": "a.png", "id": 7},
+        {"image": "a.png", "name": "n", "id": None, "document": "Invoice of May, page 2?"},
+        {"prompt": "Hello", "name": "n"},
+        {"image": "a.png", "prompt": "?", "document": "", "other": "x"},
+    )
+    assert [page.document for page in listed_pages(lines(path))] == ["7", "Invoice of May, page 2?", "n", "a.png"]
+
+
+def test_a_picture_in_place_of_a_name_is_an_error(tmp_path):
+    """It would be asked about without being shown."""
+    _, page = listed_pages(lines(write(tmp_path, {"prompt": "a"}, {"prompt": "What is it?", "document": "a.png"})))
+    with pytest.raises(InputError, match="has no 'image', and its key 'document' is not read"):
+        pixels(page)
+
+
+def test_a_long_line_is_joined_once(tmp_path):
+    """With every block that was read of it all before was copied again: 5 GB for a line of 100 MB."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"prompt": "a"}\n{"prompt": "' + b"x" * 50_000_000 + b'"}\n{"prompt": "b"}\n')
+    begun = time.process_time()
+    (listed,) = lines(path).parts()
+    assert listed.pages == 3
+    assert time.process_time() - begun < 0.5
+    first, long, last = listed_pages(lines(path))
+    assert (first.prompt, len(long.prompt), last.prompt) == ("a", 50_000_000, "b")
+
+
+def test_a_file_that_has_vanished_since_it_was_listed(tmp_path):
+    source = lines(write(tmp_path, {"prompt": "a"}))
+    (listed,) = source.parts()
+    source.storage.folder.unlink()
+    with pytest.raises(InputError, match=r"questions\.jsonl: cannot be read \(No such file"):
+        list(source.pages(listed.part))

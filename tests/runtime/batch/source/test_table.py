@@ -192,3 +192,65 @@ def test_a_damaged_file_is_refused_in_one_line(content, tmp_path):
         list(table(path).parts())
     assert str(caught.value).startswith(f"{path}: cannot be read as Parquet (")
     assert "\n" not in str(caught.value)
+
+
+def damage(path, group, column="prompt") -> None:
+    """Change bytes in the middle of a column of a row group; the end of the file stays valid."""
+    metadata = pq.ParquetFile(path).metadata.row_group(group)
+    chunk = next(one for one in map(metadata.column, range(metadata.num_columns)) if one.path_in_schema == column)
+    content = bytearray(path.read_bytes())
+    begin = chunk.dictionary_page_offset or chunk.data_page_offset
+    middle = begin + chunk.total_compressed_size // 2
+    content[middle : middle + 40] = bytes(40)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("compression", ["snappy", "zstd", "gzip"])
+def test_rows_that_cannot_be_decoded_are_pages_with_their_error(compression, tmp_path):
+    """Other row groups are read; before, no other page of a million was."""
+    prompts = [f"{np.random.default_rng(row).integers(10**12)}" * 5 for row in range(60)]
+    columns = {"image": [png(0)] * 60, "prompt": prompts}
+    path = write(tmp_path / "a.parquet", columns, row_group_size=20, compression=compression, use_dictionary=["image"])
+    damage(path, 1)
+    pages = listed_pages(table(path))
+    assert [page.prompt for page in pages] == [*prompts[:20], *[""] * 20, *prompts[40:]]
+    for row, page in enumerate(pages):
+        assert page.document == f"a.parquet: row {row}"
+        if page.prompt:
+            assert same(pixels(page), [noise(0)])
+            continue
+        with pytest.raises(InputError) as caught:
+            pixels(page)
+        assert str(caught.value).startswith(f"{path}: row {row} cannot be read as Parquet (")
+        assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_damaged_after_it_was_listed_is_pages_with_errors(tmp_path):
+    path = write(tmp_path / "a.parquet", {"image": [png(0)] * 20})
+    source = table(path)
+    parts = [listed.part for listed in source.parts()]
+    path.write_bytes(path.read_bytes()[:-20])
+    for part in parts:
+        pages = list(source.pages(part))
+        assert len(pages) == part.count
+        with pytest.raises(InputError, match="cannot be read as Parquet"):
+            pixels(pages[-1])
+
+
+def test_a_file_that_has_vanished_or_lost_rows_since_it_was_listed(tmp_path):
+    """Which ends the run: the file may come back."""
+    path = write(tmp_path / "a.parquet", {"image": [png(0)] * 20})
+    source = table(path)
+    _, last = [listed.part for listed in source.parts()]
+    write(path, {"image": [png(0)] * 18})
+    assert len(list(source.pages(last))) == 2
+    path.unlink()
+    with pytest.raises(InputError, match=r"a\.parquet: cannot be read \(No such file"):
+        list(source.pages(last))
+
+
+def test_names_of_columns_that_are_no_utf8_are_refused_in_one_line(tmp_path):
+    path = write(tmp_path / "a.parquet", {"image": ["a.png"], "xxyyzz": [1]})
+    path.write_bytes(path.read_bytes().replace(b"xxyyzz", b"\xff\xfeyyzz"))
+    with pytest.raises(InputError, match=r"a\.parquet: cannot be read as Parquet \("):
+        list(table(path).parts())
