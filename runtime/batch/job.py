@@ -12,6 +12,7 @@ from console.errors import InputError
 from runtime.answer import MAX_NEW_TOKENS, AnswerOptions
 from runtime.batch.output.columns import BASE, field_columns
 from runtime.batch.output.shards import PARQUET, ShardFiles
+from runtime.batch.source.open import source_version
 from runtime.ort.manifest import FILE
 
 if TYPE_CHECKING:
@@ -60,6 +61,11 @@ class Job:
         """Another one where the model was exported anew."""
         return hashlib.sha256(self.model.read(FILE)).hexdigest()[:16]
 
+    @cached_property
+    def _input_version(self) -> list[str | None]:
+        """Another one where the input has become another kind of source, or a file with other content."""
+        return [self.source.kind, source_version(self.source)]
+
     @property
     def columns(self) -> list[pa.Field]:
         """Columns of the schema's properties. Raises InputError for a schema without any."""
@@ -87,7 +93,7 @@ class Job:
 
     def planned(self) -> dict[str, Any]:
         """The settings with what tells that the model or the input has changed: what a plan keeps."""
-        return {**self.settings(), CONTENT: {"model": self._model_version}}
+        return {**self.settings(), CONTENT: {"model": self._model_version, "input": self._input_version}}
 
     def check_same(self, planned: dict[str, Any]) -> None:
         """Raise InputError where the output was begun with other settings.

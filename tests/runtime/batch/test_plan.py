@@ -12,6 +12,7 @@ from console.errors import InputError
 from runtime.batch.job import Job
 from runtime.batch.plan import LARGEST, PLAN, read_plan, read_shard, shard_pages, shards, write_plan
 from runtime.batch.source.folder import Folder
+from runtime.batch.source.open import open_source
 from runtime.batch.source.page import PART_PAGES, Listed, Part
 from runtime.batch.storage import Storage
 
@@ -232,6 +233,27 @@ def test_a_model_that_was_exported_anew_is_noticed(job, tmp_path):
     assert str(caught.value) == (
         f"{job.output.url}: --model {model} has changed since the run was begun; give another --output"
     )
+
+
+def test_an_input_that_has_changed_is_noticed(job, tmp_path):
+    """Its rows would be mixed with those of the file as it was, or PNGs be read as Parquet."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    (scans / "a.png").write_bytes(b"")
+    folder = replace(job, source=open_source(Storage.at(scans), None, per_document=False))
+    before = json.loads(json.dumps(folder.planned()))
+    (scans / "b.png").write_bytes(b"")  # new files need another output, and are no fault
+    replace(folder).check_same(before)
+    (scans / "b.parquet").write_bytes(b"")
+    with pytest.raises(InputError, match=r"--input .*scans has changed since the run was begun; give another --output"):
+        replace(job, source=open_source(Storage.at(scans), None, per_document=False)).check_same(before)
+    file = tmp_path / "a.jsonl"
+    file.write_text('{"prompt": "1 + 1?"}\n')
+    lines = replace(job, source=open_source(Storage.at(file), None, per_document=False))
+    before = json.loads(json.dumps(lines.planned()))
+    file.write_text('{"prompt": "1 + 2?"}\n')
+    with pytest.raises(InputError, match=r"--input .*jsonl has changed since the run was begun; give another --output"):
+        replace(lines).check_same(before)
 
 
 @pytest.mark.parametrize(
