@@ -7,7 +7,7 @@ import threading
 import uuid
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from console.errors import InputError
 from console.progress import say
@@ -17,6 +17,8 @@ from runtime.ort.device import Device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+    from ray.data import Dataset
 
     from runtime.batch.job import Job
     from runtime.batch.plan import Planned
@@ -59,20 +61,12 @@ def answer_shards(job: Job, planned: Sequence[Planned], workers: int, address: s
 
     Raises InputError of a worker that cannot go on, with its machine where there are several, and of Ray.
     """
-    import ray.data
     from ray.data.exceptions import SystemException
     from ray.exceptions import RayError
 
     gpus = 1 if Device.parse(job.device).kind == "cuda" else 0
-    shards = ray.data.from_items([asdict(shard) for shard in planned], override_num_blocks=len(planned))
-    pool = ray.data.ActorPoolStrategy(
-        size=min(workers, len(planned)),
-        max_concurrent_calls_per_actor=AT_ONCE,
-        max_tasks_in_flight_per_actor=AT_ONCE,
-        enable_true_multi_threading=True,
-    )
     arguments = [job, uuid.uuid4().hex, address is not None]
-    answered = shards.map(Process, fn_constructor_args=arguments, compute=pool, num_cpus=job.threads, num_gpus=gpus)
+    answered = given_to(Process, arguments, planned, workers, num_cpus=job.threads or 1, num_gpus=gpus)
     try:
         with (
             _interrupted() as interrupted,
@@ -86,6 +80,22 @@ def answer_shards(job: Job, planned: Sequence[Planned], workers: int, address: s
     except (RayError, SystemException) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise InputError(f"Ray has failed: {lines[-1].strip() if lines else type(error).__name__}") from error
+
+
+def given_to(
+    worker: type, arguments: Sequence[Any], planned: Sequence[Planned], workers: int, *, num_cpus: int, num_gpus: int
+) -> Dataset:
+    """Shards as a dataset of Ray Data, a few at a time given to each worker: an object that is called with them."""
+    import ray.data
+
+    shards = ray.data.from_items([asdict(shard) for shard in planned], override_num_blocks=len(planned))
+    pool = ray.data.ActorPoolStrategy(
+        size=min(workers, len(planned)),
+        max_concurrent_calls_per_actor=AT_ONCE,
+        max_tasks_in_flight_per_actor=AT_ONCE,
+        enable_true_multi_threading=True,
+    )
+    return shards.map(worker, fn_constructor_args=arguments, compute=pool, num_cpus=num_cpus, num_gpus=num_gpus)
 
 
 @contextmanager
