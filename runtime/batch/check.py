@@ -31,8 +31,6 @@ def check(job: Job) -> None:
     """
     with naming("--schema"):
         _ = job.columns
-    for field in [] if job.schema is None else fields_as_json(job.schema):
-        say(f"--schema: field {field} may have several types; its values are kept as JSON text")
     if job.schema is not None and job.source.prompt is None and isinstance(job.source, Folder):
         raise InputError("--schema: needs a --prompt that says what the fields are")
     if job.source.storage.holds(job.output):  # the files of the output would be taken for a source
@@ -65,3 +63,5 @@ def _check_model(job: Job, folder: Path, manifest: Manifest) -> None:
     settings, _ = settle(job, model)
     if unused := model.generation.without_effect(settings.used_fields(model.generation)):
         say(unused)
+    for field in [] if job.schema is None else fields_as_json(job.schema):
+        say(f"--schema: field {field} may have several types; its values are kept as JSON text")

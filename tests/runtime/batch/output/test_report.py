@@ -257,7 +257,7 @@ def test_a_finished_output_gets_its_report_and_no_new_answers(command, exported,
     one = Job(model, open_source(Storage.at(picture), "Read the text.", per_document=False), output, None, options)
     for name in ("pages", "unfinished"):
         output.make_folder(name)
-    write_plan(output, one.settings(), one.source.parts())
+    write_plan(output, one.planned(), one.source.parts())
     worker = Worker(one, "run")
     worker.answer(read_plan(output)[1][0])
     worker.close()
