@@ -81,3 +81,22 @@ def test_a_fault_ends_the_thread_and_every_request(reader, capsys, recwarn):
     assert isinstance(other.events[-1], Finished)
     assert "the engine has stopped" in str(last.events[-1].error)
     assert "RuntimeError: a fault" in capsys.readouterr().err
+
+
+def test_a_turn_that_does_not_end_is_seen(reader):
+    """As of a kernel that hangs: events are delivered within a turn."""
+    thread = EngineThread(engine_of(reader, 1))
+    entered, leave = threading.Event(), threading.Event()
+
+    def deliver(event):
+        entered.set()
+        leave.wait(60)
+
+    assert thread.turn_seconds == 0
+    thread.submit(Request(tokens_prompt(random_ids(1, 10)), Sampling(), 1), deliver)
+    assert entered.wait(60)
+    time.sleep(0.1)
+    assert 0.1 <= thread.turn_seconds < 60
+    leave.set()
+    thread.close(60)
+    assert thread.turn_seconds == 0

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from console.errors import InputError
-from runtime.batch.output.journal import Attempt
+from runtime.batch.output.journal import Attempt, forget_finished
 from runtime.batch.storage import Storage
 
 
@@ -83,6 +83,29 @@ def test_failures_of_the_device_are_no_deaths_of_pages(output):
     attempt = Attempt.begin(output, 0, "a")
     assert (attempt.alone, attempt.suspects) == ({}, [])
     assert Attempt.begin(output, 0, "b").failures == 0
+
+
+def test_deaths_while_a_shard_is_read_or_written_are_no_pages(output):
+    """From the second start of a run on: until then it costs a shard no more storage operations."""
+    counted = []
+    for handled in (False, True, True, False, True):
+        attempt = Attempt.begin(output, 0, "a")
+        counted.append((attempt.outside, attempt.ends_outside))
+        attempt.handle(now=False)
+        if handled:
+            attempt.handle(now=True)  # and the worker dies while it writes
+    counted.append(Attempt.begin(output, 0, "a").outside)
+    assert counted == [(0, False), (0, False), (1, False), (2, False), (2, False), 3]
+    assert Attempt.begin(output, 0, "a").ends_outside  # at once, while it reads
+    assert Attempt.begin(output, 0, "another run").outside == 0
+
+
+def test_what_is_left_of_finished_shards_and_of_workers_is_forgotten(output):
+    for number in (0, 1, 2):
+        Attempt.begin(output, number, "a")
+    output.write("unfinished/worker-1", b"2")
+    forget_finished(output, {0, 2})
+    assert output.names("unfinished") == ["000001.json"]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True, database=None)
