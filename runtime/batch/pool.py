@@ -66,6 +66,7 @@ def answer_shards(job: Job, planned: Sequence[Planned], workers: int, address: s
 
     gpus = 1 if Device.parse(job.device).kind == "cuda" else 0
     arguments = [job, uuid.uuid4().hex, address is not None]
+    said: set[str] = set()
     answered = given_to(Process, arguments, planned, workers, num_cpus=job.threads or 1, num_gpus=gpus)
     try:
         with (
@@ -76,7 +77,7 @@ def answer_shards(job: Job, planned: Sequence[Planned], workers: int, address: s
                 begun.set()
                 if interrupted.is_set():
                     raise KeyboardInterrupt
-                yield done_of(row)
+                yield done_of(row, said)
     except (RayError, SystemException) as error:
         lines = [line for line in str(error).splitlines() if line.strip()]
         raise InputError(f"Ray has failed: {lines[-1].strip() if lines else type(error).__name__}") from error

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from console.errors import InputError
-from console.progress import hear, say_once
+from console.progress import hear, say
 from runtime.batch.output.journal import FAILURES
 from runtime.batch.output.journal import FOLDER as UNFINISHED
 from runtime.batch.plan import Planned
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 OPENING = "worker-"
 """Names of files in which workers count how often they opened the model begin with this."""
-_LINES = 100  # that are kept until a shard is done
+LINES = 20
+"""Most lines of workers that a run shows."""
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
 
 
@@ -42,7 +43,7 @@ class Process:
         import ray
 
         _return_freed_memory()
-        self._named, self._said = named, deque[str](maxlen=_LINES)
+        self._named, self._said = named, deque[str](maxlen=LINES)
         hear(self._said.append)
         self._worker: Worker | str
         try:
@@ -69,11 +70,18 @@ class Process:
         return {**asdict(done), "said": "\n".join(said), "problem": problem}
 
 
-def done_of(row: dict[str, Any]) -> Done:
-    """What a worker did; what it said is said here, once. Raises InputError where it cannot go on."""
-    said, problem = row.pop("said"), row.pop("problem")
-    for line in said.splitlines():
-        say_once(line)
+def done_of(row: dict[str, Any], said: set[str]) -> Done:
+    """What a worker did. Raises InputError where it cannot go on.
+
+    said: what workers have said until now; what is new is said here, up to LINES: a million PDFs may lack fonts.
+    """
+    lines, problem = row.pop("said"), row.pop("problem")
+    for line in lines.splitlines():
+        if line not in said and len(said) < LINES:
+            said.add(line)
+            say(line)
+            if len(said) == LINES:
+                say("workers may say more, which is not shown")
     if problem is not None:
         raise InputError(problem)
     return Done(**row)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from console.errors import InputError
 from runtime.batch.storage import Storage
-from runtime.batch.workers.process import done_of, open_worker
+from runtime.batch.workers.process import LINES, done_of, open_worker
 from runtime.batch.workers.worker import Done
 
 from ..answers import job_of, planned, rows_of
@@ -61,10 +61,15 @@ def test_a_model_that_is_refused_is_no_death(job, tmp_path):
     assert job.output.names("unfinished") == []
 
 
-def test_what_a_worker_says_is_said_once(capsys):
-    fields = {"number": 3, "answered": 2, "errors": 1, "error": "a.png: is no image", "starts": 1}
-    for said in ("a font is missing, one\nanother line, one", "another line, one"):
-        assert done_of({**fields, "said": said, "problem": None}) == Done(**fields)
-    assert capsys.readouterr().err.splitlines() == ["a font is missing, one", "another line, one"]
+def test_what_workers_say_is_said_once_and_no_endless_list(capsys):
+    fields, said = {"number": 3, "answered": 2, "errors": 1, "error": "a.png: is no image", "starts": 1}, set()
+    for lines in ("a font is missing\nanother line", "another line"):
+        assert done_of({**fields, "said": lines, "problem": None}, said) == Done(**fields)
+    assert capsys.readouterr().err.splitlines() == ["a font is missing", "another line"]
+    for number in range(LINES):
+        done_of({**fields, "said": f"{number}.pdf lacks a font", "problem": None}, said)
+    *shown, last = capsys.readouterr().err.splitlines()
+    assert shown == [f"{number}.pdf lacks a font" for number in range(LINES - 2)]
+    assert last == "workers may say more, which is not shown"
     with pytest.raises(InputError, match=r"^gpu-7: a problem$"):
-        done_of({**fields, "said": "", "problem": "gpu-7: a problem"})
+        done_of({**fields, "said": "", "problem": "gpu-7: a problem"}, said)
