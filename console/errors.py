@@ -59,7 +59,7 @@ def naming(what: str) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        raise error if what in str(error) else InputError(f"{what}: {error}") from error
+        raise error if what in str(error) else type(error)(f"{what}: {error}") from error
 
 
 def require_package(package: str, extra: str, purpose: str) -> None:

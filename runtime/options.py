@@ -116,7 +116,7 @@ Address = Annotated[
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(min=1, help="Most workers; each takes a GPU, or --threads cores.", show_default="all that fit"),
+    typer.Option(min=1, help="Number of workers; each takes a GPU, or --threads cores.", show_default="all that fit"),
 ]
 Threads = Annotated[
     int | None,

@@ -52,8 +52,11 @@ def say_attached(path: Path) -> None:
         say_once(f"{path}: attached PDFs are not read: {', '.join(attached)}; save them to read them")
 
 
-def draw_page(path: Path, index: int) -> Image.Image:
+def draw_page(path: Path, index: int, name: str | None = None, source: str | None = None) -> Image.Image:
     """Draw a page, counted from 0, as RGB, with its form fields and annotations.
+
+    name: what messages call the file; None for its path. source: a fault that many pages have is said once for each
+    source; None for the file.
 
     What a viewer hides on screen stays hidden. The page has DPI pixels an inch, or fewer so as not to exceed
     MAX_PIXELS. Raises InputError, naming file and page, if it cannot be drawn or has an image too large to decode.
@@ -62,10 +65,10 @@ def draw_page(path: Path, index: int) -> Image.Image:
 
     from calib_data.sources.pdf_annotations import prepare_annotations  # needs pypdfium2, which is optional
 
-    place = f"{path}: page {index + 1}"
-    with missing_fonts_said(str(path), place), _opened(path) as pdf:
+    place, source = f"{name or path}: page {index + 1}", source or str(path)
+    with missing_fonts_said(source, place), _opened(path) as pdf:
         try:
-            prepare_annotations(pdf, index, str(path), place)
+            prepare_annotations(pdf, index, source, place)
             page = pdf[index]
             _refuse_huge_images(page, place)
             image: Image.Image = page.render(scale=_scale(*page.get_size()), rev_byteorder=True).to_pil()

@@ -11,9 +11,11 @@ from console.progress import say
 from runtime.batch.output.columns import fields_as_json
 from runtime.batch.source.folder import Folder
 from runtime.batch.workers.answering import settle
+from runtime.batch.workers.model_folder import require_manifest
+from runtime.engine.cache_plan import check_context
 from runtime.exported import ModelFolder
 from runtime.ort.device import Device
-from runtime.ort.manifest import FILE, load_manifest, read_manifest
+from runtime.ort.manifest import load_manifest, read_manifest
 from runtime.ort.sessions import session_options
 
 if TYPE_CHECKING:
@@ -35,13 +37,14 @@ def check(job: Job) -> None:
         raise InputError("--schema: needs a --prompt that says what the fields are")
     if job.source.storage.holds(job.output):  # the files of the output would be taken for a source
         raise InputError(f"--output {job.output.url}: is inside --input; give a folder elsewhere")
+    if job.output.is_file():
+        raise InputError(f"--output {job.output.url}: is a file; give a folder")
     if Device.parse(job.device).index:
         raise InputError(f"--device {job.device}: each worker has a GPU of its own; give --device cuda")
     if job.model.folder is not None:
         _check_model(job, job.model.folder, load_manifest(job.model.folder))
         return
-    if not job.model.exists(FILE):
-        raise InputError(f"{job.model.url}: has no {FILE}; give a model folder that export has added graphs to")
+    require_manifest(job.model)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _copy_settings(job.model, folder)
@@ -60,8 +63,9 @@ def _copy_settings(model: Storage, folder: Path) -> None:
 def _check_model(job: Job, folder: Path, manifest: Manifest) -> None:
     options = session_options(job.device, memory_limit=job.memory_limit, threads=job.threads)
     model = ModelFolder(folder, job.device, options, manifest)
+    check_context(job.max_context, manifest.text.context)
     settings, _ = settle(job, model)
     if unused := model.generation.without_effect(settings.used_fields(model.generation)):
         say(unused)
     for field in [] if job.schema is None else fields_as_json(job.schema):
-        say(f"--schema: field {field} may have several types; its values are kept as JSON text")
+        say(f"--schema: field {field!r} may have several types; its values are kept as JSON text")

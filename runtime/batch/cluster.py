@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
@@ -52,10 +53,24 @@ def cluster(address: str | None) -> Iterator[None]:
 
 
 def _reach(address: str | None) -> None:
-    """Raise OSError where nothing listens at HOST:PORT: Ray would try for minutes."""
+    """Raise OSError where nothing listens at HOST:PORT: Ray would try for minutes, or with "auto" for ever."""
+    if address == "auto":
+        address = os.environ.get("RAY_ADDRESS") or _latest_here()
     host, found, port = (address or "").rpartition(":")
     if found:
-        socket.create_connection((host.strip("[]"), int(port)), _LONGEST_CONNECTING).close()
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _LONGEST_CONNECTING).close()
+        except OSError as error:
+            raise OSError(f"nothing answers at {address}: {error}") from error
+
+
+def _latest_here() -> str | None:
+    """Address of the cluster that was started last on this machine, as Ray notes it; the cluster may have ended."""
+    file = Path(os.environ.get("RAY_TMPDIR", tempfile.gettempdir()), "ray", "ray_current_cluster")
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except OSError:
+        return None
 
 
 @contextmanager

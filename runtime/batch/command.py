@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import contextmanager, suppress
+from itertools import chain
 from typing import TYPE_CHECKING
 
 from console.errors import InputError
@@ -51,6 +52,9 @@ def run_batch(
         if left:
             _say_resumed(job, plan, left)
             _answer(job, [shard for shard in plan if shard.number in left], left, address, workers)
+        else:
+            say(f"nothing is left to answer: {'no row has an error' if job.retry_errors else 'all rows are written'}")
+        _clean(job, {shard.number for shard in plan})
         summary = summarize(job.files, plan, [column.name for column in job.columns])
         if report is not None:
             write_report(report, job.settings(), job.files, [shard.number for shard in plan], summary)
@@ -85,11 +89,22 @@ def _plan(job: Job) -> list[Planned]:
         found = read_plan(job.output)  # or that of another run, which was the first to write it to a bucket
         assert found is not None
     settings, plan = found
-    job.check_same(settings)
+    try:
+        job.check_same(settings)
+    except InputError as error:
+        if job.output.names(PAGES):
+            raise
+        raise InputError(f"{error}, or delete this one, which has no answers yet") from error
     for name in ("", PAGES, UNFINISHED):
         job.output.make_folder(name)
-        job.output.delete_partial(name)
     return plan
+
+
+def _clean(job: Job, finished: set[int]) -> None:
+    """Delete what killed processes have left: files half written, and journals of shards that are finished."""
+    for name in ("", PAGES, UNFINISHED):
+        job.output.delete_partial(name)
+    forget_finished(job.output, finished)
 
 
 def _say_listed(listed: Iterable[Listed]) -> Iterator[Listed]:
@@ -105,13 +120,14 @@ def _say_listed(listed: Iterable[Listed]) -> Iterator[Listed]:
 
 def _left(job: Job, plan: list[Planned]) -> dict[int, int]:
     """For each shard that is not done, how many of its rows are to be answered."""
-    finished = job.files.finished()
-    forget_finished(job.output, finished)
+    files = job.files
+    finished = files.finished()
+    _clean(job, finished)
     left = {shard.number: shard.rows for shard in plan if shard.number not in finished}
     if job.retry_errors:
         for shard in plan:
             if shard.number in finished:
-                errors = sum(row["error"] is not None for row in job.files.read(shard.number, ["error"]))
+                errors = sum(row["error"] is not None for row in files.read(shard.number, ["error"]))
                 left |= {shard.number: errors} if errors else {}
     return left
 
@@ -131,17 +147,18 @@ def _answer(job: Job, todo: list[Planned], left: Mapping[int, int], address: str
         job, count = sized(job, workers, address)
         say(f"{sum(left.values())} pages, {count} worker{'s' if count > 1 else ''}; the model is loaded first")
         done = _say_trouble(answer_shards(job, todo, count, address))
-        start, answered = time.monotonic(), 0
         try:
-            for shard in track(done, "answering", sum(left.values()), lambda shard: left[shard.number]):
-                answered += shard.answered
+            first = next(done)  # before it workers load the model, which says nothing of their speed
+            start, rows = time.monotonic(), first.answered
+            for shard in track(chain([first], done), "answering", sum(left.values()), lambda shard: left[shard.number]):
+                rows += shard.answered if shard is not first else 0
         except BaseException as error:
             if not isinstance(error, Exception):  # Ctrl-C or SIGTERM
                 say("finished shards are kept; run the same command again to go on")
             raise
-        seconds = time.monotonic() - start
-    speed = f"{seconds:.0f} s, {answered / seconds:.2f}/s"
-    say(f"answered {answered} pages in {speed}; answers are in {job.output.place(PAGES)}")
+    seconds, later = time.monotonic() - start, rows - first.answered
+    speed = f", the last {later} in {seconds:.0f} s, {later / seconds:.2f} pages/s" if later else ""
+    say(f"finished {rows} pages{speed}; answers are in {job.output.place(PAGES)}")
 
 
 def _say_trouble(done: Iterable[Done]) -> Iterator[Done]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
-from console.errors import InputError
+from runtime.batch.storage_error import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ class LocalCopies:
         """The path of a copy, which stays until others were copied.
 
         source: what is another for another file, or version of it. name: of the copy. copy: makes it at a path. Raises
-        InputError where there is no folder for it, and what `copy` does.
+        StorageError where there is no folder for it, and what `copy` does.
         """
         with self._mutex:
             if source not in self._copies:
@@ -54,7 +54,7 @@ class LocalCopies:
             path = self._folder / uuid.uuid4().hex / name
             path.parent.mkdir()
         except OSError as error:
-            raise InputError(f"a temporary folder cannot be made ({error}); set TMPDIR to another one") from error
+            raise StorageError(f"a temporary folder cannot be made ({error}); set TMPDIR to another one") from error
         try:
             copy(path)
         except BaseException:

@@ -101,26 +101,27 @@ class Job:
         With `retry_errors`, answers may be longer than before: truncated ones are errors of a schema.
         """
         now, planned = self.planned(), dict(planned)
-        content, before = now.pop(CONTENT), planned.pop(CONTENT, {})
+        content, before = now.pop(CONTENT), planned.pop(CONTENT, None)
         other = [name for name in {**now, **planned} if now.get(name) != planned.get(name)]
         if self.retry_errors and now.get(_LENGTH, MAX_NEW_TOKENS) >= planned.get(_LENGTH, MAX_NEW_TOKENS):
             other = [name for name in other if name != _LENGTH]
         if other:
-            options = ", ".join(f"--{name.replace('_', '-')}" for name in other)
-            was = ", ".join(f"{name} {_short(planned.get(name))}" for name in other)
+            was = " and ".join(_option(name, planned.get(name)) for name in other)
             raise InputError(
-                f"{self.output.url}: was begun with another {options} ({was}); run the same command again, or give "
-                "another --output"
+                f"{self.output.url}: was begun {was}; run the same command again, or give another --output"
             )
         for name in content:
-            if content[name] != before.get(name):
+            if not isinstance(before, dict) or content[name] != before.get(name):
                 raise InputError(
                     f"{self.output.url}: --{name} {now[name]} has changed since the run was begun; give another "
                     "--output"
                 )
 
 
-def _short(value: object) -> str:
-    """A setting as a few letters of JSON."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= _LETTERS else f"{text[:_LETTERS]}…"
+def _option(name: str, value: object) -> str:
+    """How an option was given, shortened."""
+    option = f"--{name.replace('_', '-')}"
+    if value is None or value is False:
+        return f"without {option}"
+    text = "" if value is True else " " + (value if isinstance(value, str) else json.dumps(value, ensure_ascii=False))
+    return f"with {option}{text if len(text) <= _LETTERS else text[:_LETTERS] + '…'}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 import threading
 import uuid
 from contextlib import contextmanager
@@ -32,13 +33,11 @@ def sized(job: Job, workers: int | None, address: str | None) -> tuple[Job, int]
 
     Raises InputError where there is no device for one, and where this machine has none for all.
     """
-    import ray
-
     gpu = Device.parse(job.device).kind == "cuda"
-    cores = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    cores = [int(node.get("CPU", 0)) for node in _nodes()]
     threads = job.threads or (1 if gpu else min(filter(None, cores), default=1))
     job = replace(job, threads=threads)
-    there = int(ray.cluster_resources().get("GPU", 0)) if gpu else sum(count // threads for count in cores)
+    there = _room(job)
     if workers is not None and address is not None:
         return job, workers  # a cluster may grow
     if there < (workers or 1):
@@ -46,14 +45,30 @@ def sized(job: Job, workers: int | None, address: str | None) -> tuple[Job, int]
     return job, workers or there
 
 
+def _nodes() -> list[dict[str, float]]:
+    """What each living machine of the cluster has."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _room(job: Job) -> int:
+    """Workers that there are GPUs and cores for; a worker is on one machine."""
+    gpu, threads = Device.parse(job.device).kind == "cuda", job.threads or 1
+    return sum(
+        min(int(node.get("CPU", 0) // threads), int(node.get("GPU", 0)) if gpu else sys.maxsize) for node in _nodes()
+    )
+
+
 def _too_few(there: int, threads: int, *, gpu: bool, address: str | None) -> str:
     if address is not None:
-        return f"--address {address}: has no {'GPU' if gpu else 'cores'} now; give --workers N to wait for what it adds"
-    if gpu:
-        return f"Ray finds {there} GPUs on this machine; give {'fewer --workers' if there else '--device cpu'}"
+        return f"--address {address}: has no room for a worker now; give --workers N to wait for what it adds"
+    needs = "GPUs and cores" if gpu else "cores"
     if there:
-        return f"this machine has cores for {there} workers with --threads {threads}; give fewer --workers or --threads"
-    return f"--threads {threads}: this machine has fewer cores"
+        return f"this machine has {needs} for {there} workers with --threads {threads}; give --workers {there} or fewer"
+    return f"this machine has no {'GPU with' if gpu else ''} {threads} cores for a worker; give fewer --threads" + (
+        ", or --device cpu" if gpu else ""
+    )
 
 
 def answer_shards(job: Job, planned: Sequence[Planned], workers: int, address: str | None) -> Iterator[Done]:
@@ -69,10 +84,7 @@ def answer_shards(job: Job, planned: Sequence[Planned], workers: int, address: s
     said: set[str] = set()
     answered = given_to(Process, arguments, planned, workers, num_cpus=job.threads or 1, num_gpus=gpus)
     try:
-        with (
-            _interrupted() as interrupted,
-            _waiting_said(workers * (gpus or job.threads or 1), gpu=bool(gpus)) as begun,
-        ):
+        with _interrupted() as interrupted, _waiting_said(job, workers) as begun:
             for row in answered.iter_rows():
                 begun.set()
                 if interrupted.is_set():
@@ -100,17 +112,14 @@ def given_to(
 
 
 @contextmanager
-def _waiting_said(needed: int, *, gpu: bool) -> Iterator[threading.Event]:
-    """Until the event is set, say now and then what the cluster does not have yet."""
-    import ray
-
-    begun, kind = threading.Event(), "GPU" if gpu else "CPU"
+def _waiting_said(job: Job, workers: int) -> Iterator[threading.Event]:
+    """Until the event is set, say now and then for how many workers the cluster has room."""
+    begun = threading.Event()
 
     def wait() -> None:
         while not begun.wait(_SECONDS_BETWEEN_LINES):
-            there = int(ray.cluster_resources().get(kind, 0))
-            if there < needed:
-                say(f"waiting for {kind}s: the workers need {needed}, and the cluster has {there}")
+            if (there := _room(job)) < workers:
+                say(f"waiting: the cluster has room for {there} of {workers} workers")
 
     waiting = threading.Thread(target=wait, daemon=True)
     waiting.start()

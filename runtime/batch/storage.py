@@ -19,11 +19,13 @@ from calib_data.images import is_of_user
 from console.errors import InputError
 from console.files import refuse_special
 from runtime.batch.copies import local_copies
+from runtime.batch.storage_error import StorageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.:-]+://")
+_OF_A_NAME = FileNotFoundError, IsADirectoryError, NotADirectoryError  # the place itself is there
 _PIECES, _PIECE = 16, 1 << 20  # of a file, for its fingerprint: their number and bytes
 _PARTIAL = f".*.{'[0-9a-f]' * 32}.partial"
 
@@ -253,7 +255,8 @@ class Storage:
         except Exception as error:  # libraries of object stores raise what is no OSError
             if self.folder is not None and not isinstance(error, OSError | ImportError):
                 raise
-            raise InputError(f"{self.place(name)}: cannot be {verb} ({_reason(error)}){advice}") from error
+            kind = InputError if isinstance(error, _OF_A_NAME) else StorageError
+            raise kind(f"{self.place(name)}: cannot be {verb} ({_reason(error)}){advice}") from error
 
 
 def _reason(error: Exception) -> str:

@@ -52,8 +52,7 @@ def plan_cache(
     model does not have, and NoMemoryError for sizes that do not fit, with those that would.
     """
     context = model.manifest.text.context
-    if max_context is not None and not 2 <= max_context <= context:
-        raise InputError(f"--max-context {max_context}: must be from 2 to the model's context of {context}")
+    check_context(max_context, context)
     if max_rows is not None and max_rows < 1:
         raise InputError(f"--max-rows {max_rows}: must be 1 or more")
     open_drafting_sessions(model, draft_tokens)
@@ -71,6 +70,12 @@ def plan_cache(
     plan = choose_sizes(_size(model, draft_tokens), _budget(model), rows, (max_context, context))
     say_without_drafts(problem)
     return plan
+
+
+def check_context(max_context: int | None, context: int) -> None:
+    """Raise InputError for a context that a model does not have."""
+    if max_context is not None and not 2 <= max_context <= context:
+        raise InputError(f"--max-context {max_context}: must be from 2 to the model's context of {context}")
 
 
 def _size(model: ExportedModel, draft_tokens: DraftTokens) -> Callable[[int, int], int]:

@@ -69,7 +69,7 @@ class Attempt:
                 raise InputError(f"{storage.url}/{attempt._name}: is damaged ({error}); delete it") from error
         attempt.starts += 1
         attempt.attempts += 1
-        attempt.handling = attempt.notes
+        attempt.handling = False
         attempt._write()
         return attempt
 
@@ -113,10 +113,9 @@ class Attempt:
         return self.outside >= DEATHS_OUTSIDE
 
     def handle(self, *, now: bool) -> None:
-        """Note whether the shard is read or written now."""
-        if self.notes:
-            self.handling = now
-            self._write()
+        """Note whether the shard is read or written now, while the worker does nothing else."""
+        self.handling = now
+        self._write()
 
     def note(self, row: int | None, *, alone: bool = False) -> None:
         """Note a row before it is opened, or answered alone, and None after it."""

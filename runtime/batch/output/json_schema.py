@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
 _LEVELS = 16  # of lists and objects in each other: Arrow writes more to Parquet than it reads back
+_PARTS = 2000  # that are looked at: parts that refer to each other have factorially many paths
 _NAMED = {
     "string": pa.string(),
     "integer": pa.int64(),
@@ -33,6 +34,8 @@ class ArrowTypes:
     _followed: list[str] = field(default_factory=lambda: ["#"])
     """References that lead to the part that is looked at: one that comes back describes values of any depth."""
 
+    _parts: int = 0
+
     def top(self) -> Any:  # noqa: ANN401 - any JSON value
         """What the root stands for: pydantic writes a model that contains itself as a reference."""
         schema: Any = self.root
@@ -53,8 +56,8 @@ class ArrowTypes:
 
     def _type(self, schema: object, place: str, level: int) -> pa.DataType:
         """The type of a part, null apart; text for one without a type, and below _LEVELS."""
-        before = len(self.as_json)
-        found = self._find(schema, place, level) if level <= _LEVELS else None
+        before, self._parts = len(self.as_json), self._parts + 1
+        found = self._find(schema, place, level) if level <= _LEVELS and self._parts <= _PARTS else None
         if found is None:
             self.as_json[before:] = [place]
         return pa.string() if found is None or pa.types.is_null(found) else found

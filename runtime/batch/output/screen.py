@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 def print_summary(summary: Summary, console: Console) -> None:
     """Print counts, then fields and errors where there are any."""
-    table = Table(title=f"{summary.pages} pages of {summary.documents} documents", show_header=False)
+    pages, documents = (
+        f"{count} {noun}" + ("" if count == 1 else "s")
+        for count, noun in ((summary.pages, "row"), (summary.documents, "document"))
+    )
+    table = Table(title=f"{pages} of {documents}", show_header=False)
     table.add_row("answered", str(summary.answered))
     table.add_row("with an error", str(summary.pages - summary.answered))
     table.add_row("truncated at --max-new-tokens", str(summary.truncated))

@@ -12,6 +12,7 @@ from calib_data.document import READ_TEXT
 from calib_data.images import SUFFIXES
 from calib_data.sources.pdf import draw_page, page_count
 from console.errors import InputError, require_package
+from console.progress import say
 from runtime.batch.source.page import PART_PAGES, Listed, Page, Part
 from runtime.batch.source.page_counter import PageCounter
 from runtime.batch.source.picture import open_picture
@@ -39,7 +40,8 @@ class Folder:
     kind: ClassVar[str] = "folder"
 
     def parts(self) -> Iterator[Listed]:
-        """Images and PDFs by name, folder by folder. What is neither is passed over."""
+        """Images and PDFs by name, folder by folder. What is neither is passed over, which is said."""
+        others, first = 0, ""
         with PageCounter() as counter:
             for name in self.storage.files():
                 if self._is_pdf(name):
@@ -48,6 +50,12 @@ class Folder:
                     yield from self._pdf(name, counter)
                 elif PurePosixPath(name or self.storage.url).suffix.lower() in SUFFIXES:
                     yield Listed(Part(name, 0, 1), 1)
+                else:
+                    others, first = others + 1, first or name
+        if others:
+            say(
+                f"{self.storage.url}: {others} files are neither images nor PDFs and are not read, the first is {first}"
+            )
 
     def pages(self, part: Part) -> Iterator[Page]:
         """The pages of a part; an image has the number 1."""
@@ -84,7 +92,8 @@ class Folder:
 
     def _drawn(self, name: str, number: int) -> Iterator[tuple[str, Image.Image]]:
         with self._located(name):
-            yield f"{self.storage.place(name)}: page {number}", draw_page(self.storage.local(name), number - 1)
+            place, path = self.storage.place(name), self.storage.local(name)
+            yield f"{place}: page {number}", draw_page(path, number - 1, name=place, source=self.storage.url)
 
     def _whole(self, part: Part) -> Iterator[tuple[str, Image.Image]]:
         if part.error is not None:
@@ -102,4 +111,4 @@ class Folder:
         except InputError as error:
             if self.storage.folder is not None:
                 raise
-            raise InputError(str(error).replace(str(self.storage.local(name)), self.storage.place(name))) from error
+            raise type(error)(str(error).replace(str(self.storage.local(name)), self.storage.place(name))) from error

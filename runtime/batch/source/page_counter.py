@@ -48,13 +48,13 @@ class PageCounter:
 
     def count(self, path: Path) -> int:
         """Pages of a PDF. Raises InputError as `page_count` does, and where that has ended the process."""
+        if not self._ask(path):  # it has died since the last file
+            self._end()
+            self.start()
+            self._ask(path)
         process, begun = self._process, time.monotonic()
         assert process is not None
-        assert process.stdin is not None
         assert process.stdout is not None
-        with suppress(BrokenPipeError):  # it has died since: there is no answer
-            process.stdin.write(json.dumps(str(path)) + "\n")
-            process.stdin.flush()
         answer = process.stdout.readline()
         if not answer.endswith("\n"):
             how, late = self._end(), time.monotonic() - begun >= self._seconds
@@ -65,14 +65,28 @@ class PageCounter:
             raise InputError(error)
         return int(pages)
 
+    def _ask(self, path: Path) -> bool:
+        """Ask for a file, unless the process has ended. Returns whether it was asked."""
+        assert self._process is not None
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(str(path)) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return False
+        return True
+
     def _end(self) -> str:
         """End the process, if it has not ended itself. Returns how it ended."""
         process, self._process = self._process, None
         if process is None:
             return ""
-        with process:
-            process.kill()
-        code = process.returncode
+        process.kill()
+        for pipe in (process.stdin, process.stdout):
+            with suppress(BrokenPipeError):  # it did not take all that was asked
+                if pipe is not None:
+                    pipe.close()
+        code = process.wait()
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 
     def __enter__(self) -> PageCounter:

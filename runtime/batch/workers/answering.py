@@ -14,6 +14,7 @@ from console.errors import InputError
 from runtime.answer import answer_settings
 from runtime.batch.source.lines import Lines
 from runtime.batch.source.page import Page
+from runtime.batch.storage_error import StorageError, is_of_storage
 from runtime.batch.workers.model_folder import local_model
 from runtime.decoding.draft_policy import DraftPolicy
 from runtime.decoding.sampling import Sampling
@@ -36,8 +37,11 @@ if TYPE_CHECKING:
     from runtime.engine.request import Event
     from runtime.exported import ModelFolder
 
+WAITS = 1.0, 4.0
+"""Seconds until a storage that has failed is asked again."""
 _AHEAD = 2  # pages for each row that are opened before a row is free
 _OPENERS = 2  # shards whose pages are opened at the same time
+_UNREADABLE = 3  # pages in a row that no storage gave
 _PROMPT_TOKENS = 1024  # of a prompt beside its image, by default
 
 
@@ -100,13 +104,13 @@ class Answering:
         self._places = threading.Semaphore(_AHEAD * plan.rows)
         self._openers = threading.Semaphore(_OPENERS)
         self._opening = threading.Lock()  # neither PDFium nor Python's warnings may be used by two threads
-        self._opening_since: float | None = None
+        self._opening_now: tuple[str, float] | None = None
+        self._unreadable = 0
 
-    @property
-    def opening_seconds(self) -> float:
-        """How long the page that is opened now has taken; 0 where none is."""
-        since = self._opening_since
-        return 0.0 if since is None else time.monotonic() - since
+    def opened_longer_than(self, seconds: float) -> str | None:
+        """The page that is opened now, if that has taken so long."""
+        opening = self._opening_now
+        return opening[0] if opening is not None and time.monotonic() - opening[1] > seconds else None
 
     @property
     def turn_seconds(self) -> float:
@@ -149,23 +153,39 @@ class Answering:
         return asked
 
     def _open(self, row: int, page: Page, note: Note | None) -> Opened | InputError:
-        """Open the pictures of a page; one page at a time is. Returns what is wrong with them, if anything is."""
+        """Open the pictures of a page; one page at a time is. Returns what is wrong with them, if anything is.
+
+        Raises StorageError where some pages in a row could not be read: it is no page's fault.
+        """
         opened: Opened | InputError
         with self._opening:
             if note is not None:
                 note(row)
-            self._opening_since = time.monotonic()
+            self._opening_now = page.document, time.monotonic()
             try:
-                opened = list(fitting_images(self._model, page.pictures()))
-            except InputError as error:
-                opened = error
-            except Exception as error:  # decoders raise almost anything; other pages are not affected
-                opened = InputError(f"cannot be read ({type(error).__name__}: {error})")
+                opened = self._read(page)
             finally:
-                self._opening_since = None
+                self._opening_now = None
             if note is not None:
                 note(None)
+            self._unreadable = self._unreadable + 1 if isinstance(opened, StorageError) else 0
+            if isinstance(opened, StorageError) and self._unreadable >= _UNREADABLE:
+                raise opened
         return opened
+
+    def _read(self, page: Page) -> Opened | InputError:
+        """Pictures of a page, or what is wrong with it. A storage that does not answer is asked again."""
+        for seconds in (*WAITS, 0.0):
+            try:
+                return list(fitting_images(self._model, page.pictures()))
+            except InputError as error:
+                if not is_of_storage(error):
+                    return error
+                problem = StorageError(str(error))
+                time.sleep(seconds)
+            except Exception as error:  # decoders raise almost anything; other pages are not affected
+                return InputError(f"cannot be read ({type(error).__name__}: {error})")
+        return problem
 
     def _submit(
         self, asked: Answered, request: Callable[[], Request], release: Callable[[], None] = lambda: None

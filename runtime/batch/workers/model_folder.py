@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 from filelock import FileLock, Timeout
 
 from console.errors import InputError
+from runtime.ort.manifest import FILE
 
 if TYPE_CHECKING:
     from runtime.batch.storage import Storage
 
 CACHE = "EXAONE_DOCVLM_CACHE"
 """Variable with the folder for copies; ~/.cache/exaone-docvlm without it."""
-_MANIFEST = "runtime.json"
 _PARTIAL, _USED = ".partial", ".used"
 
 _held: dict[Path, FileLock] = {}  # copies that this process uses until it ends
@@ -32,18 +32,23 @@ def local_model(storage: Storage) -> Path:
     """
     if storage.folder is not None:
         return storage.folder
-    if not storage.exists(_MANIFEST):
-        raise InputError(f"{storage.url}: has no {_MANIFEST}; give a model folder that export has added graphs to")
+    require_manifest(storage)
     cache = os.environ.get(CACHE, "~/.cache/exaone-docvlm")
     try:
         copies = Path(cache).expanduser() / "models" / _digest(storage.url.encode())
         copies.mkdir(parents=True, exist_ok=True)
         with FileLock(copies / "lock"):
-            return _copied(storage, copies / _digest(storage.read(_MANIFEST)))
+            return _copied(storage, copies / _digest(storage.read(FILE)))
     except (OSError, RuntimeError) as error:  # RuntimeError: nobody's home
         raise InputError(
             f"{cache}: cannot hold a copy of the model ({error}); set {CACHE} to another folder"
         ) from error
+
+
+def require_manifest(storage: Storage) -> None:
+    """Raise InputError for a folder that was not exported."""
+    if not storage.exists(FILE):
+        raise InputError(f"{storage.url}: has no {FILE}; give a model folder that export has added graphs to")
 
 
 def _copied(storage: Storage, folder: Path) -> Path:

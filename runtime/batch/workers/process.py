@@ -6,13 +6,12 @@ What goes wrong in it goes out as one line: Ray would wrap it in tracebacks. It 
 from __future__ import annotations
 
 import ctypes
-import os
 import socket
-import sys
 import threading
 import time
 import traceback
 from collections import deque
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,16 +19,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from console.errors import InputError
 from console.progress import hear, say
 from runtime.batch.output.journal import FAILURES
-from runtime.batch.output.journal import FOLDER as UNFINISHED
 from runtime.batch.plan import Planned
 from runtime.batch.workers.answering import BrokenEngineError
+from runtime.batch.workers.life import Life
 from runtime.batch.workers.worker import Done, Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from runtime.batch.job import Job
 
-OPENING = "worker-"
-"""Names of files in which workers count how often they opened the model begin with this."""
 LINES = 20
 """Most lines of workers that a run shows."""
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
@@ -47,8 +46,9 @@ class Process:
         hear(self._said.append)
         self._worker: Worker | str
         try:
-            self._worker = open_worker(job, run, ray.get_runtime_context().get_actor_id())
-            threading.Thread(target=_watch, args=[self._worker], daemon=True).start()
+            self._life = Life.begin(job.output, ray.get_runtime_context().get_actor_id())
+            self._worker = open_worker(job, run, self._life)
+            threading.Thread(target=self._watch, args=[self._worker], daemon=True).start()
         except Exception as error:
             self._worker = _line(error)
 
@@ -61,13 +61,23 @@ class Process:
             else:
                 done = self._worker.answer(Planned(**row))
         except BrokenEngineError as error:
-            _give_up(f"the engine has failed: {error}")
+            self._life.give_up(f"the engine has failed: {error}")
         except Exception as error:
             problem = _line(error)
         if problem is not None and self._named:
             problem = f"{socket.gethostname()}: {problem}"
-        said = [self._said.popleft() for _ in range(len(self._said))]
-        return {**asdict(done), "said": "\n".join(said), "problem": problem}
+        return {**asdict(done), "said": "\n".join(self._taken()), "problem": problem}
+
+    def _watch(self, worker: Worker) -> NoReturn:
+        while (why := worker.stuck) is None:
+            time.sleep(1)
+        self._life.give_up(why)
+
+    def _taken(self) -> Iterator[str]:
+        """What was said since, which no other thread takes."""
+        with suppress(IndexError):
+            while True:
+                yield self._said.popleft()
 
 
 def done_of(row: dict[str, Any], said: set[str]) -> Done:
@@ -87,22 +97,16 @@ def done_of(row: dict[str, Any], said: set[str]) -> Done:
     return Done(**row)
 
 
-def open_worker(job: Job, run: str, name: str) -> Worker:
-    """Open the model. name: of the worker, the same in each process that Ray starts for it.
-
-    Raises InputError as `Worker` does, and where processes of the worker have died in here: Ray would start them for
-    ever.
-    """
-    output, file = job.output, f"{UNFINISHED}/{OPENING}{name}"
-    deaths = int(output.find(file) or 0)
-    if deaths >= FAILURES:
-        output.delete(file)
-        raise InputError(f"{deaths} processes died while they opened {job.model.url}; it may need more memory")
-    output.write(file, str(deaths + 1).encode())
+def open_worker(job: Job, run: str, life: Life) -> Worker:
+    """Open the model. Raises InputError as `Worker` does, and where processes of this worker have died in here."""
+    if life.openings >= FAILURES:
+        life.end()
+        raise InputError(f"{life.openings} processes died while they opened {job.model.url}; it may need more memory")
+    life.note_opening()
     try:
         return Worker(job, run)
     finally:
-        output.delete(file)
+        life.end()
 
 
 def _return_freed_memory() -> None:
@@ -118,16 +122,3 @@ def _line(error: Exception) -> str:
         return str(error)
     where = traceback.extract_tb(error.__traceback__)[-1]
     return f"unexpected {type(error).__name__} in {Path(where.filename).name}, line {where.lineno}: {error}"
-
-
-def _watch(worker: Worker) -> NoReturn:
-    while (why := worker.stuck) is None:
-        time.sleep(1)
-    _give_up(why)
-
-
-def _give_up(why: str) -> NoReturn:
-    """End this process: Ray starts a new one, and gives it the same shards."""
-    sys.stderr.write(f"{why}\n")
-    sys.stderr.flush()
-    os._exit(1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -11,13 +13,14 @@ from console.errors import InputError, NoMemoryError
 from runtime.batch.output.columns import parse_fields
 from runtime.batch.output.journal import FAILURES, Attempt
 from runtime.batch.plan import read_shard
-from runtime.batch.workers.answering import Answered, Answering, BrokenEngineError
+from runtime.batch.storage_error import StorageError
+from runtime.batch.workers.answering import WAITS, Answered, Answering, BrokenEngineError
 from runtime.batch.workers.turns import Turns
 from runtime.engine.request import Finished
 from runtime.ort.out_of_memory import FailedRunError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from runtime.batch.job import Job
     from runtime.batch.plan import Planned
@@ -27,9 +30,8 @@ AT_ONCE = 4
 """Shards that a worker is given at the same time: while the last pages of one are answered, others fill the rows."""
 LONGEST_OPENING = 300.0
 """Seconds in which the pictures of a row are read and drawn; a library that takes longer cannot be stopped."""
-LONGEST_TURN = 1800.0
-"""Seconds that one step of the engine may take: on a CPU, the vision encoder reads 16,384 patches in one."""
-_WAITS = 1.0, 4.0  # seconds until rows that could not be written are written again
+LONGEST_WAIT = 1800.0
+"""Seconds that one step of the engine may take, which on a CPU reads 16,384 patches, or one access to a storage."""
 _OF_THE_DEVICE = NoMemoryError, FailedRunError  # errors that may be the fault of other pages, or of the device
 
 
@@ -57,6 +59,7 @@ class Worker:
         self._job, self._run, self._files = job, run, job.files
         self._answering, self._turns = Answering(job), Turns()
         self._columns = job.columns
+        self._handling: dict[int, float] = {}
 
     def answer(self, planned: Planned) -> Done:
         """Answer the pages of a shard and write them, unless they are written.
@@ -69,30 +72,44 @@ class Worker:
             Attempt.forget(self._job.output, planned.number)
             return _done(planned.number, kept, 0, 0)
         attempt = Attempt.begin(self._job.output, planned.number, self._run)
-        first, pages = self._pages(planned, attempt)
-        attempt.handle(now=False)
+        with self._handled(attempt):
+            first, pages = self._pages(planned, attempt)
         try:
             answered = self._answer({row: page for row, page in pages.items() if row not in kept}, attempt)
         except BrokenEngineError as error:
             if attempt.failed() < FAILURES:
                 raise
             raise InputError(f"the engine has failed {attempt.failures} times with these pages ({error})") from error
-        attempt.handle(now=True)
-        rows = kept | {row: self._row(first + row, one, attempt) for row, one in answered.items()}
-        for row, before in written.items():
-            if row not in kept:
-                rows[row]["attempts"] += before["attempts"]
-        rows = dict(sorted(rows.items()))
-        self._write(planned.number, list(rows.values()))
+        with self._handled(attempt):
+            rows = kept | {row: self._row(first + row, one, attempt) for row, one in answered.items()}
+            for row, before in written.items():
+                if row not in kept:
+                    rows[row]["attempts"] += before["attempts"]
+            rows = dict(sorted(rows.items()))
+            self._write(planned.number, list(rows.values()))
         attempt.end()
         return _done(planned.number, rows, len(answered), attempt.starts)
+
+    @contextmanager
+    def _handled(self, attempt: Attempt) -> Iterator[None]:
+        """Time how long a shard is read or written. After a death nothing else is done meanwhile, to know the cause."""
+        with self._turns.alone() if attempt.notes else nullcontext():
+            if attempt.notes:
+                attempt.handle(now=True)
+            self._handling[attempt.number] = time.monotonic()
+            try:
+                yield
+            finally:
+                del self._handling[attempt.number]
+            if attempt.notes:
+                attempt.handle(now=False)
 
     def _pages(self, planned: Planned, attempt: Attempt) -> tuple[int, dict[int, Page]]:
         """Number of a shard's first row in the run, and its pages by their rows in the shard."""
         if attempt.ends_outside:
             file = self._files.name(planned.number)
             raise InputError(
-                f"{attempt.outside} workers died while they read the pages of {file} from the source, or wrote them"
+                f"{attempt.outside} workers died while pages for {file} were read, or answers written to it"
             )
         shard = read_shard(self._job.output, planned)
         pages = dict(enumerate(chain.from_iterable(map(self._job.source.pages, shard.parts))))
@@ -104,20 +121,22 @@ class Worker:
 
     def _write(self, number: int, rows: list[dict[str, Any]]) -> None:
         """Write answered rows. A storage that does not answer for a moment costs none of them."""
-        for seconds in _WAITS:
+        for seconds in WAITS:
             try:
                 return self._files.write(number, rows)
-            except InputError:
+            except StorageError:
                 time.sleep(seconds)
         return self._files.write(number, rows)
 
     @property
     def stuck(self) -> str | None:
         """What has taken so long that it will hardly end, so that only a new process can go on; None for nothing."""
-        if self._answering.opening_seconds > LONGEST_OPENING:
-            return f"a page was opened for more than {LONGEST_OPENING:g} seconds"
-        if self._answering.turn_seconds > LONGEST_TURN:
-            return f"a step of the engine took more than {LONGEST_TURN:g} seconds"
+        if page := self._answering.opened_longer_than(LONGEST_OPENING):
+            return f"{page} was opened for more than {LONGEST_OPENING:g} seconds"
+        if self._answering.turn_seconds > LONGEST_WAIT:
+            return f"a step of the engine took more than {LONGEST_WAIT:g} seconds"
+        if time.monotonic() - min(self._handling.copy().values(), default=math.inf) > LONGEST_WAIT:
+            return f"pages were read from the input, or answers written, for more than {LONGEST_WAIT:g} seconds"
         return None
 
     def close(self) -> None:
@@ -175,7 +194,7 @@ class Worker:
 
 def _deadly(page: Page, deaths: int) -> Answered:
     return Answered.failed(
-        page, InputError(f"its worker died, or was stuck, {deaths} times while it answered this page alone")
+        page, InputError(f"its worker died, or was stuck, {deaths} times while this page alone was answered")
     )
 
 
@@ -183,8 +202,8 @@ def _done(number: int, rows: Mapping[int, dict[str, Any]], answered: int, starts
     failed = [row for row in rows.values() if row["error"] is not None]
     first = None
     if failed:
-        document, error = failed[0]["document"], failed[0]["error"]
-        first = error if document in error else f"{document}: {error}"
+        document, page, error = (failed[0][name] for name in ("document", "page", "error"))
+        first = error if document in error else f"{document}{f', page {page}' if page else ''}: {error}"
     return Done(number, answered, len(failed), first, starts)
 
 
