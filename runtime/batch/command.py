@@ -20,7 +20,7 @@ from runtime.batch.plan import PLAN, read_plan, write_plan
 from runtime.batch.pool import answer_shards, sized
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Collection, Iterable, Iterator, Mapping
     from pathlib import Path
 
     from runtime.batch.job import Job
@@ -51,6 +51,7 @@ def run_batch(
         if left:
             _say_resumed(job, plan, left)
             _answer(job, [shard for shard in plan if shard.number in left], left, address, workers)
+            _forget_killed(job, {shard.number for shard in plan})
         summary = summarize(job.files, plan, [column.name for column in job.columns])
         if report is not None:
             write_report(report, job.settings(), job.files, [shard.number for shard in plan], summary)
@@ -88,7 +89,7 @@ def _plan(job: Job) -> list[Planned]:
     job.check_same(settings)
     for name in ("", PAGES, UNFINISHED):
         job.output.make_folder(name)
-        job.output.delete_partial(name)
+    job.output.delete_partial("")
     return plan
 
 
@@ -106,7 +107,7 @@ def _say_listed(listed: Iterable[Listed]) -> Iterator[Listed]:
 def _left(job: Job, plan: list[Planned]) -> dict[int, int]:
     """For each shard that is not done, how many of its rows are to be answered."""
     finished = job.files.finished()
-    forget_finished(job.output, finished)
+    _forget_killed(job, finished)
     left = {shard.number: shard.rows for shard in plan if shard.number not in finished}
     if job.retry_errors:
         for shard in plan:
@@ -114,6 +115,12 @@ def _left(job: Job, plan: list[Planned]) -> dict[int, int]:
                 errors = sum(row["error"] is not None for row in job.files.read(shard.number, ["error"]))
                 left |= {shard.number: errors} if errors else {}
     return left
+
+
+def _forget_killed(job: Job, finished: Collection[int]) -> None:
+    """Delete what killed workers leave, also those that were still loading the model when the last shard was done."""
+    job.output.delete_partial(PAGES)
+    forget_finished(job.output, finished)
 
 
 def _say_resumed(job: Job, plan: list[Planned], left: Mapping[int, int]) -> None:
