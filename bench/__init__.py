@@ -1,1 +1,3 @@
 """The commands that measure every number in README and docs."""
+
+import console.privacy  # noqa: F401 - before ONNX Runtime

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import console.privacy  # noqa: F401 - before ONNX Runtime
+
 if TYPE_CHECKING:
     from export.folder import export
     from export.verification.verify import verify

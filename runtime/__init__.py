@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import console.privacy  # noqa: F401 - before ONNX Runtime
+
 if TYPE_CHECKING:
     from runtime.model import Model
 

@@ -24,6 +24,7 @@ from runtime.ort.out_of_memory import report_out_of_memory
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+ort.disable_telemetry_events()  # on Windows; elsewhere console.privacy does it before the import
 # CUTLASS kernels (fpA_intB) multiply weights in blocks of 32 on a GPU. As a session opens they measure their fastest
 # tiling for these numbers of rows; the last is the longest prompt chunk. The GPU keeps repacked weights only.
 _CUTLASS = {

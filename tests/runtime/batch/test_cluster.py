@@ -65,6 +65,19 @@ def test_the_address_of_rays_client_is_refused():
         pass
 
 
+def test_a_node_that_does_not_start_is_an_input_error(monkeypatch):
+    """As where TMPDIR is full: what Ray raises is no more than an Exception, after half a minute."""
+    import ray
+
+    def init(*_, **__):
+        raise Exception("The current node timed out during startup.\nmore")
+
+    monkeypatch.setattr(ray, "init", init)
+    said = r"^Ray cannot be used on this machine \(The current node timed out during startup\.\)$"
+    with pytest.raises(InputError, match=said), cluster(None):
+        pass
+
+
 def join(address, environment):
     """What is said where a process joins a cluster. Not this process: Ray keeps the mode that it was imported with."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | environment

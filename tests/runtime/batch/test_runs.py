@@ -31,6 +31,22 @@ class Crash(ImageFile.ImageFile):
         os._exit(9)
 Image.register_open("CRASH", Crash, lambda prefix: prefix.startswith(b"CRASH"))
 """
+# Of the processes that open a model in a worker, all but the first are still at it when the first has answered all.
+SLOW = """
+import os, signal, sys
+from pathlib import Path
+if any(argument.endswith("default_worker.py") for argument in sys.orig_argv):
+    import runtime.batch.workers.worker as worker
+    class Slow(worker.Answering):
+        def __init__(self, job):
+            try:
+                Path(__file__).with_name("first").mkdir()
+            except FileExistsError:
+                Path(job.output.url, "pages", f".000001.parquet.{'0' * 32}.partial").write_bytes(b"half")
+                os.kill(os.getpid(), signal.SIGSTOP)  # as in C code, no handler of a signal runs
+            super().__init__(job)
+    worker.Answering = Slow
+"""
 
 
 @pytest.fixture(scope="module")
@@ -139,6 +155,18 @@ def test_page_that_kills_its_worker(pages, expected, exported, tmp_path):
     assert (summary["pages"], summary["answered"], summary["retried"]) == (len(rows), len(expected), again)
     assert next(row["attempts"] for row in rows if row["document"] == "killer.png") == 5
     assert "a worker has ended before its time; " in err
+
+
+def test_a_worker_that_still_loads_its_model_at_the_end_leaves_nothing(exported, pages, tmp_path):
+    """Nor does what was half written by one that was killed."""
+    (tmp_path / "sitecustomize.py").write_text(SLOW)
+    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
+    scans, output = pages / "more", tmp_path / "out"
+    code, _, err = Run(exported("fp16"), scans, output, environment={"PYTHONPATH": path}).end()
+    assert code == 0, err
+    assert (tmp_path / "first").exists()
+    assert len(rows_of(output)) == COUNT // 2
+    assert [*(output / "unfinished").iterdir(), *output.rglob(".*")] == []
 
 
 def test_stopped_runs(pages, expected, exported, tmp_path):
