@@ -66,7 +66,7 @@ def _too_few(there: int, threads: int, *, gpu: bool, address: str | None) -> str
     needs = "GPUs and cores" if gpu else "cores"
     if there:
         return f"this machine has {needs} for {there} workers with --threads {threads}; give --workers {there} or fewer"
-    return f"this machine has no {'GPU with' if gpu else ''} {threads} cores for a worker; give fewer --threads" + (
+    return f"this machine has no {'GPU with ' if gpu else ''}{threads} cores for a worker; give fewer --threads" + (
         ", or --device cpu" if gpu else ""
     )
 

@@ -10,7 +10,7 @@ from calib_data.sources import open_documents
 from console.locks import lock, unlock
 
 from ..commands import assert_one_line, process
-from .answers import job_of, rows_of, work
+from .answers import job_of, planned, rows_of, work
 
 SCHEMA = {"type": "object", "properties": {"total": {"type": "integer"}}}
 OPTIONS = ("--temperature", 0, "--max-new-tokens", 24)
@@ -51,7 +51,7 @@ def files_in(folder):
         (("--input", "a.jsonl", "--per", "document"), "--per document: "),
         (("--input", "broken.jsonl"), "broken.jsonl: line 1 is not valid: "),
         (("--output", "nope://bucket/a"), "nope://bucket/a: is neither a path nor a URL that fsspec reads"),
-        (("--output", "notes.txt"), "notes.txt: "),
+        (("--output", "notes.txt"), "notes.txt: is a file; give a folder"),
         (("--output", "scans/answers"), "answers: is inside --input; give a folder elsewhere"),
         (("--output", "scans"), "scans: is inside --input; give a folder elsewhere"),
         (("--model", "none"), "none: "),
@@ -62,6 +62,7 @@ def files_in(folder):
         (("--model", "memory://reader", "--temperature", "-1"), "--temperature -1.0: must be 0"),
         (("--model", "memory://reader", "--device", "cuda"), "memory://reader: not exported for cuda; run: python -m"),
         (("--model", "memory://reader", "--schema", "odd.json", "--prompt", "?"), "--schema: "),
+        (("--max-context", "1000000"), "--max-context 1000000: must be from 2 to the model's context of "),
         (("--memory-limit", "3"), "--memory-limit: is for a GPU"),
         (("--temperature", "-1"), "--temperature -1.0: must be 0"),
         (("--max-new-tokens", "0"), "Invalid value for '--max-new-tokens'"),
@@ -106,30 +107,30 @@ def test_a_finished_run_only_counts(command, finished):
     job, arguments = finished
     before = files_in(job.output.folder)
     code, out, err = command("batch", *arguments, "--json")
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "nothing is left to answer: all rows are written\n")
     summary, rows = json.loads(out), rows_of(job)
     assert (summary["pages"], summary["documents"], summary["answered"], summary["errors"]) == (2, 2, 2, [])
     assert summary["tokens"] == sum(row["tokens"] for row in rows)
     assert files_in(job.output.folder) == before
-    code, out, err = command("batch", *arguments)
-    assert (code, err) == (0, "")
-    assert "2 pages of 2 documents" in out
+    code, out, err = command("batch", *arguments, "--retry-errors")
+    assert (code, err) == (0, "nothing is left to answer: no row has an error\n")
+    assert "2 rows of 2 documents" in out
 
 
 @pytest.mark.parametrize(
-    ("arguments", "option"),
+    ("arguments", "was"),
     [
-        (("--prompt", "Other?"), "--prompt"),
-        (("--temperature", 1), "--temperature"),
-        (("--max-new-tokens", 3, "--seed", 1), "--max-new-tokens, --seed"),
-        (("--format", "jsonl"), "--format"),
-        (("--per", "document"), "--per"),
+        (("--prompt", "Other?"), "without --prompt"),
+        (("--temperature", 1), "with --temperature 0"),
+        (("--max-new-tokens", 3, "--seed", 1), "with --max-new-tokens 24 and without --seed"),
+        (("--format", "jsonl"), "with --format parquet"),
+        (("--per", "document"), "with --per page"),
     ],
 )
-def test_an_output_of_other_settings_is_refused(arguments, option, command, finished):
+def test_an_output_of_other_settings_is_refused(arguments, was, command, finished):
     job, given = finished
     before = files_in(job.output.folder)
-    says = f"{job.output.url}: was begun with another {option} ("
+    says = f"{job.output.url}: was begun {was}; "
     assert_one_line(command("batch", *given, *arguments), says, "run the same command again, or give another --output")
     assert files_in(job.output.folder) == before
 
@@ -177,3 +178,13 @@ def test_a_damaged_shard_is_one_line(command, finished):
     job, given = finished
     job.output.write("pages/000000.parquet", b"PAR1")
     assert_one_line(command("batch", *given), "pages/000000.parquet: is damaged (", "delete it")
+
+
+def test_an_output_without_answers_may_be_deleted(command, exported, scans):
+    """A start may fail after pages were listed; nothing is lost with it."""
+    job = job_of(exported("fp16"), scans, scans.parent / "answers")
+    planned(job)
+    result = command(
+        "batch", "--model", exported("fp16"), "--input", scans, "--output", job.output.url, "--per", "page"
+    )
+    assert_one_line(result, "give another --output, or delete this one, which has no answers yet")

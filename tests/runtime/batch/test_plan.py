@@ -195,6 +195,19 @@ CHANGES = {
     },
 }
 
+SAYS = {
+    "--model": "with --model ",
+    "--input": "with --input ",
+    "--prompt": "without --prompt",
+    "--schema": "without --schema",
+    "--per": "with --per page",
+    "--format": "with --format parquet",
+    "--temperature": "with --temperature 0.5",
+    "--seed": "without --seed",
+    "--max-new-tokens": "with --max-new-tokens 20",
+    "--prompt, --thinking-budget": "without --prompt and without --thinking-budget",
+}
+
 
 @pytest.mark.parametrize("option", CHANGES)
 def test_a_run_with_other_settings_is_refused_by_the_name_of_the_option(option, job, tmp_path):
@@ -205,7 +218,8 @@ def test_a_run_with_other_settings_is_refused_by_the_name_of_the_option(option, 
     planned = json.loads(json.dumps(job.planned()))
     with pytest.raises(InputError) as caught:
         other.check_same(planned)
-    assert str(caught.value).startswith(f"{job.output.url}: was begun with another {option} (")
+    assert str(caught.value).startswith(f"{job.output.url}: was begun {SAYS[option]}")
+    assert str(caught.value).endswith("; run the same command again, or give another --output")
     with pytest.raises(InputError):
         job.check_same(json.loads(json.dumps(other.planned())))
 
@@ -271,7 +285,7 @@ def test_answers_may_be_longer_where_those_with_an_error_are_answered_again(befo
     planned = replace(job, options={} if before is None else {"max_new_tokens": before}).planned()
     later = replace(job, options={"max_new_tokens": now}, retry_errors=retry)
     if refused:
-        with pytest.raises(InputError, match="another --max-new-tokens"):
+        with pytest.raises(InputError, match=r"was begun with(out)? --max-new-tokens"):
             later.check_same(planned)
     else:
         later.check_same(planned)

@@ -42,12 +42,17 @@ CASES = {
     ("cpu", 1, None, None): f"1 {CORES}",
     ("cpu", 1, 1, None): "1 1",
     ("cpu", 1, 9999, None): (
-        f"this machine has cores for {CORES} workers with --threads 1; give fewer --workers or --threads"
+        f"this machine has cores for {CORES} workers with --threads 1; give --workers {CORES} or fewer"
     ),
-    ("cpu", 9999, None, None): "--threads 9999: this machine has fewer cores",
-    ("cuda", None, 9999, None): "Ray finds ",
+    ("cpu", 9999, None, None): "this machine has no 9999 cores for a worker; give fewer --threads",
     ("cuda", None, 9999, "auto"): "1 9999",
-    ("cpu", 9999, None, "auto"): "--address auto: has no cores now; give --workers N to wait for what it adds",
+    ("cpu", 9999, None, "auto"): "--address auto: has no room for a worker now; give --workers N to wait for what it",
+    (
+        "cuda",
+        9999,
+        None,
+        None,
+    ): "this machine has no GPU with 9999 cores for a worker; give fewer --threads, or --device",
 }
 
 

@@ -191,7 +191,7 @@ def test_stopped_runs(pages, expected, exported, tmp_path):
     rows = assert_once(output, expected, {"broken.png": "not an image"})
     assert any(row["attempts"] > 1 for row in rows)
     code, out, err = Run(exported("fp16"), pages, output, "--json").end()
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, "nothing is left to answer: all rows are written\n")
     assert json.loads(out)["pages"] == len(rows)
 
 
@@ -224,7 +224,7 @@ def test_a_cluster_and_errors_that_are_answered_again(pages, exported, tmp_path)
         code, out, err = Run(*options, "--retry-errors", environment=environment).end()
         assert code == 0, err
         assert "resuming: 2 of 3 pages are done, those with an error are answered again" in err
-        assert "answered 1 pages in " in err
+        assert "finished 1 pages; answers are in " in err
         assert json.loads(out)["answered"] == 3
         after = rows_of(output)
         assert [after[0], after[2]] == [before[0], before[2]]

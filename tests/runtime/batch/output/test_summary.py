@@ -210,7 +210,7 @@ def test_what_is_printed(tmp_path, capsys):
     summary = summarize(files, planned(40), list(FIELDS))
     print_summary(summary, Console(markup=False, width=100))
     out = capsys.readouterr().out
-    assert f"40 pages of {summary.documents} documents" in out
+    assert f"40 rows of {summary.documents} documents" in out
     filled = summary.filled["total"]
     said = [" ".join(line.replace("│", " ").split()) for line in out.splitlines()]
     assert f"answered {summary.answered}" in said

@@ -19,6 +19,7 @@ from console.errors import InputError
 from runtime.batch.output.journal import Attempt
 from runtime.batch.source.folder import Folder
 from runtime.batch.storage import Storage
+from runtime.batch.storage_error import StorageError
 from runtime.batch.workers.worker import Done, Worker
 
 from ..answers import GREEDY, TOKENS, job_of, planned, rows_of, work
@@ -236,9 +237,9 @@ def test_a_journal_that_a_dead_worker_left_is_deleted_and_not_held_against_a_ret
 def test_workers_that_die_while_they_read_a_shard_or_write_it_end_the_run(exported, scans, tmp_path):
     """No page of it is to blame, so nothing else would end it."""
     job = job_of(exported("fp16"), scans, tmp_path / "answers")
-    for _ in range(4):  # from the second on it is noted
-        Attempt.begin(job.output, 0, "run")
-    with pytest.raises(InputError, match=r"^3 workers died while they read the pages of pages/000000\.parquet from"):
+    for _ in range(3):
+        Attempt.begin(job.output, 0, "run").handle(now=True)
+    with pytest.raises(InputError, match=r"^3 workers died while pages for pages/000000\.parquet were read, or"):
         work(job, "run")
     assert [done.answered for done in work(job, "another")] == [6]
 
@@ -251,13 +252,12 @@ def test_a_page_that_kills_its_worker_has_an_error_and_others_are_answered(expor
         attempt = Attempt.begin(job.output, shard.number, "run")
         assert (attempt.notes, attempt.one_by_one) == (start >= 2, False)
         assert attempt.suspects == ([2] if start >= 3 else [])
-        attempt.handle(now=False)
         if attempt.notes:
             attempt.note(2, alone=2 in attempt.suspects)
     (done,) = work(job)
     rows = rows_of(job)
     assert done == Done(0, 6, 2, rows[0]["error"], starts=5)
-    assert rows[2]["error"] == "its worker died, or was stuck, 2 times while it answered this page alone"
+    assert rows[2]["error"] == "its worker died, or was stuck, 2 times while this page alone was answered"
     assert (rows[2]["document"], rows[2]["answer"]) == ("more/c.png", None)
     assert_answered(rows[1], asked(reader, [pictures[0]]))
     for row, image in zip(rows[3:], drawn(scans / "more" / "d.pdf"), strict=True):
@@ -301,7 +301,7 @@ def test_pages_are_noted_while_they_are_opened(exported, reader, pictures, tmp_p
     time.sleep(0.1)
     with monkeypatch.context() as patched:
         patched.setattr("runtime.batch.workers.worker.LONGEST_OPENING", 0.05)
-        assert worker.stuck == "a page was opened for more than 0.05 seconds"
+        assert worker.stuck == "b.png was opened for more than 0.05 seconds"
     Late.answers.set()
     answering.join(30)
     worker.close()
@@ -318,7 +318,6 @@ def test_pages_of_workers_that_died_are_answered_alone_at_last(died, exported, r
     (shard,) = planned(job)
     for _ in range(died):
         attempt = Attempt.begin(job.output, shard.number, "run")
-        attempt.handle(now=False)
     attempt.note(1)
     work(job)
     rows = rows_of(job)
@@ -376,13 +375,13 @@ class Restarted(Storage):
     def write(self, name, content):
         if name.startswith("pages/") and Restarted.refuses:
             Restarted.refuses -= 1
-            raise InputError(f"{name}: cannot be written")
+            raise StorageError(f"{name}: cannot be written")
         super().write(name, content)
 
 
 @pytest.mark.parametrize("refuses", [2, 3])
 def test_answers_are_written_again_where_a_storage_fails_for_a_moment(refuses, exported, scans, tmp_path, monkeypatch):
-    monkeypatch.setattr("runtime.batch.workers.worker._WAITS", (0.01, 0.01))
+    monkeypatch.setattr("runtime.batch.workers.worker.WAITS", (0.01, 0.01))
     job = job_of(exported("fp16"), scans / "b.png", tmp_path / "answers")
     job = replace(job, output=Restarted(job.output.url))
     monkeypatch.setattr(Restarted, "refuses", refuses)
@@ -403,7 +402,7 @@ def test_an_output_that_cannot_be_written_keeps_what_is_and_the_rest_is_answered
     worker.answer(first)
     pages = tmp_path / "answers" / "pages"
     pages.rename(tmp_path / "aside")
-    monkeypatch.setattr("runtime.batch.workers.worker._WAITS", (0.01, 0.01))
+    monkeypatch.setattr("runtime.batch.workers.worker.WAITS", (0.01, 0.01))
     with pytest.raises(InputError, match=r"000001\.parquet: cannot be written"):
         worker.answer(second)
     worker.close()
