@@ -3,6 +3,8 @@
 import os
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -32,6 +34,21 @@ def test_a_file_that_has_changed_is_copied_again(tmp_path):
     for content in (b"old", b"new"):
         storage.write("plan.jsonl", content)
         assert storage.local("plan.jsonl").read_bytes() == content
+
+
+def test_threads_that_want_the_same_file_make_one_copy(tmp_path):
+    """Each would else have its own, and the first ones would stay for ever."""
+    made, local = [], copies.LocalCopies()
+
+    def copy(path):
+        made.append(path)
+        time.sleep(0.02)
+        path.write_bytes(b"content")
+
+    with ThreadPoolExecutor(4) as threads:
+        paths = set(threads.map(lambda _: local.get(("a.pdf", "1"), "a.pdf", copy), range(8)))
+    assert len(made) == 1
+    assert paths == set(made)
 
 
 def test_copies_are_bounded_by_their_bytes(tmp_path, monkeypatch):

@@ -223,3 +223,12 @@ def test_an_encrypted_pdf_is_read_unless_it_asks_for_a_password(per_document, tm
     assert same(pixels(opened), drawn(tmp_path / "a.pdf"))
     with pytest.raises(InputError, match=r"b\.pdf: cannot be read as a PDF \(.*password.*encrypted"):
         pixels(locked)
+
+
+def test_what_is_neither_image_nor_pdf_is_said(tmp_path, capsys):
+    save(tmp_path / "a.png")
+    for name in ("b.docx", "c.xlsx"):
+        (tmp_path / name).write_bytes(b"")
+    assert len(list(folder(tmp_path).parts())) == 1
+    passed = "2 files are neither images nor PDFs and are not read, the first is b.docx"
+    assert capsys.readouterr().err == f"{tmp_path}: {passed}\n"

@@ -180,3 +180,20 @@ def test_a_pdf_that_vanishes_after_it_was_listed_is_pages_with_its_error(tmp_pat
     for page in (pages[0], pages[-1], document):
         with pytest.raises(InputError, match=r"book\.pdf: no such file"):
             pixels(page)
+
+
+def test_a_process_that_died_between_two_files_is_started_anew(tmp_path):
+    """As by the system's OOM killer: the next file is not at fault."""
+    path = tmp_path / "a.pdf"
+    with pypdfium2.PdfDocument.new() as pdf:
+        pdf.new_page(100, 100)
+        pdf.save(path)
+    with PageCounter() as counter:
+        counter.start()
+        assert counter.count(path) == 1
+        (child,) = psutil.Process().children()
+        child.kill()
+        child.wait(30)
+        counter.start()
+        assert counter.count(path) == 1
+    assert psutil.Process().children() == []

@@ -2,6 +2,7 @@
 
 import io
 import random
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
@@ -52,13 +53,41 @@ def test_any_rows_in_any_order(rows, group, reads):
         assert found == list(range(rows))[first : first + count]
 
 
-def test_several_threads_may_read():
-    storage, reader = stored("memory://threads.parquet", 640, 200), Rows({"number"})
+class OneReader(MemoryFileSystem):
+    """Files that two threads may not read at the same time: neither are positions of a Parquet file made for it."""
+
+    protocol = "onereader"
+    inside: ClassVar[int] = 0
+    most: ClassVar[int] = 0
+
+    def _open(self, path, mode="rb", **options):
+        file = super()._open(path, mode, **options)
+        return _Watched(file.getvalue()) if mode == "rb" else file
+
+
+class _Watched(MemoryFile):
+    def __init__(self, content):
+        super().__init__(None, None, content)
+
+    def read(self, size=-1, /):
+        OneReader.inside += 1
+        OneReader.most = max(OneReader.most, OneReader.inside)
+        time.sleep(0.002)
+        OneReader.inside -= 1
+        return super().read(size)
+
+
+fsspec.register_implementation("onereader", OneReader, clobber=True)
+
+
+def test_threads_read_one_after_another():
+    storage, reader = stored("onereader://threads.parquet", 640, 200), Rows({"number"})
     parts = list(range(0, 640, PART))
     random.Random(0).shuffle(parts)
     with ThreadPoolExecutor(4) as threads:
         found = list(threads.map(lambda first: numbers(reader.read(storage, "", first, PART)), parts))
     assert found == [list(range(first, first + PART)) for first in parts]
+    assert OneReader.most == 1
 
 
 ORDERS = {

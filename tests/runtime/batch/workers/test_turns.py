@@ -99,6 +99,30 @@ def test_one_after_another_is_alone():
     second.end()
 
 
+def test_who_takes_one_turn_alone_after_another_lets_others_between():
+    """A shard whose pages are answered one by one would stop the others of its worker until it is done."""
+    turns = Turns()
+    begun, others, enough = threading.Event(), threading.Event(), threading.Event()
+
+    def one_by_one():
+        while not enough.is_set():
+            with turns.alone():
+                begun.set()
+                time.sleep(0.002)
+
+    def share():
+        with turns.shared():
+            others.set()
+
+    thread = started(one_by_one)
+    assert begun.wait(SECONDS)
+    started(share)
+    assert others.wait(SECONDS)
+    enough.set()
+    thread.join(SECONDS)
+    assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("kind", ["shared", "alone"])
 def test_an_error_ends_a_turn(kind):
     turns = Turns()

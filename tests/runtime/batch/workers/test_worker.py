@@ -2,81 +2,18 @@
 
 import io
 import json
-import threading
-import time
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import ClassVar
+from dataclasses import replace
 
 import jsonschema
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pypdfium2
 import pytest
 
-from calib_data.sources import open_documents
 from console.errors import InputError
-from runtime.batch.output.journal import Attempt
-from runtime.batch.source.folder import Folder
-from runtime.batch.storage import Storage
-from runtime.batch.storage_error import StorageError
-from runtime.batch.workers.worker import Done, Worker
+from runtime.batch.workers.worker import Done
 
 from ..answers import GREEDY, TOKENS, job_of, planned, rows_of, work
-
-PROMPT = "Read the text."
-
-
-@pytest.fixture(scope="module")
-def pictures():
-    return [document.image for document in open_documents(split="evaluation", count=4, seed=5, kind="line")]
-
-
-@pytest.fixture
-def scans(pictures, tmp_path):
-    """A damaged picture, two images and a PDF of three pages."""
-    folder = tmp_path / "scans"
-    (folder / "more").mkdir(parents=True)
-    (folder / "a.png").write_bytes(b"no picture")
-    pictures[0].save(folder / "b.png")
-    pictures[1].save(folder / "more" / "c.png")
-    write_pdf(folder / "more" / "d.pdf", pictures[1:])
-    return folder
-
-
-def write_pdf(path, pages):
-    pages[0].save(path, "PDF", save_all=True, append_images=pages[1:], resolution=150)
-
-
-def drawn(path):
-    with pypdfium2.PdfDocument(path) as pdf:
-        return [one.render(scale=150 / 72).to_pil().convert("RGB") for one in pdf]
-
-
-def asked(reader, images, prompt=PROMPT, **options):
-    """Columns of the answer of `generate`, which knows no other page."""
-    answer = reader.ask(prompt, images, **GREEDY | options, draft_tokens=0)
-    return {
-        "prompt": prompt,
-        "answer": answer.text,
-        "reasoning": answer.reasoning or None,
-        "finish": "length" if answer.finish_reason == "length" else "end",
-        "prompt_tokens": answer.prompt_tokens,
-        "tokens": len(answer.tokens),
-        "error": None,
-    }
-
-
-def assert_answered(row, expected):
-    assert {name: row[name] for name in expected} == expected
-    assert row["milliseconds"] >= 0
-
-
-@pytest.fixture
-def small_shards(monkeypatch):
-    """Shards of two pages."""
-    for module in ("plan", "source.page", "source.folder", "source.lines", "source.table"):
-        monkeypatch.setattr(f"runtime.batch.{module}.PART_PAGES", 2)
+from ..asked import PROMPT, asked, assert_answered, drawn
 
 
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
@@ -225,107 +162,6 @@ def test_retried_errors_leave_good_rows_as_they_are(exported, reader, scans, pic
     assert (mended["row"], mended["document"], mended["page"], mended["attempts"]) == (0, "a.png", 1, 2)
 
 
-def test_a_journal_that_a_dead_worker_left_is_deleted_and_not_held_against_a_retry(exported, scans, tmp_path):
-    """It died after the shard was written, and before it could end the journal."""
-    job = job_of(exported("fp16"), scans, tmp_path / "answers")
-    work(job)
-    Attempt.begin(job.output, 0, "run").note(0, alone=True)
-    assert [done.answered for done in work(job, "run")] == [0]
-    assert job.output.names("unfinished") == []
-
-
-def test_workers_that_die_while_they_read_a_shard_or_write_it_end_the_run(exported, scans, tmp_path):
-    """No page of it is to blame, so nothing else would end it."""
-    job = job_of(exported("fp16"), scans, tmp_path / "answers")
-    for _ in range(3):
-        Attempt.begin(job.output, 0, "run").handle(now=True)
-    with pytest.raises(InputError, match=r"^3 workers died while pages for pages/000000\.parquet were read, or"):
-        work(job, "run")
-    assert [done.answered for done in work(job, "another")] == [6]
-
-
-def test_a_page_that_kills_its_worker_has_an_error_and_others_are_answered(exported, reader, scans, pictures, tmp_path):
-    """What a worker leaves that dies of row 2: noted at the second start, it is answered alone from the third on."""
-    job = job_of(exported("fp16"), scans, tmp_path / "answers")
-    (shard,) = planned(job)
-    for start in (1, 2, 3, 4):
-        attempt = Attempt.begin(job.output, shard.number, "run")
-        assert (attempt.notes, attempt.one_by_one) == (start >= 2, False)
-        assert attempt.suspects == ([2] if start >= 3 else [])
-        if attempt.notes:
-            attempt.note(2, alone=2 in attempt.suspects)
-    (done,) = work(job)
-    rows = rows_of(job)
-    assert done == Done(0, 6, 2, rows[0]["error"], starts=5)
-    assert rows[2]["error"] == "its worker died, or was stuck, 2 times while this page alone was answered"
-    assert (rows[2]["document"], rows[2]["answer"]) == ("more/c.png", None)
-    assert_answered(rows[1], asked(reader, [pictures[0]]))
-    for row, image in zip(rows[3:], drawn(scans / "more" / "d.pdf"), strict=True):
-        assert_answered(row, asked(reader, [image]))
-    assert {row["attempts"] for row in rows} == {5}
-    assert job.output.names("unfinished") == []
-
-
-class Late(Folder):
-    """A folder on a server that does not answer for a while."""
-
-    answers: ClassVar = threading.Event()
-
-    def pages(self, part):
-        for page in super().pages(part):
-            yield replace(page, pictures=partial(self._late, page)) if page.document == "b.png" else page
-
-    def _late(self, page):
-        self.answers.wait(30)
-        yield from page.pictures()
-
-
-def test_pages_are_noted_while_they_are_opened(exported, reader, pictures, tmp_path, monkeypatch):
-    """From the second start on. While nothing comes, the worker is stuck with the row in hand."""
-    scans = tmp_path / "scans"
-    scans.mkdir()
-    for name, picture in zip(("a.png", "b.png"), pictures, strict=False):
-        picture.save(scans / name)
-    job = job_of(exported("fp16"), scans, tmp_path / "answers")
-    job = replace(job, source=Late(job.source.storage, None, per_document=False))
-    (shard,) = planned(job)
-    Attempt.begin(job.output, shard.number, "run")
-    worker = Worker(job, "run")
-    assert worker.stuck is None
-    answering = threading.Thread(target=worker.answer, args=[shard])
-    answering.start()
-    journal, deadline = tmp_path / "answers" / "unfinished" / "000000.json", time.monotonic() + 30
-    while not (journal.exists() and json.loads(journal.read_text())["noted"] == [1, False]):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    time.sleep(0.1)
-    with monkeypatch.context() as patched:
-        patched.setattr("runtime.batch.workers.worker.LONGEST_OPENING", 0.05)
-        assert worker.stuck == "b.png was opened for more than 0.05 seconds"
-    Late.answers.set()
-    answering.join(30)
-    worker.close()
-    monkeypatch.setattr("runtime.batch.workers.worker.LONGEST_OPENING", 0.0)
-    assert worker.stuck is None
-    for row, picture in zip(rows_of(job), pictures, strict=False):
-        assert_answered(row, asked(reader, [picture]))
-
-
-@pytest.mark.parametrize("died", [1, 6])
-def test_pages_of_workers_that_died_are_answered_alone_at_last(died, exported, reader, scans, pictures, tmp_path):
-    """With the same answers, whatever was noted once."""
-    job = job_of(exported("fp16"), scans, tmp_path / "answers")
-    (shard,) = planned(job)
-    for _ in range(died):
-        attempt = Attempt.begin(job.output, shard.number, "run")
-    attempt.note(1)
-    work(job)
-    rows = rows_of(job)
-    assert_answered(rows[1], asked(reader, [pictures[0]]))
-    for row, image in zip(rows[3:], drawn(scans / "more" / "d.pdf"), strict=True):
-        assert_answered(row, asked(reader, [image]))
-
-
 def test_a_prompt_that_does_not_fit_the_context_says_what_it_needs(exported, reader, tmp_path):
     words = "Read the text. " * 20
     file = tmp_path / "questions.jsonl"
@@ -364,51 +200,3 @@ def test_a_source_that_has_lost_pages_is_refused(exported, scans, tmp_path):
     with pytest.raises(InputError, match=r"questions\.jsonl: has changed since the run was begun; give another"):
         work(job)
     assert job.output.names("pages") == []
-
-
-@dataclass(frozen=True)
-class Restarted(Storage):
-    """A server that refuses the next writes, and then takes them."""
-
-    refuses: ClassVar = 0
-
-    def write(self, name, content):
-        if name.startswith("pages/") and Restarted.refuses:
-            Restarted.refuses -= 1
-            raise StorageError(f"{name}: cannot be written")
-        super().write(name, content)
-
-
-@pytest.mark.parametrize("refuses", [2, 3])
-def test_answers_are_written_again_where_a_storage_fails_for_a_moment(refuses, exported, scans, tmp_path, monkeypatch):
-    monkeypatch.setattr("runtime.batch.workers.worker.WAITS", (0.01, 0.01))
-    job = job_of(exported("fp16"), scans / "b.png", tmp_path / "answers")
-    job = replace(job, output=Restarted(job.output.url))
-    monkeypatch.setattr(Restarted, "refuses", refuses)
-    if refuses == 2:
-        assert [done.starts for done in work(job)] == [1]
-    else:
-        with pytest.raises(InputError, match="cannot be written"):
-            work(job)
-
-
-def test_an_output_that_cannot_be_written_keeps_what_is_and_the_rest_is_answered_later(
-    small_shards, exported, scans, tmp_path, monkeypatch
-):
-    """The folder of the files is not there for a while."""
-    job = job_of(exported("fp16"), scans, tmp_path / "answers")
-    worker = Worker(job, "run")
-    first, second, *_ = planned(job)
-    worker.answer(first)
-    pages = tmp_path / "answers" / "pages"
-    pages.rename(tmp_path / "aside")
-    monkeypatch.setattr("runtime.batch.workers.worker.WAITS", (0.01, 0.01))
-    with pytest.raises(InputError, match=r"000001\.parquet: cannot be written"):
-        worker.answer(second)
-    worker.close()
-    (tmp_path / "aside").rename(pages)
-    assert job.output.names("pages") == ["000000.parquet"]
-    assert job.output.names("unfinished") == ["000001.json"]
-    assert sum(done.answered for done in work(job, "again")) == 4
-    assert [row["row"] for row in rows_of(job)] == list(range(6))
-    assert [row["attempts"] for row in rows_of(job)] == [1, 1, 2, 1, 1, 1]
