@@ -173,7 +173,7 @@ def test_stopped_runs(pages, expected, exported, tmp_path):
     """Whoever is stopped, by Ctrl-C or by SIGKILL, the same command goes on where the run was."""
     output = tmp_path / "out"
     first = Run(exported("fp16"), pages, output)
-    wait_for(lambda: any((output / "unfinished").glob("*.json")))
+    wait_for(lambda: any((output / "unfinished").glob("0*.json")))
     first.process.send_signal(signal.SIGINT)
     code, out, err = first.end()
     assert (code, out) == (130, "")

@@ -265,7 +265,7 @@ def test_a_finished_output_gets_its_report_and_no_new_answers(command, exported,
     arguments = ("batch", "--model", model.url, "--input", picture, "--output", output.url, "--max-new-tokens", 40)
     arguments += ("--temperature", 0, "--prompt", "Read the text.")
     code, out, _ = command(*arguments, "--report", tmp_path / "r.html")
-    assert (code, "1 pages of 1 documents" in out) == (0, True)
+    assert (code, "1 row of 1 document" in out) == (0, True)
     page = Page((tmp_path / "r.html").read_text()).root
     assert page.find("h1")[0].text == "✓ The page is answered"
     assert page.find("dd", "text")[0].text == one.files.read(0)[0]["answer"]

@@ -13,7 +13,7 @@ from runtime.batch.source.folder import Folder
 from runtime.batch.source.page import PART_PAGES
 from runtime.batch.storage import Storage
 
-from ....calib_data.sources.pdf_files import encrypted
+from ....calib_data.sources.pdf_files import annotation, encrypted, page_file
 from ..listing import listed_pages, pixels, same
 
 
@@ -232,3 +232,16 @@ def test_what_is_neither_image_nor_pdf_is_said(tmp_path, capsys):
     assert len(list(folder(tmp_path).parts())) == 1
     passed = "2 files are neither images nor PDFs and are not read, the first is b.docx"
     assert capsys.readouterr().err == f"{tmp_path}: {passed}\n"
+
+
+def test_what_pages_lack_is_said_once_by_the_place_of_the_first(capsys):
+    """Not by that of a local copy, nor once for each of a million files."""
+    storage = Storage("memory://stamped")
+    for number in range(3):
+        storage.write(f"{number}.pdf", page_file(annotation=annotation("/Subtype /Stamp")))
+    source = Folder(storage, None, per_document=False)
+    for listed in source.parts():
+        for page in source.pages(listed.part):
+            assert len(list(page.pictures())) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("memory://stamped/0.pdf: page 1: ")

@@ -115,7 +115,7 @@ def test_an_answer_that_is_truncated_has_no_fields_but_its_text(exported, scans,
     (done,) = work(job)
     (row,) = rows_of(job)
     cut = "the answer was truncated at 3 tokens; give more --max-new-tokens"
-    assert done == Done(0, 1, 1, f"b.png: {cut}", starts=1)
+    assert done == Done(0, 1, 1, f"b.png, page 1: {cut}", starts=1)
     assert (row["error"], row["finish"], row["tokens"]) == (cut, "length", 3)
     assert row["answer"].startswith("{")
     assert {row[name] for name in SCHEMA["properties"]} == {None}
