@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import socket
+import sys
 import threading
 import time
 import traceback
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 LINES = 20
 """Most lines of workers that a run shows."""
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # malloc.h
+_SWITCH_SECONDS = 0.0005  # 5 ms by default, a third of a step
+_M_ARENA_MAX = -8  # malloc.h
 
 
 class Process:
@@ -41,7 +43,7 @@ class Process:
         """Open the model. run: names this run in the journal. named: errors name the machine."""
         import ray
 
-        _return_freed_memory()
+        _share_with_the_engine()
         self._named, self._said = named, deque[str](maxlen=LINES)
         hear(self._said.append)
         self._worker: Worker | str
@@ -109,11 +111,15 @@ def open_worker(job: Job, run: str, life: Life) -> Worker:
         life.end()
 
 
-def _return_freed_memory() -> None:
-    """Have glibc return what images took: it keeps an arena for each thread, and maps ever larger pieces in them."""
+def _share_with_the_engine() -> None:
+    """Have threads that open pages take little from the engine's one: neither memory nor time.
+
+    glibc keeps an arena for each thread, with what its images took. A thread that needs Python's lock waits for the
+    switch interval while another computes, and the engine needs it after each step.
+    """
+    sys.setswitchinterval(_SWITCH_SECONDS)
     if hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(_M_ARENA_MAX, 2)
-        libc.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def _line(error: Exception) -> str:
