@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 LINES = 20
 """Most lines of workers that a run shows."""
-_SWITCH_SECONDS = 0.0005  # 5 ms by default, a third of a step
+_SWITCH_SECONDS = 0.0005  # 5 ms by default
 _M_ARENA_MAX = -8  # malloc.h
 
 
