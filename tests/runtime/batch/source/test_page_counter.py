@@ -112,7 +112,8 @@ def test_counts_are_those_of_this_process(tmp_path):
             except InputError as error:
                 with pytest.raises(InputError) as caught:
                     counter.count(path)
-                assert str(caught.value) == str(error)
+                # In brackets PDFium gives the last error of the process, which may be of another file.
+                assert str(caught.value).partition(" (PDFium")[0] == str(error).partition(" (PDFium")[0]
             else:
                 assert counter.count(path) == expected
 
@@ -132,7 +133,7 @@ from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from runtime.batch.source.page_counter import PageCounter
 try:
-    with PageCounter(2) as counter:
+    with PageCounter(10) as counter:
         counter.start()
         print(counter._process.pid, flush=True)
         counter.count(Path(sys.argv[2]))
@@ -188,12 +189,13 @@ def test_a_process_that_died_between_two_files_is_started_anew(tmp_path):
     with pypdfium2.PdfDocument.new() as pdf:
         pdf.new_page(100, 100)
         pdf.save(path)
+    before = {*psutil.Process().children()}
     with PageCounter() as counter:
         counter.start()
         assert counter.count(path) == 1
-        (child,) = psutil.Process().children()
+        (child,) = {*psutil.Process().children()} - before
         child.kill()
         child.wait(30)
         counter.start()
         assert counter.count(path) == 1
-    assert psutil.Process().children() == []
+    assert {*psutil.Process().children()} <= before
