@@ -52,7 +52,7 @@ def run_batch(
         if left:
             _say_resumed(job, plan, left)
             _answer(job, [shard for shard in plan if shard.number in left], left, address, workers)
-        _clean(job, {shard.number for shard in plan})
+            _clean(job, {shard.number for shard in plan})
         summary = summarize(job.files, plan, [column.name for column in job.columns])
         if not left:
             say(f"nothing is left to answer: {'no row has an error' if job.retry_errors else 'all rows are written'}")

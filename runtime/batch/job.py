@@ -66,7 +66,7 @@ class Job:
         """Another one where the input has become another kind of source, or a file with other content."""
         return [self.source.kind, source_version(self.source)]
 
-    @property
+    @cached_property
     def columns(self) -> list[pa.Field]:
         """Columns of the schema's properties. Raises InputError for a schema without any."""
         return [] if self.schema is None else field_columns(self.schema)

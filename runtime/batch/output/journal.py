@@ -69,7 +69,6 @@ class Attempt:
                 raise InputError(f"{storage.url}/{attempt._name}: is damaged ({error}); delete it") from error
         attempt.starts += 1
         attempt.attempts += 1
-        attempt.handling = False
         attempt._write()
         return attempt
 

@@ -14,7 +14,7 @@ from console.errors import InputError
 from runtime.answer import answer_settings
 from runtime.batch.source.lines import Lines
 from runtime.batch.source.page import Page
-from runtime.batch.storage_error import StorageError, is_of_storage
+from runtime.batch.storage_error import StorageError, asked_again, is_of_storage
 from runtime.batch.workers.model_folder import local_model
 from runtime.decoding.draft_policy import DraftPolicy
 from runtime.decoding.sampling import Sampling
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from runtime.engine.request import Event
     from runtime.exported import ModelFolder
 
-WAITS = 1.0, 4.0
-"""Seconds until a storage that has failed is asked again."""
 _AHEAD = 2  # pages for each row that are opened before a row is free
 _OPENERS = 2  # shards whose pages are opened at the same time
 _UNREADABLE = 3  # pages in a row that no storage gave
@@ -174,18 +172,13 @@ class Answering:
         return opened
 
     def _read(self, page: Page) -> Opened | InputError:
-        """Pictures of a page, or what is wrong with it. A storage that does not answer is asked again."""
-        for seconds in (*WAITS, 0.0):
-            try:
-                return list(fitting_images(self._model, page.pictures()))
-            except InputError as error:
-                if not is_of_storage(error):
-                    return error
-                problem = StorageError(str(error))
-                time.sleep(seconds)
-            except Exception as error:  # decoders raise almost anything; other pages are not affected
-                return InputError(f"cannot be read ({type(error).__name__}: {error})")
-        return problem
+        """Pictures of a page, or what is wrong with it."""
+        try:
+            return asked_again(lambda: list(fitting_images(self._model, page.pictures())))
+        except InputError as error:
+            return StorageError(str(error)) if is_of_storage(error) else error
+        except Exception as error:  # decoders raise almost anything; other pages are not affected
+            return InputError(f"cannot be read ({type(error).__name__}: {error})")
 
     def _submit(
         self, asked: Answered, request: Callable[[], Request], release: Callable[[], None] = lambda: None

@@ -13,8 +13,8 @@ from console.errors import InputError, NoMemoryError
 from runtime.batch.output.columns import parse_fields
 from runtime.batch.output.journal import FAILURES, Attempt
 from runtime.batch.plan import read_shard
-from runtime.batch.storage_error import StorageError
-from runtime.batch.workers.answering import WAITS, Answered, Answering, BrokenEngineError
+from runtime.batch.storage_error import asked_again
+from runtime.batch.workers.answering import Answered, Answering, BrokenEngineError
 from runtime.batch.workers.turns import Turns
 from runtime.engine.request import Finished
 from runtime.ort.out_of_memory import FailedRunError
@@ -86,7 +86,7 @@ class Worker:
                 if row not in kept:
                     rows[row]["attempts"] += before["attempts"]
             rows = dict(sorted(rows.items()))
-            self._write(planned.number, list(rows.values()))
+            asked_again(lambda: self._files.write(planned.number, list(rows.values())))
         attempt.end()
         return _done(planned.number, rows, len(answered), attempt.starts)
 
@@ -118,15 +118,6 @@ class Worker:
                 f"{self._job.source.storage.url}: has changed since the run was begun; give another --output"
             )
         return shard.first, pages
-
-    def _write(self, number: int, rows: list[dict[str, Any]]) -> None:
-        """Write answered rows. A storage that does not answer for a moment costs none of them."""
-        for seconds in WAITS:
-            try:
-                return self._files.write(number, rows)
-            except StorageError:
-                time.sleep(seconds)
-        return self._files.write(number, rows)
 
     @property
     def stuck(self) -> str | None:

@@ -31,7 +31,7 @@ class Restarted(Storage):
 
 @pytest.mark.parametrize("refuses", [2, 3])
 def test_answers_are_written_again_where_a_storage_fails_for_a_moment(refuses, exported, scans, tmp_path, monkeypatch):
-    monkeypatch.setattr("runtime.batch.workers.worker.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("runtime.batch.storage_error.WAITS", (0.01, 0.01))
     job = job_of(exported("fp16"), scans / "b.png", tmp_path / "answers")
     job = replace(job, output=Restarted(job.output.url))
     monkeypatch.setattr(Restarted, "refuses", refuses)
@@ -52,7 +52,7 @@ def test_an_output_that_cannot_be_written_keeps_what_is_and_the_rest_is_answered
     worker.answer(first)
     pages = tmp_path / "answers" / "pages"
     pages.rename(tmp_path / "aside")
-    monkeypatch.setattr("runtime.batch.workers.worker.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("runtime.batch.storage_error.WAITS", (0.01, 0.01))
     with pytest.raises(InputError, match=r"000001\.parquet: cannot be written"):
         worker.answer(second)
     worker.close()
@@ -80,7 +80,7 @@ class Failing(Folder):
 @pytest.fixture
 def failing(exported, pictures, tmp_path, monkeypatch):
     """A job of five pictures, and what it asks."""
-    monkeypatch.setattr("runtime.batch.workers.answering.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("runtime.batch.storage_error.WAITS", (0.01, 0.01))
     scans = tmp_path / "scans"
     scans.mkdir()
     for number in range(5):
