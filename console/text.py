@@ -20,6 +20,11 @@ def canonical(text: str) -> str:
     return unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
 
 
+def escape_surrogates(text: str) -> str:
+    """Text that UTF-8 can hold: halves of surrogate pairs, as of bytes in a file name, are written as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def shorten_message(message: str) -> str:
     """A message without the middle of what is too long: a `data:` URI, a prompt of a megabyte."""
     message = re.sub(r"data:[\w.+-]+/[^\s,]{1,100},\S{40,}", lambda uri: shorten(uri[0], 80), message)

@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from console.errors import InputError, naming
-from console.text import canonical, short_repr, shorten, shorten_message
+from console.text import canonical, escape_surrogates, short_repr, shorten, shorten_message
 
 
 @pytest.mark.parametrize(
@@ -62,3 +62,8 @@ def test_what_is_shortened_has_its_length_and_both_ends(longest):
 def test_a_value_in_a_message_is_short():
     assert short_repr([1, "2"]) == "[1, '2']"
     assert short_repr("x" * 5000) == f"'{'x' * 13}…[5002 characters]…{'x' * 6}'"
+
+
+def test_what_no_file_can_hold_is_an_escape():
+    assert escape_surrogates(b"a\xff.png".decode("utf-8", "surrogateescape")) == "a\\udcff.png"
+    assert escape_surrogates("합계 😀") == "합계 😀"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pyarrow as pa
 
 from console.errors import InputError
+from console.text import escape_surrogates
 from runtime.batch.output.json_schema import ArrowTypes
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _text(value: Any) -> str:  # noqa: ANN401 - any JSON value
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, allow_nan=False)
     except ValueError as error:  # 1e999 is valid JSON
         raise ValueError(f"{_shown(value)} has a number that is too large") from error
-    if not text.isascii() and _utf8(text) != text:
+    if not text.isascii() and escape_surrogates(text) != text:
         raise ValueError(f"{_shown(value)} is not valid Unicode")
     return text
 
@@ -137,12 +138,7 @@ def _shown(value: Any) -> str:  # noqa: ANN401 - any JSON value
     """A value as JSON, shortened; a text keeps its quotes."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
-    return _utf8(json.dumps(text, ensure_ascii=False) if isinstance(value, str) else text)
-
-
-def _utf8(text: str) -> str:
-    """Text without what UTF-8 cannot hold: halves of surrogate pairs."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    return escape_surrogates(json.dumps(text, ensure_ascii=False) if isinstance(value, str) else text)
 
 
 def _refuse(constant: str) -> NoReturn:

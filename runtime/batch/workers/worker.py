@@ -10,6 +10,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from console.errors import InputError, NoMemoryError
+from console.text import escape_surrogates
 from runtime.batch.output.columns import parse_fields
 from runtime.batch.output.journal import FAILURES, Attempt
 from runtime.batch.plan import read_shard
@@ -163,10 +164,10 @@ class Worker:
         """A row of the output; a page without an answer has an error in place of it."""
         page, collected, end = answered.page, answered.collected, answered.collected.end
         row: dict[str, Any] = dict.fromkeys(self._files.schema.names)
-        row |= {"row": number, "document": _utf8(page.document), "page": page.page, "prompt": page.prompt}
+        row |= {"row": number, "document": escape_surrogates(page.document), "page": page.page, "prompt": page.prompt}
         row["attempts"] = attempt.attempts
         if not isinstance(end, Finished):
-            row["error"] = _utf8(str(answered.error))
+            row["error"] = escape_surrogates(str(answered.error))
             return row
         if self._columns:
             fields, row["error"] = parse_fields(collected.text, self._columns)
@@ -196,8 +197,3 @@ def _done(number: int, rows: Mapping[int, dict[str, Any]], answered: int, starts
         document, page, error = (failed[0][name] for name in ("document", "page", "error"))
         first = error if document in error else f"{document}{f', page {page}' if page else ''}: {error}"
     return Done(number, answered, len(failed), first, starts)
-
-
-def _utf8(text: str) -> str:
-    """Text without what UTF-8 cannot hold, as the bytes of a file name may be."""
-    return text.encode("utf-8", "backslashreplace").decode()
