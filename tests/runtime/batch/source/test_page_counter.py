@@ -128,12 +128,14 @@ def test_a_process_that_cannot_start_is_not_the_fault_of_a_pdf(hostile):
 
 
 LISTING = """
+import signal
 import sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs in the background
 sys.path.insert(0, sys.argv[1])
 from runtime.batch.source.page_counter import PageCounter
 try:
-    with PageCounter(10) as counter:
+    with PageCounter(4) as counter:
         counter.start()
         print(counter._process.pid, flush=True)
         counter.count(Path(sys.argv[2]))
