@@ -11,6 +11,7 @@ import torch
 from onnx_ir.passes import common as passes
 
 from export.modules.weights import byte_ranges
+from export.repeat import Repeated
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -30,13 +31,16 @@ def trace(
     dynamic_axes: Sequence[Axes | list[Axes]],
     input_names: Sequence[str],
     output_names: Sequence[str],
+    layers: Sequence[nn.Module] = (),
 ) -> ir.Model:
     """Trace a module.
 
     inputs: example tensors. Sizes along dynamic axes must not be 0 or 1, which tracing takes for constants.
     dynamic_axes: for each input. Axes with the same name have the same size.
+    layers: modules in it that may be alike; each kind of them is traced once (see `Repeated`).
     """
-    with warnings.catch_warnings():
+    repeated = Repeated(module, layers)
+    with repeated.once(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns about its own use of deprecated torch functions
         logging.getLogger("torch.onnx").setLevel(logging.ERROR)
         program = torch.onnx.export(
@@ -51,6 +55,7 @@ def trace(
             dynamic_shapes=_dynamic_shapes(dynamic_axes),
         )
     assert program is not None
+    repeated.expand(program.model)
     _clean(program.model)
     return program.model
 

@@ -55,7 +55,8 @@ def trace_decoder(decoder: Decoder | Mtp, config: PreTrainedConfig, dtype: torch
     ]
     layers = len(past) // 2
     outputs = graph_io.decoder_outputs(layers, hidden=isinstance(decoder, Mtp) or decoder.with_hidden)
-    return trace(decoder, inputs, axes, graph_io.decoder_inputs(layers, mtp=is_mtp), outputs)
+    repeated = [] if isinstance(decoder, Mtp) else [*decoder.layers]
+    return trace(decoder, inputs, axes, graph_io.decoder_inputs(layers, mtp=is_mtp), outputs, repeated)
 
 
 def _past(decoder: Decoder | Mtp, config: PreTrainedConfig, dtype: torch.dtype) -> tuple[list[Tensor], list[Axes]]:
@@ -102,4 +103,4 @@ def trace_vision(vision: VisionEncoder, config: PreTrainedConfig) -> ir.Model:
         graph_io.FRAME_LENGTH: (zeros(dtype=torch.int32), {}),
     }
     inputs, axes = zip(*(examples[name] for name in graph_io.VISION_INPUTS), strict=True)
-    return trace(vision, inputs, axes, graph_io.VISION_INPUTS, [graph_io.IMAGE_EMBEDS])
+    return trace(vision, inputs, axes, graph_io.VISION_INPUTS, [graph_io.IMAGE_EMBEDS], [*vision.blocks])

@@ -1,5 +1,6 @@
 """Shares traced graphs among all exports of a run: tracing takes longest, and reads no weights."""
 
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ import onnx_ir as ir
 import pytest
 import torch
 from filelock import FileLock
+from torch.onnx._internal.exporter._registration import ONNXRegistry
 from transformers import PreTrainedConfig
 
 from export.modules.vision import VisionEncoder
@@ -37,6 +39,9 @@ def traced_once(folder: Path) -> Iterator[None]:
         patch.setattr("export.graphs.trace_vision", shared(trace_vision))
         patch.setattr("export.graphs.trace_decoder", shared(trace_decoder))
         patch.setattr("export.graphs.save", save)  # and not what the fixture `untraced` put there
+        # Every trace reads the same table of operators, in half a second.
+        table = functools.cache(ONNXRegistry.from_torchlib.__func__)
+        patch.setattr(ONNXRegistry, "from_torchlib", classmethod(table))
         yield
 
 

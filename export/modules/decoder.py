@@ -41,7 +41,9 @@ class Attention(nn.Module):
         full_buffers: bool,
     ) -> None:
         super().__init__()
-        self.kv_scales, self.full_buffers = kv_scales, full_buffers
+        self.full_buffers, self.has_scales = full_buffers, kv_scales is not None
+        if kv_scales is not None:
+            self.key_scale, self.value_scale = map(nn.Buffer, kv_scales)
         self.window: int | None = config.sliding_window if config.layer_types[layer] == "sliding_attention" else None
         self.has_rope = self.window is not None or config.sliding_window is None
         self.head_dim = head_dim(config)
@@ -66,8 +68,9 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x)
         q = reshape(self.q_norm(reshape(q, 0, 0, -1, self.head_dim)), 0, 0, -1)
         k = reshape(self.k_norm(reshape(k, 0, 0, -1, self.head_dim)), 0, 0, -1)
+        scales = (self.key_scale, self.value_scale) if self.has_scales else None
         attended, key, value = cached_attention(
-            q, k, v, *past, seqlens_k, total, rope if self.has_rope else None, self.window, self.kv_scales,
+            q, k, v, *past, seqlens_k, total, rope if self.has_rope else None, self.window, scales,
             full_buffers=self.full_buffers,
         )  # fmt: skip
         (output,) = self.output(attended)
