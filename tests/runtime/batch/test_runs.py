@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,8 +20,9 @@ from runtime.model import Model
 from ..commands import ENVIRONMENT
 
 pytestmark = pytest.mark.slow
-COUNT, PDF_PAGES = 200, 5
+COUNT, PDF_PAGES = 96, 5
 RAY = Path(sys.executable).with_name("ray")
+ON_RAY = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 # Pillow plugins are found by import; this one ends the process, as a decoder with a fault does.
 PLUGIN = """
 import os
@@ -77,15 +79,51 @@ def expected(pages, exported):
     return texts
 
 
-class Run:
-    """`python -m runtime batch` as a process."""
+class Cluster:
+    """A cluster of Ray's on this machine, whose Pillow has PLUGIN."""
 
-    def __init__(self, model, pages, output, *more, environment=None):
+    def __init__(self, packages):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{free.getsockname()[1]}"
+        host, _, port = self.address.partition(":")
+        (packages / "sitecustomize.py").write_text(PLUGIN)
+        listening = ["--node-ip-address", host, "--port", port, "--num-cpus", "2", "--include-dashboard", "false"]
+        self.process = subprocess.Popen(
+            [RAY, "start", "--head", "--block", "--disable-usage-stats", *listening],
+            env=ENVIRONMENT | ON_RAY | with_packages(packages),
+            stdout=subprocess.DEVNULL,
+        )
+        wait_for(lambda: any(one.laddr.port == int(port) for one in psutil.net_connections() if one.status == "LISTEN"))
+
+    def kill(self):
+        """SIGTERM takes 30 seconds."""
+        for process in (*psutil.Process(self.process.pid).children(recursive=True), self.process):
+            process.kill()
+        self.process.wait()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """For runs that need no Ray of their own, which takes longest."""
+    started = Cluster(tmp_path_factory.mktemp("packages"))
+    yield started
+    started.kill()
+
+
+class Run:
+    """`python -m runtime batch` as a process, in a cluster or with a Ray of its own."""
+
+    def __init__(self, model, pages, output, *more, cluster=None, workers=2, environment=None):
         options = ["--model", model, "--input", pages, "--output", output, "--prompt", "Read."]
-        options += ["--workers", 2, "--threads", 1, *more]
+        options += ["--workers", workers, "--threads", 1, *more]
+        if cluster is not None:
+            options += ["--address", cluster.address]
+        self._ray, self._before = cluster and cluster.process.pid, []
+        self._before = self.workers() if cluster else []
         self.process = subprocess.Popen(
             [sys.executable, "-m", "runtime", "batch", *map(str, options)],
-            env=ENVIRONMENT | (environment or {}),
+            env=ENVIRONMENT | (ON_RAY if cluster else {}) | (environment or {}),
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -99,13 +137,18 @@ class Run:
     def workers(self):
         """Processes of its workers that have begun to answer."""
         found = []
-        for child in psutil.Process(self.process.pid).children(recursive=True):
+        for child in psutil.Process(self._ray or self.process.pid).children(recursive=True):
             try:
-                if child.cmdline()[0].startswith("ray::MapWorker"):
+                if child.cmdline()[0].startswith("ray::MapWorker") and child not in self._before:
                     found.append(child)
             except (psutil.Error, IndexError):
                 continue
         return found
+
+
+def with_packages(folder):
+    """The environment of processes that import from a folder too."""
+    return {"PYTHONPATH": os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))}
 
 
 def rows_of(output):
@@ -134,121 +177,103 @@ def wait_for(found, seconds=60):
         time.sleep(0.02)
 
 
-def test_page_that_kills_its_worker(pages, expected, exported, tmp_path):
-    """It becomes a row with its error; the others are answered, and the counts tell what was begun again."""
-    killer = pages / "killer.png"
-    (tmp_path / "sitecustomize.py").write_text(PLUGIN)
-    killer.write_bytes(b"CRASH")
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
-    try:
-        run = Run(exported("fp16"), pages, tmp_path / "out", "--json", environment={"PYTHONPATH": path})
-        code, out, err = run.end()
-    finally:
-        killer.unlink()
+def test_a_page_that_kills_its_worker_and_pages_that_are_mended(pages, expected, exported, cluster, tmp_path):
+    """It becomes a row with its error; the others are answered, and the counts tell what was begun again.
+
+    When the pages with errors are mended, they alone are answered again.
+    """
+    scans, output = tmp_path / "scans", tmp_path / "out"
+    shutil.copytree(pages, scans)
+    (scans / "killer.png").write_bytes(b"CRASH")
+    code, out, err = Run(exported("fp16"), scans, output, "--json", cluster=cluster).end()
     assert code == 0, err
-    rows = assert_once(
-        tmp_path / "out",
-        expected,
-        {"killer.png": "its worker died, or was stuck, 2 times", "broken.png": "not an image"},
-    )
-    summary, again = json.loads(out), sum(row["attempts"] > 1 for row in rows)
-    assert (summary["pages"], summary["answered"], summary["retried"]) == (len(rows), len(expected), again)
-    assert next(row["attempts"] for row in rows if row["document"] == "killer.png") == 5
+    deadly = "its worker died, or was stuck, 2 times"
+    before = assert_once(output, expected, {"killer.png": deadly, "broken.png": "not an image"})
+    summary, again = json.loads(out), sum(row["attempts"] > 1 for row in before)
+    assert (summary["pages"], summary["answered"], summary["retried"]) == (len(before), len(expected), again)
+    assert next(row["attempts"] for row in before if row["document"] == "killer.png") == 5
     assert "a worker has ended before its time; " in err
+
+    for name, other in (("killer.png", "000.png"), ("broken.png", "002.png")):
+        (scans / name).write_bytes((pages / other).read_bytes())
+        expected = expected | {(name, 1): expected[other, 1]}
+    options = exported("fp16"), scans, output, "--json", "--retry-errors"
+    code, out, err = Run(*options, cluster=cluster, workers=1).end()
+    assert code == 0, err
+    done = f"{len(before) - 2} of {len(before)} pages are done"
+    assert f"resuming: {done}, those with an error are answered again" in err
+    assert "finished 2 pages" in err
+    assert json.loads(out)["answered"] == len(before)
+    for row, earlier in zip(assert_once(output, expected, {}), before, strict=True):
+        if earlier["error"] is None:
+            assert row == earlier
+        else:
+            assert row["attempts"] == earlier["attempts"] + 1
 
 
 def test_a_worker_that_still_loads_its_model_at_the_end_leaves_nothing(exported, pages, tmp_path):
     """Nor does what was half written by one that was killed."""
     (tmp_path / "sitecustomize.py").write_text(SLOW)
-    path = os.pathsep.join(filter(None, [str(tmp_path), os.environ.get("PYTHONPATH")]))
     scans, output = pages / "more", tmp_path / "out"
-    code, _, err = Run(exported("fp16"), scans, output, environment={"PYTHONPATH": path}).end()
+    code, _, err = Run(exported("fp16"), scans, output, environment=with_packages(tmp_path)).end()
     assert code == 0, err
     assert (tmp_path / "first").exists()
     assert len(rows_of(output)) == COUNT // 2
     assert [*(output / "unfinished").iterdir(), *output.rglob(".*")] == []
 
 
-def test_stopped_runs(pages, expected, exported, tmp_path):
-    """Whoever is stopped, by Ctrl-C or by SIGKILL, the same command goes on where the run was."""
-    output = tmp_path / "out"
-    first = Run(exported("fp16"), pages, output)
-    wait_for(lambda: any((output / "unfinished").glob("0*.json")))
+@pytest.fixture
+def disk(tmp_path):
+    """A folder on a small disk, and the function that makes it larger: None where that disk cannot be had."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", folder], capture_output=True)
+    if mounted.returncode:
+        yield folder, None
+        return
+    yield folder, lambda: subprocess.run(["mount", "-o", "remount,size=100m", folder], check=True)
+    subprocess.run(["umount", folder], check=True)
+
+
+def journals(output):
+    """Changes when a shard is begun."""
+    return {(path.name, path.stat().st_mtime_ns) for path in (output / "unfinished").glob("0*.json")}
+
+
+def test_stopped_runs(pages, expected, exported, cluster, disk):
+    """Whoever is stopped, by a full disk, Ctrl-C or SIGKILL, the same command goes on where the run was, on any Ray."""
+    output, enlarge = disk
+    options = exported("fp16"), pages, output
+    if enlarge is not None:
+        code, out, err = Run(*options, cluster=cluster, workers=1).end()
+        assert (code, out) == (2, "")
+        assert "cannot be written (No space left on device); what was finished is kept" in err.splitlines()[-1]
+        enlarge()
+
+    before = journals(output)
+    first = Run(*options, workers=1)
+    wait_for(lambda: journals(output) - before)
     first.process.send_signal(signal.SIGINT)
     code, out, err = first.end()
     assert (code, out) == (130, "")
     assert err.endswith("finished shards are kept; run the same command again to go on\ninterrupted\n")
-    second = Run(exported("fp16"), pages, output)
+
+    second = Run(*options, cluster=cluster, workers=1)
     wait_for(second.workers)
+    workers = second.workers()
     second.process.kill()
     second.process.communicate()
-    time.sleep(3)  # its workers may finish a shard: it counts
-    third = Run(exported("fp16"), pages, output)
+    psutil.wait_procs(workers, 60)  # they may finish a shard: it counts
+
+    third = Run(*options, cluster=cluster)
     wait_for(third.workers)
     third.workers()[0].kill()
     code, _, err = third.end()
     assert code == 0, err
     rows = assert_once(output, expected, {"broken.png": "not an image"})
     assert any(row["attempts"] > 1 for row in rows)
-    code, out, err = Run(exported("fp16"), pages, output, "--json").end()
+    code, out, err = Run(*options, "--json").end()
     assert (code, err) == (0, "nothing is left to answer: all rows are written\n")
     assert json.loads(out)["pages"] == len(rows)
-
-
-def test_a_cluster_and_errors_that_are_answered_again(pages, exported, tmp_path):
-    """Pages that are mended since. A run joins the cluster at its address, and leaves it as it was."""
-    scans, output = tmp_path / "scans", tmp_path / "out"
-    scans.mkdir()
-    for name in ("000.png", "002.png"):
-        (scans / name).write_bytes((pages / name).read_bytes())
-    (scans / "001.png").write_bytes(b"no picture")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    host, _, port = address.partition(":")
-    environment = {"RAY_AUTH_MODE": "disabled", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-    listening = ["--node-ip-address", host, "--port", port, "--num-cpus", "2", "--include-dashboard", "false"]
-    started = subprocess.Popen(
-        [RAY, "start", "--head", "--block", "--disable-usage-stats", *listening],
-        env=ENVIRONMENT | environment,
-        stdout=subprocess.DEVNULL,
-    )
-    try:
-        wait_for(lambda: any(one.laddr.port == int(port) for one in psutil.net_connections() if one.status == "LISTEN"))
-        options = exported("fp16"), scans, output, "--json", "--address", address
-        code, out, err = Run(*options, environment=environment).end()
-        assert code == 0, err
-        assert [(row["page"], row["error"] is None) for row in rows_of(output)] == [(1, True), (1, False), (1, True)]
-        before = rows_of(output)
-        (scans / "001.png").write_bytes((pages / "004.png").read_bytes())
-        code, out, err = Run(*options, "--retry-errors", environment=environment).end()
-        assert code == 0, err
-        assert "resuming: 2 of 3 pages are done, those with an error are answered again" in err
-        assert "finished 1 pages; answers are in " in err
-        assert json.loads(out)["answered"] == 3
-        after = rows_of(output)
-        assert [after[0], after[2]] == [before[0], before[2]]
-        assert (after[1]["error"], after[1]["attempts"]) == (None, 2)
-    finally:
-        for process in (*psutil.Process(started.pid).children(recursive=True), started):  # SIGTERM takes 30 seconds
-            process.kill()
-        started.wait()
-
-
-def test_full_disk(pages, expected, exported, tmp_path):
-    """One line says so; with more space, the same command ends the run."""
-    output = tmp_path / "out"
-    output.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", output], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("only root may mount a small disk")
-    try:
-        code, out, err = Run(exported("fp16"), pages, output).end()
-        assert (code, out) == (2, "")
-        assert "cannot be written (No space left on device); what was finished is kept" in err.splitlines()[-1]
-        subprocess.run(["mount", "-o", "remount,size=100m", output], check=True)
-        code, _, err = Run(exported("fp16"), pages, output).end()
-        assert code == 0, err
-        assert_once(output, expected, {"broken.png": "not an image"})
-    finally:
-        subprocess.run(["umount", output], check=True)
+    if enlarge is None:
+        pytest.skip("all but the full disk passed: only root may mount a small one")
