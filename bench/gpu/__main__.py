@@ -20,11 +20,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from bench.gpu.bench import Bench
-from bench.gpu.prepare import prepare
+from bench.gpu.bench import BANDWIDTH, PRODUCT, Bench
 from bench.gpu.record import Outcome, Record, file_name, free_path
 from bench.gpu.stage import OUT_OF_TIME, STAGES, Stage, read_figures, to_json
-from bench.gpu.stages.hardware import BANDWIDTH, PRODUCT
 from bench.gpu.table import stage_lines
 from console.errors import InputError, run_command
 from console.progress import say
@@ -130,6 +128,8 @@ def main(
     record = Record(output or free_path(RESULTS / file_name(device)), command, device, tiny)
     with tempfile.TemporaryDirectory(dir=_scratch()) as scratch:
         if device == "cuda" and not tiny and graphs is None:
+            from bench.gpu.prepare import prepare  # torch: no other part of this process needs it
+
             say("tracing the graphs of 33 B takes minutes, before --minutes begin; bench.gpu.prepare does it ahead")
             graphs = Path(scratch)
             prepare(graphs)

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 
+BANDWIDTH, PRODUCT = "copy bandwidth", "fp16 matrix product"
+"""Names of the ceilings, which the stage `hardware` measures."""
+
+
 class OutOfTimeError(Exception):
     """The time of a stage is up."""
 

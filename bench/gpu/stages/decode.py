@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bench.gpu.bench import BANDWIDTH, PRODUCT
 from bench.gpu.figures import Figure
 from bench.gpu.folders import TINY, VARIANTS, WHOLE, Variant, folder_of
 from bench.gpu.memory import PeakMemory
-from bench.gpu.stages.hardware import BANDWIDTH, PRODUCT
 from bench.gpu.stages.vision import LARGEST, LARGEST_TINY, image_feeds
 from bench.scale.drafting import costs, time_calls
 from bench.timing import Quartiles, timed

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import onnxruntime
 import torch
 
+from bench.gpu.bench import BANDWIDTH, PRODUCT
 from bench.gpu.figures import Figure
 from bench.scale.host import VOCABULARY, host_costs
 from bench.timing import timed
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from bench.gpu.bench import Bench
-
-BANDWIDTH, PRODUCT = "copy bandwidth", "fp16 matrix product"
 
 
 def measure(bench: Bench) -> Iterator[Figure]:

@@ -16,8 +16,8 @@ import onnx
 import onnxruntime as ort
 from onnx import TensorProto, helper
 
+from bench.gpu.bench import BANDWIDTH, PRODUCT
 from bench.gpu.figures import Figure
-from bench.gpu.stages.hardware import BANDWIDTH, PRODUCT
 from bench.timing import timed
 from runtime.ort.buffer import Buffer
 from runtime.ort.sessions import Options, open_session
