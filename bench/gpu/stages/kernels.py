@@ -100,7 +100,7 @@ def _shape(bench: Bench, kind: Kind, shape: str, widths: tuple[int, int], rows: 
     session = open_session(path, bench.runtime_device, Options(cutlass=kind.block == 32, capture=bench.on_gpu))
     for count in rows:
         call = _call(session, bench, kind, count, outputs, inputs, copies)
-        timing = timed(call, seconds=0.15).scaled(1 / copies)
+        timing = timed(call, seconds=0.0 if bench.tiny else 0.15).scaled(1 / copies)
         ceiling, work = (PRODUCT, 2 * count * outputs * inputs) if count >= COMPUTES else (BANDWIDTH, stored)
         share = bench.share_of(ceiling, work / timing.median)
         name = f"{kind.name}; {shape} [{outputs}, {inputs}], {kind.bits(shape)} bits; {count} rows"
