@@ -70,7 +70,8 @@ def mask_costs(vocabulary: int, repetitions: int) -> dict[str, Quartiles]:
 
 
 def _time(work: Callable[[], object], repetitions: int) -> Quartiles:
-    return timed(work, least=repetitions, most=repetitions, warm_up=WARM_UP, clock=process_time)
+    warm_up = min(WARM_UP, repetitions)
+    return timed(work, least=repetitions, most=repetitions, warm_up=warm_up, clock=process_time)
 
 
 def _embeddings(path: Path, vocabulary: int, random: np.random.Generator) -> NDArray[np.float16]:
