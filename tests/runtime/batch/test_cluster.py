@@ -80,7 +80,10 @@ def test_a_node_that_does_not_start_is_an_input_error(monkeypatch):
 
 
 def join(addresses, environment):
-    """What is said where a process joins a cluster, a line for each address. Not this process: Ray keeps the mode that it was imported with."""
+    """What is said where a process joins clusters, a line for each address.
+
+    Not this process: Ray keeps the mode that it was imported with.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | environment
     arguments = [sys.executable, "-c", JOIN, *addresses]
     ended = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=100)
