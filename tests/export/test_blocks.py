@@ -92,41 +92,60 @@ def test_verify_knows_them(in_blocks):
     assert verify(in_blocks, "cpu").passed
 
 
-def packed_linear(folder, rows, bits, group):
-    """A checkpoint of one packed linear of 256 inputs."""
+# Rows, bits and group of a linear, and the blocks of its product.
+BLOCKS = [
+    (64, 4, 128, 32),
+    (64, 4, 64, 32),
+    (32, 4, 128, 128),  # CUTLASS takes 64 rows at a time
+    (96, 4, 128, 128),
+    (32, 8, 128, 32),
+    (48, 8, 128, 128),
+    (64, 4, 32, 32),
+    (64, 4, 16, 16),
+]
+
+
+def packed_linears(folder):
+    """A checkpoint of the packed linears of BLOCKS, named x0, x1 and so on, of 256 inputs each."""
     from safetensors.torch import save_file
 
     folder.mkdir()
-    random = torch.Generator().manual_seed(0)
-    packed = torch.randint(-(2**31), 2**31, (rows, 256 * bits // 32), generator=random).int()
-    scales = (torch.rand(rows, 256 // group, generator=random) / 100).half()
-    tensors = {"x.weight_packed": packed, "x.weight_scale": scales, "x.weight_shape": torch.tensor([rows, 256])}
+    random, tensors = torch.Generator().manual_seed(0), {}
+    for place, (rows, bits, group, _) in enumerate(BLOCKS):
+        packed = torch.randint(-(2**31), 2**31, (rows, 256 * bits // 32), generator=random).int()
+        scales = (torch.rand(rows, 256 // group, generator=random) / 100).half()
+        parts = {"packed": packed, "scale": scales, "shape": torch.tensor([rows, 256])}
+        tensors |= {f"x{place}.weight_{part}": tensor for part, tensor in parts.items()}
     save_file(tensors, folder / "model.safetensors")
     (folder / "config.json").write_text("{}")
     return open_checkpoint(folder)
 
 
-@pytest.mark.parametrize(
-    ("rows", "bits", "group", "block"),
-    [
-        (64, 4, 128, 32),
-        (64, 4, 64, 32),
-        (32, 4, 128, 128),  # CUTLASS takes 64 rows at a time
-        (96, 4, 128, 128),
-        (32, 8, 128, 32),
-        (48, 8, 128, 128),
-        (64, 4, 32, 32),
-        (64, 4, 16, 16),
-    ],
-)
-def test_what_does_not_fit_stays_as_stored(rows, bits, group, block, tmp_path):
-    checkpoint, x = packed_linear(tmp_path / "folder", rows, bits, group), torch.randn(3, 256)
-    stored, linear = (Linear(Source(checkpoint, load=True, block_size=size), "x") for size in (None, 32))
-    torch.testing.assert_close(linear(x)[0], stored(x)[0], rtol=SAME, atol=SAME)
-    model = trace(linear, [x], [{0: "rows"}], ["x"], ["y"])
-    (product,) = [node for node in model.graph if node.op_type == "MatMulNBits"]
-    assert product.attributes["block_size"].as_int() == block
-    assert product.attributes["accuracy_level"].as_int() == EXACT
+class SideBySide(torch.nn.Module):
+    """Linears that read the same input, in one graph: a trace takes as long for one as for all."""
+
+    def __init__(self, linears):
+        super().__init__()
+        self.linears = torch.nn.ModuleList(linears)
+
+    def forward(self, x):
+        return tuple(linear(x)[0] for linear in self.linears)
+
+
+def test_what_does_not_fit_stays_as_stored(tmp_path):
+    checkpoint, x = packed_linears(tmp_path / "folder"), torch.randn(3, 256)
+    stored, linears = (
+        [Linear(Source(checkpoint, load=True, block_size=size), f"x{place}") for place in range(len(BLOCKS))]
+        for size in (None, 32)
+    )
+    for linear, expected in zip(linears, stored, strict=True):
+        torch.testing.assert_close(linear(x)[0], expected(x)[0], rtol=SAME, atol=SAME)
+    outputs = [f"y{place}" for place in range(len(BLOCKS))]
+    model = trace(SideBySide(linears), [x], [{0: "rows"}], ["x"], outputs)
+    products = {node.outputs[0].name: node.attributes for node in model.graph if node.op_type == "MatMulNBits"}
+    found = {name: attributes["block_size"].as_int() for name, attributes in products.items()}
+    assert found == {name: block for name, (*_, block) in zip(outputs, BLOCKS, strict=True)}
+    assert {attributes["accuracy_level"].as_int() for attributes in products.values()} == {EXACT}
 
 
 ON_CUDA = """
