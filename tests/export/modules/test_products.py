@@ -1,5 +1,7 @@
 """Products with stored weights: ONNX Runtime against PyTorch."""
 
+from itertools import product
+
 import pytest
 import torch
 
@@ -12,16 +14,18 @@ def test_matmul_dense():
     check(matmul_dense, (torch.randn(2, 3, 32), torch.randn(24, 32)), ({0: "b"}, {}))
 
 
-@pytest.mark.parametrize("bits", [4, 8])
-@pytest.mark.parametrize("group", [16, 32, 128])
-def test_matmul_nbits(bits, group):
-    packed = torch.randint(0, 256, (24, 256 // group, group * bits // 8), dtype=torch.uint8)
-    scales = torch.randn(24, 256 // group) / 100  # they may be negative
-    check(
-        lambda x, p, s: matmul_nbits(x, p, s, bits, accuracy_level=1),
-        (torch.randn(5, 256), packed, scales),
-        ({0: "rows"}, {}, {}),
-    )
+def test_matmul_nbits():
+    """Products of all formats side by side: a trace takes as long for one as for all."""
+    formats, weights = list(product((4, 8), (16, 32, 128))), []
+    for bits, group in formats:
+        weights.append(torch.randint(0, 256, (24, 256 // group, group * bits // 8), dtype=torch.uint8))
+        weights.append(torch.randn(24, 256 // group) / 100)  # they may be negative
+
+    def products(x, *stored):
+        pairs = zip(formats, stored[::2], stored[1::2], strict=True)
+        return tuple(matmul_nbits(x, packed, scales, bits, EXACT) for (bits, _), packed, scales in pairs)
+
+    check(products, (torch.randn(5, 256), *weights), ({0: "rows"}, *({} for _ in weights)), len(formats))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
