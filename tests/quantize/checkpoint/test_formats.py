@@ -24,7 +24,7 @@ pytestmark = pytest.mark.slow
 
 OPTIONS = {
     "w4": {"bits": 4},
-    "w8": {"bits": 8, "group_size": 32, "dtype": "bfloat16"},
+    "w8": {"bits": 8, "group_size": 32, "dtype": "bfloat16", "solver": "rtn"},
 }
 LINEARS = [f"self_attn.{x}_proj" for x in "qkvo"] + [f"mlp.{x}_proj" for x in ("gate", "up", "down")]
 
