@@ -19,7 +19,7 @@ from .tracing import traced_once
 CALIBRATION_DOCUMENTS = 24
 MODELS = {
     "w4": {"bits": 4, "reference": 6},
-    "w8": {"bits": 8},
+    "w8": {"bits": 8, "solver": "rtn"},
     "nf4": {"quant_type": "nf4", "reference": 6},
     "bf16": {"bits": 4, "dtype": "bfloat16"},
 }
