@@ -45,8 +45,8 @@ class Reader:
 
 
 @pytest.mark.parametrize("kind", [Decoder, Mtp])
-def test_calls_of_any_size_answer_alike(kind, exported):
-    reader = Reader(exported("w4"))
+def test_calls_of_any_size_answer_alike(kind, on_cuda):
+    reader = Reader(on_cuda("w4"))
     module = reader.module(kind)
     at_once, in_calls = (reader.answer(module, calls, torch.float32) for calls in (ONE, CALLS))
     assert 0 < relative_error(in_calls, at_once) < EXACT
@@ -63,9 +63,9 @@ def in_another_order(x: Tensor, weight: Tensor) -> Tensor:
 @each_reader
 @pytest.mark.parametrize("kind", [Decoder, Mtp])
 @pytest.mark.parametrize("seed", range(3))
-def test_other_orders_of_sums_are_within(seed, kind, name, exported, monkeypatch):
+def test_other_orders_of_sums_are_within(seed, kind, name, on_cuda, monkeypatch):
     """And not by far: only tokens read in calls of few are off by anything else than before."""
-    reader = Reader(exported(name), seed)
+    reader = Reader(on_cuda(name), seed)
     module = reader.module(kind)
     expected, rounded = (reader.answer(module, *how) for how in ((ONE, torch.float32), (CALLS, DTYPES[name])))
     monkeypatch.setattr(products_16bit, "few_rows", in_another_order)
@@ -123,8 +123,8 @@ SUBTLE = [narrow_a_window, repeat_an_output]  # 0.02 to 0.05 off, as bfloat16 is
 
 
 @pytest.mark.parametrize(("name", "faults"), [("w4", FAULTS + SUBTLE), ("bf16", FAULTS)], ids=["float16", "bfloat16"])
-def test_faults_are_not_within(name, faults, exported):
-    reader, dtype = Reader(exported(name)), DTYPES[name]
+def test_faults_are_not_within(name, faults, on_cuda):
+    reader, dtype = Reader(on_cuda(name)), DTYPES[name]
     expected = reader.answer(reader.module(), ONE, torch.float32)
     tolerance = ROUNDING * relative_error(reader.answer(reader.module(), CALLS, dtype), expected)
     everything = replace(reader.text, windows=[None] * len(reader.text.windows))
