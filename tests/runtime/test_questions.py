@@ -168,13 +168,13 @@ def test_every_line_is_answered_as_if_it_were_asked_alone(options, command, expo
 def test_each_answer_is_printed_when_it_is_ready(copied, asked):
     """A picture is removed when the first answer has come through a pipe; those before its line are still given.
 
-    Its line is behind those that are answered next to the first.
+    Its line is opened when two rounds of rows are answered after the first.
     """
     edit_json(copied / "generation_config.json", eos_token_id=0)  # padding, which no answer contains
     file, _ = asked
-    lines = [{"prompt": "Hello"}] * 39 + [{"image": "pages/1.png"}]
+    lines = [{"prompt": "Hello"}] * 32 + [{"image": "pages/1.png"}]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    arguments = "--model", copied, "--input", "asked/questions.jsonl", "--temperature", 0, "--max-new-tokens", 500
+    arguments = "--model", copied, "--input", "asked/questions.jsonl", "--temperature", 0, "--max-new-tokens", 120
     with subprocess.Popen(
         [sys.executable, "-m", "runtime", "generate", *map(str, arguments)],
         cwd=file.parent.parent,
@@ -187,8 +187,8 @@ def test_each_answer_is_printed_when_it_is_ready(copied, asked):
         (file.parent / "pages" / "1.png").unlink()
         out, err = running.communicate(timeout=60)
     assert running.returncode == 2
-    assert [json.loads(line)["name"] for line in out.splitlines()] == [f"line/{n}" for n in range(2, 40)]
-    assert err.startswith("error: asked/questions.jsonl: line 40: asked/pages/1.png: no such file")
+    assert [json.loads(line)["name"] for line in out.splitlines()] == [f"line/{n}" for n in range(2, 33)]
+    assert err.startswith("error: asked/questions.jsonl: line 33: asked/pages/1.png: no such file")
     assert err.count("\n") == 1
 
 
