@@ -12,11 +12,18 @@ import urllib.request
 from ..commands import ENVIRONMENT
 
 CHAT = "/v1/chat/completions"
-LONG = {  # an answer of 1500 tokens, some seconds
-    "messages": [{"role": "user", "content": "Write."}],
-    "structured_outputs": {"regex": "[ab]{1500}"},
-    "chat_template_kwargs": {"enable_thinking": False},
-}
+
+
+def answer_of(tokens):
+    """A request whose answer has so many tokens; two or three take a hundredth of a second."""
+    return {
+        "messages": [{"role": "user", "content": "Write."}],
+        "structured_outputs": {"regex": f"[ab]{{{tokens}}}"},
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+
+
+LONG = answer_of(1500)  # some seconds
 
 
 class Server:

@@ -11,7 +11,7 @@ import time
 import pytest
 
 from ..commands import ENVIRONMENT, assert_one_line
-from .server import CHAT, LONG, Server, error_of, running, until
+from .server import CHAT, LONG, Server, answer_of, error_of, running, until
 
 BODY = {"messages": [{"role": "user", "content": "Read the text."}], "max_tokens": 4}
 START = "import runpy, sys, time\n{fault}\nrunpy.run_module('runtime', run_name='__main__', alter_sys=True)"
@@ -91,7 +91,7 @@ def test_sigterm_inside_native_code_that_loads_is_no_crash(exported):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_what_runs_and_refuses_the_rest(exported, number):
     with running(exported("fp16"), "--max-context", 2048) as server:
-        thread, responses = asking(server, LONG)
+        thread, responses = asking(server, answer_of(600))
         until(lambda: server.metric("exaone_answers_running") == 1, 10)
         server.process.send_signal(number)
         server.said("stopping")
@@ -101,24 +101,23 @@ def test_a_signal_finishes_what_runs_and_refuses_the_rest(exported, number):
         thread.join()
     ((status, _, text),) = responses
     assert status == 200
-    assert len(json.loads(text)["choices"][0]["message"]["content"]) == 1500
+    assert len(json.loads(text)["choices"][0]["message"]["content"]) == 600
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_what_is_not_finished_in_time_is_told_so(exported, stream):
+def test_what_is_not_finished_in_time_is_told_so(exported):
     options = "--max-context", 2048, "--drain-seconds", 0.2
     with running(exported("fp16"), *options) as server:
-        thread, responses = asking(server, LONG | {"stream": stream})
-        until(lambda: server.metric("exaone_answers_running") == 1, 10)
+        asked = [asking(server, LONG | {"stream": stream}) for stream in (False, True)]
+        until(lambda: server.metric("exaone_answers_running") == 2, 10)
         assert server.stop() == 143
-        thread.join()
-    ((status, _, text),) = responses
-    if stream:
-        assert (status, text.count("event: error\n")) == (200, 1)
-        assert text.endswith("data: [DONE]\n\n")
-    else:
-        assert status == 503
+        for thread, _ in asked:
+            thread.join()
+    ((status, _, text),), ((stream_status, _, streamed),) = (responses for _, responses in asked)
+    assert status == 503
+    assert (stream_status, streamed.count("event: error\n")) == (200, 1)
+    assert streamed.endswith("data: [DONE]\n\n")
     assert "the server is stopping" in text
+    assert "the server is stopping" in streamed
 
 
 def test_a_second_signal_does_not_wait(exported):
@@ -154,7 +153,8 @@ def test_a_request_whose_head_does_not_come_is_closed(exported):
                     assert connection.recv(1 << 16).startswith(b"HTTP/1.1 200 OK")
                 connection.sendall(begin)
                 assert b"HTTP" not in b"".join(iter(lambda connection=connection: connection.recv(1 << 16), b""))
-        assert len(json.loads(server.get(CHAT, LONG)[2])["choices"][0]["message"]["content"]) == 1500  # takes longer
+        answer = json.loads(server.get(CHAT, answer_of(600))[2])  # takes longer
+        assert len(answer["choices"][0]["message"]["content"]) == 600
 
 
 def test_work_that_is_stuck_keeps_neither_a_place_nor_the_process(exported):
@@ -185,19 +185,22 @@ def test_kill_and_restart_on_the_same_port(exported):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--max-context", "999999999"], "--max-context 999999999"),
         (["--host", "256.1.1.1"], "--host 256.1.1.1"),
         (["--allow-media-domains", "http://a/b"], "http://a/b"),
         (["--model", "nothing"], "nothing"),
         (["--memory-limit", "4"], "--memory-limit"),
     ],
 )
-def test_what_cannot_be_served_is_one_line(exported, options, says):
-    code, lines = serve(exported, *options)
+def test_what_cannot_be_served_is_one_line(command, exported, options, says):
+    assert_one_line(command("serve", "--model", exported("fp16"), "--port", 0, *options), says)
+
+
+def test_what_does_not_fit_is_one_line_below_the_address(exported):
+    code, lines = serve(exported, "--max-context", "999999999")
     assert code == 2
-    assert lines[-1].startswith("error: ")
-    assert says in lines[-1]
-    assert len(lines) <= 2  # the address, where it was listened at
+    listening, error = lines
+    assert listening.startswith("listening on ")
+    assert error.startswith("error: --max-context 999999999")
 
 
 def test_a_port_that_is_taken_is_one_line(exported):

@@ -214,13 +214,20 @@ def test_a_slow_reader_stalls_nobody(server):
     server.idle()
 
 
-def test_a_reader_that_stops_reading_is_left_at_the_time_limit(exported):
-    with running(exported("fp16"), "--max-context", 2048, "--max-request-seconds", 1) as server:
-        with connect(server, LONG | {"stream": True, "n": 3, "logprobs": True, "top_logprobs": 20}) as connection:
-            connection.recv(100)
-            server.said(f"POST {CHAT} ", seconds=10)
-        server.idle(seconds=1)
+@pytest.fixture(scope="module")
+def impatient(exported):
+    """A server that gives a second to a request."""
+    with running(exported("fp16"), "--max-request-seconds", 1, "--max-context", 2048) as server:
+        yield server
         assert server.stop() == 0
+
+
+def test_a_reader_that_stops_reading_is_left_at_the_time_limit(impatient):
+    before = len(impatient.log)
+    with connect(impatient, LONG | {"stream": True, "n": 3, "logprobs": True, "top_logprobs": 20}) as connection:
+        connection.recv(100)
+        until(lambda: any(f"POST {CHAT} " in line for line in impatient.log[before:]), 10)
+    impatient.idle(seconds=1)
 
 
 def test_pipelined_requests_are_answered_in_order(server):
@@ -233,30 +240,37 @@ def test_pipelined_requests_are_answered_in_order(server):
     assert received.count(b"HTTP/1.1 200 OK") == 2
 
 
-def test_an_api_key_is_asked_for(exported):
-    key = {"EXAONE_DOCVLM_API_KEY": "sésame"}
-    with running(exported("fp16"), "--max-context", 64, "--served-model-name", "mine", environment=key) as server:
-        for path in ("/v1/models", CHAT, "/tokenize", "/metrics"):
-            for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "sésame"}):
-                status, error = error_of(server.get(path, headers=headers))
-                assert (status, error["type"], error["code"]) == (401, "authentication_error", "invalid_api_key")
-        right = {"authorization": "Bearer sésame".encode().decode("latin-1")}
-        assert json.loads(server.get("/v1/models", headers=right)[2])["data"][0]["id"] == "mine"
-        assert server.get("/health")[0] == server.get("/docs")[0] == 200
-        assert not any("sésame" in line for line in server.log)
+KEY = "sésame"
+RIGHT = {"authorization": f"Bearer {KEY}".encode().decode("latin-1")}
 
 
-def test_other_origins_are_allowed_only_where_named(server, exported):
+@pytest.fixture(scope="module")
+def locked(exported):
+    """A server with an API key, for one other origin, that logs prompts."""
+    options = "--allow-origin", "http://a.example", "--log-prompts", "--max-context", 128, "--served-model-name", "mine"
+    with running(exported("fp16"), *options, environment={"EXAONE_DOCVLM_API_KEY": KEY}) as server:
+        yield server
+
+
+def test_an_api_key_is_asked_for(locked):
+    for path in ("/v1/models", CHAT, "/tokenize", "/metrics"):
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "sésame"}):
+            status, error = error_of(locked.get(path, headers=headers))
+            assert (status, error["type"], error["code"]) == (401, "authentication_error", "invalid_api_key")
+    assert json.loads(locked.get("/v1/models", headers=RIGHT)[2])["data"][0]["id"] == "mine"
+    assert locked.get("/health")[0] == locked.get("/docs")[0] == 200
+    assert not any(KEY in line for line in locked.log)
+
+
+def test_other_origins_are_allowed_only_where_named(server, locked):
     asks = {"origin": "http://a.example", "access-control-request-method": "POST"}
     assert server.get(CHAT, headers=asks, method="OPTIONS")[0] == 405
     assert "access-control-allow-origin" not in server.get("/v1/models", headers=asks)[1]
-    options = "--allow-origin", "http://a.example", "--api-key", "k", "--log-prompts", "--max-context", 128
-    with running(exported("fp16"), *options) as other:
-        status, headers, _ = other.get(CHAT, headers=asks, method="OPTIONS")
-        assert (status, headers["access-control-allow-origin"]) == (200, "http://a.example")
-        assert other.get(CHAT, headers=asks | {"origin": "http://b.example"}, method="OPTIONS")[0] == 400
-        other.get(CHAT, BODY, {"authorization": "Bearer k"})
-        assert "Read the text." in other.said("prompt: ")
+    status, headers, _ = locked.get(CHAT, headers=asks, method="OPTIONS")
+    assert (status, headers["access-control-allow-origin"]) == (200, "http://a.example")
+    assert locked.get(CHAT, headers=asks | {"origin": "http://b.example"}, method="OPTIONS")[0] == 400
+    locked.get(CHAT, BODY, RIGHT)
+    assert "Read the text." in locked.said("prompt: ")
 
 
 def test_too_many_requests_are_told_to_come_back(exported):
@@ -275,19 +289,18 @@ def test_too_many_requests_are_told_to_come_back(exported):
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_an_answer_that_takes_too_long_is_ended(exported, stream):
-    with running(exported("fp16"), "--max-request-seconds", 0.5, "--max-context", 2048) as server:
-        response = server.get(CHAT, LONG | {"stream": stream})
-        if stream:
-            assert response[0] == 200
-            assert response[2].endswith(SSE_END)
-            event = response[2].split("\n\n")[-3]
-            assert event.startswith("event: error\ndata: ")
-            assert json.loads(event.splitlines()[1][6:])["error"]["code"] == "timeout"
-        else:
-            status, error = error_of(response)
-            assert (status, error["code"], response[1]["x-should-retry"]) == (504, "timeout", "false")
-        server.idle(seconds=1)
+def test_an_answer_that_takes_too_long_is_ended(impatient, stream):
+    response = impatient.get(CHAT, LONG | {"stream": stream})
+    if stream:
+        assert response[0] == 200
+        assert response[2].endswith(SSE_END)
+        event = response[2].split("\n\n")[-3]
+        assert event.startswith("event: error\ndata: ")
+        assert json.loads(event.splitlines()[1][6:])["error"]["code"] == "timeout"
+    else:
+        status, error = error_of(response)
+        assert (status, error["code"], response[1]["x-should-retry"]) == (504, "timeout", "false")
+    impatient.idle(seconds=1)
 
 
 def test_the_curl_command_of_the_readme_gets_the_model_s_answer(server, reader, tmp_path):
