@@ -141,8 +141,10 @@ def test_the_longest_answer(chat, limit):
 
 
 def test_without_a_limit_the_context_is_the_limit(chat):
-    answer = chat(max_tokens=openai.omit, extra=OFF | {"structured_outputs": {"regex": "[ab]{3000}"}})
+    question = [{"role": "user", "content": "Write. " * 260}]
+    answer = chat(question, OFF | {"structured_outputs": {"regex": "[ab]{3000}"}}, max_tokens=openai.omit)
     assert answer.usage.total_tokens == 2048
+    assert answer.usage.completion_tokens > 100
     assert answer.choices[0].finish_reason == "length"
 
 

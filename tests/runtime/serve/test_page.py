@@ -93,7 +93,7 @@ def test_a_picture_is_answered_as_by_the_api(page, server, picture, thinking):
 def test_a_pdf_is_read(page, server, picture, tmp_path):
     pdf = tmp_path / "line.pdf"
     with Image.open(picture) as image:
-        image.convert("RGB").save(pdf, "PDF", resolution=72)
+        image.convert("RGB").save(pdf, "PDF", resolution=150)
     page.set_input_files("#chosen", pdf)
     page.wait_for_selector("#files li")
     ask(page)
@@ -198,7 +198,7 @@ def test_the_page_follows_an_answer_unless_the_reader_has_left_its_end(show, ser
     page = show(server, "phone")
     page.set_input_files("#chosen", [picture] * 12)
     page.wait_for_selector("#files li")
-    ask(page, schema=LONG)
+    ask(page, schema=LONG.replace("1500", "400"))
     page.wait_for_function("() => document.querySelector('.answer')?.textContent.length > 5")
     if scrolled_up:
         page.evaluate("document.scrollingElement.scrollTop = 0")
