@@ -50,7 +50,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner, max_size=3),
     max_leaves=5,
 )
-OPTIONS = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+OPTIONS = settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 def places(value, path=()):

@@ -128,7 +128,7 @@ PIECES = st.one_of(
 )
 
 
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(st.lists(PIECES, max_size=6), st.data())
 def test_how_a_text_is_cut_does_not_matter(parts, data):
     text = "".join(parts)
@@ -138,7 +138,7 @@ def test_how_a_text_is_cut_does_not_matter(parts, data):
     assert parse([text[a:b] for a, b in pairwise(edges)]) == whole == parse(list(text))
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.lists(st.tuples(st.sampled_from(["f", "g"]), st.dictionaries(st.text(), st.text(), max_size=3)), max_size=4))
 def test_written_calls_are_read_back(calls):
     text = "\n".join(written(name, json.dumps(arguments)) for name, arguments in calls)
