@@ -24,7 +24,7 @@ from ..damage import WEIGHTS, change_tensor, edit_json
 from .pages import comparison, measured
 from .references import END, answer_logits
 
-DOCUMENTS, SEED = 24, 3
+DOCUMENTS, SEED = 12, 3
 
 
 def compare(command, baseline, model, *arguments):
@@ -174,10 +174,10 @@ def untimed(value):
 
 def test_a_stopped_comparison_resumes(command, exported, tmp_path):
     """Finished lines are not measured again, half a line is; the result equals that of one run."""
-    arguments = "--baseline", exported("fp16"), "--model", exported("w4"), "--count", 6
+    arguments = "--baseline", exported("fp16"), "--model", exported("w4"), "--count", 4
     assert command("compare", *arguments, "--output", tmp_path / "whole")[0] == 0
     lines = (tmp_path / "whole" / "documents.jsonl").read_text().splitlines(keepends=True)
-    assert len(lines) == 7
+    assert len(lines) == 5
     second = json.loads(lines[2])
     second["candidates"][0]["scored"]["answer"] = "as it was left"
     stopped = tmp_path / "stopped"
@@ -185,7 +185,7 @@ def test_a_stopped_comparison_resumes(command, exported, tmp_path):
     kept = [*lines[:2], json.dumps(second) + "\n", lines[3][:100]]
     (stopped / "documents.jsonl").write_text("".join(kept))
     code, _, err = command("compare", *arguments, "--output", stopped, "--jobs", 2)
-    assert (code, err.splitlines()[0]) == (0, "resumed: 2 of 6 documents are done")
+    assert (code, err.splitlines()[0]) == (0, "resumed: 2 of 4 documents are done")
     results = [json.loads((folder / "compare.json").read_text()) for folder in (tmp_path / "whole", stopped)]
     assert results[1]["documents"][1]["candidates"][0]["scored"]["answer"] == "as it was left"
     results[1]["documents"][1] = results[0]["documents"][1]
@@ -233,7 +233,7 @@ def test_two_comparisons_do_not_write_one_folder(exported, tmp_path):
 
 
 def test_several_candidates_are_each_what_they_are_alone(command, exported):
-    arguments = "--baseline", exported("fp16"), "--count", 3, "--json"
+    arguments = "--baseline", exported("fp16"), "--count", 2, "--json"
     both = json.loads(command("compare", *arguments, "--model", exported("w4"), "--model", exported("nf4"))[1])
     for candidate, name in zip(both["candidates"], ("w4", "nf4"), strict=True):
         alone = json.loads(command("compare", *arguments, "--model", exported(name))[1])["candidates"][0]
