@@ -20,7 +20,7 @@ from ..test_chat import write_folder
 from .json_schemas import random_schema
 from .random_answers import CHAT, END_IDS, TOKENIZER, VOCABULARY, answer, random_logits, sampled
 
-SCHEMAS = 200
+SCHEMAS = 60  # for each way of thinking
 
 
 FORMATS = FormatChecker(formats=["ipv4"])  # for llguidance, every year has a 29 February
@@ -39,10 +39,12 @@ def limited(grammar, sampler, budget, seed, chat=CHAT, thinking=True):
     return budget.limit(constraint.limit(sampler)) if seed % 2 else constraint.limit(budget.limit(sampler))
 
 
-@pytest.mark.parametrize(("thinking", "budget"), [(False, None), (True, None), (True, 3), (True, 30)])
-def test_random_answers_to_random_schemas_validate(thinking, budget):
+@pytest.mark.parametrize(
+    ("number", "thinking", "budget"), [(0, False, None), (1, True, None), (2, True, 3), (3, True, 30)]
+)
+def test_random_answers_to_random_schemas_validate(number, thinking, budget):
     finished = 0
-    for seed in range(SCHEMAS):
+    for seed in range(number * SCHEMAS, (number + 1) * SCHEMAS):
         schema = random_schema(seed)
         grammar = Grammar.json_schema(TOKENIZER, schema)
         sampler = limited(grammar, sampled(seed), budget, seed, thinking=thinking)
@@ -59,7 +61,7 @@ def test_random_answers_to_random_schemas_validate(thinking, budget):
 
 
 def test_greedy_choices_without_a_mask_are_those_with_one():
-    for seed in range(60):
+    for seed in range(25):
         grammar, logits = Grammar.json_schema(TOKENIZER, random_schema(seed)), random_logits(seed)
         for sampling in (Sampling(), Sampling(presence_penalty=1.5, frequency_penalty=0.2)):
             with_mask, without = (
@@ -164,7 +166,7 @@ def test_random_tool_calls_are_in_the_form_of_the_template(tmp_path, think_token
     vocabulary, ends = len(chat.vocabulary) + 7, (1,)
     tokenizer = GrammarTokenizer(chat, vocabulary, ends)
     counts, called = set(), set()
-    for seed in range(60):
+    for seed in range(36):
         several, thinking = seed % 3 > 0, think_tokens and seed % 2 > 0
         grammar = Grammar.tool_calls(tokenizer, TOOLS, several=several)
         sampler = limited(grammar, sampled(seed), 20 if thinking else None, seed, chat, thinking)
