@@ -13,12 +13,13 @@ from runtime.decoding.generate import generate
 from runtime.decoding.sampling import Sampling, greedy
 from runtime.model import Model
 from runtime.prompt import build_prompt
-from runtime.sizes import CHUNKINGS
+from runtime.sizes import CHUNKINGS, Chunking
 
 from ..damage import edit_json, set_context
 from .prompts import random_prompt
 
 WINDOW, LONGEST = 64, CHUNKINGS["cpu"].longest
+SHORT = 256  # tokens of a chunk where what is asserted does not depend on it
 SAME = 1e-5  # relative to the largest logit: sums over keys in another order
 
 
@@ -44,15 +45,16 @@ def test_a_rewound_cache_is_one_that_never_saw_the_tokens(before, added, taken, 
     assert np.abs(found - expected).max() < SAME * np.abs(expected).max()
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_greedy_text_is_that_without_drafts(count, reader):
+def test_greedy_text_is_that_without_drafts(reader):
     """Documents have more tokens than the window, so that every rejection has rows to put back."""
-    for document in open_documents("rendered", split="evaluation", count=6, seed=2):
-        prompt, drafts = build_prompt(reader, document.prompt, [document.image]), Drafts(count)
+    for document in open_documents("rendered", split="evaluation", count=4, seed=2):
+        prompt = build_prompt(reader, document.prompt, [document.image])
         expected = list(generate(reader, prompt, greedy, 200))
-        assert list(generate(reader, prompt, greedy, 200, drafts)) == expected
-        assert drafts.calls * (count + 1) >= len(expected)
-        assert len(expected) <= 2 + drafts.calls + drafts.accepted
+        for count in (1, 2, 3, 8):
+            drafts = Drafts(count)
+            assert list(generate(reader, prompt, greedy, 200, drafts)) == expected
+            assert drafts.calls * (count + 1) >= len(expected)
+            assert len(expected) <= 2 + drafts.calls + drafts.accepted
 
 
 def test_sampled_text_is_that_without_drafts(reader):
@@ -85,11 +87,12 @@ class Scripted:
         assert seconds > 0
 
 
-@pytest.mark.parametrize(("plain", "waiting"), [(0, 512), (3, 512), (5, 2)])
-@pytest.mark.parametrize("tokens", [90, LONGEST, LONGEST + 1, 2 * LONGEST + 20])
+@pytest.mark.parametrize(("plain", "waiting"), [(0, SHORT // 2), (3, SHORT // 2), (5, 2)])
+@pytest.mark.parametrize("tokens", [90, SHORT, SHORT + 1, 2 * SHORT + 20])
 def test_the_layer_that_drafts_reads_prompt_and_answer_whole(tokens, plain, waiting, reader, monkeypatch):
     """No text shows what it has read: keys and values are those of one call, up to the token before the first draft."""
     monkeypatch.setattr(speculative, "_MAX_PENDING", waiting)
+    monkeypatch.setattr(reader, "chunking", Chunking(SHORT, 1))
     prompt, token, session = random_prompt(reader, tokens), 100, reader.drafter.session
     drafts = Drafts(1, Scripted([0] * plain + [1]))
     list(generate(reader, prompt, lambda *_: token, plain + 3, drafts))  # drafts once, at last
