@@ -14,7 +14,7 @@ from runtime.prompt import Prompt, embed_prompt, prompt_inputs
 
 pytestmark = pytest.mark.slow
 
-TOKENS = 60
+TOKENS = 36
 
 
 @pytest.fixture(scope="module")

@@ -43,7 +43,7 @@ def test_answers_are_those_of_generate(rows, reader):
     """Requests come at random moments, so that rows are taken, left idle and taken again between steps."""
     engine, moment = engine_of(reader, rows), random.Random(rows)
     asked = []
-    for number, inputs in enumerate(mixed_inputs(reader, 18, rows)):
+    for number, inputs in enumerate(mixed_inputs(reader, 12, rows)):
         sampling = (
             Sampling(seed=number, temperature=0.7, top_p=0.9, presence_penalty=1.0) if number % 4 == 1 else Sampling()
         )
