@@ -86,8 +86,11 @@ def test_random_sizes(tmp_path):
             assert_equal_to_transformers(picture("RGB", height, width), OLD_STYLE, tmp_path)
 
 
-def test_an_image_over_the_largest_size(tmp_path):
-    assert_equal_to_transformers(picture("RGB", 3000, 5000), NEW_STYLE, tmp_path)
+@pytest.mark.parametrize(
+    "config", [OLD_STYLE, NEW_STYLE | {"size": {"shortest_edge": 3136, "longest_edge": 401408}}], ids=["old", "new"]
+)
+def test_an_image_over_the_largest_size(config, tmp_path):
+    assert_equal_to_transformers(picture("RGB", 910, 1485), config, tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGBA", "CMYK"])
