@@ -1,6 +1,7 @@
 """`python -m bench.batch`: Ray Data with one and two workers of one thread each, against the engine called directly.
 
-The pages are rendered documents. Run nothing else meanwhile.
+The pages are rendered documents. Run nothing else meanwhile. A worker takes more than one core, as it opens pages while
+its engine runs. So one worker is also measured on one core, which is half of what two have on two cores.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import shutil
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import psutil
@@ -27,6 +29,9 @@ from calib_data.rendered.render import documents
 from console.errors import run_command
 from console.progress import track
 from runtime.options import DEFAULT_MODEL
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 app = typer.Typer(add_completion=False)
 FIRST = 256
@@ -58,11 +63,13 @@ class Runner:
     """What the table calls it."""
     workers: int
     """Worker processes; 0 for the engine alone."""
+    cores: int | None = None
+    """Cores for it and Ray together; None for all."""
 
     def turn(self, model: Path, pages: Path) -> Turn:
         """Answer all pages once."""
         memory = _Memory()
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, _on(self.cores):
             done = run(*self._command(pages, folder), "--model", str(model), watch=memory.look)
             if self.workers:
                 times = sorted((file.stat().st_mtime, _rows(file)) for file in Path(folder, "pages").iterdir())
@@ -75,6 +82,17 @@ class Runner:
             return ["bench.batch.direct", "--pages", str(pages)]
         workers = ["--workers", str(self.workers), "--threads", "1"]
         return ["runtime", "batch", "--input", str(pages), "--output", output, *workers]
+
+
+@contextmanager
+def _on(cores: int | None) -> Iterator[None]:
+    """Processes that are started meanwhile have that many cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, sorted(before)[:cores])
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 class _Memory:
@@ -119,7 +137,12 @@ def render(folder: Path, count: int) -> None:
         document.image.save(folder / f"{number:06}.png")
 
 
-RUNNERS = (Runner("the engine, called directly", 0), Runner("1 worker", 1), Runner("2 workers", 2))
+RUNNERS = (
+    Runner("the engine, called directly", 0),
+    Runner("1 worker", 1),
+    Runner("1 worker on one core", 1, cores=1),
+    Runner("2 workers", 2),
+)
 
 
 @app.command()
@@ -156,13 +179,13 @@ def main(
 
 def _table(turns: dict[str, list[Turn]]) -> list[str]:
     lines = [
-        "| | pages/s | to the first row | to 1 worker | whole command, s | memory of a worker, MiB |",
-        "|---" * 6 + "|",
+        "| | pages/s | to the first row | to 1 worker | to 1 on one core | whole, s | memory of a worker, MiB |",
+        "|---" * 7 + "|",
     ]
     names = [runner.name for runner in RUNNERS]
     rates = {name: np.array([turn.rate for turn in turns[name]]) for name in names}
     for name in names:
-        ratios = [str(Quartiles.of(rates[name] / rates[other])) for other in names[:2]]
+        ratios = [str(Quartiles.of(rates[name] / rates[other])) for other in names[:3]]
         seconds = np.median([turn.seconds for turn in turns[name]])
         memory = max(turn.worker for turn in turns[name])
         lines.append(f"| {name} | {Quartiles.of(rates[name])} | {' | '.join(ratios)} | {seconds:.0f} | {memory:.0f} |")
