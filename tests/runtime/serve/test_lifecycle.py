@@ -91,7 +91,7 @@ def test_sigterm_inside_native_code_that_loads_is_no_crash(exported):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_finishes_what_runs_and_refuses_the_rest(exported, number):
     with running(exported("fp16"), "--max-context", 2048) as server:
-        thread, responses = asking(server, answer_of(600))
+        thread, responses = asking(server, answer_of(1200))
         until(lambda: server.metric("exaone_answers_running") == 1, 10)
         server.process.send_signal(number)
         server.said("stopping")
@@ -101,7 +101,7 @@ def test_a_signal_finishes_what_runs_and_refuses_the_rest(exported, number):
         thread.join()
     ((status, _, text),) = responses
     assert status == 200
-    assert len(json.loads(text)["choices"][0]["message"]["content"]) == 600
+    assert len(json.loads(text)["choices"][0]["message"]["content"]) == 1200
 
 
 def test_what_is_not_finished_in_time_is_told_so(exported):
