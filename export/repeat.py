@@ -44,8 +44,8 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 class Repeated:
     """Layers of a model that is traced.
 
-    A layer takes tensors and tuples of them, each tensor once. What it returns, one tensor or a tuple, has the shapes
-    and dtypes of the first tensors that it takes.
+    A layer takes tensors and tuples of them. What it returns, one tensor or a tuple, has the shapes and dtypes of the
+    first tensors that it takes.
     """
 
     def __init__(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
