@@ -62,7 +62,7 @@ def trace_decoder(decoder: Decoder | Mtp, config: PreTrainedConfig, dtype: torch
 def _past(decoder: Decoder | Mtp, config: PreTrainedConfig, dtype: torch.dtype) -> tuple[list[Tensor], list[Axes]]:
     """KV buffers [B, kv_heads, S, D], key and value of each layer, and their dynamic axes."""
     text = config.get_text_config()
-    if isinstance(decoder, Decoder) and decoder.kv_scales:
+    if isinstance(decoder, Decoder) and decoder.int8_cache:
         dtype = torch.int8
     layout: KvLayout = "full" if decoder.full_buffers else "window"
     tensors: list[Tensor] = []

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 from export.modules.vision import VisionEncoder
 from export.modules.weights import byte_ranges
 from export.onnx_graph import save
+from export.repeat import kind
 from export.trace import trace_decoder, trace_vision
 
 
@@ -46,24 +47,9 @@ def traced_once(folder: Path) -> Iterator[None]:
 
 
 def structure(module: torch.nn.Module, config: PreTrainedConfig, *settings: object) -> str:
-    """A hash of all that a graph depends on: everything about a module but its stored weights and where they lie."""
+    """A hash of all that a graph depends on: the kind of module, and values that the graph holds itself."""
     sizes = config.vision_config if isinstance(module, VisionEncoder) else config.get_text_config()
-    parts = [
-        [name, type(part).__qualname__, {key: value for key, value in vars(part).items() if _shapes_the_graph(key)}]
-        for name, part in module.named_modules()
-    ]
     stored = byte_ranges(module)
-    weights = [[n, w.shape, w.dtype] if n in stored else [n, w] for n, w in module.named_buffers()]
-    described = json.dumps([sizes.to_dict(), settings, parts, weights], sort_keys=True, default=_plain)
+    values = [(name, buffer.tolist()) for name, buffer in module.named_buffers() if name not in stored]
+    described = repr((kind(module), json.dumps(sizes.to_dict(), sort_keys=True, default=str), settings, values))
     return hashlib.sha256(described.encode()).hexdigest()[:16]
-
-
-def _shapes_the_graph(attribute: str) -> bool:
-    return not attribute.startswith("_") and attribute != "byte_ranges"
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, torch.Tensor):
-        return [value.tolist(), str(value.dtype)]
-    assert isinstance(value, torch.dtype), f"{value!r} may change a graph, but no hash of it is known"
-    return str(value)

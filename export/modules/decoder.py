@@ -150,7 +150,7 @@ class Decoder(nn.Module):
         full_buffers: bool = False,
     ) -> None:
         super().__init__()
-        self.with_hidden, self.kv_scales, self.full_buffers = with_hidden, kv_scales, full_buffers
+        self.with_hidden, self.int8_cache, self.full_buffers = with_hidden, kv_scales is not None, full_buffers
         text = config.get_text_config()
         self.layers = nn.ModuleList(
             DecoderLayer(source, name, text, layer, kv_scales[layer] if kv_scales else None, full_buffers=full_buffers)

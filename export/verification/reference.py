@@ -33,7 +33,7 @@ def run_with_cache(
     """
     tokens, windows = calls[-1][1], text.mtp_windows if isinstance(module, Mtp) else text.windows
     cos, sin = (torch.from_numpy(table).to(dtype) for table in rope_tables(text.rope, tokens))
-    kv_dtype = torch.int8 if isinstance(module, Decoder) and module.kv_scales else dtype
+    kv_dtype = torch.int8 if isinstance(module, Decoder) and module.int8_cache else dtype
     shapes = [(1, text.kv_heads, min(window or tokens, tokens), text.head_dim) for window in windows]
     past = [torch.zeros(shape, dtype=kv_dtype) for shape in shapes for _ in ("key", "value")]
     logits, hidden = [], []
